@@ -1,0 +1,1 @@
+"""SQL: one question per file. Read with importlib.resources, never imported."""

@@ -1,0 +1,78 @@
+"""Histogram bins by powers of two, and what they can and cannot say.
+
+The edges are constants of the recording format: a histogram is only a list of counts, and these functions are its
+axis. A bin holds its lower edge and not its upper one, by absolute value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+LOG_RATIO_EXPONENTS = (-20, 5)
+"""Smallest and largest power of two of |log ratio| that is an edge: 9.5e-7 (below: rounding) to 32 (ratio 8e13)."""
+
+GRADIENT_EXPONENTS = (-40, 16)
+"""Smallest and largest power of two of |gradient| that is an edge: 9.1e-13 to 65,536."""
+
+
+def log_ratio_edges() -> tuple[float, ...]:
+    """Lower edges of |log ratio| above zero, ascending: 2^-20 ... 2^5."""
+    first, last = LOG_RATIO_EXPONENTS
+    return tuple(2.0**e for e in range(first, last + 1))
+
+
+def log_ratio_bin_count() -> int:
+    """Bins of a log-ratio histogram: each side has one bin per edge and one below the first, and zero has its own."""
+    return 2 * (len(log_ratio_edges()) + 1) + 1
+
+
+def log_ratio_bins() -> tuple[tuple[float, float], ...]:
+    """(lowest, highest) log ratio of each bin, from the most negative to the most positive.
+
+    The middle bin is exactly zero, (0.0, 0.0). Outer bins reach to infinity, and hold the infinities.
+    """
+    edges = log_ratio_edges()
+    positive = list(zip((0.0, *edges), (*edges, math.inf), strict=True))
+    return (*((-high, -low) for low, high in reversed(positive)), (0.0, 0.0), *positive)
+
+
+def gradient_edges() -> tuple[float, ...]:
+    """Lower edges of |g| above zero, ascending: 2^-40 ... 2^16."""
+    first, last = GRADIENT_EXPONENTS
+    return tuple(2.0**e for e in range(first, last + 1))
+
+
+def gradient_bin_count() -> int:
+    """Bins of a gradient histogram: exactly zero, below the first edge, and one per edge."""
+    return len(gradient_edges()) + 2
+
+
+def count_ratios_above(counts: Sequence[int], ratio: float) -> tuple[int, int]:
+    """How many transitions had a ratio above `ratio`, as (at least, at most).
+
+    `ratio` must be positive. The two agree where log(ratio) is an edge or falls into an empty bin.
+    """
+    return _count_beyond(counts, math.log(ratio), above=True)
+
+
+def count_ratios_below(counts: Sequence[int], ratio: float) -> tuple[int, int]:
+    """How many transitions had a ratio below `ratio`, as (at least, at most). `ratio` must be positive."""
+    return _count_beyond(counts, math.log(ratio), above=False)
+
+
+def _count_beyond(counts: Sequence[int], log_ratio: float, *, above: bool) -> tuple[int, int]:
+    bins = log_ratio_bins()
+    if len(counts) != len(bins):
+        raise ValueError(f"a log-ratio histogram has {len(bins)} bins, not {len(counts)}")
+    surely = possibly = 0
+    for count, (low, high) in zip(counts, bins, strict=True):
+        if not above:
+            low, high = -high, -low
+        limit = log_ratio if above else -log_ratio
+        # A value equal to the limit is not beyond it; a bin that only touches the limit may hold just that value.
+        if low > limit:
+            surely += count
+        if high > limit:
+            possibly += count
+    return surely, possibly

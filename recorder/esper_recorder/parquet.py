@@ -1,0 +1,110 @@
+"""Parquet as this project writes it: the one home of Arrow schemas and of every part written to disk.
+
+Float columns carry no min/max statistics. Parquet's statistics leave NaN out, so an engine that prunes by them
+(DuckDB) loses the rows a forensic query is after: `WHERE isnan(x)` would find nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from esper_recorder.contract.tables import SCHEMA_VERSION, Column, columns
+
+_ARROW_TYPES: dict[str, pa.DataType] = {
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "string": pa.string(),
+    "bool": pa.bool_(),
+    "timestamp[us, UTC]": pa.timestamp("us", tz="UTC"),
+    "list<int64>": pa.list_(pa.int64()),
+    "list<float64>": pa.list_(pa.float64()),
+    "list<string>": pa.list_(pa.string()),
+}
+
+
+def arrow_type(column: Column) -> pa.DataType:
+    """The Arrow type of a contract column."""
+    return _ARROW_TYPES[column.type]
+
+
+def arrow_schema(table: str) -> pa.Schema:
+    """The Arrow schema of a table of the contract. Raises KeyError for an unknown table."""
+    return pa.schema([pa.field(c.name, arrow_type(c)) for c in columns(table)])
+
+
+def to_arrow(table: str, data: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """Columns by name as an Arrow table of the contract's schema; a column not given is NULL.
+
+    Raises:
+        KeyError: the table, or a column, is not declared.
+        pyarrow.ArrowInvalid, pyarrow.ArrowTypeError: a value does not fit its column, or lengths differ.
+    """
+    schema = arrow_schema(table)
+    unknown = sorted(set(data) - set(schema.names))
+    if unknown:
+        raise KeyError(f"table {table} declares no column {', '.join(unknown)}")
+    height = len(next(iter(data.values()), ()))
+    arrays = [pa.array(data[f.name], type=f.type) if f.name in data else pa.nulls(height, type=f.type) for f in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def write_part(path: Path, table: str, data: pa.Table, *, durable: bool = True) -> None:
+    """Write one part so that it is there whole or not at all: temporary name, fsync, rename, fsync of the folder.
+
+    Args:
+        path: `.../<table>/part-*.parquet`; its folder is made if need be.
+        table: name of the table.
+        data: rows of the contract's schema (or an older version of it).
+        durable: False leaves out both fsyncs, where the rows are kept elsewhere until the part is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    updates = data.column("update").drop_null()
+    metadata = {
+        "esper_table": table,
+        "esper_schema_version": str(SCHEMA_VERSION),
+        "esper_rows": str(data.num_rows),
+        "esper_first_update": str(updates[0].as_py()) if len(updates) else "",
+        "esper_last_update": str(updates[-1].as_py()) if len(updates) else "",
+    }
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            pq.write_table(
+                data.replace_schema_metadata(metadata),
+                file,
+                compression="zstd",
+                write_statistics=_columns_with_statistics(data.schema),
+                use_dictionary=[f.name for f in data.schema if pa.types.is_string(f.type)],
+            )
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder's entries durable (a rename is not, before its folder is)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _columns_with_statistics(schema: pa.Schema) -> list[str]:
+    return [f.name for f in schema if not _holds_floats(f.type)]
+
+
+def _holds_floats(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(type_.value_type if pa.types.is_list(type_) else type_))

@@ -1,0 +1,1 @@
+"""Templates and plot style of the report. Read with importlib.resources, never imported."""
