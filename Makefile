@@ -1,0 +1,69 @@
+# One word per chore, the same for people and CI. `make demo` and `make test` set everything up by themselves: a .venv
+# in this folder, at the versions of constraints.txt. When neither those nor a pyproject.toml changed, that is skipped.
+#
+# PYTHON=/path/to/python3.12   another interpreter (3.11 or newer)
+# PYTEST="-n0 -k walls"        words for pytest, in place of `-n 2`
+# On Linux without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares gigabytes of CUDA packages.
+
+PYTHON ?= python3
+PYTEST ?= -n 2
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/ready
+PIP := $(PY) -m pip --disable-pip-version-check install -c constraints.txt
+SCRIPTS := $(wildcard benchmarks/*.py examples/*.py)
+BENCHMARKS := $(wildcard benchmarks/bench_*.py)
+
+.PHONY: help demo test test-slow lint fix docs bench setup clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: $(READY)  ## record two real PPO runs, replay rules over them, write demo/report.html
+	$(VENV)/bin/esper demo --out demo
+
+test: lint  ## lint, then the tests (all but the slow ones)
+	$(PY) -m pytest $(PYTEST) -m "not slow"
+
+test-slow: $(READY)  ## the crash, soak and large property tests
+	$(PY) -m pytest $(PYTEST) -m slow
+
+lint: $(READY)  ## ruff, mypy, the walls between rooms, generated pages up to date
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(if $(SCRIPTS),$(PY) -m mypy $(SCRIPTS))
+	$(VENV)/bin/lint-imports
+	$(PY) docs/write_tables.py --check
+
+fix: $(READY)  ## format the code and write the generated pages anew
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(PY) docs/write_tables.py
+
+docs: $(READY)  ## write the generated pages anew
+	$(PY) docs/write_tables.py
+
+bench: $(READY)  ## measure; the results go to benchmarks/results
+	@$(if $(BENCHMARKS),,echo "There are no benchmarks yet: nothing matches benchmarks/bench_*.py.")
+	@set -e; for script in $(BENCHMARKS); do echo "$$script"; $(PY) $$script; done
+
+setup: $(READY)  ## only the .venv, nothing else
+
+clean:  ## remove all that make created: the .venv, the demo, caches
+	rm -rf $(VENV) demo build dist recorder/build recorder/dist .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	    .import_linter_cache *.egg-info recorder/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is the last thing written, and removed first: a set-up that fails is run again by the next make.
+$(READY): constraints.txt pyproject.toml recorder/pyproject.toml
+	@rm -f $@
+	@command -v $(PYTHON) >/dev/null || { \
+	    echo "There is no $(PYTHON). Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Esper Analytics needs Python 3.11 or newer; " \
+	    "$(PYTHON) is %d.%d. Name another: make PYTHON=/path/to/python3" % v[:2])'
+	@echo "Setting up $(VENV); the first time this takes a few minutes." >&2
+	@$(PY) -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	$(PIP) setuptools torch==2.13.0
+	$(PIP) --no-build-isolation torch==2.13.0 -e "./recorder[demo]" -e ".[dev]"
+	@touch $@
