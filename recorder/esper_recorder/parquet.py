@@ -6,6 +6,7 @@ Float columns carry no min/max statistics. Parquet's statistics leave NaN out, s
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ def arrow_type(column: Column) -> pa.DataType:
     return _ARROW_TYPES[column.type]
 
 
+@functools.cache
 def arrow_schema(table: str) -> pa.Schema:
     """The Arrow schema of a table of the contract. Raises KeyError for an unknown table."""
     return pa.schema([pa.field(c.name, arrow_type(c)) for c in columns(table)])

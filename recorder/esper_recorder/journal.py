@@ -1,0 +1,246 @@
+"""The crash journal: one append-only file that holds the newest updates of one process until they are Parquet.
+
+    file   = b"ESPERJ1\\n" frame*
+    frame  = marker u16, kind u8, 0 u8, table u16, 0 u16, length u32, crc32 of payload u32, crc32 of these 16 bytes u32,
+             0 u32, payload, zeros up to a multiple of 8; numbers are little-endian
+    kind 1 = schema: table name, b"\\0", Arrow IPC schema; gives its `table` number the meaning for this file
+    kind 2 = rows: one Arrow IPC record batch of the schema numbered `table`
+    kind 3 = commit: update i64, rows i64
+
+Rows count only once a commit follows them, so all tables of an update appear together. One commit is one `write`, so
+what is committed is with the operating system and survives the death of the process; `sync` makes it survive the
+loss of power. A schema is written once per file and set of columns.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from esper_recorder.parquet import sync_folder
+
+MAGIC = b"ESPERJ1\n"
+_MARKER = 0x4AE5
+_MARKER_BYTES = _MARKER.to_bytes(2, "little")
+_FIXED = struct.Struct("<HBBHHII")
+_HEADER_SIZE = _FIXED.size + 8
+_COMMIT = struct.Struct("<qq")
+_SCHEMA, _ROWS, _COMMITTED = 1, 2, 3
+_LONGEST = 2**32 - 1
+_Schemas = dict[tuple[str, tuple[str, ...]], tuple[pa.Schema, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A stretch of a journal that could not be read although committed updates follow it."""
+
+    offset: int
+    length: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class JournalContent:
+    """What a journal holds: the committed rows, and what was left aside."""
+
+    batches: dict[str, list[pa.RecordBatch]] = field(default_factory=dict)
+    updates: tuple[int, ...] = ()
+    """The committed updates, in the order they were written."""
+    rows: int = 0
+    bytes_read: int = 0
+    bytes_ignored: int = 0
+    """Bytes after the last commit: an update that was being written, or a torn tail."""
+    damage: tuple[Damage, ...] = ()
+
+
+class JournalWriter:
+    """Appends updates to one new journal file. Used by one thread of the process that made it."""
+
+    def __init__(self, path: Path) -> None:
+        """Create the file, which must not exist. Raises OSError and leaves no file where that fails."""
+        self.path = path
+        self.updates = 0
+        self.rows = 0
+        self.first_update: int | None = None
+        self.last_update: int | None = None
+        self.broken = False
+        """A write failed and could not be undone: nothing more may be appended."""
+        self._schemas: _Schemas = {}
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+        self._descriptor = os.open(path, flags, 0o666)
+        self.size = 0
+        try:
+            _write_all(self._descriptor, MAGIC)
+            sync_folder(path.parent)
+        except BaseException:
+            self.close()
+            path.unlink(missing_ok=True)
+            raise
+        self.size = len(MAGIC)
+        self.unsynced = True
+
+    def commit(self, update: int, batches: Iterable[tuple[str, pa.RecordBatch]]) -> None:
+        """Append the rows of one update, all or none.
+
+        Raises:
+            OSError: nothing of the update is in the file (or the journal is `broken`; what was committed stays).
+        """
+        if self.broken:
+            raise OSError(f"{self.path} took no further rows after a write that failed")
+        pieces: list[bytes] = []
+        fresh: _Schemas = {}
+        rows = 0
+        for table, batch in batches:
+            number = self._number(table, batch.schema, fresh, pieces)
+            pieces.append(_frame(_ROWS, number, batch.serialize()))
+            rows += batch.num_rows
+        pieces.append(_frame(_COMMITTED, 0, _COMMIT.pack(update, rows)))
+        data = b"".join(pieces)
+        try:
+            _write_all(self._descriptor, data)
+        except OSError:
+            try:
+                os.ftruncate(self._descriptor, self.size)
+            except OSError:
+                self.broken = True
+            raise
+        self._schemas.update(fresh)
+        self.size += len(data)
+        self.updates += 1
+        self.rows += rows
+        self.first_update = update if self.first_update is None else self.first_update
+        self.last_update = update
+        self.unsynced = True
+
+    def sync(self) -> None:
+        """Make what is committed survive the loss of power. Raises OSError."""
+        if self.unsynced:
+            os.fsync(self._descriptor)
+            self.unsynced = False
+
+    @property
+    def removed(self) -> bool:
+        """The file was deleted while it was being written: what it held is gone."""
+        return self._descriptor >= 0 and os.fstat(self._descriptor).st_nlink == 0
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+
+    def _number(self, table: str, schema: pa.Schema, fresh: _Schemas, pieces: list[bytes]) -> int:
+        # Keyed by the columns' names: hashing a schema of a hundred columns costs more than writing a row of it.
+        key = (table, tuple(schema.names))
+        known = fresh.get(key) or self._schemas.get(key)
+        if known is not None and known[0].equals(schema):
+            return known[1]
+        number = len(self._schemas) + len(fresh)
+        fresh[key] = (schema, number)
+        pieces.append(_frame(_SCHEMA, number, table.encode() + b"\0" + schema.serialize().to_pybytes()))
+        return number
+
+
+def read_journal(path: Path) -> JournalContent:
+    """Read the committed rows of a journal, which another process may be appending to.
+
+    Raises:
+        OSError: the file is not there or cannot be read.
+        ValueError: it is no journal of ours.
+    """
+    return parse_journal(path.read_bytes(), str(path))
+
+
+def parse_journal(data: bytes, name: str = "journal") -> JournalContent:
+    """The committed rows of a journal's bytes. Raises ValueError where they are no journal of ours."""
+    if data[: len(MAGIC)] != MAGIC[: len(data)]:
+        raise ValueError(f"{name} is no journal of esper-recorder (or of a newer version): it begins otherwise")
+    whole = pa.py_buffer(data)
+    schemas: dict[int, tuple[str, pa.Schema]] = {}
+    batches: dict[str, list[pa.RecordBatch]] = {}
+    pending: list[tuple[str, pa.RecordBatch]] = []
+    damage: list[Damage] = []
+    unsure: list[Damage] = []  # damage once a commit follows; else part of the torn tail
+    updates: list[int] = []
+    rows = 0
+    committed = min(len(MAGIC), len(data))
+    offset = committed
+    while offset < len(data):
+        head = _header(data, offset)
+        if head is None:
+            following = _next_header(data, offset + 1)
+            if following is None:
+                break
+            unsure.append(Damage(offset, following - offset, "no frame begins here"))
+            offset = following
+            continue
+        kind, number, length, crc = head
+        start = offset + _HEADER_SIZE
+        end = start + length + -length % 8
+        if end > len(data):
+            break
+        payload = whole.slice(start, length)
+        if zlib.crc32(payload) != crc:
+            unsure.append(Damage(offset, end - offset, "the checksum does not fit"))
+        elif kind == _COMMITTED:
+            updates.append(_COMMIT.unpack(payload.to_pybytes())[0])
+            for table, batch in pending:
+                batches.setdefault(table, []).append(batch)
+                rows += batch.num_rows
+            damage += unsure
+            pending, unsure = [], []
+            committed = end
+        else:
+            try:
+                if kind == _SCHEMA:
+                    table_name, _, encoded = payload.to_pybytes().partition(b"\0")
+                    schemas[number] = (table_name.decode(), pa.ipc.read_schema(pa.py_buffer(encoded)))
+                elif kind == _ROWS:
+                    table, schema = schemas[number]
+                    pending.append((table, pa.ipc.read_record_batch(payload, schema)))
+            except (pa.ArrowException, KeyError, UnicodeDecodeError, OSError) as error:
+                reason = "its schema was damaged" if isinstance(error, KeyError) else f"Arrow cannot read it: {error}"
+                unsure.append(Damage(offset, end - offset, reason))
+        offset = end
+    return JournalContent(
+        batches, tuple(updates), rows, bytes_read=committed, bytes_ignored=len(data) - committed, damage=tuple(damage)
+    )
+
+
+def _frame(kind: int, number: int, payload: pa.Buffer | bytes) -> bytes:
+    length = len(payload)
+    if length > _LONGEST:
+        raise ValueError(f"one update's rows of one table take {length} bytes; a frame of the journal holds 4 GiB")
+    fixed = _FIXED.pack(_MARKER, kind, 0, number, 0, length, zlib.crc32(payload))
+    return b"".join((fixed, zlib.crc32(fixed).to_bytes(4, "little"), b"\0\0\0\0", payload, bytes(-length % 8)))
+
+
+def _header(data: bytes, offset: int) -> tuple[int, int, int, int] | None:
+    """kind, table number, payload length and crc of the frame at `offset`, or None where no frame begins."""
+    if offset + _HEADER_SIZE > len(data) or not data.startswith(_MARKER_BYTES, offset):
+        return None
+    end = offset + _FIXED.size
+    if int.from_bytes(data[end : end + 4], "little") != zlib.crc32(data[offset:end]):
+        return None
+    _, kind, _, number, _, length, crc = _FIXED.unpack_from(data, offset)
+    return kind, number, length, crc
+
+
+def _next_header(data: bytes, offset: int) -> int | None:
+    while (offset := data.find(_MARKER_BYTES, offset)) >= 0:
+        if _header(data, offset) is not None:
+            return offset
+        offset += 1
+    return None
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

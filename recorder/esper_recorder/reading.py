@@ -1,0 +1,229 @@
+"""What rows a run's folder holds right now: its Parquet parts, and the rows that are only in journals yet.
+
+A part replaces the journal of its attempt, rank and sequence number for its table. `list_row_files` looks at a folder
+that another process may be writing to and gives one consistent state of it: every update committed before the call is
+in it, each exactly once, and with all of its tables.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from esper_recorder.batches import to_table
+from esper_recorder.journal import JournalContent, read_journal
+
+JOURNAL_FOLDER = "journal"
+NOT_TABLES = (JOURNAL_FOLDER, "rules")
+DAMAGED_SUFFIX = ".damaged"
+
+_PART = re.compile(r"part-a(\d+)-r(\d+)-(\d+)\.parquet")
+_JOURNAL = re.compile(r"a(\d+)-r(\d+)-(\d+)\.journal")
+
+
+class RowFileName(NamedTuple):
+    """The identity of a journal and of the parts that replace it."""
+
+    attempt: int
+    rank: int
+    seq: int
+
+    @property
+    def part(self) -> str:
+        return f"part-a{self.attempt}-r{self.rank}-{self.seq:06d}.parquet"
+
+    @property
+    def journal(self) -> str:
+        return f"a{self.attempt}-r{self.rank}-{self.seq:06d}.journal"
+
+    @classmethod
+    def of_part(cls, name: str) -> RowFileName | None:
+        """The identity a part's file name tells, or None for a name that is not a part's."""
+        return cls._of(_PART.fullmatch(name))
+
+    @classmethod
+    def of_journal(cls, name: str) -> RowFileName | None:
+        """The identity a journal's file name tells, or None for a name that is not a journal's."""
+        return cls._of(_JOURNAL.fullmatch(name))
+
+    @classmethod
+    def _of(cls, match: re.Match[str] | None) -> RowFileName | None:
+        return cls(*map(int, match.groups())) if match else None
+
+
+@dataclass(frozen=True, slots=True)
+class FileProblem:
+    """A file that could not be read, or not wholly."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RowFiles:
+    """One consistent state of the row files of a run."""
+
+    parts: dict[str, tuple[Path, ...]] = field(default_factory=dict)
+    """Table -> its parts, ordered by attempt, rank and sequence number. They have not been opened."""
+    journal_rows: dict[str, pa.Table] = field(default_factory=dict)
+    """Table -> rows that are in journals and in no part, with all the contract's columns."""
+    journals: tuple[Path, ...] = ()
+    """The journals `journal_rows` were read from."""
+    strangers: tuple[Path, ...] = ()
+    """Parquet files in table folders whose names are not a part's: a copy, a merged file, another program's."""
+    problems: tuple[FileProblem, ...] = ()
+    """Journals that are damaged or not ours; each with what was left out."""
+    bytes_ignored: int = 0
+    """Bytes after the last commit of the journals: an update being written, or what a crash left of one."""
+
+
+def row_file_names(folder: Path) -> set[RowFileName]:
+    """The identities of all parts and journals in a run's folder."""
+    names = set(_journals(folder))
+    for found in _parts(folder)[0].values():
+        names.update(found)
+    return names
+
+
+def list_row_files(folder: str | Path) -> RowFiles:
+    """The row files of a run's folder, and the rows that are only in journals.
+
+    A folder without rows (or that is not there) gives an empty result.
+    """
+    folder = Path(folder)
+    # The order makes it consistent without a lock. A writer seals journal n before it opens n + 1, and deletes a
+    # journal only when all its parts are in place. So a journal that has a successor or a part in the first listings is
+    # complete when it is read after them; one that is gone by then has all its parts; and a part of the first listing
+    # whose journal is not in the second has all its sister parts by the last.
+    first = _journals(folder)
+    begun = {name for names in _parts(folder)[0].values() for name in names}
+    contents, unreadable, problems = _read(first)
+    second = _journals(folder)
+    parts, strangers = _parts(folder)
+
+    newest: dict[tuple[int, int], int] = {}
+    for name in first:
+        newest[name.attempt, name.rank] = max(name.seq, newest.get((name.attempt, name.rank), 0))
+    horizon: dict[tuple[int, int], int] = {}  # journals born during the listing, and what follows them, are left out
+    for name in second:
+        if name not in first:
+            horizon[name.attempt, name.rank] = min(name.seq, horizon.get((name.attempt, name.rank), name.seq))
+
+    def by_parts(name: RowFileName) -> bool:
+        """Whether the parts of this identity are read (and its journal for tables that have none)."""
+        if name in contents:
+            return name in begun or name.seq < newest[name.attempt, name.rank]
+        if name in second:
+            return name in unreadable
+        until = horizon.get((name.attempt, name.rank))
+        return (name in begun or name in first) and (until is None or name.seq < until)
+
+    chosen: dict[str, tuple[Path, ...]] = {}
+    for table, found in sorted(parts.items()):
+        paths = tuple(found[name] for name in sorted(found) if by_parts(name))
+        if paths:
+            chosen[table] = paths
+    batches: dict[str, list[pa.RecordBatch]] = {}
+    for name in sorted(contents):
+        for table, rows in contents[name].batches.items():
+            if not (name in parts.get(table, ()) and by_parts(name)):
+                batches.setdefault(table, []).extend(rows)
+    return RowFiles(
+        parts=chosen,
+        journal_rows={table: to_table(table, rows) for table, rows in sorted(batches.items())},
+        journals=tuple(first[name] for name in sorted(contents)),
+        strangers=strangers,
+        problems=(*problems, *_set_aside(folder)),
+        bytes_ignored=sum(content.bytes_ignored for content in contents.values()),
+    )
+
+
+def last_update(folder: str | Path) -> int:
+    """The highest update of which a run's folder holds rows; 0 where it holds none.
+
+    Parts that cannot be read are passed over, as is a journal's torn tail.
+    """
+    files = list_row_files(folder)
+    found = [int(pc.max(rows.column("update")).as_py() or 0) for rows in files.journal_rows.values()]
+    for path in itertools.chain.from_iterable(files.parts.values()):
+        try:
+            metadata = pq.read_metadata(path).metadata or {}
+            found.append(int(metadata.get(b"esper_last_update") or 0))
+        except (OSError, ValueError, pa.ArrowException):
+            continue
+    return max(found, default=0)
+
+
+def _journals(folder: Path) -> dict[RowFileName, Path]:
+    """The journals in a run's folder right now."""
+    found: dict[RowFileName, Path] = {}
+    for path in _entries(folder / JOURNAL_FOLDER):
+        name = RowFileName.of_journal(path.name)
+        if name is not None:
+            found[name] = path
+    return found
+
+
+def _parts(folder: Path) -> tuple[dict[str, dict[RowFileName, Path]], tuple[Path, ...]]:
+    """Table -> its parts right now, and the Parquet files whose names are not a part's."""
+    parts: dict[str, dict[RowFileName, Path]] = {}
+    strangers: list[Path] = []
+    for table in _entries(folder):
+        if table.name in NOT_TABLES or table.name.startswith(".") or not table.is_dir():
+            continue
+        for path in _entries(table):
+            name = RowFileName.of_part(path.name)
+            if name is not None:
+                parts.setdefault(table.name, {})[name] = path
+            elif path.suffix == ".parquet" and not path.name.startswith("."):
+                strangers.append(path)
+    return parts, tuple(sorted(strangers))
+
+
+def _read(
+    journals: dict[RowFileName, Path],
+) -> tuple[dict[RowFileName, JournalContent], set[RowFileName], list[FileProblem]]:
+    """What the journals hold, which could not be read, and what is wrong with any; one that is gone is left out."""
+    contents: dict[RowFileName, JournalContent] = {}
+    unreadable: set[RowFileName] = set()
+    problems: list[FileProblem] = []
+    for name, path in sorted(journals.items()):
+        try:
+            content = contents[name] = read_journal(path)
+        except FileNotFoundError:
+            continue  # it has become parts
+        except (OSError, ValueError) as error:
+            unreadable.add(name)
+            problems.append(FileProblem(path, str(error)))
+            continue
+        if content.damage:
+            size = sum(damage.length for damage in content.damage)
+            where = content.damage[0]
+            reason = (
+                f"{size} bytes in {len(content.damage)} place(s) are damaged, the first at byte {where.offset} "
+                f"({where.reason}); the rows in them are left out"
+            )
+            problems.append(FileProblem(path, reason))
+    return contents, unreadable, problems
+
+
+def _set_aside(folder: Path) -> Iterator[FileProblem]:
+    """The damaged journals that were kept when what could be read of them became parts."""
+    for path in sorted(_entries(folder / JOURNAL_FOLDER)):
+        if path.name.endswith(DAMAGED_SUFFIX):
+            yield FileProblem(path, "a damaged journal; what could be read of it is in the parts")
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
