@@ -49,15 +49,15 @@ def gradient_bin_count() -> int:
 
 
 def count_ratios_above(counts: Sequence[int], ratio: float) -> tuple[int, int]:
-    """How many transitions had a ratio above `ratio`, as (at least, at most).
+    """How many transitions had a log ratio above log(ratio), as (at least, at most).
 
-    `ratio` must be positive. The two agree where log(ratio) is an edge or falls into an empty bin.
+    `ratio` must be positive. The two differ by what is in the bin that holds log(ratio), and not at all for ratio 1.
     """
     return _count_beyond(counts, math.log(ratio), above=True)
 
 
 def count_ratios_below(counts: Sequence[int], ratio: float) -> tuple[int, int]:
-    """How many transitions had a ratio below `ratio`, as (at least, at most). `ratio` must be positive."""
+    """How many transitions had a log ratio below log(ratio), as (at least, at most); see `count_ratios_above`."""
     return _count_beyond(counts, math.log(ratio), above=False)
 
 
@@ -65,13 +65,14 @@ def _count_beyond(counts: Sequence[int], log_ratio: float, *, above: bool) -> tu
     bins = log_ratio_bins()
     if len(counts) != len(bins):
         raise ValueError(f"a log-ratio histogram has {len(bins)} bins, not {len(counts)}")
+    limit = log_ratio if above else -log_ratio
     surely = possibly = 0
     for count, (low, high) in zip(counts, bins, strict=True):
         if not above:
             low, high = -high, -low
-        limit = log_ratio if above else -log_ratio
-        # A value equal to the limit is not beyond it; a bin that only touches the limit may hold just that value.
-        if low > limit:
+        # A bin holds its edge nearer to zero, so below zero its low end is left out; zero is left out on both sides.
+        low_end_left_out = -math.inf < low < 0 or low == 0 < high
+        if low > limit or (low == limit and low_end_left_out):
             surely += count
         if high > limit:
             possibly += count

@@ -11,62 +11,118 @@ metrics of one set of transitions. `derive_update` gives those of a whole PPO up
 
 Explained variance is that of the rollout where the rollout was recorded: predictions made before the update.
 
-None stands for NULL, not measured.
+None stands for NULL, not measured. The formulas of a set of transitions are written once, over an `Arithmetic`: that
+of plain numbers here, that of whole columns in the recorder.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 Row = Mapping[str, Any]
 
 
-def mean(total: float | None, n: int | None) -> float | None:
-    """total / n; None where either was not measured or nothing was counted."""
-    if total is None or not n:
-        return None
-    return total / n
+class Arithmetic(Protocol):
+    """What the formulas compute with. An operand that is None (NULL) makes the result None."""
+
+    def subtract(self, a: Any, b: Any) -> Any: ...
+    def multiply(self, a: Any, b: Any) -> Any: ...
+
+    def divide(self, a: Any, b: Any, of: Any = None) -> Any:
+        """a / b, a sum over the b finite terms of `of` (b itself where not given).
+
+        NULL where `of` is zero: nothing was counted. NaN where only b is: nothing counted was finite.
+        """
+
+    def root(self, a: Any) -> Any:
+        """Square root; of a negative number, which only rounding makes, zero."""
+
+    def ratio(self, a: Any, b: Any, least: Any) -> Any:
+        """a / b; NaN where b is not above `least`: the quotient has no meaning."""
 
 
-def std(total: float | None, total_sq: float | None, n: int | None) -> float | None:
-    """Population standard deviation from a sum and a sum of squares.
+class Scalars:
+    """Arithmetic of plain numbers and None."""
+
+    def subtract(self, a: Any, b: Any) -> Any:
+        return None if a is None or b is None else a - b
+
+    def multiply(self, a: Any, b: Any) -> Any:
+        return None if a is None or b is None else a * b
+
+    def divide(self, a: Any, b: Any, of: Any = None) -> Any:
+        if a is None or b is None or not (b if of is None else of):
+            return None
+        return a / b if b else math.nan
+
+    def root(self, a: Any) -> Any:
+        return None if a is None else math.sqrt(max(a, 0.0))
+
+    def ratio(self, a: Any, b: Any, least: Any) -> Any:
+        if a is None or b is None or least is None:
+            return None
+        return math.nan if b <= least else a / b
+
+
+_SCALARS = Scalars()
+
+_ROUNDING = 1e-13
+"""A variance below this share of the mean square is what rounding makes of a constant: float64 has 16 digits."""
+
+
+def mean(total: Any, n: Any, o: Arithmetic = _SCALARS, *, of: Any = None) -> Any:
+    """total / n, the mean of the n finite ones of `of` terms (n itself where not given).
+
+    NULL where it was not measured or nothing was counted; NaN where nothing counted was finite.
+    """
+    return o.divide(total, n, of)
+
+
+def std(total: Any, total_sq: Any, n: Any, o: Arithmetic = _SCALARS, *, of: Any = None) -> Any:
+    """Population standard deviation from a sum and a sum of squares; NULL and NaN as in `mean`.
 
     Computed in float64; of values whose mean is m times their deviation, about 2 log10(m) of 16 digits are lost.
     """
-    if total is None or total_sq is None or not n:
-        return None
-    return math.sqrt(max(total_sq / n - (total / n) ** 2, 0.0))
+    return o.root(_variance(total, total_sq, n, o, of))
 
 
-def root_mean_square(total_sq: float | None, n: int | None) -> float | None:
-    """sqrt(total_sq / n); None where nothing was counted."""
-    if total_sq is None or not n:
-        return None
-    return math.sqrt(total_sq / n)
+def root_mean_square(total_sq: Any, n: Any, o: Arithmetic = _SCALARS, *, of: Any = None) -> Any:
+    """sqrt(total_sq / n); NULL and NaN as in `mean`."""
+    return o.root(o.divide(total_sq, n, of))
 
 
 def explained_variance(
-    residual_sum: float | None,
-    residual_sum_sq: float | None,
-    residual_n: int | None,
-    return_sum: float | None,
-    return_sum_sq: float | None,
-    return_n: int | None,
-) -> float | None:
+    residual_sum: Any,
+    residual_sum_sq: Any,
+    residual_n: Any,
+    return_sum: Any,
+    return_sum_sq: Any,
+    return_n: Any,
+    o: Arithmetic = _SCALARS,
+    *,
+    of: Any = None,
+) -> Any:
     """1 - var(return - value) / var(return), population variances (Stable-Baselines3, CleanRL).
 
     1 is perfect up to a constant offset, 0 as good as predicting the mean return, negative worse. NaN where the
-    returns do not vary: the ratio has no meaning there.
+    returns do not vary, or by no more than the rounding of their sums: the ratio has no meaning there.
     """
-    residual = std(residual_sum, residual_sum_sq, residual_n)
-    spread = std(return_sum, return_sum_sq, return_n)
-    if residual is None or spread is None:
-        return None
-    if spread == 0.0:
-        return math.nan
-    return 1.0 - residual**2 / spread**2
+    residual = _variance(residual_sum, residual_sum_sq, residual_n, o, of)
+    spread = _variance(return_sum, return_sum_sq, return_n, o, of)
+    rounding = o.multiply(_ROUNDING, o.divide(return_sum_sq, return_n, of))
+    return o.subtract(1.0, o.ratio(residual, spread, rounding))
+
+
+def is_finite(value: float | None) -> bool:
+    """Whether a value was measured and is neither NaN nor infinite."""
+    return value is not None and math.isfinite(value)
+
+
+def largest(values: Sequence[float]) -> float:
+    """The largest number, infinities included; NaN where there is none."""
+    return max((v for v in values if not math.isnan(v)), default=math.nan)
 
 
 def clipped_norm(norm: float | None, max_norm: float | None) -> float | None:
@@ -81,50 +137,53 @@ def clipped_norm(norm: float | None, max_norm: float | None) -> float | None:
     return norm * min(1.0, max_norm / (norm + 1e-6))
 
 
-def derive(row: Row) -> dict[str, float | None]:
+def derive(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
     """The metrics of one set of transitions: a minibatch, or (pooled) an update.
 
     Args:
         row: counts and sums by column name, missing or None where not measured. `loss` also needs `entropy_coef` and
             `value_coef`.
+        o: the arithmetic of the row's values.
     """
     get = row.get
     n = get("n")
-    log_ratio_n = _minus(n, get("log_ratio_nan"), get("log_ratio_posinf"), get("log_ratio_neginf"))
-    ratio_n = _minus(n, get("ratio_nonfinite"))
-    k3_n = _minus(ratio_n, get("log_ratio_neginf"))  # its ratio, 0, is finite and its k3 is not
-    advantage_n = _finite_count(row, "advantage")
-    return_n = _finite_count(row, "return")
-    k3 = mean(get("k3_sum"), k3_n)
-    entropy = mean(get("entropy_sum"), _finite_count(row, "entropy"))
-    policy_loss = mean(get("policy_loss_sum"), get("policy_loss_n"))
-    value_loss = mean(get("value_loss_sum"), get("value_loss_n"))
+    ratio_n = o.subtract(n, get("ratio_nonfinite"))
+    advantage_n = _finite_count(row, "advantage", o)
+    return_n = _finite_count(row, "return", o)
+    residual_n = get("residual_n")
+    clipped_in = o.subtract(o.subtract(n, get("clip_low_count")), get("clip_high_count"))
+    k3 = mean(get("k3_sum"), _k3_count(row, o), o, of=n)
+    entropy = mean(get("entropy_sum"), _finite_count(row, "entropy", o), o, of=n)
+    policy_loss = mean(get("policy_loss_sum"), get("policy_loss_n"), o, of=n)
+    value_loss = mean(get("value_loss_sum"), get("value_loss_n"), o, of=n)
     return {
         "approx_kl": k3,
-        "approx_kl_k1": mean(get("k1_sum"), log_ratio_n),
+        "approx_kl_k1": mean(get("k1_sum"), _finite_count(row, "log_ratio", o), o, of=n),
         "approx_kl_k3": k3,
-        "clip_fraction": mean(_plus(get("clip_low_count"), get("clip_high_count")), n),
-        "ratio_mean": mean(get("ratio_sum"), ratio_n),
-        "ratio_std": std(get("ratio_sum"), get("ratio_sum_sq"), ratio_n),
+        "clip_fraction": o.divide(o.subtract(n, clipped_in), n),
+        "ratio_mean": mean(get("ratio_sum"), ratio_n, o, of=n),
+        "ratio_std": std(get("ratio_sum"), get("ratio_sum_sq"), ratio_n, o, of=n),
         "entropy": entropy,
-        "entropy_normalized": mean(get("entropy_normalized_sum"), get("entropy_normalized_n")),
+        "entropy_normalized": mean(get("entropy_normalized_sum"), get("entropy_normalized_n"), o),
         "policy_loss": policy_loss,
         "value_loss": value_loss,
-        "loss": _loss(policy_loss, entropy, value_loss, row),
-        "advantage_mean": mean(get("advantage_sum"), advantage_n),
-        "advantage_std": std(get("advantage_sum"), get("advantage_sum_sq"), advantage_n),
-        "return_mean": mean(get("return_sum"), return_n),
-        "return_std": std(get("return_sum"), get("return_sum_sq"), return_n),
-        "value_mean": mean(get("value_sum"), _finite_count(row, "value")),
-        "residual_mean": mean(get("residual_sum"), get("residual_n")),
-        "residual_rms": root_mean_square(get("residual_sum_sq"), get("residual_n")),
+        "loss": _loss(policy_loss, entropy, value_loss, row, o),
+        "advantage_mean": mean(get("advantage_sum"), advantage_n, o, of=n),
+        "advantage_std": std(get("advantage_sum"), get("advantage_sum_sq"), advantage_n, o, of=n),
+        "return_mean": mean(get("return_sum"), return_n, o, of=n),
+        "return_std": std(get("return_sum"), get("return_sum_sq"), return_n, o, of=n),
+        "value_mean": mean(get("value_sum"), _finite_count(row, "value", o), o, of=n),
+        "residual_mean": mean(get("residual_sum"), residual_n, o, of=n),
+        "residual_rms": root_mean_square(get("residual_sum_sq"), residual_n, o, of=n),
         "explained_variance": explained_variance(
             get("residual_sum"),
             get("residual_sum_sq"),
-            get("residual_n"),
+            residual_n,
             get("return_sum"),
             get("return_sum_sq"),
             return_n,
+            o,
+            of=n,
         ),
     }
 
@@ -134,41 +193,41 @@ def derive_update(row: Row, minibatches: Sequence[Row], definition: str = "poole
 
     Args:
         row: the update's merged counts and sums, those of its rollout and gradient norms included.
-        minibatches: its minibatches in the order the trainer evaluated them, each with its sums and its `epoch`.
+        minibatches: its minibatches in the order the trainer evaluated them: each its metrics, as `derive` gives
+            them, and the columns `MINIBATCH_COLUMNS`.
         definition: a key of `DEFINITIONS`.
 
     Raises:
         KeyError: the definition is not known.
     """
-    own = DEFINITIONS[definition]
-    finite_norms = _minus(row.get("grad_norm_n"), row.get("grad_norm_nonfinite"))
+    by_definition = DEFINITIONS[definition]
     result = derive(row)
-    result["grad_norm"] = mean(row.get("grad_norm_sum"), finite_norms)
-    rollout_return_n = row.get("rollout_return_n")
-    result["rollout_return_std"] = std(
-        row.get("rollout_return_sum"), row.get("rollout_return_sum_sq"), rollout_return_n
-    )
+    norms_n = _SCALARS.subtract(row.get("grad_norm_n"), row.get("grad_norm_nonfinite"))
+    result["grad_norm"] = mean(row.get("grad_norm_sum"), norms_n, of=row.get("grad_norm_n"))
+    n = row.get("rollout_n")
+    returns = (row.get("rollout_return_sum"), row.get("rollout_return_sum_sq"), row.get("rollout_return_n"))
+    result["rollout_return_std"] = std(*returns, of=n)
     if row.get("rollout_residual_n") is not None:
         result["explained_variance"] = explained_variance(
             row.get("rollout_residual_sum"),
             row.get("rollout_residual_sum_sq"),
             row.get("rollout_residual_n"),
-            row.get("rollout_return_sum"),
-            row.get("rollout_return_sum_sq"),
-            rollout_return_n,
+            *returns,
+            of=n,
         )
-    return result | own(row, minibatches)
+    return result | by_definition(row, minibatches)
 
 
 def derive_layer(row: Row) -> dict[str, float | None]:
     """The metrics of one parameter tensor's gradient (`gradient_layers`)."""
     get = row.get
-    n = _minus(get("n"), get("grad_nan"), get("grad_posinf"), get("grad_neginf"))
+    n = get("n")
+    finite = _finite_count(row, "grad", _SCALARS)
     return {
-        "grad_norm": _root(get("grad_sum_sq")),
-        "grad_mean": mean(get("grad_sum"), n),
-        "grad_std": std(get("grad_sum"), get("grad_sum_sq"), n),
-        "weight_norm": _root(get("weight_sum_sq")),
+        "grad_norm": math.nan if finite == 0 and n else _SCALARS.root(get("grad_sum_sq")),
+        "grad_mean": mean(get("grad_sum"), finite, of=n),
+        "grad_std": std(get("grad_sum"), get("grad_sum_sq"), finite, of=n),
+        "weight_norm": _SCALARS.root(get("weight_sum_sq")),
     }
 
 
@@ -179,32 +238,42 @@ def _pooled(row: Row, minibatches: Sequence[Row]) -> dict[str, float | None]:
 def _sb3(row: Row, minibatches: Sequence[Row]) -> dict[str, float | None]:
     if not minibatches:
         return {}
-    every = [_sb3_minibatch(m) for m in minibatches]
-    last_epoch = [v for v, m in zip(every, minibatches, strict=True) if m.get("epoch") == minibatches[-1].get("epoch")]
+    every = [_with_nonfinite(m) for m in minibatches]
+    last_epoch = minibatches[-1].get("epoch")
     last = every[-1]
     return {
-        "approx_kl": _mean_of([v["approx_kl"] for v in last_epoch]),
+        "approx_kl": _mean_of(
+            [v["approx_kl"] for v, m in zip(every, minibatches, strict=True) if m["epoch"] == last_epoch]
+        ),
         "clip_fraction": _mean_of([v["clip_fraction"] for v in every]),
         "entropy": _mean_of([v["entropy"] for v in every]),
         "policy_loss": _mean_of([v["policy_loss"] for v in every]),
         "value_loss": _mean_of([v["value_loss"] for v in every]),
-        "loss": _loss(last["policy_loss"], last["entropy"], last["value_loss"], row),
+        "loss": _loss(last["policy_loss"], last["entropy"], last["value_loss"], row, _SCALARS),
     }
 
 
-def _sb3_minibatch(row: Row) -> dict[str, float | None]:
-    """A minibatch's metrics with non-finite terms kept in: torch's mean over them is NaN or infinite."""
-    metrics = derive(row)
+def _with_nonfinite(row: Row) -> dict[str, float | None]:
+    """A minibatch's metrics as torch's mean gives them: NaN where a term is not finite.
+
+    A k3 term is NaN where the log ratio is NaN or +infinity, and +infinity where the ratio overflows or the log ratio
+    is -infinity; which of the other terms are infinite is not known.
+    """
     n = row.get("n")
-    for name, finite in (
-        ("approx_kl", _minus(n, row.get("ratio_nonfinite"), row.get("log_ratio_neginf"))),
-        ("entropy", _finite_count(row, "entropy")),
-        ("policy_loss", row.get("policy_loss_n")),
-        ("value_loss", row.get("value_loss_n")),
-    ):
-        if finite is not None and n is not None and finite < n:
-            metrics[name] = math.nan
-    return metrics
+    finite = {
+        "approx_kl": _k3_count(row, _SCALARS),
+        "clip_fraction": n,
+        "entropy": _finite_count(row, "entropy", _SCALARS),
+        "policy_loss": row.get("policy_loss_n"),
+        "value_loss": row.get("value_loss_n"),
+    }
+    result = {
+        name: math.nan if n is not None and count is not None and count < n else row.get(name)
+        for name, count in finite.items()
+    }
+    if not is_finite(result["approx_kl"]) and row.get("log_ratio_nan") == row.get("log_ratio_posinf") == 0:
+        result["approx_kl"] = math.inf
+    return result
 
 
 DEFINITIONS: dict[str, Callable[[Row, Sequence[Row]], dict[str, float | None]]] = {
@@ -213,21 +282,42 @@ DEFINITIONS: dict[str, Callable[[Row, Sequence[Row]], dict[str, float | None]]] 
 }
 """Whose definition the metrics of an update follow: name -> what differs from the pooled ones."""
 
+MINIBATCH_COLUMNS = (
+    "epoch",
+    "n",
+    "log_ratio_nan",
+    "log_ratio_posinf",
+    "log_ratio_neginf",
+    "ratio_nonfinite",
+    "entropy_nan",
+    "entropy_posinf",
+    "entropy_neginf",
+    "policy_loss_n",
+    "value_loss_n",
+    "approx_kl",
+    "clip_fraction",
+    "entropy",
+    "policy_loss",
+    "value_loss",
+)
+"""The columns of an update's minibatches that a definition may use."""
 
-def _finite_count(row: Row, quantity: str) -> int | None:
-    return _minus(
-        row.get("n"), row.get(f"{quantity}_nan"), row.get(f"{quantity}_posinf"), row.get(f"{quantity}_neginf")
-    )
+
+def _variance(total: Any, total_sq: Any, n: Any, o: Arithmetic, of: Any) -> Any:
+    average = o.divide(total, n, of)
+    return o.subtract(o.divide(total_sq, n, of), o.multiply(average, average))
 
 
-def _minus(n: int | None, *others: int | None) -> int | None:
-    if n is None or any(other is None for other in others):
-        return None
-    return n - sum(other for other in others if other is not None)
+def _finite_count(row: Row, quantity: str, o: Arithmetic) -> Any:
+    n = row.get("n")
+    for kind in ("nan", "posinf", "neginf"):
+        n = o.subtract(n, row.get(f"{quantity}_{kind}"))
+    return n
 
 
-def _plus(a: int | None, b: int | None) -> int | None:
-    return None if a is None or b is None else a + b
+def _k3_count(row: Row, o: Arithmetic) -> Any:
+    """Transitions whose k3 term is finite: a log ratio of -infinity has a finite ratio, 0, and an infinite k3."""
+    return o.subtract(o.subtract(row.get("n"), row.get("ratio_nonfinite")), row.get("log_ratio_neginf"))
 
 
 def _mean_of(values: Sequence[float | None]) -> float | None:
@@ -235,12 +325,7 @@ def _mean_of(values: Sequence[float | None]) -> float | None:
     return sum(measured) / len(measured) if measured else None
 
 
-def _root(value: float | None) -> float | None:
-    return None if value is None else math.sqrt(value)
-
-
-def _loss(policy_loss: float | None, entropy: float | None, value_loss: float | None, row: Row) -> float | None:
-    entropy_coef, value_coef = row.get("entropy_coef"), row.get("value_coef")
-    if policy_loss is None or entropy is None or value_loss is None or entropy_coef is None or value_coef is None:
-        return None
-    return float(policy_loss - entropy_coef * entropy + value_coef * value_loss)
+def _loss(policy_loss: Any, entropy: Any, value_loss: Any, row: Row, o: Arithmetic) -> Any:
+    bonus = o.multiply(entropy, row.get("entropy_coef"))
+    value_term = o.multiply(value_loss, row.get("value_coef"))
+    return o.subtract(o.subtract(policy_loss, bonus), o.subtract(0.0, value_term))
