@@ -1,0 +1,595 @@
+"""The object a training loop holds: it takes tensors, reduces them once per update and hands the rows to a writer.
+
+A recorder is a guest. No call raises into the trainer, waits for the device or the disk, keeps a tensor of the
+trainer's, or touches a random stream, a gradient or a weight. What could not be recorded is counted, said once in
+the log (logger `esper_recorder`) and written as a row of the table `gaps`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import difflib
+import functools
+import logging
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self
+
+import torch
+from torch import Tensor
+
+from esper_recorder.contract.metrics import DEFINITIONS
+from esper_recorder.contract.rules import RuleSet, load_rules
+from esper_recorder.contract.tables import column_names
+from esper_recorder.levels import Level
+from esper_recorder.reading import last_update
+from esper_recorder.reduce.gradients import layer_statistics
+from esper_recorder.reduce.packed import Packed
+from esper_recorder.reduce.transitions import rollout_statistics
+from esper_recorder.ring import MinibatchNotes, MinibatchRing, Piece
+from esper_recorder.rows import UpdateInput, build
+from esper_recorder.run_folder import RunFolder
+from esper_recorder.sink import ParquetSink, Sink
+from esper_recorder.transfer import Transfer
+from esper_recorder.watch import Watcher
+from esper_recorder.writer import Writer
+
+log = logging.getLogger("esper_recorder")
+
+P = ParamSpec("P")
+
+
+def _guarded(
+    method: Callable[Concatenate[Recorder, P], None],
+) -> Callable[Concatenate[Recorder, P], None]:
+    """Keep a failure of the recorder from reaching the trainer; nothing happens once recording is off or closed."""
+
+    @functools.wraps(method)
+    def call(self: Recorder, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        if not self._recording:
+            return
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:
+            self._failed(method.__name__, error)
+
+    return call
+
+
+class Recorder:
+    """Records one PPO run.
+
+    Args:
+        root: folder the run's folder is made in; made if it is not there.
+        name: first part of the run's id.
+        config: anything JSON can hold, kept in run.json; what it cannot is kept as its `repr`.
+        total_updates, total_steps: length of the training; progress and phases are measured against it.
+        model: its `named_parameters()` are what layer statistics are of.
+        optimizer: its steps mark minibatches as stepped on, and its first group tells the learning rate.
+        level: `off`, `minimal` (no rows of minibatches), `normal`, or `debug` (histograms and worst transitions of
+            every minibatch, layer statistics of every step).
+        rules: a shipped profile, the path of a rules file, or None: what the run is watched with while it is made.
+        resume: run_id of a run under `root` to continue as a new attempt.
+        from_update: first update of that attempt; the default continues after the last recorded one.
+        sink: where rows go instead of Parquet files, for instance a `MemorySink`.
+        trainer: name of the trainer, kept in run.json.
+        definition: whose definition the derived metrics follow, see `contract.metrics.DEFINITIONS`.
+
+    Raises:
+        ValueError, esper_recorder.contract.rules.RuleError: an argument is off. A folder that cannot be written is
+            not an error: training goes on without a recording, and the log says so.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        name: str = "run",
+        config: Mapping[str, Any] | None = None,
+        total_updates: int | None = None,
+        total_steps: int | None = None,
+        model: torch.nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        level: str | Level = "normal",
+        rules: str | Path | None = "default",
+        resume: str | None = None,
+        from_update: int | None = None,
+        sink: Sink | None = None,
+        trainer: str = "script",
+        definition: str = "pooled",
+    ) -> None:
+        self.level = Level.parse(level)
+        if definition not in DEFINITIONS:
+            raise ValueError(f"definition {definition!r} is not known; there are: {', '.join(DEFINITIONS)}")
+        if model is not None and not hasattr(model, "named_parameters"):
+            raise ValueError(f"model is a {type(model).__name__}, which has no named_parameters(); give a torch Module")
+        if optimizer is not None and not hasattr(optimizer, "register_step_pre_hook"):
+            raise ValueError(f"optimizer is a {type(optimizer).__name__}; give a torch Optimizer")
+        if sink is not None and not isinstance(sink, Sink):
+            raise ValueError(f"sink is a {type(sink).__name__}; give a Sink, for instance a MemorySink")
+        self._rules: RuleSet | None = None if rules is None else load_rules(rules)
+        self._definition = definition
+        self._total_updates = _length("total_updates", total_updates)
+        self._total_steps = _length("total_steps", total_steps)
+        # Not held: after a failed training its model must be free to go, whatever becomes of the recorder.
+        self._model = None if model is None else weakref.ref(model)
+        self._optimizer = None if optimizer is None else weakref.ref(optimizer)
+        self._settings: dict[str, Any] = {}
+        self._ring = MinibatchRing(pessimistic_value_clip=definition != "sb3", per_minibatch=self.level >= Level.DEBUG)
+        self._folder: RunFolder | None = None
+        self._writer: Writer | None = None
+        self._watcher: Watcher | None = None
+        self._step_hook: Any = None
+        self._recording = False
+        self._started = self._boundary = time.monotonic()
+        self._episode = 0
+        self._first_minibatch: float | None
+        self._newest: MinibatchNotes | None  # the newest minibatch; None where it could not be taken
+        self._stepped: MinibatchNotes | None  # the newest one the optimizer stepped on
+        self._places: dict[str, Any] | None
+        self._rollout_names: tuple[str, ...]
+        self._start_update(1)
+        if self.level is Level.OFF:
+            return
+        try:
+            self._folder = self._open(root, name, config, trainer, resume, from_update)
+        except OSError as error:
+            log.error("Nothing of this training is recorded: %s cannot be written (%s). Training goes on.", root, error)
+            return
+        self._start_update(self._folder.from_update)
+        if self._rules is not None:
+            self._watcher = Watcher(self._rules)
+            if resume is not None:
+                self._catch_up(self._folder, self._watcher)
+        self._writer = Writer(
+            sink or ParquetSink(self._folder.path, self._folder.attempt, self._folder.rank),
+            on_commit=None if self._watcher is None else self._watcher.alarms,
+            identity=self._identity,
+            heartbeat=self._folder.beat,
+        )
+        if optimizer is not None:
+            self._step_hook = optimizer.register_step_pre_hook(self._on_step)
+        self._recording = True
+        atexit.register(_close_at_exit, weakref.ref(self))
+
+    # --- what a trainer calls ---------------------------------------------------------------------------------------
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id; None where nothing is recorded."""
+        return None if self._folder is None else self._folder.run_id
+
+    @property
+    def path(self) -> Path | None:
+        """The run's folder; None where nothing is recorded."""
+        return None if self._folder is None else self._folder.path
+
+    @property
+    def update(self) -> int:
+        """The PPO update being collected, counted from 1."""
+        return self._update
+
+    @_guarded
+    def settings(self, /, **columns: Any) -> None:
+        """What holds for all updates until changed: columns of `ppo_updates` such as `target_kl`, `max_grad_norm`,
+        `entropy_coef`, `value_coef`, `epochs_planned`."""
+        known = column_names("ppo_updates")
+        for name in columns:
+            if name not in known:
+                near = ", ".join(difflib.get_close_matches(name, known, n=3))
+                raise ValueError(f"ppo_updates has no column {name}" + (f" (near: {near})" if near else ""))
+        self._settings |= columns
+
+    @_guarded
+    def rollout(
+        self,
+        *,
+        values: Any = None,
+        returns: Any = None,
+        advantages: Any = None,
+        rewards: Any = None,
+        actions: Any = None,
+        index_order: str = "time_major",
+    ) -> None:
+        """Record the rollout an update trains on; once per update, before its epochs.
+
+        Args:
+            values: predictions made while collecting. Tensors or NumPy arrays of one shape, [steps, envs] or any;
+                here and below.
+            returns: value targets.
+            advantages: not normalised.
+            rewards: as the trainer uses them.
+            actions: [steps, envs, ...], copied; they are looked up for the worst transitions.
+            index_order: how a position in the rollout, as `minibatch(index=...)` gives it, counts: `time_major`,
+                step * envs + env (CleanRL), or `env_major`, env * steps + step (Stable-Baselines3).
+        """
+        given = {"value": values, "return": returns, "advantage": advantages, "reward": rewards}
+        tensors = {name: torch.as_tensor(x).detach() for name, x in given.items() if x is not None}
+        if tensors:
+            packed = rollout_statistics({name: x.reshape(-1) for name, x in tensors.items()})
+            self._rollout_names, self._reduced["rollout"] = packed.names, packed.values
+            shape = next(iter(tensors.values())).shape
+            if len(shape) >= 2:
+                self._places = {"steps": shape[0], "envs": shape[1], "order": index_order, "actions": None}
+                if actions is not None:
+                    copied = torch.as_tensor(actions).detach().clone()
+                    self._places["actions"] = copied.reshape(shape[0], shape[1], -1)
+
+    @_guarded
+    def minibatch(
+        self,
+        *,
+        log_ratio: Tensor | None = None,
+        new_log_probs: Tensor | None = None,
+        old_log_probs: Tensor | None = None,
+        advantages: Tensor | None = None,
+        raw_advantages: Tensor | None = None,
+        normalize_advantages: bool = False,
+        entropy: Tensor | None = None,
+        entropy_max: Tensor | float | None = None,
+        values: Tensor | None = None,
+        returns: Tensor | None = None,
+        old_values: Tensor | None = None,
+        mask: Tensor | None = None,
+        clip_range: float | None = None,
+        value_clip_range: float | None = None,
+        epoch: int | None = None,
+        index: Any = None,
+        actions: Tensor | None = None,
+        stepped: bool | None = None,
+    ) -> None:
+        """Record a minibatch where its loss is computed. Tensors are of one shape (any) and are copied.
+
+        Args:
+            log_ratio: new minus old log-probability, nats; or give both
+            new_log_probs, old_log_probs: log-probabilities of the actions taken, nats.
+            advantages: as the loss uses them.
+            raw_advantages: before normalisation.
+            normalize_advantages: the loss normalises `raw_advantages` over this minibatch (mean, unbiased standard
+                deviation + 1e-8); recorded without `advantages`.
+            entropy: nats.
+            entropy_max: log of the number of valid actions, nats; a number where it is the same everywhere.
+            values, returns, old_values: prediction, target, and the prediction when the action was taken.
+            mask: 0 or False on padding.
+            clip_range, value_clip_range: those of the loss.
+            epoch: counted from 1.
+            index: position of each transition in the rollout, -1 on padding.
+            actions: [..., size], one more dimension than the rest.
+            stepped: whether the optimizer steps on it; told by the optimizer itself where the recorder has it.
+        """
+        self._newest = None
+        self._minibatches += 1
+        fields = {
+            name: x.reshape(-1)
+            for name, x in (
+                ("log_ratio", log_ratio),
+                ("new_log_prob", new_log_probs),
+                ("old_log_prob", old_log_probs),
+                ("advantage", advantages),
+                ("raw_advantage", raw_advantages),
+                ("entropy", entropy),
+                ("value", values),
+                ("value_target", returns),
+                ("old_value", old_values),
+                ("mask", mask),
+            )
+            if x is not None
+        }
+        if isinstance(entropy_max, Tensor):
+            fields["entropy_max"] = entropy_max.reshape(-1)
+            entropy_max = None
+        if "log_ratio" not in fields and not ("new_log_prob" in fields and "old_log_prob" in fields):
+            raise ValueError("a minibatch needs log_ratio, or new_log_probs and old_log_probs")
+        n = len(next(iter(fields.values())))
+        if self._first_minibatch is None:
+            self._first_minibatch = time.monotonic()
+        notes = MinibatchNotes(
+            minibatch=self._minibatches,
+            epoch=epoch,
+            clip_range=clip_range,
+            value_clip_range=value_clip_range,
+            learning_rate=self._learning_rate(),
+            entropy_max=entropy_max,
+            normalize=normalize_advantages,
+            stepped=False if stepped is None and self._step_hook is not None else stepped,
+        )
+        index = None if index is None else torch.as_tensor(index).reshape(-1)
+        actions = None if actions is None else actions.detach().reshape(n, -1)
+        if not self._ring.fits(fields, n, notes, index=index, actions=actions):
+            self._reduce_ring()
+        self._ring.append(fields, n, notes, index=index, actions=actions)
+        self._newest = notes
+
+    @_guarded
+    def gradients(self, *, total_norm: Tensor | float) -> None:
+        """Record the total gradient norm before clipping of the newest minibatch: what `clip_grad_norm_` returned."""
+        if self._newest is not None:
+            self._ring.set_grad_norm(total_norm)
+
+    @_guarded
+    def layers(self, *, after_clipping: bool | None = None) -> None:
+        """Record each parameter's gradient as it stands. At DEBUG all calls of an update are kept, else the last.
+
+        `end_update` does so itself where it was not called during the update.
+        """
+        self._take_layers(self._newest, after_clipping)
+
+    @_guarded
+    def episode(
+        self, *, return_: float, length: int | None = None, env: int | None = None, step: int | None = None
+    ) -> None:
+        """Record a finished episode: its undiscounted return and its length in steps."""
+        self._episode += 1
+        row = {
+            "episode": self._episode,
+            "env": env,
+            "step": step,
+            "episode_return": float(return_),
+            "episode_length": length,
+        }
+        for name, value in row.items():
+            self._episodes.setdefault(name, []).append(value)
+
+    def end_update(
+        self,
+        *,
+        step: int | None = None,
+        stopped_early: bool | None = None,
+        epochs: int | None = None,
+        policy_std: Tensor | float | None = None,
+    ) -> None:
+        """Close the PPO update: reduce what was recorded and hand it to the writer. The next one begins.
+
+        Args:
+            step: environment steps taken so far.
+            stopped_early: the trainer left the epochs early.
+            epochs: epochs begun; known by itself where minibatches tell theirs.
+            policy_std: mean standard deviation of a Gaussian policy.
+        """
+        if not self._recording:
+            return
+        try:
+            self._hand_over(step, stopped_early, epochs, policy_std)
+        except Exception as error:
+            self._failed("end_update", error)
+        finally:
+            self._start_update(self._update + 1)
+
+    def flush(self, timeout: float = 30.0) -> bool:
+        """Wait until everything handed over so far is written; False if that took longer than `timeout` seconds."""
+        return True if self._writer is None else self._writer.flush(timeout)
+
+    def close(self, how: str = "finished", error: BaseException | str | None = None) -> None:
+        """Write what is left and mark the run as ended: `finished`, or `raised` with the error. A second call does
+        nothing. An update not closed by `end_update` is written too if it holds a minibatch."""
+        if not self._recording or self._writer is None or self._folder is None:
+            return
+        if self._minibatches:
+            self.end_update()
+        self._recording = False
+        if self._step_hook is not None:
+            self._step_hook.remove()
+        message = error if error is None or isinstance(error, str) else f"{type(error).__name__}: {error}"
+        try:
+            self._writer.close(how=how, error=message)
+            self._folder.finish(how, error=message, updates=self._writer.committed, lost=self._writer.lost)
+        except Exception as problem:
+            log.error("The end of run %s could not be written: %s", self.run_id, problem)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close("finished" if error is None else "raised", error)
+
+    @contextlib.contextmanager
+    def guarded(self, what: str) -> Iterator[None]:
+        """For adapters: a failure within is the recorder's own, and is counted and told instead of raised."""
+        try:
+            yield
+        except Exception as error:
+            self._failed(what, error)
+
+    # --- an update's state ------------------------------------------------------------------------------------------
+
+    def _start_update(self, update: int) -> None:
+        self._update = update
+        self._minibatches = 0
+        self._newest = self._stepped = None
+        self._first_minibatch = None
+        self._pieces: list[Piece] = []
+        self._reduced: dict[str, Tensor] = {}
+        self._rollout_names = ()
+        self._places = None
+        self._layers: list[tuple[list[dict[str, Any]], tuple[Packed, Tensor] | None]] = []
+        self._episodes: dict[str, list[Any]] = {}
+        self._ring.clear()
+
+    def _hand_over(
+        self,
+        step: int | None,
+        stopped_early: bool | None,
+        epochs: int | None,
+        policy_std: Tensor | float | None,
+    ) -> None:
+        if not self._layers and (self._step_hook is None or self._stepped is not None):
+            # Without a step in this update the gradients, if any, are those of an earlier one.
+            of = self._newest if self._step_hook is None else self._stepped
+            self._take_layers(of, True if of is not None and of.norm_seen else None)
+        now = time.monotonic()
+        first = self._first_minibatch
+        self._reduce_ring()
+        reduced = dict(self._reduced)
+        for i, piece in enumerate(self._pieces):
+            reduced |= {
+                f"{i}.statistics": piece.statistics.values,
+                f"{i}.norms": piece.grad_norms,
+                f"{i}.histogram": piece.histogram[0],
+                f"{i}.histogram_nan": piece.histogram[1],
+                f"{i}.exemplars": piece.exemplars.values,
+            }
+            if piece.actions is not None:
+                reduced[f"{i}.actions"] = piece.actions
+        measured = [packed for _, packed in self._layers if packed is not None]
+        if measured:
+            reduced["layers"] = torch.cat([packed.values for packed, _ in measured])
+            reduced["layer_histograms"] = torch.cat([histogram for _, histogram in measured])
+        notes = self._settings | {
+            "step": step,
+            "progress": self._progress(step),
+            "stopped_early": stopped_early,
+            "epochs": epochs if epochs is not None else self._last_epoch(),
+            "rollout_s": None if first is None else first - self._boundary,
+            "update_s": None if first is None else now - first,
+        }
+        if isinstance(policy_std, Tensor):
+            reduced["policy_std"] = policy_std.detach().to(torch.float64).mean()
+        else:
+            notes["policy_std"] = policy_std
+        given = UpdateInput(
+            identity=self._identity(self._update),
+            definition=self._definition,
+            update_notes=notes,
+            pieces=self._pieces,
+            transfer=Transfer(reduced),
+            rollout_names=self._rollout_names,
+            layers=[row for rows, _ in self._layers for row in rows],
+            layer_names=measured[0][0].names if measured else (),
+            exemplar_places=self._places,
+            episodes=self._episodes,
+            with_minibatches=self.level >= Level.NORMAL,
+        )
+        self._boundary = now
+        assert self._writer is not None
+        self._writer.put(self._update, functools.partial(build, given))
+
+    @staticmethod
+    def _catch_up(folder: RunFolder, watcher: Watcher) -> None:
+        try:
+            watcher.catch_up(folder.path, {a.attempt: a.from_update for a in folder.manifest.attempts})
+        except Exception as error:
+            log.warning("The rules watch run %s as if it began here; its past cannot be read: %s", folder.run_id, error)
+
+    def _reduce_ring(self) -> None:
+        piece = self._ring.reduce()
+        if piece is not None:
+            self._pieces.append(piece)
+
+    def _take_layers(self, notes: MinibatchNotes | None, after_clipping: bool | None) -> None:
+        model = None if self._model is None else self._model()
+        if model is None:
+            return
+        parameters = list(model.named_parameters())
+        # A sparse gradient has no dense statistics; it is told as present and not measured.
+        dense = [p for _, p in parameters if p.grad is not None and not p.grad.is_sparse]
+        rows = [
+            {
+                "epoch": None if notes is None else notes.epoch,
+                "minibatch": self._minibatches if notes is None else notes.minibatch,
+                "layer": name,
+                "has_grad": p.grad is not None,
+                "measured": p.grad is not None and not p.grad.is_sparse,
+                "after_clipping": after_clipping,
+                "n": p.numel(),
+            }
+            for name, p in parameters
+        ]
+        reduced = layer_statistics(dense) if dense else None
+        if self.level < Level.DEBUG:
+            self._layers.clear()
+        self._layers.append((rows, reduced))
+
+    def _on_step(self, *_: Any) -> None:
+        if self._newest is not None:
+            self._newest.stepped = True
+            self._stepped = self._newest
+
+    def _learning_rate(self) -> float | None:
+        optimizer = None if self._optimizer is None else self._optimizer()
+        if optimizer is None:
+            return None
+        rate = optimizer.param_groups[0]["lr"]
+        return float(rate) if isinstance(rate, int | float) else None  # reading a tensor may wait for the device
+
+    def _last_epoch(self) -> int | None:
+        return self._pieces[-1].notes[-1].epoch if self._pieces else None
+
+    def _progress(self, step: int | None) -> float | None:
+        if self._total_updates:
+            return min(self._update / self._total_updates, 1.0)
+        if self._total_steps and step is not None:
+            return min(step / self._total_steps, 1.0)
+        return None
+
+    def _identity(self, update: int) -> dict[str, Any]:
+        assert self._folder is not None
+        return {
+            "run_id": self._folder.run_id,
+            "attempt": self._folder.attempt,
+            "rank": self._folder.rank,
+            "update": update,
+            "time": datetime.now(UTC),
+            "elapsed_s": time.monotonic() - self._started,
+        }
+
+    def _failed(self, what: str, error: Exception) -> None:
+        if self._writer is not None:
+            self._writer.lose(self._update, "reduce_failed", detail=f"{what}: {type(error).__name__}: {error}")
+        log.debug("recorder call %s failed", what, exc_info=error)
+
+    def _open(
+        self,
+        root: str | Path,
+        name: str,
+        config: Mapping[str, Any] | None,
+        trainer: str | Mapping[str, Any],
+        resume: str | None,
+        from_update: int | None,
+    ) -> RunFolder:
+        about: dict[str, Any] = {
+            "trainer": {"name": trainer} if isinstance(trainer, str) else trainer,
+            "definition": self._definition,
+            "config": config,
+            "versions": _versions(),
+            "level": self.level.name.lower(),
+            "rules": None if self._rules is None else (self._rules.name, self._rules.text),
+            "total_updates": self._total_updates,
+            "total_steps": self._total_steps,
+        }
+        if resume is None:
+            return RunFolder.create(root, name, **about)
+        if from_update is None:
+            from_update = last_update(Path(root) / resume) + 1
+        return RunFolder.resume(root, resume, from_update=from_update, **about)
+
+
+def _length(name: str, length: Any) -> int | None:
+    """The length of a training as it was told, checked."""
+    if length is None:
+        return None
+    whole = getattr(type(length), "__index__", None)  # NumPy's whole numbers too
+    if whole is None or isinstance(length, bool) or whole(length) < 1:
+        raise ValueError(f"{name} is {length!r}; give the length of the training as a whole number from 1, or None")
+    return int(length)
+
+
+def _close_at_exit(reference: weakref.ref[Recorder]) -> None:
+    recorder = reference()
+    if recorder is not None:
+        error = getattr(sys, "last_value", None)  # the exception that ended the process
+        recorder.close("raised", error or "the process ended before the recorder was closed")
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what is loaded and matters to a recording."""
+    modules = ("torch", "numpy", "pyarrow", "stable_baselines3", "sb3_contrib", "gymnasium", "rsl_rl", "torchrl")
+    found: dict[str, Any] = {name: getattr(sys.modules.get(name), "__version__", None) for name in modules}
+    return {name: str(version) for name, version in found.items() if version is not None}

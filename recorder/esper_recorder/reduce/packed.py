@@ -1,0 +1,84 @@
+"""A packed result: many statistics in one float64 tensor, with their names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Statistics by name: `values[..., i]` is the one called `names[i]`.
+
+    Counts are whole numbers, exact in float64 up to 2^53.
+    """
+
+    names: tuple[str, ...]
+    values: Tensor
+
+
+@dataclass(slots=True)
+class Collector:
+    """Gathers statistics under their names and packs them at the end."""
+
+    names: list[str] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+    def add(self, name: str, value: Tensor) -> None:
+        self.names.append(name)
+        self.values.append(value.to(torch.float64))
+
+    def pack(self) -> Packed:
+        """Stack along a new last dimension."""
+        return Packed(tuple(self.names), torch.stack(self.values, dim=-1))
+
+
+def count(where: Tensor) -> Tensor:
+    """How many elements of the last dimension are true."""
+    return where.sum(dim=-1)
+
+
+def finite_sum(x: Tensor, valid: Tensor) -> Tensor:
+    """Float64 sum over the last dimension of the elements that are finite and valid."""
+    return torch.where(valid & torch.isfinite(x), x, 0).sum(dim=-1, dtype=torch.float64)
+
+
+def finite_sums(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Float64 sum and sum of squares over the last dimension of the elements that are finite and valid."""
+    wide = torch.where(valid & torch.isfinite(x), x, 0).to(torch.float64)
+    return wide.sum(dim=-1), (wide * wide).sum(dim=-1)
+
+
+def extremes(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest valid number of the last dimension, infinities included; NaN where there is none."""
+    if x.shape[-1] == 0:
+        nothing = torch.full(x.shape[:-1], torch.nan, dtype=torch.float64, device=x.device)
+        return nothing, nothing
+    number = valid & ~torch.isnan(x)
+    lowest = torch.where(number, x, torch.inf).amin(dim=-1)
+    highest = torch.where(number, x, -torch.inf).amax(dim=-1)
+    some = number.any(dim=-1)
+    return torch.where(some, lowest, torch.nan), torch.where(some, highest, torch.nan)
+
+
+def count_nonfinite(into: Collector, name: str, x: Tensor, valid: Tensor) -> None:
+    """Add `<name>_nan`, `<name>_posinf` and `<name>_neginf`."""
+    into.add(f"{name}_nan", count(valid & torch.isnan(x)))
+    into.add(f"{name}_posinf", count(valid & (x == torch.inf)))
+    into.add(f"{name}_neginf", count(valid & (x == -torch.inf)))
+
+
+def from_host(values: Sequence[float | bool | int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A small host list as a tensor on the device, without waiting for the device."""
+    tensor = torch.tensor(values, dtype=dtype, device="cpu")  # whatever the trainer's default device is
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def wide_enough(x: Tensor) -> Tensor:
+    """Half types as float32, others as they are: the precision elementwise terms are computed in."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

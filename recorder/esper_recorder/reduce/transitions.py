@@ -1,0 +1,242 @@
+"""What a set of transitions adds up to: the policy and value sides of the PPO loss.
+
+Elementwise terms are computed in the precision of their inputs (float32 for half types), in the order the trainers
+compute them, so that a library's own figures can be reproduced; sums are float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from esper_recorder.reduce.packed import (
+    Collector,
+    Packed,
+    count,
+    count_nonfinite,
+    extremes,
+    finite_sum,
+    finite_sums,
+    wide_enough,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The elementwise terms of a set of transitions, each of shape [..., n] or None where not given.
+
+    Attributes:
+        valid: bool, False on padding.
+        log_ratio: new minus old log-probability, nats.
+        advantage: as the loss used it.
+        raw_advantage: before normalisation.
+        entropy: nats. entropy_max: log of the number of valid actions, nats; zero where there was no choice.
+        value, target: prediction and return. old_value: the prediction when the action was taken.
+    """
+
+    valid: Tensor
+    log_ratio: Tensor
+    advantage: Tensor | None
+    raw_advantage: Tensor | None
+    entropy: Tensor | None
+    entropy_max: Tensor | None
+    value: Tensor | None
+    target: Tensor | None
+    old_value: Tensor | None
+
+
+def terms(fields: Mapping[str, Tensor], *, valid: Tensor, normalize: Tensor | None = None) -> Terms:
+    """Complete the fields of a minibatch to the terms its loss is made of.
+
+    Args:
+        fields: tensors of shape [..., n] by name: `log_ratio`, or `new_log_prob` and `old_log_prob`; optionally
+            `advantage`, `raw_advantage`, `entropy`, `entropy_max`, `value`, `value_target`, `old_value`.
+        valid: bool [..., n], False on padding.
+        normalize: bool [...], where the loss normalises `raw_advantage` over the minibatch: subtract the mean,
+            divide by the unbiased standard deviation + 1e-8 (Stable-Baselines3, CleanRL). Used where `advantage`
+            is not given.
+    """
+    get = {name: wide_enough(x) for name, x in fields.items()}.get
+    new, old, raw = get("new_log_prob"), get("old_log_prob"), get("raw_advantage")
+    log_ratio = get("log_ratio")
+    if log_ratio is None:
+        if new is None or old is None:
+            raise ValueError("a minibatch needs log_ratio, or new_log_probs and old_log_probs")
+        log_ratio = new - old
+    advantage = get("advantage")
+    if advantage is None and raw is not None:
+        advantage = raw if normalize is None else torch.where(normalize[..., None], _normalized(raw, valid), raw)
+    return Terms(
+        valid=valid,
+        log_ratio=log_ratio,
+        advantage=advantage,
+        raw_advantage=raw,
+        entropy=get("entropy"),
+        entropy_max=get("entropy_max"),
+        value=get("value"),
+        target=get("value_target"),
+        old_value=get("old_value"),
+    )
+
+
+def transition_statistics(
+    t: Terms,
+    *,
+    clip_range: Tensor | None = None,
+    value_clip_range: Tensor | None = None,
+    pessimistic_value_clip: bool = True,
+) -> Packed:
+    """Counts and sums over the last dimension, named as in the tables `minibatches` and `ppo_updates`.
+
+    Args:
+        t: the terms, of shape [..., n].
+        clip_range: float64 [...], the clip range of the ratio; NaN where none was told.
+        value_clip_range: float64 [...], the clip range of the value; NaN where values are not clipped.
+        pessimistic_value_clip: the clipped value loss is the larger of the clipped and the unclipped squared error
+            (PPO2, CleanRL, rsl_rl); otherwise the error of the clipped prediction alone (Stable-Baselines3).
+    """
+    out = Collector()
+    valid = t.valid
+    ratio = torch.exp(t.log_ratio)
+    out.add("n", count(valid))
+    _ratio_statistics(out, t.log_ratio, ratio, valid)
+    if clip_range is not None:
+        _clip_statistics(out, ratio, t.advantage, valid, clip_range[..., None])
+    if t.entropy is not None:
+        _entropy_statistics(out, t.entropy, t.entropy_max, valid)
+    if t.advantage is not None:
+        _moments(out, "advantage", t.advantage, valid)
+        out.add("advantage_positive_count", count(valid & (t.advantage > 0)))
+    if t.raw_advantage is not None:
+        total, total_sq = finite_sums(t.raw_advantage, valid)
+        out.add("raw_advantage_n", count(valid & torch.isfinite(t.raw_advantage)))
+        out.add("raw_advantage_sum", total)
+        out.add("raw_advantage_sum_sq", total_sq)
+    if t.value is not None:
+        _moments(out, "value", t.value, valid)
+    if t.target is not None:
+        _moments(out, "return", t.target, valid)
+    if t.value is not None and t.target is not None:
+        _residual_statistics(out, t.value, t.target, valid)
+        loss = _value_loss(t, value_clip_range, pessimistic=pessimistic_value_clip)
+        out.add("value_loss_n", count(valid & torch.isfinite(loss)))
+        out.add("value_loss_sum", finite_sum(loss, valid))
+    return out.pack()
+
+
+def rollout_statistics(fields: Mapping[str, Tensor]) -> Packed:
+    """Counts and sums over a whole rollout, named `rollout_*` as in the table `ppo_updates`.
+
+    Args:
+        fields: 1-d tensors of one length: any of `value`, `return`, `advantage`, `reward`.
+    """
+    out = Collector()
+    tensors = {name: wide_enough(x) for name, x in fields.items()}
+    first = next(iter(tensors.values()))
+    valid = torch.ones_like(first, dtype=torch.bool)
+    out.add("rollout_n", count(valid))
+    out.add("rollout_nonfinite", torch.stack([count(~torch.isfinite(x)) for x in tensors.values()]).sum())
+    for name, x in tensors.items():
+        total, total_sq = finite_sums(x, valid)
+        out.add(f"rollout_{name}_n", count(torch.isfinite(x)))
+        out.add(f"rollout_{name}_sum", total)
+        out.add(f"rollout_{name}_sum_sq", total_sq)
+        if name in ("advantage", "reward"):
+            lowest, highest = extremes(x, valid)
+            out.add(f"rollout_{name}_min", lowest)
+            out.add(f"rollout_{name}_max", highest)
+    if "value" in tensors and "return" in tensors:
+        value, target = tensors["value"], tensors["return"]
+        residual = target - value
+        total, total_sq = finite_sums(residual, valid)
+        out.add("rollout_residual_n", count(torch.isfinite(residual)))
+        out.add("rollout_residual_sum", total)
+        out.add("rollout_residual_sum_sq", total_sq)
+        out.add("rollout_value_return_sum", finite_sum(value.to(torch.float64) * target.to(torch.float64), valid))
+    return out.pack()
+
+
+def _normalized(raw: Tensor, valid: Tensor) -> Tensor:
+    n = valid.sum(dim=-1, keepdim=True)
+    wide = torch.where(valid, raw, 0).to(torch.float64)
+    mean = wide.sum(dim=-1, keepdim=True) / n
+    deviation = torch.where(valid, raw.to(torch.float64) - mean, 0)
+    std = torch.sqrt((deviation * deviation).sum(dim=-1, keepdim=True) / (n - 1))
+    return ((raw - mean) / (std + 1e-8)).to(raw.dtype)
+
+
+def _ratio_statistics(out: Collector, log_ratio: Tensor, ratio: Tensor, valid: Tensor) -> None:
+    _moments(out, "log_ratio", log_ratio, valid)
+    out.add("ratio_nonfinite", count(valid & ~torch.isfinite(ratio)))
+    total, total_sq = finite_sums(ratio, valid)
+    lowest, highest = extremes(ratio, valid)
+    out.add("ratio_sum", total)
+    out.add("ratio_sum_sq", total_sq)
+    out.add("ratio_min", lowest)
+    out.add("ratio_max", highest)
+    out.add("k1_sum", -finite_sum(log_ratio, valid))
+    out.add("k3_sum", finite_sum((ratio - 1) - log_ratio, valid))
+
+
+def _clip_statistics(
+    out: Collector, ratio: Tensor, advantage: Tensor | None, valid: Tensor, clip_range: Tensor
+) -> None:
+    known = ~torch.isnan(clip_range)
+    outside = valid & known & ((ratio - 1).abs() > clip_range.to(ratio.dtype))
+    low, high = outside & (ratio < 1), outside & (ratio > 1)
+    out.add("clip_low_count", count(low))
+    out.add("clip_high_count", count(high))
+    if advantage is None:
+        return
+    out.add("clip_low_active_count", count(low & (advantage < 0)))
+    out.add("clip_high_active_count", count(high & (advantage > 0)))
+    clipped = torch.clamp(ratio, (1 - clip_range).to(ratio.dtype), (1 + clip_range).to(ratio.dtype))
+    loss = torch.where(known, -torch.minimum(advantage * ratio, advantage * clipped), torch.nan)
+    out.add("policy_loss_n", count(valid & torch.isfinite(loss)))
+    out.add("policy_loss_sum", finite_sum(loss, valid))
+
+
+def _entropy_statistics(out: Collector, entropy: Tensor, entropy_max: Tensor | None, valid: Tensor) -> None:
+    count_nonfinite(out, "entropy", entropy, valid)
+    out.add("entropy_sum", finite_sum(entropy, valid))
+    if entropy_max is None:
+        return
+    choice = valid & (entropy_max > 0) & torch.isfinite(entropy)
+    out.add("entropy_normalized_n", count(choice))
+    out.add("entropy_normalized_sum", finite_sum(entropy / torch.where(choice, entropy_max, 1), choice))
+
+
+def _residual_statistics(out: Collector, value: Tensor, target: Tensor, valid: Tensor) -> None:
+    residual = target - value
+    total, total_sq = finite_sums(residual, valid)
+    out.add("residual_n", count(valid & torch.isfinite(residual)))
+    out.add("residual_sum", total)
+    out.add("residual_sum_sq", total_sq)
+    out.add("residual_abs_max", extremes(residual.abs(), valid)[1])
+    out.add("value_return_sum", finite_sum(value.to(torch.float64) * target.to(torch.float64), valid))
+
+
+def _value_loss(t: Terms, value_clip_range: Tensor | None, *, pessimistic: bool) -> Tensor:
+    assert t.value is not None and t.target is not None
+    plain = (t.target - t.value) ** 2
+    if t.old_value is None or value_clip_range is None:
+        return plain
+    limit = value_clip_range[..., None]
+    bound = torch.nan_to_num(limit, nan=0.0).to(t.value.dtype)
+    clipped = (t.target - (t.old_value + torch.clamp(t.value - t.old_value, -bound, bound))) ** 2
+    if pessimistic:
+        clipped = torch.maximum(plain, clipped)
+    return torch.where(torch.isnan(limit), plain, clipped)
+
+
+def _moments(out: Collector, name: str, x: Tensor, valid: Tensor) -> None:
+    count_nonfinite(out, name, x, valid)
+    total, total_sq = finite_sums(x, valid)
+    lowest, highest = extremes(x, valid)
+    out.add(f"{name}_sum", total)
+    out.add(f"{name}_sum_sq", total_sq)
+    out.add(f"{name}_min", lowest)
+    out.add(f"{name}_max", highest)

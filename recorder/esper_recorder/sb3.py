@@ -1,0 +1,407 @@
+"""Stable-Baselines3: PPO, and sb3-contrib's MaskablePPO and RecurrentPPO.
+
+    from esper_recorder.sb3 import RecorderCallback
+    model.learn(1_000_000, callback=RecorderCallback("runs/"))
+
+Nothing of the trainer is copied or changed for good. While an update runs, and only then, some of its calls are
+listened to: the rollout buffer's `get` (an epoch begins, and its minibatches), `_get_samples` (which transitions they
+are made of) and `reset` (the update is over), the policy's `evaluate_actions` (new log-probabilities, values,
+entropies), and `torch.nn.utils.clip_grad_norm_` (the gradient norm before clipping). The optimizer's step hook tells
+which minibatches were stepped on. Between updates the model is as it would be without a recorder, so nothing ends up
+in `model.save()`.
+
+Metrics follow Stable-Baselines3's own definitions (`contract.metrics`, definition `sb3`).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+
+from esper_recorder.contract.rules import load_rules
+from esper_recorder.levels import Level
+from esper_recorder.recorder import Recorder
+
+_CONFIG = (
+    "n_steps",
+    "batch_size",
+    "n_epochs",
+    "gamma",
+    "gae_lambda",
+    "normalize_advantage",
+    "ent_coef",
+    "vf_coef",
+    "max_grad_norm",
+    "use_sde",
+    "sde_sample_freq",
+    "target_kl",
+    "seed",
+    "n_envs",
+    "policy_kwargs",
+)
+
+
+_LIBRARIES = {"stable_baselines3": "stable-baselines3", "sb3_contrib": "sb3-contrib"}
+
+
+class RecorderCallback(BaseCallback):
+    """Records the PPO training it is given to.
+
+    Args:
+        root: folder the run's folder is made in.
+        name: first part of the run's id; by default the environment's id, or the algorithm's name.
+        config: kept in run.json beside the algorithm's hyperparameters.
+        level: `off`, `minimal`, `normal` or `debug`, see `Recorder`.
+        rules: profile or rules file to watch the run with, or None.
+        resume: run_id of a run to continue as a new attempt.
+
+    Raises:
+        ValueError: level or rules are not known. TypeError (when training begins): the algorithm is not a PPO.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        name: str | None = None,
+        config: dict[str, Any] | None = None,
+        level: str = "normal",
+        rules: str | Path | None = "default",
+        resume: str | None = None,
+    ) -> None:
+        super().__init__()
+        Level.parse(level)
+        if rules is not None:
+            load_rules(rules)
+        self._root, self._name, self._config = Path(root), name, config
+        self._level, self._rules, self._resume = level, rules, resume
+        self.recorder: Recorder | None = None
+        self._listener: _UpdateListener | None = None
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the run being recorded, or recorded last."""
+        return None if self.recorder is None else self.recorder.run_id
+
+    @property
+    def path(self) -> Path | None:
+        """Its folder."""
+        return None if self.recorder is None else self.recorder.path
+
+    def _on_training_start(self) -> None:
+        model: Any = self.model
+        missing = [
+            what
+            for what, has in (
+                ("policy.evaluate_actions", hasattr(model.policy, "evaluate_actions")),
+                ("rollout_buffer", hasattr(model, "rollout_buffer")),
+                ("n_epochs", hasattr(model, "n_epochs")),
+                ("clip_range", hasattr(model, "clip_range")),
+            )
+            if not has
+        ]
+        if missing:
+            raise TypeError(
+                f"RecorderCallback records PPO, MaskablePPO and RecurrentPPO; {type(model).__name__} has no "
+                f"{', '.join(missing)}."
+            )
+        if self.recorder is not None:
+            self.recorder.close("raised", "the training before did not come back to the callback")
+        library = type(model).__module__.split(".")[0]
+        resume = self._resume
+        if not self.locals.get("reset_num_timesteps", True) and self.run_id is not None:
+            resume = self.run_id  # learn() goes on with the same run
+        self.recorder = Recorder(
+            self._root,
+            name=self._name or _default_name(model),
+            config=_hyperparameters(model) | (self._config or {}),
+            total_steps=int(model._total_timesteps) or None,
+            model=model.policy,
+            optimizer=model.policy.optimizer,
+            level=self._level,
+            rules=self._rules,
+            resume=resume,
+            trainer=f"{_LIBRARIES.get(library, library)} {type(model).__name__}",
+            definition="sb3",
+        )
+        self.recorder.settings(
+            epochs_planned=int(model.n_epochs),
+            target_kl=model.target_kl,
+            entropy_coef=float(model.ent_coef),
+            value_coef=float(model.vf_coef),
+            max_grad_norm=float(model.max_grad_norm),
+        )
+
+    def _on_step(self) -> bool:
+        dones = self.locals.get("dones")
+        if self.recorder is not None and dones is not None and dones.any():
+            with self.recorder.guarded("episode"):
+                self._take_episodes(self.recorder, np.flatnonzero(dones))
+        return True
+
+    def _take_episodes(self, recorder: Recorder, envs: Any) -> None:
+        for env in envs:
+            episode = self.locals["infos"][env].get("episode")  # put there by gymnasium's or SB3's Monitor
+            if episode is not None:
+                recorder.episode(
+                    return_=float(episode["r"]), length=int(episode["l"]), env=int(env), step=self.num_timesteps
+                )
+
+    def _on_rollout_end(self) -> None:
+        # An update follows, unless a callback behind this one stops the training.
+        if self.recorder is not None:
+            with self.recorder.guarded("rollout"):
+                self._listener = _UpdateListener(self.model, self.recorder)
+                self._listener.attach()
+
+    def _on_rollout_start(self) -> None:
+        self._end_update()
+
+    def _on_training_end(self) -> None:
+        self._end_update()
+        if self.recorder is not None:
+            self.recorder.close()
+
+    def _end_update(self) -> None:
+        if self._listener is not None:
+            self._listener.end()
+            self._listener = None
+
+
+class _UpdateListener:
+    """Listens to one call of the algorithm's `train()`.
+
+    learn() tells nobody when it fails, so a listener may be left behind: it then ends with the next rollout into the
+    same buffer, or is collected with the model it listens to.
+    """
+
+    def __init__(self, model: Any, recorder: Recorder) -> None:
+        self._model, self._recorder = model, recorder
+        self._policy, self._buffer = model.policy, model.rollout_buffer
+        self._recurrent = hasattr(self._policy, "lstm_actor")
+        self._contrib = self._recurrent or hasattr(self._buffer, "action_masks")
+        self._thread = threading.get_ident()
+        self._timesteps = int(model.num_timesteps)
+        self._epoch = 0
+        self._seen = self._stepped = 0  # minibatches evaluated, and those whose gradients were clipped for a step
+        self._samples: Any = None
+        self._indices: Any = None
+        self._evaluated = False  # and no step since
+        self._clip_range: float | None = None
+        self._value_clip_range: float | None = None
+        self._undo: list[Callable[[], None]] = []
+        self._live = self._ended = False
+        size = self._buffer.buffer_size * self._buffer.n_envs
+        per_epoch = 1 if model.batch_size is None else math.ceil(size / model.batch_size)
+        self._planned = int(model.n_epochs) * per_epoch
+        self._entropy_max = _entropy_bounds(model.action_space, self._buffer)
+
+    def attach(self) -> None:
+        """Take note of the rollout and begin to listen."""
+        buffer = self._buffer
+        self._recorder.rollout(
+            values=buffer.values,
+            returns=buffer.returns,
+            advantages=buffer.advantages,
+            rewards=buffer.rewards,
+            actions=buffer.actions,
+            index_order="env_major",
+        )
+        self._live = True
+        self._shadow(buffer, "get", self._get)
+        if hasattr(buffer, "_get_samples"):
+            self._shadow(buffer, "_get_samples", self._get_samples)
+        self._shadow(buffer, "reset", self._reset)
+        self._shadow(self._policy, "evaluate_actions", self._evaluate_actions)
+        self._shadow_clipping()
+
+    def detach(self) -> None:
+        """Give back every call listened to."""
+        self._live = False
+        while self._undo:
+            self._undo.pop()()
+
+    def end(self) -> None:
+        """Stop listening and close the update, if there was one."""
+        self.detach()
+        if self._ended or not self._epoch:
+            return  # train() never ran: the training was stopped after the rollout
+        self._ended = True
+        std = None
+        with self._recorder.guarded("policy_std"):
+            log_std = getattr(self._policy, "log_std", None)
+            std = None if log_std is None else torch.exp(log_std.detach()).mean()
+        self._recorder.end_update(
+            step=self._timesteps, stopped_early=self._stepped < self._planned, epochs=self._epoch, policy_std=std
+        )
+
+    # --- the calls listened to ----------------------------------------------------------------------------------
+
+    def _get(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[Any]:
+        self._epoch += 1
+        if self._epoch == 1:
+            with self._recorder.guarded("clip_range"):
+                # As train() asks: learn() has moved the progress on since the rollout ended.
+                progress = self._model._current_progress_remaining
+                self._clip_range = float(self._model.clip_range(progress))
+                schedule = self._model.clip_range_vf
+                self._value_clip_range = None if schedule is None else float(schedule(progress))
+        for samples in original(*args, **kwargs):
+            self._samples = samples
+            yield samples
+
+    def _get_samples(self, original: Callable[..., Any], batch_inds: Any, *args: Any, **kwargs: Any) -> Any:
+        self._indices = batch_inds
+        return original(batch_inds, *args, **kwargs)
+
+    def _reset(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.end()  # a rollout begins, so the update is over, however it ended
+        return original(*args, **kwargs)
+
+    def _evaluate_actions(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            result = original(*args, **kwargs)
+        except BaseException as error:
+            # learn() has no way to tell callbacks. A NaN policy raises here, one minibatch after the step at fault.
+            self.detach()
+            self._recorder.close("raised", error)
+            raise
+        samples, indices = self._samples, self._indices
+        self._samples = self._indices = None
+        if samples is not None:  # else it is another call for the same minibatch
+            self._seen += 1
+            self._evaluated = True
+            with self._recorder.guarded("minibatch"):
+                self._record(samples, indices, *result)
+        return result
+
+    def _record(self, samples: Any, indices: Any, values: Any, log_prob: Any, entropy: Any) -> None:
+        mask = samples.mask > 1e-8 if self._recurrent else None
+        # Of a single transition PPO leaves the advantage as it is; the others make NaN of it.
+        normalize = self._model.normalize_advantage and (self._contrib or len(samples.advantages) > 1)
+        bounds: Any = self._entropy_max
+        if isinstance(bounds, np.ndarray):
+            bounds = None if indices is None else torch.from_numpy(bounds[indices]).to(log_prob.device)
+        self._recorder.minibatch(
+            new_log_probs=log_prob,
+            old_log_probs=samples.old_log_prob,
+            raw_advantages=samples.advantages,
+            normalize_advantages=normalize,
+            entropy=-log_prob if entropy is None else entropy,  # SB3's estimate where there is no closed form
+            entropy_max=bounds,
+            values=values,
+            returns=samples.returns,
+            old_values=samples.old_values,
+            mask=mask,
+            clip_range=self._clip_range,
+            value_clip_range=self._value_clip_range,
+            epoch=self._epoch,
+            index=indices if mask is None or indices is None else _padded(indices, mask),
+        )
+
+    def _clip_grad_norm(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not (self._live and self._evaluated) or threading.get_ident() != self._thread:
+            return original(*args, **kwargs)
+        self._evaluated = False
+        self._stepped += 1
+        if self._seen == self._planned or self._recorder.level >= Level.DEBUG:
+            self._recorder.layers(after_clipping=False)
+        norm = original(*args, **kwargs)
+        self._recorder.gradients(total_norm=norm)
+        return norm
+
+    # --- getting there and back -------------------------------------------------------------------------------------
+
+    def _shadow(self, owner: Any, name: str, listener: Callable[..., Any]) -> None:
+        """Put a listener before a method, in the instance's own dict: the class stays as it is."""
+        before = owner.__dict__.get(name)
+        shadow = functools.partial(listener, getattr(owner, name))
+        owner.__dict__[name] = shadow
+
+        def undo() -> None:
+            if owner.__dict__.get(name) is not shadow:
+                return  # someone else has put theirs on top
+            if before is None:
+                del owner.__dict__[name]
+            else:
+                owner.__dict__[name] = before
+
+        self._undo.append(undo)
+
+    def _shadow_clipping(self) -> None:
+        """The trainers look `clip_grad_norm_` up in its module at every call."""
+        original = torch.nn.utils.clip_grad_norm_
+        # The module outlives every training: what it holds must not keep a model alive.
+        reference = weakref.ref(self)
+
+        @functools.wraps(original)
+        def shadow(*args: Any, **kwargs: Any) -> Any:
+            listener = reference()
+            if listener is None:
+                return original(*args, **kwargs)
+            return listener._clip_grad_norm(original, *args, **kwargs)
+
+        def undo() -> None:
+            if torch.nn.utils.clip_grad_norm_ is shadow:
+                torch.nn.utils.clip_grad_norm_ = original
+
+        torch.nn.utils.clip_grad_norm_ = shadow
+        self._undo.append(undo)
+        weakref.finalize(self, undo).atexit = False
+
+
+def _padded(indices: Any, mask: torch.Tensor) -> torch.Tensor | None:
+    """Positions of a minibatch of padded sequences, -1 on padding; None where telling would wait for the device."""
+    if mask.device.type != "cpu":
+        return None
+    padded = torch.full(mask.shape, -1, dtype=torch.int64)
+    padded[mask] = torch.as_tensor(indices)
+    return padded
+
+
+def _entropy_bounds(space: Any, buffer: Any) -> float | np.ndarray | None:
+    """Log of the number of valid actions, nats; per transition in env-major order where actions are masked."""
+    if isinstance(space, spaces.Discrete):
+        sizes = [int(space.n)]
+    elif isinstance(space, spaces.MultiDiscrete):
+        sizes = [int(n) for n in space.nvec.reshape(-1)]
+    elif isinstance(space, spaces.MultiBinary):
+        sizes = [2] * int(np.prod(space.shape))
+    else:
+        return None
+    masks = getattr(buffer, "action_masks", None)
+    if masks is None:
+        return math.fsum(math.log(n) for n in sizes)
+    steps, envs = buffer.buffer_size, buffer.n_envs
+    by_transition = masks.reshape(steps, envs, -1).swapaxes(0, 1).reshape(steps * envs, -1)
+    parts = np.split(by_transition, np.cumsum(sizes)[:-1], axis=1)
+    bounds: np.ndarray = sum(np.log(np.maximum(part.sum(axis=1), 1)) for part in parts)
+    return bounds.astype(np.float32)
+
+
+def _default_name(model: Any) -> str:
+    spec = getattr(getattr(model.env.unwrapped, "envs", [None])[0], "spec", None)
+    algorithm = type(model).__name__
+    return algorithm if spec is None else f"{algorithm}-{spec.id}"
+
+
+def _hyperparameters(model: Any) -> dict[str, Any]:
+    """What the algorithm was made with; schedules by their value at the start."""
+    config = {name: getattr(model, name) for name in _CONFIG if hasattr(model, name)}
+    config["learning_rate"] = float(model.lr_schedule(1.0))
+    config["clip_range"] = float(model.clip_range(1.0))
+    config["clip_range_vf"] = None if model.clip_range_vf is None else float(model.clip_range_vf(1.0))
+    config["policy"] = type(model.policy).__name__
+    config["device"] = str(model.device)
+    config["total_timesteps"] = int(model._total_timesteps)
+    return config

@@ -1,0 +1,82 @@
+"""The rules, run on each update as it is written: in the writer thread, behind the queue.
+
+What was dropped before it is a gap to the watcher as it is to a replay, so replaying a run with its own rules gives
+its own alarms.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from esper_recorder.contract.evaluator import RuleEvaluator
+from esper_recorder.contract.rules import RuleSet
+from esper_recorder.reading import list_row_files
+
+Columns = Mapping[str, Sequence[Any]]
+
+
+class Watcher:
+    """Evaluates a rule set on the rows of one update after the other."""
+
+    def __init__(self, rules: RuleSet) -> None:
+        self.rules = rules
+        self._evaluator = RuleEvaluator(rules)
+
+    def catch_up(self, folder: Path, starts: Mapping[int, int]) -> None:
+        """Look at what earlier attempts of a resumed run recorded, so that streaks and averages go on from there.
+
+        Args:
+            folder: the run's folder.
+            starts: attempt -> its first update; rows an attempt recorded from a later one's first update on do not
+                count any more.
+
+        Raises:
+            OSError, pyarrow.ArrowException: what was recorded cannot be read.
+        """
+        seen: dict[int, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
+        for table, wanted in self.rules.tables.items():
+            for row in _recorded(folder, table, wanted | {"update", "attempt", "progress"}):
+                later = [first for attempt, first in starts.items() if attempt > row["attempt"]]
+                if row["update"] < min(later, default=row["update"] + 1):
+                    seen[row["update"]].setdefault(table, []).append(row)
+        for update in sorted(seen):
+            own = seen[update].get("ppo_updates", [{}])
+            self._evaluator.update(update, own[0].get("progress"), seen[update])
+
+    def alarms(self, update: int, tables: Mapping[str, Columns]) -> dict[str, dict[str, list[Any]]]:
+        """The table `alarms` of an update: its columns, or nothing where no rule fires.
+
+        Args:
+            update: its number.
+            tables: its rows, column by column, as they are about to be written.
+        """
+        progress = next(iter(tables.get("ppo_updates", {}).get("progress", ())), None)
+        rows = {table: _rows(tables[table], wanted) for table, wanted in self.rules.tables.items() if table in tables}
+        firings = self._evaluator.update(update, progress, rows)
+        if not firings:
+            return {}
+        names = ("rule", "key", "severity", "value", "threshold", "phase", "progress")
+        alarms: dict[str, list[Any]] = {name: [getattr(f, name) for f in firings] for name in names}
+        alarms["rules_sha256"] = [self.rules.sha256] * len(firings)
+        return {"alarms": alarms}
+
+
+def _rows(columns: Columns, wanted: frozenset[str]) -> list[dict[str, Any]]:
+    names = [name for name in columns if name in wanted]
+    return [dict(zip(names, values, strict=True)) for values in zip(*(columns[n] for n in names), strict=True)]
+
+
+def _recorded(folder: Path, table: str, wanted: frozenset[str]) -> Iterator[dict[str, Any]]:
+    files = list_row_files(folder)
+    for part in files.parts.get(table, ()):
+        with pq.ParquetFile(part) as file:
+            there = [name for name in file.schema_arrow.names if name in wanted]
+            yield from file.read(columns=there).to_pylist()
+    if table in files.journal_rows:
+        rows = files.journal_rows[table]
+        yield from rows.select([name for name in rows.column_names if name in wanted]).to_pylist()
