@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from esper_recorder.contract.evaluator import RuleEvaluator
 from esper_recorder.contract.rules import RuleSet
+from esper_recorder.contract.tables import IDENTITY
 from esper_recorder.reading import list_row_files
 
 Columns = Mapping[str, Sequence[Any]]
@@ -60,8 +61,10 @@ class Watcher:
         firings = self._evaluator.update(update, progress, rows)
         if not firings:
             return {}
-        names = ("rule", "key", "severity", "value", "threshold", "phase", "progress")
-        alarms: dict[str, list[Any]] = {name: [getattr(f, name) for f in firings] for name in names}
+        own = tables["ppo_updates"]  # without its row nothing fires
+        alarms: dict[str, list[Any]] = {name: [own[name][0]] * len(firings) for name in IDENTITY if name in own}
+        for name in ("rule", "key", "severity", "value", "threshold", "phase", "progress"):
+            alarms[name] = [getattr(firing, name) for firing in firings]
         alarms["rules_sha256"] = [self.rules.sha256] * len(firings)
         return {"alarms": alarms}
 

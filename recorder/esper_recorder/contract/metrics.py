@@ -63,7 +63,7 @@ class Scalars:
     def ratio(self, a: Any, b: Any, least: Any) -> Any:
         if a is None or b is None or least is None:
             return None
-        return math.nan if b <= least else a / b
+        return a / b if b > least else math.nan
 
 
 _SCALARS = Scalars()

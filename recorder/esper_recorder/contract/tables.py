@@ -107,6 +107,10 @@ class Row:
     elapsed_s: float | None = _last("monotonic time since this attempt began", unit="s", null="never")
 
 
+IDENTITY = tuple(f.name for f in dataclasses.fields(Row))
+"""The columns every table begins with."""
+
+
 # --- what a set of transitions adds up to: shared by minibatches and whole updates ---------------------------------
 
 
@@ -448,10 +452,10 @@ def columns(table: str) -> tuple[Column, ...]:
     cls = TABLES[table]
     hints = typing.get_type_hints(cls)
     declared = tuple(Column(name=f.name, type=_type_name(hints[f.name]), **f.metadata) for f in dataclasses.fields(cls))
-    identity = len(dataclasses.fields(Row))
-    own_keys = [c for c in declared[identity:] if c.reducer is Reducer.KEY]
-    rest = [c for c in declared[identity:] if c.reducer is not Reducer.KEY]
-    return (*declared[:identity], *own_keys, *rest)
+    identity, own = declared[: len(IDENTITY)], declared[len(IDENTITY) :]
+    keys = [c for c in own if c.reducer is Reducer.KEY]
+    rest = [c for c in own if c.reducer is not Reducer.KEY]
+    return (*identity, *keys, *rest)
 
 
 def column_names(table: str) -> tuple[str, ...]:

@@ -1,0 +1,95 @@
+"""The exponential moving average that drift is taken against, one accumulator for both evaluators.
+
+Floating-point sums in another order differ in their last bits, enough to flip a comparison with a threshold. So the
+watcher in the trainer and the replay run this very code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How far a value lies from the average of the values before it, relative to that average.
+
+    drift = |x - average| / (|average| + epsilon), where the average does not hold x yet. Then x enters:
+    average = momentum * average + (1 - momentum) * x.
+
+    Plain form: the first value is the first average. With bias correction the average starts at zero and is divided
+    by 1 - momentum^t, t values in, so that the first value weighs no more than it should.
+
+    A value that is missing or not finite neither enters nor drifts. The first value has nothing before it and no
+    drift; with `warmup` = w, neither do the w values after it.
+    """
+
+    momentum: float = 0.99
+    bias_correction: bool = False
+    warmup: int = 0
+    epsilon: float = 1e-8
+
+
+class Average:
+    """The running state of one `Drift`."""
+
+    __slots__ = ("_drift", "_seen", "_sum", "_weight")
+
+    def __init__(self, drift: Drift) -> None:
+        self._drift = drift
+        self._seen = 0
+        self._sum = 0.0
+        self._weight = 1.0  # momentum^seen: the weight that the starting zero still has
+
+    def push(self, value: float | None) -> float | None:
+        """Take in the next value and return its drift; None where it has none."""
+        return self.push_all((value,))[0]
+
+    def push_all(self, values: Iterable[float | None]) -> list[float | None]:
+        """Take in values in their order and return the drift of each."""
+        form = self._drift
+        momentum, epsilon, corrected, first_told = form.momentum, form.epsilon, form.bias_correction, form.warmup + 1
+        rest = 1.0 - momentum
+        seen, total, weight = self._seen, self._sum, self._weight
+        finite = math.isfinite
+        drifts: list[float | None] = []
+        append = drifts.append
+        for value in values:
+            if value is None or not finite(value):
+                append(None)
+                continue
+            if seen == 0:
+                append(None)
+                total = rest * value if corrected else value
+            else:
+                if seen < first_told:
+                    append(None)
+                else:
+                    average = total / (1.0 - weight) if corrected else total
+                    append(abs(value - average) / (abs(average) + epsilon))
+                total = momentum * total + rest * value
+            weight *= momentum
+            seen += 1
+        self._seen, self._sum, self._weight = seen, total, weight
+        return drifts
+
+
+class Previous:
+    """The running state of a step: the value minus the one measured before it."""
+
+    __slots__ = ("_last",)
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+
+    def push(self, value: float | None) -> float | None:
+        """Take in the next value and return its step; None for the first. A value not finite is passed over."""
+        if value is None or not math.isfinite(value):
+            return None
+        last, self._last = self._last, value
+        return None if last is None else value - last
+
+    def push_all(self, values: Iterable[float | None]) -> list[float | None]:
+        """Take in values in their order and return the step of each."""
+        return [self.push(value) for value in values]
