@@ -1,0 +1,114 @@
+"""What `esper replay` and `esper rules` do, as far as it is not printing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final
+
+import polars as pl
+
+from esper_analytics.errors import UsageError, did_you_mean
+from esper_analytics.replay.differences import difference
+from esper_analytics.replay.result import Result, diff, live, load_rules, replay
+from esper_analytics.store import Runs
+from esper_recorder.contract.rule_tests import read_tests
+from esper_recorder.contract.rule_values import Value, read_value
+from esper_recorder.contract.rules import RuleError, Severity, load_profile, profiles
+
+LIVE: Final = "live"
+WHATS: Final = ("incidents", "firings", "coverage", "diff")
+
+
+def read_settings(settings: Iterable[str]) -> dict[str, Value]:
+    """The values of `--set RULE.KEY=VALUE`. Raises UsageError for one without a `=`, or given twice."""
+    values: dict[str, Value] = {}
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        path = path.strip()
+        if not equals or not path or not value.strip():
+            raise UsageError(f"--set {setting} has no value. Write it as RULE.KEY=VALUE: ratio_explosion.above=3.0.")
+        if path in values:
+            raise UsageError(f"--set {path} is given twice. Give it once.")
+        values[path] = read_value(value.strip())
+    return values
+
+
+def replay_for(
+    runs: Runs,
+    rules: str | None,
+    settings: Iterable[str],
+    against: str | None,
+    what: str | None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[pl.DataFrame, Result]:
+    """The table to print, and the whole result behind it.
+
+    Raises UsageError: words of the call are off.
+    """
+    what = what or ("incidents" if against is None else "diff")
+    if what not in WHATS:
+        raise UsageError(f"--what {what} is not known. {did_you_mean(what, WHATS, kind='values')}")
+    if what == "diff" and against is None:
+        raise UsageError("--what diff needs something to compare with. Add --against live, or a profile, or a file.")
+    values = read_settings(settings)
+    before_rules = None if against in (None, LIVE) else load_rules(str(against))
+    alarms = live(runs) if against == LIVE else None
+    result = replay(runs, rules, values=values, progress=progress)
+    if what != "diff":
+        tables: Mapping[str, pl.DataFrame] = {
+            "incidents": result.incidents,
+            "firings": result.firings,
+            "coverage": result.coverage,
+        }
+        return tables[what], result
+    if alarms is not None:
+        return difference(alarms, result.firings), result
+    return diff(replay(runs, before_rules, progress=progress), result), result
+
+
+def narration(result: Result) -> Iterator[str]:
+    """What to say beside the table: the rules that were held against, and those that never could look."""
+    held: dict[str, list[str]] = {}
+    for run_id, rules in result.rules_by_run.items():
+        held.setdefault(rules.sha256, []).append(run_id)
+    for sha256, run_ids in held.items():
+        rules = result.rules_by_run[run_ids[0]]
+        changed = "".join(f", {path} = {value}" for path, value in rules.overrides.items())
+        runs = run_ids[0] if len(run_ids) == 1 else f"{len(run_ids)} runs"
+        yield f"{runs}: rules {rules.name} (sha256 {sha256[:12]}{changed})"
+    by_run = result.blind.group_by("run_id", "reason", maintain_order=True).agg("rule", pl.col("key"))
+    for run_id, reason, names, keys in by_run.rows():
+        shown = [f"{name}{{{key}}}" if key else name for name, key in zip(names, keys, strict=True)]
+        listed = ", ".join(shown[:6]) + (f" and {len(shown) - 6} more" if len(shown) > 6 else "")
+        yield f"{run_id}: never could look ({reason}): {listed}"
+
+
+def meets(result: Result, severity: Severity) -> bool:
+    """There is an incident of this severity or a worse one."""
+    worst = result.worst()
+    return worst is not None and worst.rank >= severity.rank
+
+
+def profiles_frame() -> pl.DataFrame:
+    """A row per shipped profile: profile, rules, tests, sha256, description."""
+    rows = []
+    for name in profiles():
+        rules = load_profile(name)
+        description = " ".join(rules.description.split())
+        rows.append((name, len(rules.rules), len(rules.tests), rules.sha256, description))
+    names = ("profile", "rules", "tests", "sha256", "description")
+    return pl.DataFrame(rows, schema=names, orient="row")
+
+
+def check_frame(rules: str) -> pl.DataFrame:
+    """A row per unit test of a file (or profile): test, passed, problem.
+
+    Raises UsageError: there is no such file, or it or a test in it is off.
+    """
+    loaded = load_rules(rules)
+    try:
+        tests = read_tests(loaded)
+    except RuleError as error:
+        raise UsageError(f"{error}.") from error
+    rows = [(test.name, not problems, "; ".join(problems)) for test in tests for problems in [test.run(loaded)]]
+    return pl.DataFrame(rows, schema={"test": pl.String, "passed": pl.Boolean, "problem": pl.String}, orient="row")

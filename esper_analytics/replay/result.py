@@ -1,0 +1,264 @@
+"""Replaying rules over recorded runs, and what comes out of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from esper_analytics.errors import DataError, UsageError
+from esper_analytics.replay.differences import difference
+from esper_analytics.replay.engine import FIRING_COLUMNS, Evaluation, evaluate
+from esper_analytics.replay.incidents import INCIDENT_COLUMNS, incidents
+from esper_analytics.store import Runs
+from esper_analytics.store import open as open_runs
+from esper_recorder.contract.rules import RuleError, RuleSet, Severity, load_file, load_profile, profiles
+
+DEFAULT_PROFILE: Final = "default"
+"""The rules for a run that ran with none."""
+
+NO_UPDATE: Final = "no update recorded"
+"""What coverage says of a run that has none."""
+
+RESULT_COVERAGE: Final = {
+    "run_id": pl.String,
+    "rule": pl.String,
+    "key": pl.String,
+    "evaluated": pl.Int64,
+    "abstained": pl.Int64,
+    "reason": pl.String,
+}
+
+_UPDATES_AT_ONCE: Final = 1_000_000  # bounds the memory; a single run is never split
+
+Rules = RuleSet | str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What rules found in runs, with all it takes to get the same again.
+
+    Attributes:
+        firings: run_id, update, rule, key, severity, value, threshold, phase, progress; by run and update.
+        incidents: the firings folded: run_id, rule, key, severity, onset_update, last_update, updates, peak_update,
+            peak_value, threshold, phase, recovered; by run and onset. Threshold and phase are those of the peak.
+        coverage: a row per run, rule and key: how often it looked (`evaluated`), how often it could not (`abstained`)
+            and why (`reason`, the most frequent first, with counts where there are several).
+        runs: the runs that were looked at.
+        rules_by_run: the rules each run was held against.
+        ran_with: (profile, sha256) of the rules each run itself ran with; None where it ran with none.
+    """
+
+    firings: pl.DataFrame
+    incidents: pl.DataFrame
+    coverage: pl.DataFrame
+    runs: Runs
+    rules_by_run: Mapping[str, RuleSet]
+    ran_with: Mapping[str, tuple[str | None, str] | None]
+
+    @property
+    def rules(self) -> RuleSet:
+        """The rules, where all runs were held against the same; see `rules_by_run` where they were not."""
+        distinct = {rules.sha256: rules for rules in self.rules_by_run.values()}
+        if len(distinct) != 1:
+            raise UsageError("The runs were held against different rules; ask rules_by_run, or give rules to replay.")
+        return next(iter(distinct.values()))
+
+    @property
+    def blind(self) -> pl.DataFrame:
+        """The part of `coverage` of rules that never once could look."""
+        return self.coverage.filter(pl.col("evaluated") == 0)
+
+    def worst(self) -> Severity | None:
+        """The severest of the incidents; None where there is none."""
+        found = [Severity(name) for name in self.incidents.get_column("severity").unique()]
+        return max(found, key=lambda severity: severity.rank, default=None)
+
+    def provenance(self) -> list[dict[str, Any]]:
+        """A row a run: what it was held against and what it ran with; enough to replay the same again."""
+        rows = []
+        for run_id, rules in self.rules_by_run.items():
+            ran = self.ran_with[run_id]
+            rows.append(
+                {
+                    "run_id": run_id,
+                    "rules": rules.name,
+                    "sha256": rules.sha256,
+                    "overrides": dict(rules.overrides),
+                    "text": rules.text,
+                    "ran_with": None if ran is None else ran[0],
+                    "ran_with_sha256": None if ran is None else ran[1],
+                }
+            )
+        return rows
+
+
+def load_rules(rules: Rules) -> RuleSet:
+    """Rules by the name of a shipped profile, or from a TOML file of one's own; a RuleSet is given back.
+
+    Raises:
+        UsageError: no such profile and no such file, or the file is off; the message says where and how.
+    """
+    if isinstance(rules, RuleSet):
+        return rules
+    try:
+        if isinstance(rules, str) and rules in profiles():
+            return load_profile(rules)
+        looks_like_a_file = not isinstance(rules, str) or rules.endswith(".toml") or os.sep in rules
+        if looks_like_a_file or Path(rules).is_file():
+            return load_file(Path(rules))
+        return load_profile(os.fspath(rules))
+    except RuleError as error:
+        raise UsageError(_sentence(error)) from error
+
+
+def replay(
+    runs: Runs | str | os.PathLike[str],
+    rules: Rules | None = None,
+    *,
+    values: Mapping[str, float | bool | str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Result:
+    """Run detection again over recorded runs.
+
+    Args:
+        runs: the runs, or the folder that holds them.
+        rules: a profile's name, a TOML file or a RuleSet; left out, each run is held against the rules it ran with,
+            or against `default` where it ran with none.
+        values: other numbers, by RULE.KEY, as in `RuleSet.with_values`.
+        progress: called with the updates done and the updates to do.
+
+    Raises:
+        UsageError: unknown rules, an unknown rule or key in `values`, a value that is no number.
+        DataError: a run's own rules cannot be read.
+    """
+    if not isinstance(runs, Runs):
+        runs = open_runs(runs)
+    ran_with, held = {}, {}
+    for run_id in runs.ids:
+        own = _own_rules(runs, run_id)
+        ran_with[run_id] = None if own is None else (own.name, own.sha256)
+        held[run_id] = load_rules(rules) if rules is not None else own or load_rules(DEFAULT_PROFILE)
+    held = _with_values(held, values or {})
+    updates = dict(runs.table("ppo_updates").group_by("run_id").agg(pl.len()).collect().rows())
+    found = []
+    done, total = 0, sum(updates.values())
+    for batch, chosen in _batches(held, updates):
+        tables = {
+            table: runs.table(table)
+            .filter(pl.col("run_id").is_in(batch))
+            .select("run_id", "update", *sorted(columns - {"run_id", "update"}))
+            for table, columns in chosen.tables.items()
+        }
+        found.append(evaluate(chosen, tables))
+        done += sum(updates[run_id] for run_id in batch)
+        if progress is not None:
+            progress(done, total)
+    empty = [run_id for run_id in held if run_id not in updates]
+    return Result(
+        firings=_concat((f.firings.select(list(FIRING_COLUMNS)) for f in found), FIRING_COLUMNS).sort(
+            "run_id", maintain_order=True
+        ),
+        incidents=_concat((incidents(f) for f in found), INCIDENT_COLUMNS).sort("run_id", maintain_order=True),
+        coverage=_concat((*(_covered(f) for f in found), _nothing_recorded(empty, held)), RESULT_COVERAGE).sort(
+            "run_id", maintain_order=True
+        ),
+        runs=runs,
+        rules_by_run=held,
+        ran_with=ran_with,
+    )
+
+
+def live(runs: Runs) -> pl.DataFrame:
+    """The alarms the runs raised while they were recorded: run_id, rule, key, update.
+
+    Raises:
+        UsageError: a run ran with no rules and holds no alarms, so there is nothing to compare with.
+    """
+    alarms = runs.table("alarms").select("run_id", "rule", pl.col("key").fill_null(""), "update").collect()
+    raised = set(alarms.get_column("run_id").unique())
+    silent = [run_id for run_id in runs.ids if run_id not in raised and runs.manifest(run_id).rules_sha256 is None]
+    if silent:
+        raise UsageError(
+            f"{silent[0]} ran with no rules, so it has no alarms of its own to compare with. "
+            "Compare with a profile, such as default."
+        )
+    return alarms
+
+
+def diff(before: Result, after: Result) -> pl.DataFrame:
+    """The firings that came (`new`) and went (`gone`): run_id, rule, key, update, change; over the runs of both."""
+    both = set(before.rules_by_run) & set(after.rules_by_run)
+    frames = (result.firings.filter(pl.col("run_id").is_in(list(both))) for result in (before, after))
+    return difference(*frames)
+
+
+def _own_rules(runs: Runs, run_id: str) -> RuleSet | None:
+    own = runs.rules_text(run_id)
+    if own is None:
+        return None
+    profile, text = own
+    try:
+        return RuleSet.parse(text, profile or f"the rules of {run_id}")
+    except RuleError as error:
+        raise DataError(f"The rules that {run_id} ran with cannot be used: {_sentence(error)} Give others.") from error
+
+
+def _with_values(held: Mapping[str, RuleSet], values: Mapping[str, float | bool | str]) -> dict[str, RuleSet]:
+    changed: dict[str, RuleSet] = {}  # one RuleSet per distinct text
+    try:
+        for rules in held.values():
+            if rules.sha256 not in changed:
+                changed[rules.sha256] = rules.with_values(values)
+    except RuleError as error:
+        raise UsageError(_sentence(error)) from error
+    return {run_id: changed[rules.sha256] for run_id, rules in held.items()}
+
+
+def _batches(held: Mapping[str, RuleSet], updates: Mapping[str, int]) -> Iterator[tuple[list[str], RuleSet]]:
+    """Runs of the same rules together, so many at once that memory stays bounded."""
+    same: dict[str, list[str]] = {}
+    for run_id, rules in held.items():
+        if run_id in updates:
+            same.setdefault(rules.sha256, []).append(run_id)
+    for run_ids in same.values():
+        batch: list[str] = []
+        for run_id in run_ids:
+            if batch and sum(updates[r] for r in batch) + updates[run_id] > _UPDATES_AT_ONCE:
+                yield batch, held[batch[0]]
+                batch = []
+            batch.append(run_id)
+        yield batch, held[batch[0]]
+
+
+def _covered(found: Evaluation) -> pl.DataFrame:
+    """The engine's coverage with one row per series, its reasons as words."""
+    several = pl.len() > 1
+    counted = pl.col("reason") + " (" + pl.col("abstained").cast(pl.String) + ")"
+    return (
+        found.coverage.group_by("run_id", "rule", "key", maintain_order=True)
+        .agg(
+            pl.col("evaluated").first(),
+            pl.col("abstained").sum(),
+            pl.when(several).then(counted.str.join(", ")).otherwise(pl.col("reason").first()).first().alias("reason"),
+        )
+        .select(list(RESULT_COVERAGE))
+    )
+
+
+def _nothing_recorded(run_ids: Sequence[str], held: Mapping[str, RuleSet]) -> pl.DataFrame:
+    rows = [(run_id, rule.name, "", 0, 0, NO_UPDATE) for run_id in run_ids for rule in held[run_id].rules]
+    return pl.DataFrame(rows, schema=RESULT_COVERAGE, orient="row")
+
+
+def _concat(frames: Iterable[pl.DataFrame], schema: Mapping[str, Any]) -> pl.DataFrame:
+    return pl.concat([pl.DataFrame(schema=schema), *frames])
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return text if text.endswith(("?", ".", "!")) else f"{text}."

@@ -1,0 +1,201 @@
+"""Replaying rules over runs on disk, from Python and from the command line."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+import esper_analytics as ea
+from esper_analytics.cli import app
+from esper_recorder.contract.evaluator import RuleEvaluator
+from esper_recorder.contract.rules import RuleSet, load_profile
+from tests.builders import run_id_of, write_run
+
+OWN = '[rules.ratio]\nseverity = "warning"\ncolumn = "ratio_max"\nabove = 2.0\n'
+A, B = run_id_of("a"), run_id_of("b")
+
+
+def updates(*ratios: float | None, **more: Any) -> list[dict[str, Any]]:
+    return [{"ratio_max": ratio, **more} for ratio in ratios]
+
+
+def alarms(rules: str, rows: list[dict[str, Any]], total: int | None = None) -> list[dict[str, Any]]:
+    """What a watcher with these rules would have raised."""
+    evaluator = RuleEvaluator(RuleSet.parse(rules))
+    found = []
+    for update, row in enumerate(rows, 1):
+        progress = update / total if total else None
+        for f in evaluator.update(update, progress, {"ppo_updates": [row]}):
+            found.append({"update": f.update, "rule": f.rule, "key": f.key, "severity": f.severity, "value": f.value})
+    return found
+
+
+def esper(*words: str) -> Any:
+    return CliRunner().invoke(app, list(words))
+
+
+def fired(result: ea.Result, rule: str) -> list[tuple[str, int]]:
+    return result.firings.filter(pl.col("rule") == rule).select("run_id", "update").rows()
+
+
+def test_each_run_is_held_against_the_rules_it_ran_with_else_against_default(tmp_path: Path) -> None:
+    write_run(tmp_path, "a", updates=updates(1.0, 3.0, 11.0), rules=OWN, profile="mine")
+    write_run(tmp_path, "b", updates=updates(1.0, 3.0, 11.0))
+    result = ea.replay(ea.open(tmp_path))
+    assert fired(result, "ratio") == [(A, 2), (A, 3)]
+    assert fired(result, "ratio_explosion") == [(B, 3)]
+    assert [(p["run_id"], p["rules"], p["ran_with"]) for p in result.provenance()] == [
+        (A, "mine", "mine"),
+        (B, "default", None),
+    ]
+    with pytest.raises(ea.UsageError, match="different rules"):
+        _ = result.rules
+
+
+def test_other_thresholds_change_what_fires_and_the_difference_names_it(tmp_path: Path) -> None:
+    write_run(tmp_path, "a", updates=updates(1.0, 4.0, 6.0, math.nan, None), total_updates=5)
+    runs = ea.open(tmp_path)
+    shipped = ea.replay(runs, "seeds")
+    rules = ea.load_rules("seeds").with_values({"ratio_explosion.above": 3.0})
+    changed = ea.replay(runs, rules)
+    assert ea.diff(shipped, changed).rows() == [(A, "ratio_explosion", "", 2, "new")]
+    assert ea.diff(changed, shipped).rows() == [(A, "ratio_explosion", "", 2, "gone")]
+    assert changed.rules == rules
+    (provenance,) = changed.provenance()
+    assert RuleSet.parse(provenance["text"]).rules == rules.rules
+    assert (provenance["sha256"], provenance["overrides"]) == (rules.sha256, {"ratio_explosion.above": 3.0})
+    row = changed.coverage.filter(pl.col("rule") == "ratio_explosion").row(0, named=True)
+    assert (row["evaluated"], row["abstained"]) == (3, 2)
+    assert row["reason"] in ("not finite (1), not measured (1)", "not measured (1), not finite (1)")
+
+
+def test_replaying_a_run_with_its_own_rules_gives_back_its_alarms(tmp_path: Path) -> None:
+    rows = updates(1.0, 3.0, 1.0, 2.5)
+    write_run(tmp_path, "a", updates=rows, rules=OWN, profile="mine", tables={"alarms": alarms(OWN, rows)})
+    done = esper("replay", str(tmp_path), "--against", "live", "--format", "json")
+    assert (done.exit_code, json.loads(done.stdout)) == (0, [])
+    done = esper("replay", str(tmp_path), "--against", "live", "--set", "ratio.above=2.7", "--format", "json")
+    assert [(row["update"], row["change"]) for row in json.loads(done.stdout)] == [(4, "gone")]
+
+
+def test_a_resumed_run_is_judged_by_its_visible_rows(tmp_path: Path) -> None:
+    first = [{"update": u, "attempt": 1, "ratio_max": 9.0} for u in (1, 2, 3)]
+    again = [{"update": u, "attempt": 2, "ratio_max": 1.0} for u in (3, 4)]
+    begun = [{"attempt": 1, "from_update": 1}, {"attempt": 2, "from_update": 3}]
+    template = {"rank": 0, "pid": 1, "host": "h", "started": "2026-01-01T00:00:00+00:00", "ended": None, "how": None}
+    rest = {"error": None, "updates": None, "lost": {"rows": 0, "writes": 0, "message": None}}
+    manifest = {"attempts": [template | rest | attempt for attempt in begun]}
+    write_run(tmp_path, "a", updates=[*first, *again], manifest=manifest)
+    assert fired(ea.replay(ea.open(tmp_path), "seeds"), "ratio_explosion") == [(A, 1), (A, 2)]
+
+
+def test_a_run_without_updates_is_not_passed_over(tmp_path: Path) -> None:
+    write_run(tmp_path, "a", updates=[], ended=None)
+    result = ea.replay(ea.open(tmp_path), "seeds")
+    assert result.firings.is_empty() and result.incidents.is_empty()
+    assert set(result.blind["reason"]) == {"no update recorded"}
+    assert result.blind.height == len(load_profile("seeds").rules)
+
+
+def test_a_rule_that_never_could_look_is_told_beside_every_table(tmp_path: Path) -> None:
+    write_run(tmp_path, "a", updates=updates(1.0, 1.0))
+    for what in ("incidents", "firings", "coverage"):
+        done = esper("replay", str(tmp_path), "--rules", "seeds", "--what", what)
+        assert done.exit_code == 0
+        assert f"{A}: never could look (not measured): ratio_collapse, value_collapse" in done.stderr
+        assert "never" not in done.stdout
+
+
+def test_fail_on_ends_with_one_where_an_incident_is_that_severe(tmp_path: Path) -> None:
+    write_run(tmp_path, "a", updates=updates(1.0, 3.0), rules=OWN)
+    codes = [esper("replay", str(tmp_path), "--fail-on", s).exit_code for s in ("info", "warning", "critical")]
+    assert codes == [1, 1, 0]
+
+
+def test_only_the_runs_asked_for_are_looked_at(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path, name, updates=updates(9.0))
+    done = esper("replay", str(tmp_path), "--rules", "seeds", "--run", A, "--what", "firings", "--format", "json")
+    assert {row["run_id"] for row in json.loads(done.stdout)} == {A}
+
+
+def test_many_runs_in_small_batches_give_the_same_as_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        write_run(tmp_path, f"r{number}", updates=updates(1.0, 6.0 + number, 1.0, 7.0), total_updates=4)
+    runs = ea.open(tmp_path)
+    at_once = ea.replay(runs, "seeds")
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr("esper_analytics.replay.result._UPDATES_AT_ONCE", 8)
+    batched = ea.replay(runs, "seeds", progress=lambda done, total: told.append((done, total)))
+    assert told == [(8, 20), (16, 20), (20, 20)]
+    for name in ("firings", "incidents", "coverage"):
+        assert getattr(batched, name).equals(getattr(at_once, name))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--rules", "seedz"], "there is no rule profile 'seedz'; there is default, seeds"),
+        (["--rules", "none.toml"], "there is no file none.toml"),
+        (["--rules", "FOREIGN"], "is no TOML"),
+        (["--set", "rato.above=3"], "has no rule 'rato'; it has"),
+        (["--set", "ratio_explosion.abov=3"], "did you mean above"),
+        (["--set", "ratio_explosion.above=high"], "must be a number, not 'high'"),
+        (["--set", "ratio_explosion.above"], "Write it as RULE.KEY=VALUE"),
+        (["--set", "ratio_explosion.above=1", "--set", "ratio_explosion.above=2"], "is given twice"),
+        (["--against", "seedz"], "there is no rule profile 'seedz'"),
+        (["--against", "live"], "ran with no rules"),
+        (["--what", "diff"], "Add --against live"),
+        (["--what", "incident"], "Did you mean incidents"),
+        (["--run", "zzz"], "zzz"),
+    ],
+)
+def test_words_that_are_off_are_met_with_a_sentence_and_exit_code_two(
+    tmp_path: Path, words: list[str], sentence: str
+) -> None:
+    write_run(tmp_path / "runs", "a", updates=updates(1.0))
+    foreign = tmp_path / "foreign.toml"
+    foreign.write_text("root:x:0:0\n")
+    words = [str(foreign) if word == "FOREIGN" else word for word in words]
+    done = esper("replay", str(tmp_path / "runs"), *words)
+    assert done.exit_code == 2
+    assert sentence in done.stderr
+    assert done.stdout == "" and "Traceback" not in done.stderr
+
+
+def test_rules_are_listed_shown_and_checked(tmp_path: Path) -> None:
+    listed = esper("rules", "list", "--format", "json")
+    assert {"default", "seeds"} <= {row["profile"] for row in json.loads(listed.stdout)}
+    shown = esper("rules", "show", "default")
+    assert shown.stdout == load_profile("default").text
+    mine = tmp_path / "mine.toml"
+    mine.write_text(OWN + '[[tests]]\nname = "t"\nseries."ppo_updates.ratio_max" = "3"\nfires.ratio = [1]\n')
+    assert esper("rules", "check", str(mine)).exit_code == 0
+    mine.write_text(OWN + '[[tests]]\nname = "t"\nseries."ppo_updates.ratio_max" = "3"\nfires.ratio = []\n')
+    failed = esper("rules", "check", str(mine), "--format", "json")
+    assert failed.exit_code == 1
+    assert json.loads(failed.stdout) == [
+        {"test": "t", "passed": False, "problem": "ratio must fire at none, and fires at 1"}
+    ]
+    mine.write_text(OWN.replace("above", "abov"))
+    off = esper("rules", "check", str(mine))
+    assert off.exit_code == 2
+    assert "mine.toml, rule ratio: unknown key 'abov'" in off.stderr and "did you mean above" in off.stderr
+
+
+def test_the_function_replay_and_the_room_of_that_name_do_not_get_in_each_others_way(run_python: Any) -> None:
+    code = """
+import esper_analytics as ea
+import esper_analytics.replay.engine
+assert callable(ea.replay) and ea.replay.Result is ea.Result
+import esper_analytics.replay as room
+assert room is ea.replay
+print(sorted(ea.__all__) == list(ea.__all__))
+"""
+    assert run_python(code).strip() == "True"
