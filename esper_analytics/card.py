@@ -1,0 +1,79 @@
+"""One run's card, what `esper show` prints: who it was, how it ended, what is there, what is missing, its rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from esper_analytics.output import cell, to_json
+from esper_analytics.store import Runs
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def card_of(runs: Runs, run_id: str) -> dict[str, Any]:
+    """The card as plain data: run, config, versions, tables with rows, attempts, gaps, rules, problems."""
+    run = runs[run_id]
+    row = run.table("runs").collect().row(0, named=True)
+    manifest = run.manifest(row["run_id"])
+    told_apart = {"config", "versions", "rules_profile", "rules_sha256"}
+    card = {
+        "run": {name: value for name, value in row.items() if name not in told_apart},
+        "config": manifest.config,
+        "versions": dict(manifest.versions),
+        "rules": {"profile": row["rules_profile"], "sha256": row["rules_sha256"]},
+        "tables": run.rows_of(row["run_id"]),
+        "attempts": [asdict(attempt) for attempt in manifest.attempts],
+        "gaps": run.table("gaps").sort("update", "table_name").collect().to_dicts(),
+        "problems": [str(problem) for problem in run.problems],
+    }
+    plain: dict[str, Any] = to_json(card)
+    return plain
+
+
+def card_frame(card: Mapping[str, Any]) -> pl.DataFrame:
+    """The card as rows of (section, name, value), for formats that hold rows."""
+    import polars as pl
+
+    rows = [
+        (section, name, None if value is None else str(value))
+        for section, content in card.items()
+        for name, value in _items(content)
+    ]
+    return pl.DataFrame(rows, schema={"section": pl.String, "name": pl.String, "value": pl.String}, orient="row")
+
+
+def card_lines(card: Mapping[str, Any]) -> Iterator[str]:
+    """The card for the eye."""
+    run = card["run"]
+    yield str(run["run_id"])
+    for section, content in card.items():
+        items = [*_items(content)]
+        if section == "rules" and not content["sha256"]:
+            items = [("", "none: it was recorded without rules")]
+        if not items and section in ("gaps", "problems"):
+            items = [("", "none")]
+        if not items:
+            continue
+        yield ""
+        yield section
+        width = max(len(name) for name, _ in items)
+        for name, value in items:
+            yield f"  {name.ljust(width)}  {cell(value)}".rstrip() if name else f"  {cell(value)}"
+
+
+def _items(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, value) of what a section holds; what lies deeper is named with dots."""
+    if isinstance(content, Mapping):
+        for name, value in content.items():
+            yield from _items(value, f"{prefix}.{name}" if prefix else str(name))
+    elif isinstance(content, list) and any(isinstance(value, Mapping) for value in content):
+        for number, value in enumerate(content, 1):
+            yield from _items(value, f"{prefix}.{number}" if prefix else str(number))
+    elif isinstance(content, list) and not prefix:
+        for number, value in enumerate(content, 1):
+            yield str(number), value
+    else:
+        yield prefix, content

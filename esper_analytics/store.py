@@ -1,0 +1,256 @@
+"""Recorded runs, opened: one folder or hundreds, one still being written included.
+
+    runs = open("runs/")
+    runs.list()                    # a row a run
+    runs.table("ppo_updates")      # polars.LazyFrame
+    runs.sql("SELECT run_id, max(ratio_max) FROM ppo_updates GROUP BY 1")
+
+Nothing is read before it is asked for, and every question lists the folders anew. A damaged or foreign file is left
+out and named in `problems`; the rest is read. Rows that a resumed run recorded again hide the earlier ones, which stay
+in `<table>_all`. The order of rows is no promise: sort by what you need.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from esper_analytics import sql as sql_room
+from esper_analytics.errors import DataError, UnknownRunError, UnknownTableError, did_you_mean
+from esper_analytics.folders import Problem, RunFolder, find_runs
+from esper_analytics.footers import Footer, read_footer
+from esper_analytics.run_list import LIST_COLUMNS, RUNS_VIEW, run_rows
+from esper_analytics.scan import Layout, TableScan
+from esper_recorder.contract.tables import TABLES
+from esper_recorder.manifest import Manifest
+from esper_recorder.reading import list_row_files
+
+if TYPE_CHECKING:
+    import duckdb
+
+ALL_ROWS = "_all"
+VIEWS: tuple[str, ...] = (RUNS_VIEW, *TABLES, *(table + ALL_ROWS for table in TABLES))
+"""Every name that `Runs.table` and SQL know."""
+
+
+def open(path: str | os.PathLike[str]) -> Runs:  # noqa: A001 - as in `esper_analytics.open`
+    """Open RUNS: a folder of runs, or one run's folder.
+
+    Raises:
+        UsageError: there is no such folder.
+        DataError: it holds no run that can be read.
+    """
+    return Runs(Path(path))
+
+
+_Known = tuple[tuple[int, int, int, str], Footer]
+
+
+class Runs:
+    """Some runs, to be asked questions. `runs["ID"]` is one of them (the id's beginning is enough)."""
+
+    def __init__(
+        self, path: Path, *, only: frozenset[str] | None = None, footers: dict[Path, _Known] | None = None
+    ) -> None:
+        self.path = path
+        self._only = only
+        self._footers: dict[Path, _Known] = {} if footers is None else footers
+        self._met: dict[Problem, None] = {}
+        self._folders()
+
+    def __repr__(self) -> str:
+        return f"<Runs {self.path}: {len(self.ids)} run(s)>"
+
+    # --- which runs there are ---------------------------------------------------------------------------------------
+
+    @property
+    def ids(self) -> builtins.list[str]:
+        """The run_ids, in the order of their folders."""
+        return [run.run_id for run in self._folders()]
+
+    def __len__(self) -> int:
+        return len(self._folders())
+
+    def __getitem__(self, run_id: str) -> Runs:
+        """One run, by its run_id, its folder's name, or a beginning that fits only one."""
+        return self.only([run_id])
+
+    def only(self, run_ids: Iterable[str]) -> Runs:
+        """Some of the runs, each named as in `runs["ID"]`. Raises UnknownRunError."""
+        folders = self._folders()
+        return Runs(self.path, only=frozenset(_named(r, folders).run_id for r in run_ids), footers=self._footers)
+
+    def list(self) -> pl.DataFrame:
+        """A row a run: run_id, trainer, started, updates, progress, ended, alarms, complete."""
+        return self._runs_frame().select(LIST_COLUMNS)
+
+    def manifest(self, run_id: str) -> Manifest:
+        """What a run's `run.json` says. Raises UnknownRunError."""
+        return _named(run_id, self._folders()).manifest
+
+    def folder(self, run_id: str) -> Path:
+        """The folder a run is read from. Raises UnknownRunError."""
+        return _named(run_id, self._folders()).path
+
+    def rows_of(self, run_id: str) -> dict[str, int]:
+        """Table -> number of rows recorded, superseded ones included, for one run."""
+        scans, _ = self._scans(TABLES, [_named(run_id, self._folders())])
+        return {table: scan.frame(superseded=True).select(pl.len()).collect().item() for table, scan in scans.items()}
+
+    def rules_text(self, run_id: str) -> tuple[str | None, str] | None:
+        """(profile, text) of the rules a run ran with; None where it ran with none.
+
+        Raises:
+            DataError: it ran with rules, but their text is not in its folder.
+        """
+        run = _named(run_id, self._folders())
+        sha256 = run.manifest.rules_sha256
+        if sha256 is None:
+            return None
+        path = run.path / "rules" / f"{Path(sha256).name}.toml"
+        try:
+            return run.manifest.rules_profile, path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            message = f"The rules that {run.run_id} ran with cannot be read from {path}: {error}. Give others."
+            raise DataError(message) from error
+
+    # --- questions --------------------------------------------------------------------------------------------------
+
+    def table(self, name: str) -> pl.LazyFrame:
+        """The rows of a table, of its `_all` or of `runs`, over all runs as they are now. Raises UnknownTableError."""
+        if name == RUNS_VIEW:
+            return self._runs_frame().lazy()
+        table, superseded = _split(name)
+        return self._scans([table], self._folders())[0][table].frame(superseded=superseded)
+
+    def sql(self, query: str, *, timeout_s: float = 60, memory: str = "4GB") -> pl.DataFrame:
+        """The answer to one SELECT over the views, confined: it reads the recorded files and nothing else.
+
+        Raises:
+            QueryError: the SQL is wrong, is no single SELECT, or went beyond its limits.
+            DataError: a recorded file turned out to be damaged.
+        """
+        sql_room.check(query)
+        views = self._sources(sql_room.views_named_in(query, VIEWS))
+        return sql_room.run(query, views, known=VIEWS, timeout_s=timeout_s, memory=memory)
+
+    def connect(self) -> duckdb.DuckDBPyConnection:
+        """A DuckDB connection of your own with every view, as the runs are now. Trusted: it is not confined."""
+        return sql_room.connect(self._sources(VIEWS))
+
+    # --- what was left out ------------------------------------------------------------------------------------------
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Everything under RUNS that is left out or not wholly read; the footer of every file is looked at."""
+        folders, problems = find_runs(self.path)
+        if self._only is not None:
+            folders, problems = self._folders(), []
+        return (*problems, *self._scans(TABLES, folders)[1])
+
+    @property
+    def problems_met(self) -> tuple[Problem, ...]:
+        """What the questions asked so far had to leave out."""
+        return tuple(self._met)
+
+    # --- within -----------------------------------------------------------------------------------------------------
+
+    def _folders(self) -> builtins.list[RunFolder]:
+        found, problems = find_runs(self.path)
+        if self._only is None:
+            self._met.update(dict.fromkeys(problems))
+            return found
+        chosen = [run for run in found if run.run_id in self._only]
+        if missing := self._only - {run.run_id for run in chosen}:
+            raise DataError(f"The run {min(missing)} is no longer in {self.path}.")
+        return chosen
+
+    def _scans(
+        self, tables: Iterable[str], folders: Iterable[RunFolder]
+    ) -> tuple[dict[str, TableScan], builtins.list[Problem]]:
+        """The files of the tables at this moment, their footers checked, and what had to be left out."""
+        scans = {table: TableScan(table) for table in tables}
+        problems: builtins.list[Problem] = []
+        for run in folders:
+            files = list_row_files(run.path)
+            cuts = run.superseded_from()
+            problems += (Problem(found.path, found.reason) for found in files.problems)
+            problems += (Problem(path, "not named like a part; it is left out") for path in files.strangers)
+            for table in sorted(files.parts.keys() - TABLES.keys()):
+                problems.append(Problem(run.path / table, f"this version knows no table {table}; it is left out"))
+            for table, scan in scans.items():
+                for path in files.parts.get(table, ()):
+                    footer = self._footer(run, path, table)
+                    if footer.problem is None:
+                        scan.add_part(path, Layout(footer.present, footer.float_statistics, cuts))
+                    else:
+                        problems.append(Problem(path, f"{footer.problem}; it is left out"))
+                if table in files.journal_rows:
+                    scan.journals.append((files.journal_rows[table], cuts))
+        self._met.update(dict.fromkeys(problems))
+        return scans, problems
+
+    def _footer(self, run: RunFolder, path: Path, table: str) -> Footer:
+        """The footer of a part. A part never changes once it is there, so it is read once."""
+        try:
+            linked = path.is_symlink() or path.parent.is_symlink()
+            if linked and not path.resolve().is_relative_to(run.path.resolve()):
+                return Footer(problem="a link that leads out of the run")
+            status = path.stat()
+        except OSError as error:
+            return Footer(problem=f"it cannot be read ({error.strerror or error})")
+        stamp = (status.st_ino, status.st_size, status.st_mtime_ns, run.run_id)
+        known = self._footers.get(path)
+        if known is None or known[0] != stamp:
+            known = self._footers[path] = (stamp, read_footer(path, table, run.run_id))
+        return known[1]
+
+    def _sources(self, names: Iterable[str]) -> dict[str, sql_room.Source]:
+        """What SQL needs to make the views of these names."""
+        names = [*names]
+        scans, _ = self._scans(dict.fromkeys(_split(name)[0] for name in names if name != RUNS_VIEW), self._folders())
+        sources: dict[str, sql_room.Source] = {}
+        for name in names:
+            if name == RUNS_VIEW:
+                sources[name] = self._runs_frame()
+            else:
+                table, superseded = _split(name)
+                sources[name] = (scans[table], superseded)
+        return sources
+
+    def _runs_frame(self) -> pl.DataFrame:
+        folders = self._folders()
+        scans, problems = self._scans(TABLES, folders)
+        damaged = {r.run_id for r in folders for problem in problems if problem.path.is_relative_to(r.path)}
+        return run_rows(folders, scans, damaged)
+
+
+def _split(name: str) -> tuple[str, bool]:
+    """(table, with superseded rows) of a table's or a view's name."""
+    if name in TABLES:
+        return name, False
+    if name.endswith(ALL_ROWS) and name.removesuffix(ALL_ROWS) in TABLES:
+        return name.removesuffix(ALL_ROWS), True
+    raise UnknownTableError(f"There is no table {name!r}. {did_you_mean(name, VIEWS, kind='tables')}")
+
+
+def _named(asked: str, folders: list[RunFolder]) -> RunFolder:
+    for run in folders:
+        if asked == run.run_id:
+            return run
+    for run in folders:
+        if asked == run.path.name:
+            return run
+    begins = [run for run in folders if asked and run.run_id.startswith(asked)]
+    if len(begins) == 1:
+        return begins[0]
+    if begins:
+        ids = ", ".join(run.run_id for run in begins[:8])
+        raise UnknownRunError(f"{asked!r} is the beginning of {len(begins)} runs: {ids}. Write more of it.")
+    hint = did_you_mean(asked, [run.run_id for run in folders], kind="runs")
+    raise UnknownRunError(f"There is no run {asked!r}. {hint}")

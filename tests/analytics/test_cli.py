@@ -1,0 +1,210 @@
+"""The command `esper`: data on stdout, narration on stderr, a sentence and an exit code for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from esper_analytics.cli import app
+from esper_recorder.contract.tables import TABLES, all_columns
+from tests.builders import run_id_of, write_run
+
+ESPER = Path(sys.executable).with_name("esper")
+HEAVY = {"duckdb", "polars", "pyarrow", "matplotlib", "torch", "numpy"}
+
+
+def esper(*words, code=0):
+    """Run a command in this process and check its exit code."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def processor_seconds(pid):
+    """How long a process has been computing, by all its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.fixture
+def root(tmp_path):
+    root = tmp_path / "runs"
+    gaps = [{"update": 2, "table_name": "minibatches", "reason": "queue_full", "rows": 3}]
+    updates = [{"ratio_max": 1.5}, {"ratio_max": float("nan")}]
+    write_run(root, "a", updates=updates, total_updates=4, rules="# the rules\n", profile="default")
+    write_run(root, "b", updates=[{"ratio_max": 3.0}], tables={"gaps": gaps}, ended="raised")
+    return root
+
+
+class TestRuns:
+    def test_a_row_a_run(self, root):
+        rows = json.loads(esper("runs", root, "--format", "json").stdout)
+        assert [*rows[0]] == ["run_id", "trainer", "started", "updates", "progress", "ended", "alarms", "complete"]
+        assert [(r["run_id"], r["updates"], r["progress"], r["ended"], r["complete"]) for r in rows] == [
+            (run_id_of("a"), 2, 0.5, "finished", True),
+            (run_id_of("b"), 1, None, "raised", False),
+        ]
+
+    def test_what_is_left_out_is_told_beside_the_data(self, root):
+        [part] = root.glob("a-*/ppo_updates/*")
+        part.write_bytes(b"PAR1")
+        result = esper("runs", root)
+        assert "left out" in result.stderr and part.name in result.stderr
+        assert "left out" not in result.stdout
+        strict = esper("runs", root, "--strict", code=3)
+        assert "1 thing had to be left out" in strict.stderr
+        assert strict.stdout == result.stdout
+
+
+class TestShow:
+    def test_the_card_of_a_run(self, root):
+        card = esper("show", root, "--run", "a").stdout
+        for line in (
+            "  ended          finished",
+            "  learning_rate  0.0003",
+            "  profile  default",
+            "  ppo_updates       2",
+        ):
+            assert line in card
+        assert "gaps\n  none" in card
+
+    def test_gaps_and_the_error_of_a_run(self, root):
+        card = esper("show", root, "--run", "b").stdout
+        assert "ValueError: wrecked" in card
+        assert re.search(r"1\.reason +queue_full", card)
+        assert "none: it was recorded without rules" in card
+
+    def test_the_card_as_data(self, root):
+        card = json.loads(esper("show", root, "--run", "b", "--format", "json").stdout)
+        assert card["run"]["run_id"] == run_id_of("b")
+        assert card["tables"] == {**dict.fromkeys(TABLES, 0), "ppo_updates": 1, "gaps": 1}
+        assert card["config"] == {"learning_rate": 0.0003, "seed": 1}
+        assert card["gaps"][0]["rows"] == 3
+        assert "gaps,1.reason,queue_full" in esper("show", root, "--run", "b", "--format", "csv").stdout
+
+    def test_one_run_needs_no_name_and_several_do(self, root):
+        assert run_id_of("a") in esper("show", root / run_id_of("a")).stdout
+        assert "There are 2 runs: a-" in esper("show", root, code=2).stderr
+        assert "no run 'c'" in esper("show", root, "--run", "c", code=2).stderr
+
+
+class TestSql:
+    QUESTION = "SELECT run_id, max(finite(ratio_max)) AS worst FROM ppo_updates GROUP BY 1 ORDER BY 1"
+
+    def test_the_answer_is_on_stdout_alone(self, root):
+        result = esper("sql", root, self.QUESTION, "--format", "csv")
+        assert result.stdout == f"run_id,worst\n{run_id_of('a')},1.5\n{run_id_of('b')},3.0\n"
+        assert result.stderr == ""
+
+    def test_the_answer_in_a_file(self, root, tmp_path):
+        result = esper("sql", root, self.QUESTION, "-o", tmp_path / "x.parquet")
+        assert result.stdout == ""
+        assert "2 rows written to" in result.stderr
+        assert pl.read_parquet(tmp_path / "x.parquet")["worst"].to_list() == [1.5, 3.0]
+
+    def test_a_mistake_is_a_sentence_and_exit_code_2(self, root):
+        result = esper("sql", root, "SELECT ratio_mx FROM ppo_updates", code=2)
+        assert result.stdout == ""
+        assert result.stderr.startswith("esper: There is no column ratio_mx (line 1, column 8). Did you mean ratio_max")
+
+    def test_a_damaged_file_is_told_and_the_rest_answered(self, root):
+        [part] = root.glob("a-*/ppo_updates/*")
+        part.write_bytes(part.read_bytes()[:-5])
+        result = esper("sql", root, "SELECT count(*) AS n FROM ppo_updates", "--format", "csv")
+        assert result.stdout == "n\n1\n"
+        assert part.name in result.stderr
+
+    def test_time_is_bounded(self, root):
+        endless = "SELECT sum(a.i * b.i) FROM range(10000000) a(i), range(10000000) b(i)"
+        assert "stopped after" in esper("sql", root, endless, "--timeout", "0.2", code=2).stderr
+
+
+class TestTables:
+    def test_all_tables(self):
+        shown = esper("tables").stdout
+        assert all(table in shown for table in ("runs", *TABLES))
+
+    def test_the_columns_of_a_table(self):
+        shown = esper("tables", "alarms", "--format", "csv").stdout
+        assert shown.splitlines()[0] == "column,type,unit,meaning,null,reducer,since"
+        assert esper("tables", "alarms_all", "--format", "csv").stdout == shown
+
+    def test_everything_for_agents(self):
+        described = json.loads(esper("tables", "--format", "json").stdout)
+        found = {(table["table"], column["column"]) for table in described for column in table["columns"]}
+        assert {(table, column.name) for table, column in all_columns()} <= found
+        assert described[0]["table"] == "runs"
+        assert all(column["meaning"] for table in described for column in table["columns"])
+
+    def test_an_unknown_table(self):
+        assert "no table 'alarm'. Did you mean alarms?" in esper("tables", "alarm", code=2).stderr
+
+
+class TestExitCodes:
+    def test_a_folder_that_is_not_there(self, tmp_path):
+        assert "There is no folder" in esper("runs", tmp_path / "no", code=2).stderr
+
+    def test_a_folder_without_runs(self, tmp_path):
+        assert "There are no runs" in esper("runs", tmp_path, code=3).stderr
+
+    @pytest.mark.parametrize("words", [["nothing"], ["runs"], ["sql", "."], ["runs", ".", "--format", "xml"]])
+    def test_words_that_are_off(self, words):
+        esper(*words, code=2)
+
+    def test_an_interrupted_command_ends_with_130(self, root):
+        endless = "SELECT sum(a.i * b.i) FROM range(10000000) a(i), range(10000000) b(i)"
+        process = subprocess.Popen(
+            [ESPER, "sql", root, endless], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        # More processor time than the imports take: it is computing.
+        deadline = time.monotonic() + 60
+        while processor_seconds(process.pid) < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (130, "")
+        assert "interrupted" in err and "Traceback" not in err
+
+    def test_a_reader_that_has_seen_enough_is_no_error(self, root):
+        command = (
+            f"'{ESPER}' sql '{root}' 'SELECT * FROM range(1000000)' --format csv | head -1; echo ${{PIPESTATUS[0]}}"
+        )
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+        assert done.stdout == "range\n0\n"
+        assert done.stderr == ""
+
+    def test_a_step_that_outgrows_duckdbs_limit_meets_the_commands_own(self, root):
+        words = [ESPER, "sql", root, "SELECT list_sum(range(2000000000))"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "needs more than" in done.stderr
+
+
+@pytest.mark.parametrize("words", [[], *([command] for command in ("runs", "show", "sql", "tables"))])
+def test_help_loads_no_engine(run_python, words):
+    code = (
+        "import sys, json\n"
+        "from esper_analytics.cli import app\n"
+        "try:\n    app([*sys.argv[1:], '--help'], prog_name='esper')\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "print(json.dumps([*sys.modules]))"
+    )
+    printed = run_python(code, *words)
+    assert HEAVY & set(json.loads(printed.splitlines()[-1])) == set()
+    assert "Usage" in printed
+
+
+def test_the_command_is_installed():
+    done = subprocess.run([ESPER, "tables", "gaps"], capture_output=True, text=True, timeout=60, check=True)
+    assert "queue_full" in done.stdout
