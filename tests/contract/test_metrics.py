@@ -371,7 +371,7 @@ class TestMeasuredButNotFinite:
 
     def test_a_gradient_of_nothing_but_nan_has_a_nan_norm_and_not_zero(self):
         row = {"n": 4, "grad_nan": 4, "grad_posinf": 0, "grad_neginf": 0, "grad_sum": 0.0, "grad_sum_sq": 0.0}
-        derived = derive_layer(row)
+        derived: dict[str, Any] = derive_layer(row)
         assert math.isnan(derived["grad_norm"]) and math.isnan(derived["grad_mean"])
 
 
@@ -389,4 +389,5 @@ def test_the_sb3_definition_of_an_overflowing_ratio_is_infinite_as_torch_has_it(
     assert derive_update(sums(overflowing), [row | derive(row)], "sb3")["approx_kl"] == math.inf
     with_nan = [*overflowing, Transition(log_ratio=math.nan)]
     row = {"epoch": 1, **sums(with_nan)}
-    assert math.isnan(derive_update(sums(with_nan), [row | derive(row)], "sb3")["approx_kl"])
+    derived: dict[str, Any] = derive_update(sums(with_nan), [row | derive(row)], "sb3")
+    assert math.isnan(derived["approx_kl"])

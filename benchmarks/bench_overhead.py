@@ -1,0 +1,113 @@
+"""What recording costs a small Stable-Baselines3 training: PPO, CartPole-v1, MlpPolicy, one thread, on the CPU.
+
+Two measures, because a shared machine is noisy:
+
+* `calls`: CPU time inside the recorder's calls in the training thread plus the writer thread's, over the rest of the
+  training's CPU time, in one and the same process;
+* `pairs`: CPU time of `learn()` with a recorder over that without, in fresh processes that take turns.
+
+    python benchmarks/bench_overhead.py [--pairs 15] [--steps 20480]
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from typing import Any
+
+LEVELS = ("normal", "debug")
+CALLS = ("rollout", "minibatch", "gradients", "layers", "episode", "end_update", "close")
+
+
+def train(level: str, steps: int) -> dict[str, float]:
+    """Train once in this process; returns CPU seconds of learn(), of the recorder's calls and of its writer thread."""
+    import torch
+    from stable_baselines3 import PPO
+
+    from esper_recorder.recorder import Recorder
+    from esper_recorder.sb3 import RecorderCallback
+    from esper_recorder.writer import Writer
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    spent = {"calls": 0.0, "writer": 0.0}
+    depth = [0]
+
+    def timed(method: Any) -> Any:
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            depth[0] += 1
+            began = time.thread_time()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                depth[0] -= 1
+                if not depth[0]:  # end_update calls layers
+                    spent["calls"] += time.thread_time() - began
+
+        return call
+
+    for name in CALLS:
+        setattr(Recorder, name, timed(getattr(Recorder, name)))
+    write = Writer._run
+
+    def run(self: Writer) -> None:
+        write(self)
+        spent["writer"] += time.thread_time()
+
+    Writer._run = run  # type: ignore[method-assign]
+    model = PPO("MlpPolicy", "CartPole-v1", seed=1, device="cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        callback = None if level == "none" else RecorderCallback(folder, level=level)
+        began = time.process_time()
+        model.learn(steps, callback=callback)
+        total = time.process_time() - began
+    return {"total": total, **spent}
+
+
+def main() -> None:
+    """Measure, print and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=20_480)
+    parser.add_argument("--train", metavar="LEVEL", help="train once and print the times")
+    arguments = parser.parse_args()
+    if arguments.train:
+        print(json.dumps(train(arguments.train, arguments.steps)))
+        return
+    measured: dict[str, list[dict[str, float]]] = {level: [] for level in ("none", *LEVELS)}
+    for turn in range(arguments.pairs):
+        order = list(measured) if turn % 2 else list(reversed(measured))
+        for level in order:
+            command = [sys.executable, __file__, "--train", level, "--steps", str(arguments.steps)]
+            measured[level].append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
+            print(f"{turn + 1}/{arguments.pairs} {level}", file=sys.stderr)
+    rows = []
+    for level in LEVELS:
+        own = [(m["calls"] + m["writer"]) / (m["total"] - m["calls"] - m["writer"]) for m in measured[level]]
+        pairs = [a["total"] / b["total"] for a, b in zip(measured[level], measured["none"], strict=True)]
+        rows.append(
+            {
+                "level": level,
+                "calls": round(1 + statistics.median(own), 4),
+                "pairs": round(statistics.median(pairs), 4),
+                "pairs_quartiles": [round(q, 4) for q in statistics.quantiles(pairs, n=4)],
+                "cpu_s_without": round(statistics.median(m["total"] for m in measured["none"]), 3),
+            }
+        )
+        print(rows[-1])
+    from results_file import write_result
+
+    settings = {"pairs": arguments.pairs, "steps": arguments.steps, "n_steps": 2048, "threads": 1}
+    print(write_result("overhead", settings, rows))
+
+
+if __name__ == "__main__":
+    main()
