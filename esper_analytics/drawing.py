@@ -1,0 +1,271 @@
+"""How one panel is drawn on its axes.
+
+A line has a gap where nothing was measured. What was measured and is not a number, or lies beyond the axis, has a mark
+at its edge: a cross for NaN, a triangle for what is above or below.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
+from numpy.typing import NDArray
+
+from esper_analytics.panels import BAND, FAINT, MUTED, Panel
+from esper_recorder.contract.rule import Severity
+
+SEVERITY_COLOURS: Final = {Severity.CRITICAL: "#b3261e", Severity.WARNING: "#d98200", Severity.INFO: "#4b7f9e"}
+"""Told apart by lightness too, and never without the word."""
+
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """An incident as a panel shows it: the updates it lasted, and its peak where the panel draws that very column."""
+
+    severity: str
+    onset: int
+    last: int
+    peak_update: int | None = None
+    peak_value: float | None = None
+
+
+def draw(
+    axes: Axes,
+    panel: Panel,
+    frame: pl.DataFrame,
+    marks: Iterable[Mark] = (),
+    boundaries: Sequence[tuple[str, int]] = (),
+    *,
+    beneath: Axes | None = None,
+) -> None:
+    """Draw one panel.
+
+    Args:
+        axes: where.
+        panel: what.
+        frame: one row per update in ascending order, with `update` and the panel's columns as far as there are any.
+        marks: the incidents to shade.
+        boundaries: (phase, first update) of each phase met.
+        beneath: the axes for the panel's second, lower line.
+    """
+    updates = floats(frame, "update")
+    lines = [line for line in panel.lines if _has(frame, line.column)]
+    drawn = [*lines, *([panel.beneath] if panel.beneath and beneath is not None else [])]
+    _shade(axes, marks)
+    if not lines:
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=MUTED)
+        axes.set_yticks([])
+    else:
+        values = [floats(frame, line.column) for line in lines]
+        low, high, log = limits(panel, values, [floats(frame, c) for c, _ in panel.references if _has(frame, c)])
+        if log:
+            axes.set_yscale("log")
+        axes.set_ylim(low, high)
+        _background(axes, panel, frame, updates)
+        for line, value in zip(lines, values, strict=True):
+            draw_line(axes, updates, value, colour=line.colour, label=line.label, span=(low, high))
+        for mark in marks:
+            if mark.peak_update is not None and mark.peak_value is not None and low <= mark.peak_value <= high:
+                axes.plot(
+                    [mark.peak_update],
+                    [mark.peak_value],
+                    "o",
+                    markersize=6,
+                    markerfacecolor="none",
+                    markeredgecolor=SEVERITY_COLOURS[Severity(mark.severity)],
+                    label="_peak",
+                )
+    if beneath is not None and panel.beneath is not None:
+        std = floats(frame, panel.beneath.column)
+        finite = std[np.isfinite(std)]
+        top = float(finite.max()) * 1.15 if finite.size and finite.max() > 0 else 1.0
+        beneath.set_ylim(0.0, top)
+        draw_line(beneath, updates, std, colour=panel.beneath.colour, label=panel.beneath.label, span=(0.0, top))
+        finish(beneath, updates, boundaries, named=False)
+        axes.tick_params(labelbottom=False)
+    finish(axes, updates, boundaries, xlabel=beneath is None)
+    if len(drawn) > 1 or any(_has(frame, column) for column, _ in panel.references) or panel.clip_band:
+        legend(axes, beneath, above=11.0 if boundaries else 3.0)
+
+
+def legend(axes: Axes, beneath: Axes | None = None, *, above: float) -> None:
+    """A line of labels so many points above the axes, of what is drawn here and beneath."""
+    handles, labels = axes.get_legend_handles_labels()
+    if beneath is not None:
+        more, names = beneath.get_legend_handles_labels()
+        handles, labels = [*handles, *more], [*labels, *names]
+    if labels:
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        place = axes.transAxes + ScaledTranslation(0, above / 72, figure.dpi_scale_trans)
+        axes.legend(handles, labels, loc="lower right", bbox_to_anchor=(1.0, 1.0), bbox_transform=place, ncols=4)
+
+
+def draw_line(
+    axes: Axes, updates: Floats, values: Floats, *, colour: str, label: str, span: tuple[float, float]
+) -> None:
+    """One line with its gaps, its lone points, and marks for what is beyond the axis or no number.
+
+    `values` is NaN where a NaN was measured and masked (see `floats`) where nothing was.
+    """
+    absent = np.ma.getmaskarray(values)
+    data = np.ma.getdata(values)
+    low, high = span
+    drawable = ~absent & np.isfinite(data) & ((data > 0) if axes.get_yscale() == "log" else True)
+    x, y = _broken(updates, np.where(drawable, data, np.nan))
+    axes.plot(x, y, color=colour, label=label)
+    if lone := _lone(y):
+        axes.plot(x[lone], y[lone], "o", color=colour, markersize=3, label="_lone")
+    edge = axes.get_xaxis_transform()
+    for which, marker, height, name in (
+        (~absent & np.isnan(data), "x", 0.97, "_nan"),
+        (~absent & (data > high), "^", 0.97, "_above"),
+        (~absent & ((data < low) | ((data <= 0) & (axes.get_yscale() == "log"))), "v", 0.03, "_below"),
+    ):
+        if which.any():
+            at = updates[which]
+            axes.plot(
+                at,
+                np.full(at.shape, height),
+                marker,
+                color=colour,
+                markersize=4.5,
+                transform=edge,
+                clip_on=False,
+                label=name,
+                linestyle="none",
+            )
+
+
+def finish(
+    axes: Axes,
+    updates: Floats,
+    boundaries: Sequence[tuple[str, int]],
+    *,
+    named: bool = True,
+    xlabel: bool = True,
+    letter: float = 0.018,
+) -> None:
+    """Limits and ticks of the x axis, and where the phases of the training begin.
+
+    A phase is named where its name has room; a letter takes the share `letter` of the axis.
+    """
+    first, last = (float(updates[0]), float(updates[-1])) if len(updates) else (1.0, 1.0)
+    margin = max(0.5, 0.015 * (last - first))
+    axes.set_xlim(first - margin, last + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    if xlabel:
+        axes.set_xlabel("PPO update")
+    ends = [float(start) for _, start in boundaries[1:]] + [last]
+    for (phase, start), end in zip(boundaries, ends, strict=False):
+        if start > first:
+            axes.axvline(start - 0.5, color=FAINT, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0.5)
+        if named and end - start >= letter * (len(phase) + 1) * (last - first):
+            left = max(float(start), first) - 0.5
+            axes.text(left, 1.01, f" {phase}", transform=axes.get_xaxis_transform(), fontsize=6.5, color=MUTED)
+
+
+def _background(axes: Axes, panel: Panel, frame: pl.DataFrame, updates: Floats) -> None:
+    if panel.clip_band and _has(frame, "clip_range"):
+        x, clip = _broken(updates, np.ma.filled(floats(frame, "clip_range"), np.nan))
+        lowest = np.maximum(1 - clip, 1e-12)
+        axes.fill_between(x, lowest, 1 + clip, color=BAND, linewidth=0, label="clip range", zorder=0.8, step="mid")
+    if panel.name == "return" and _has(frame, "episode_return_min"):
+        x, lowest = _broken(updates, np.ma.filled(floats(frame, "episode_return_min"), np.nan))
+        _, highest = _broken(updates, np.ma.filled(floats(frame, "episode_return_max"), np.nan))
+        axes.fill_between(x, lowest, highest, color=BAND, linewidth=0, label="worst to best", zorder=0.8)
+    if panel.centre is not None:
+        axes.axhline(panel.centre, color=FAINT, linewidth=1.0, zorder=0.9)
+    for column, label in panel.references:
+        if _has(frame, column):
+            x, y = _broken(updates, np.ma.filled(floats(frame, column), np.nan))
+            axes.plot(x, y, color=MUTED, linewidth=1.0, linestyle=(0, (4, 2)), label=label)
+
+
+def _shade(axes: Axes, marks: Iterable[Mark]) -> None:
+    """Shade the updates of the incidents, the worst severity of each update, and draw where a stretch begins."""
+    worst: dict[int, Severity] = {}
+    for mark in sorted(marks, key=lambda m: Severity(m.severity).rank):
+        worst |= dict.fromkeys(range(mark.onset, mark.last + 1), Severity(mark.severity))
+    stretches: list[tuple[int, int, Severity]] = []
+    for update, severity in sorted(worst.items()):
+        if stretches and stretches[-1][1:] == (update - 1, severity):
+            stretches[-1] = (stretches[-1][0], update, severity)
+        else:
+            stretches.append((update, update, severity))
+    for start, end, severity in stretches:
+        colour = SEVERITY_COLOURS[severity]
+        axes.axvspan(start - 0.5, end + 0.5, color=colour, alpha=0.11, linewidth=0, zorder=0.4)
+        axes.axvline(start - 0.5, color=colour, linewidth=1.0, zorder=1.1)
+
+
+def limits(panel: Panel, values: Sequence[Floats], references: Sequence[Floats]) -> tuple[float, float, bool]:
+    """(lowest, highest, logarithmic) of the y axis."""
+    every = np.concatenate([_compressed(one) for one in (*values, *references)])
+    finite = every[np.isfinite(every)]
+    positive = finite[finite > 0]
+    log = panel.scale == "log"
+    if panel.scale == "auto":
+        log = positive.size > 0 and positive.size == finite.size and positive.max() > 100 * positive.min()
+    finite = positive if log else finite
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (1.0 if log else 0.0, 1.0)
+    within_low, within_high = panel.within
+    low = low if within_low is None else min(low, within_low)
+    high = high if within_high is None else max(high, within_high)
+    if log:
+        low, high = low / 1.4, high * 1.4
+    else:
+        margin = 0.06 * (high - low) or 0.06 * abs(high) or 0.5
+        low, high = low - margin, high + margin
+    slack = 0.0 if log else 0.03 * ((panel.ceiling or 1.0) - (panel.floor or 0.0))
+    if panel.floor is not None and (log or panel.scale != "auto"):
+        low = max(low, panel.floor - slack)
+    if panel.ceiling is not None:
+        high = min(high, panel.ceiling + slack)
+    return (low, high, log) if low < high else (low, low * 10 if log else low + 1.0, log)
+
+
+def _has(frame: pl.DataFrame, column: str) -> bool:
+    return column in frame.columns and frame.get_column(column).null_count() < frame.height
+
+
+def floats(frame: pl.DataFrame, column: str) -> Floats:
+    """The column; NULL is masked, NaN stays NaN. All masked where there is no such column."""
+    if column not in frame.columns:
+        return np.ma.MaskedArray(np.zeros(frame.height), mask=True)
+    series = frame.get_column(column).cast(pl.Float64)
+    values = series.fill_null(0.0).to_numpy()
+    return np.ma.MaskedArray(values, mask=series.is_null().to_numpy()) if column != "update" else values
+
+
+def _broken(updates: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """The line with a break wherever updates are missing between two neighbours."""
+    holes = np.flatnonzero(np.diff(updates) > 1) + 1
+    if not holes.size:
+        return updates, values
+    return np.insert(updates, holes, updates[holes] - 0.5), np.insert(values, holes, np.nan)
+
+
+def _lone(values: Floats) -> list[int]:
+    """Places of points that have no neighbour to draw a line to."""
+    there = [False, *np.isfinite(values).tolist(), False]
+    return [i - 1 for i, (a, b, c) in enumerate(_triples(there), 1) if b and not a and not c]
+
+
+def _triples(flags: Sequence[bool]) -> Iterable[tuple[bool, bool, bool]]:
+    return zip(flags, itertools.islice(flags, 1, None), itertools.islice(flags, 2, None), strict=False)
+
+
+def _compressed(values: Floats) -> Floats:
+    """The values that were measured."""
+    return np.asarray(np.ma.getdata(values)[~np.ma.getmaskarray(values)], dtype=np.float64)

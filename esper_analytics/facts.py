@@ -1,0 +1,150 @@
+"""What a report says, as plain data: `findings` fills it in, the templates show it, the JSON report is it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from esper_analytics.plots import RunFrames
+from esper_recorder.contract.rule import Severity
+
+
+@dataclass(frozen=True, slots=True)
+class FirstFiring:
+    """The first time a rule fired, with the keys it fired for then."""
+
+    update: int
+    progress: float | None
+    phase: str | None
+    rule: str
+    keys: list[str]
+    severity: str
+    reads: str
+    comparison: str
+    value: float | None
+    threshold: float | None
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """One row of `Result.incidents`, with what the rule reads."""
+
+    rule: str
+    key: str
+    severity: str
+    onset_update: int
+    last_update: int
+    updates: int
+    peak_update: int
+    peak_value: float | None
+    threshold: float | None
+    comparison: str
+    phase: str | None
+    recovered: bool
+    outcome: str
+    """`recovered`, `firing at the end`, or that the rule could not look again after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What replaying with other rules changes for one rule and key."""
+
+    rule: str
+    key: str
+    change: str
+    updates: int
+    first_update: int
+    last_update: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unjudged:
+    """A rule that could not look at every update."""
+
+    rule: str
+    keys: list[str]
+    severity: str
+    reads: str
+    evaluated: int
+    abstained: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exemplars:
+    """The transitions whose probability moved furthest in one update."""
+
+    update: int
+    why: str
+    summary: str
+    rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFindings:
+    """Everything a report says about one run."""
+
+    run_id: str
+    name: str
+    verdict: str
+    severity: str | None
+    """The worst of its incidents."""
+    ended: str
+    state: list[str]
+    """Sentences on how the run ended and what its recording lacks."""
+    complete: bool
+    updates: int
+    steps: int | None
+    progress: float | None
+    last_return: float | None
+    trainer: str
+    started: str
+    duration: str
+    first: list[FirstFiring]
+    incidents: list[Incident]
+    unread: list[Unjudged]
+    """Rules that never once could look."""
+    partly: list[Unjudged]
+    rules_count: int
+    exemplars: Exemplars | None
+    differences: list[Difference]
+    config: dict[str, str]
+    versions: dict[str, str]
+    host: str
+    platform: str
+    level: str
+    definition: str
+    rules: str
+    rules_sha256: str
+    overrides: dict[str, str]
+    ran_with: str
+    frames: RunFrames = field(repr=False)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Incidents by severity, the worst first."""
+        found = Counter(incident.severity for incident in self.incidents)
+        return {str(severity): found[str(severity)] for severity in reversed(Severity)}
+
+    @property
+    def judged(self) -> bool:
+        """Whether at least one rule could look at least once."""
+        return self.updates > 0 and len({rule.rule for rule in self.unread}) < self.rules_count
+
+    @property
+    def broke(self) -> FirstFiring | None:
+        """The first critical firing, else the first of any severity."""
+        critical = [one for one in self.first if one.severity == Severity.CRITICAL]
+        return next(iter([*critical, *self.first]), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Everything a report says."""
+
+    runs: list[RunFindings]
+    against: str | None
+    problems: list[str]
+    """Files that were left out, each with the reason."""

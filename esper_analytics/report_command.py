@@ -1,0 +1,78 @@
+"""What `esper report` and `esper plot` do, as far as it is not printing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from esper_analytics import plots
+from esper_analytics.errors import UsageError, did_you_mean
+from esper_analytics.findings import Against
+from esper_analytics.replay import Result, load_rules, replay
+from esper_analytics.replay.command import LIVE, read_settings
+from esper_analytics.report import check_path, report
+from esper_analytics.store import Runs
+
+KINDS: Final = ("postmortem", "compare")
+
+
+def report_for(
+    runs: Runs, rules: str | None, settings: Iterable[str], against: str | None, path: Path, command: str
+) -> Result:
+    """Replay and write the report. Raises UsageError: words of the call are off."""
+    check_path(path)
+    values = read_settings(settings)
+    before = None if against in (None, LIVE) else load_rules(str(against))
+    result = replay(runs, rules, values=values)
+    other: Against | None = "live" if against == LIVE else None if before is None else replay(runs, before)
+    report(result, path, against=other, command=command)
+    return result
+
+
+def plot_for(
+    runs: Runs, chosen: Sequence[str], kind: str, rules: str | None, settings: Iterable[str], path: Path
+) -> None:
+    """Draw one figure and save it.
+
+    Raises UsageError: an unknown kind or suffix, too many runs, or several where one must be named.
+    """
+    if kind not in KINDS:
+        raise UsageError(f"There is no plot of kind {kind!r}. {did_you_mean(kind, KINDS, kind='kinds')}")
+    if path.suffix.lower() not in plots.SUFFIXES:
+        ending = f"ends in {path.suffix}" if path.suffix else "has no ending"
+        raise UsageError(f"{path} {ending}; a plot is written to FILE{', FILE'.join(plots.SUFFIXES)}.")
+    runs = runs.only(chosen) if chosen else runs
+    ids = runs.ids
+    most = len(plots.RUN_COLOURS)
+    if kind == "postmortem" and len(ids) > 1:
+        raise UsageError(f"A post-mortem is of one run, and there are {len(ids)}: {_some(ids)}. Say which by --run ID.")
+    if kind == "compare" and len(ids) > most:
+        raise UsageError(f"{len(ids)} runs are too many for one figure; it holds {most}. Say which by --run ID.")
+    values = read_settings(settings)
+    if kind == "compare":
+        figure = plots.compare([_frames(runs, run_id) for run_id in ids])
+    else:
+        figure = plots.postmortem(_frames(runs, ids[0], replay(runs, rules, values=values)))
+    try:
+        plots.save(figure, path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def _frames(runs: Runs, run_id: str, result: Result | None = None) -> plots.RunFrames:
+    names = [runs.manifest(one).name for one in runs.ids]
+    name = runs.manifest(run_id).name
+    return plots.RunFrames(
+        name=name if names.count(name) == 1 else run_id,
+        updates=runs[run_id].table("ppo_updates").collect(),
+        episodes=runs[run_id].table("episodes").collect(),
+        incidents=None if result is None else result.incidents.filter(pl.col("run_id") == run_id),
+        rules=None if result is None else result.rules_by_run[run_id],
+    )
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
