@@ -44,6 +44,14 @@ log = logging.getLogger("esper_recorder")
 
 P = ParamSpec("P")
 
+_LOST_BY: dict[str, tuple[str, int | None]] = {
+    "minibatch": ("minibatches", 1),
+    "episode": ("episodes", 1),
+    "layers": ("gradient_layers", None),
+    "end_update": ("*", None),
+}
+"""What is lost where a call fails: of which table, and how many rows if that is known. Else columns of an update."""
+
 
 def _guarded(
     method: Callable[Concatenate[Recorder, P], None],
@@ -266,7 +274,7 @@ class Recorder:
         self._newest = None
         self._minibatches += 1
         fields = {
-            name: x.reshape(-1)
+            name: x if x.dim() == 1 else x.reshape(-1)
             for name, x in (
                 ("log_ratio", log_ratio),
                 ("new_log_prob", new_log_probs),
@@ -517,7 +525,7 @@ class Recorder:
         if optimizer is None:
             return None
         rate = optimizer.param_groups[0]["lr"]
-        return float(rate) if isinstance(rate, int | float) else None  # reading a tensor may wait for the device
+        return float(rate) if isinstance(rate, (float, int)) else None  # reading a tensor may wait for the device
 
     def _last_epoch(self) -> int | None:
         return self._pieces[-1].notes[-1].epoch if self._pieces else None
@@ -542,7 +550,9 @@ class Recorder:
 
     def _failed(self, what: str, error: Exception) -> None:
         if self._writer is not None:
-            self._writer.lose(self._update, "reduce_failed", detail=f"{what}: {type(error).__name__}: {error}")
+            table, rows = _LOST_BY.get(what, ("ppo_updates", None))
+            detail = f"{what}: {type(error).__name__}: {error}"
+            self._writer.lose(self._update, "reduce_failed", table=table, rows=rows, detail=detail)
         log.debug("recorder call %s failed", what, exc_info=error)
 
     def _open(

@@ -7,7 +7,7 @@ whole buffer. Where an update is larger than the buffer may grow, it is reduced 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,8 @@ class MinibatchNotes:
     normalize: bool = False
     stepped: bool | None = None
     norm_seen: bool = False
+    grad_norm: float | None = None
+    """Where it is known on the host; else it is on the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ class MinibatchRing:
     per_minibatch: bool = False
     _names: tuple[str, ...] = ()
     _given: tuple[Any, ...] = ()
+    _rows: tuple[Tensor, ...] = ()
+    _uniform: bool = False
     _buffer: Tensor | None = None
     _index: Tensor | None = None
     _actions: Tensor | None = None
@@ -107,8 +111,6 @@ class MinibatchRing:
         assert self._buffer is not None
         if _given(fields, notes, index, actions) != self._given:
             return False
-        if self._buffer.dtype != torch.float64 and _dtype(fields) == torch.float64:
-            return False
         rows, _, width = self._buffer.shape
         if len(self._lengths) < rows and n <= width:
             return True
@@ -123,7 +125,7 @@ class MinibatchRing:
         index: Tensor | None = None,
         actions: Tensor | None = None,
     ) -> None:
-        """Copy a minibatch in.
+        """Copy a minibatch in, one that `fits`.
 
         Args:
             fields: 1-d tensors of length n by name, of one device; the first minibatch decides which there are.
@@ -135,16 +137,22 @@ class MinibatchRing:
         Raises:
             ValueError: the lengths differ; the minibatch is not taken.
         """
-        _check_lengths(fields, n, index, actions)
         self._reserve(fields, n)
-        self._given = _given(fields, notes, index, actions)
+        if not self._lengths:
+            self._given = _given(fields, notes, index, actions)
         assert self._buffer is not None
         row = len(self._lengths)
+        tensors = list(fields.values())
+        if not self._uniform or index is not None or actions is not None:
+            _check_lengths(fields, n, index, actions)  # copying would repeat a single element
         with torch.no_grad():
-            tensors = list(fields.values())
-            target = self._buffer[row] if n == self._buffer.shape[2] else self._buffer[row, :, :n]
-            if all(t.dtype == self._buffer.dtype for t in tensors):
-                torch.stack(tensors, out=target)
+            target = self._rows[row] if n == self._buffer.shape[2] else self._buffer[row, :, :n]
+            if self._uniform:
+                try:
+                    torch.stack(tensors, out=target)
+                except RuntimeError:
+                    _check_lengths(fields, n, index, actions)
+                    raise
             else:
                 for i, tensor in enumerate(tensors):
                     target[i].copy_(tensor)
@@ -166,10 +174,10 @@ class MinibatchRing:
         if not self._notes:
             return
         assert self._norms is not None
-        if isinstance(norm, Tensor):
+        if isinstance(norm, Tensor) and norm.device.type != "cpu":
             self._norms[len(self._notes) - 1].copy_(norm.detach())
         else:
-            self._norms[len(self._notes) - 1] = norm
+            self._notes[-1].grad_norm = float(norm)
         self._notes[-1].norm_seen = True
 
     def clear(self) -> None:
@@ -203,9 +211,19 @@ class MinibatchRing:
         else:
             histogram = log_ratio_histogram(t.log_ratio.reshape(-1), valid.reshape(-1))
         exemplars, actions = self._exemplars(t, fields, rows, width)
-        piece = Piece(notes, statistics, histogram, exemplars, actions, self._norms[:rows].clone(), self.per_minibatch)
+        piece = Piece(notes, statistics, histogram, exemplars, actions, self._grad_norms(notes), self.per_minibatch)
         self.clear()
         return piece
+
+    def _grad_norms(self, notes: Sequence[MinibatchNotes]) -> Tensor:
+        assert self._norms is not None
+        on_host = [m.grad_norm is not None for m in notes]
+        norms = torch.tensor([m.grad_norm or 0.0 for m in notes], dtype=torch.float64, device="cpu")
+        if all(known or not m.norm_seen for known, m in zip(on_host, notes, strict=True)):
+            return norms
+        device = self._norms.device
+        known = from_host(on_host, torch.bool, device)
+        return torch.where(known, from_host(norms.tolist(), torch.float64, device), self._norms[: len(notes)])
 
     def _exemplars(self, t: Terms, fields: Mapping[str, Tensor], rows: int, width: int) -> tuple[Packed, Tensor | None]:
         if self.per_minibatch:
@@ -250,9 +268,14 @@ class MinibatchRing:
         return self._per_row([_NAN if v is None else v for v in values])
 
     def _reserve(self, fields: Mapping[str, Tensor], n: int) -> None:
-        first = next(iter(fields.values()))
-        dtype = _dtype(fields)
         buffer = self._buffer
+        if self._lengths:
+            assert buffer is not None
+            if len(self._lengths) < buffer.shape[0] and n <= buffer.shape[2]:
+                return
+        first = next(iter(fields.values()))
+        dtype = torch.float64 if any(t.dtype == torch.float64 for t in fields.values()) else torch.float32
+        self._uniform = all(t.dtype == dtype for t in fields.values())
         if not self._lengths and (
             buffer is None or tuple(fields) != self._names or buffer.device != first.device or buffer.dtype != dtype
         ):
@@ -260,6 +283,7 @@ class MinibatchRing:
             self._buffer = torch.zeros((32, len(fields), max(n, 1)), dtype=dtype, device=first.device)
             self._index = self._actions = None
             self._norms = torch.full((32,), _NAN, dtype=torch.float64, device=first.device)
+            self._rows = self._buffer.unbind()
             return
         assert buffer is not None and self._norms is not None
         rows, _, width = buffer.shape
@@ -267,6 +291,7 @@ class MinibatchRing:
             rows = 2 * rows if len(self._lengths) == rows else rows
             self._buffer = _grown(buffer, (rows, buffer.shape[1], max(n, width)))
             self._norms = _grown(self._norms, (rows,))
+            self._rows = self._buffer.unbind()
             if self._index is not None:
                 self._index = self._sized(self._index, self._index.dtype, ())
             if self._actions is not None:
@@ -291,16 +316,13 @@ def _given(
     """What a minibatch brings. Those reduced together bring the same, so that what one lacks is not made up."""
     return (
         tuple(fields),
+        tuple([t.dtype for t in fields.values()]),
         next(iter(fields.values())).device,
         notes.clip_range is None,
         notes.entropy_max is None,
         index is None,
         None if actions is None else tuple(actions.shape[1:]),
     )
-
-
-def _dtype(fields: Mapping[str, Tensor]) -> torch.dtype:
-    return torch.float64 if any(t.dtype == torch.float64 for t in fields.values()) else torch.float32
 
 
 def _check_lengths(fields: Mapping[str, Tensor], n: int, index: Tensor | None, actions: Tensor | None) -> None:

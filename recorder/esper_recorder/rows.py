@@ -88,7 +88,8 @@ def build(given: UpdateInput) -> dict[str, Columns]:
 def _minibatch_vectors(piece: Piece, statistics: Tensor, norms: Tensor, given: UpdateInput) -> dict[str, Vector]:
     """Counts, sums and metrics of a piece's minibatches, as vectors by name."""
     by_name = statistics.t().contiguous()
-    row: dict[str, Any] = {name: vector(by_name[i]) for i, name in enumerate(piece.statistics.names)}
+    everywhere = torch.ones(len(piece.notes), dtype=torch.bool)
+    row: dict[str, Any] = {name: Vector(by_name[i], everywhere) for i, name in enumerate(piece.statistics.names)}
     some = row["n"].values > 0
     row |= {name: Vector(v.values, some) for name, v in row.items() if name.endswith(_EXTREMES)}
     seen = torch.tensor([notes.norm_seen for notes in piece.notes])

@@ -119,8 +119,8 @@ class RecorderCallback(BaseCallback):
             self.recorder.close("raised", "the training before did not come back to the callback")
         library = type(model).__module__.split(".")[0]
         resume = self._resume
-        if not self.locals.get("reset_num_timesteps", True) and self.run_id is not None:
-            resume = self.run_id  # learn() goes on with the same run
+        if not self.locals.get("reset_num_timesteps", True) and self.path is not None and self.path.is_dir():
+            resume = self.run_id  # learn() goes on with the same run, unless its folder has gone
         self.recorder = Recorder(
             self._root,
             name=self._name or _default_name(model),
@@ -144,7 +144,7 @@ class RecorderCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         dones = self.locals.get("dones")
-        if self.recorder is not None and dones is not None and dones.any():
+        if self.recorder is not None and dones is not None and np.count_nonzero(dones):
             with self.recorder.guarded("episode"):
                 self._take_episodes(self.recorder, np.flatnonzero(dones))
         return True

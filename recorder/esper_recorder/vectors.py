@@ -40,7 +40,7 @@ class Vectors:
             return None
         counted = b if of is None else of
         values = torch.where(b.values != 0, a.values / b.values, torch.nan)
-        return Vector(values, a.valid & b.valid & counted.valid & (counted.values != 0))
+        return Vector(values, _both(_both(a.valid, b.valid), counted.valid) & (counted.values != 0))
 
     def root(self, a: Any) -> Any:
         return None if a is None else Vector(torch.sqrt(a.values.clamp(min=0.0)), a.valid)
@@ -48,15 +48,15 @@ class Vectors:
     def ratio(self, a: Any, b: Any, least: Any) -> Any:
         if a is None or b is None or least is None:
             return None
-        values = torch.where(b.values <= least.values, torch.nan, a.values / b.values)
-        return Vector(values, a.valid & b.valid & least.valid)
+        values = torch.where(b.values > least.values, a.values / b.values, torch.nan)
+        return Vector(values, _both(_both(a.valid, b.valid), least.valid))
 
     @staticmethod
     def _combine(a: Any, b: Any, operation: Any) -> Any:
         if a is None or b is None:
             return None
         if isinstance(a, Vector) and isinstance(b, Vector):
-            return Vector(operation(a.values, b.values), a.valid & b.valid)
+            return Vector(operation(a.values, b.values), _both(a.valid, b.valid))
         if isinstance(a, Vector):
             return Vector(operation(a.values, b), a.valid)
         if isinstance(b, Vector):
@@ -75,6 +75,10 @@ def vector_of(values: Sequence[float | None]) -> Vector:
         torch.tensor([0.0 if v is None else v for v in values], dtype=torch.float64),
         torch.tensor([v is not None for v in values]),
     )
+
+
+def _both(a: Tensor, b: Tensor) -> Tensor:
+    return a if a is b else a & b
 
 
 def _buffer(tensor: Tensor) -> Any:

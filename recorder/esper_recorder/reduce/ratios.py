@@ -26,7 +26,7 @@ def log_ratio_histogram(log_ratio: Tensor, valid: Tensor, edges: Tensor | None =
     if edges is None:
         edges = histogram_edges(x)
     nan = torch.isnan(x)
-    distance = torch.bucketize(x.abs(), edges, right=True) + 1
+    distance = torch.bucketize(x.abs().contiguous(), edges, right=True) + 1  # it warns of other layouts
     bins = _ZERO_BIN + torch.where(x == 0, 0, torch.where(x > 0, distance, -distance))
     counted = valid & ~nan
     counts = torch.zeros((*x.shape[:-1], log_ratio_bin_count()), dtype=torch.int64, device=x.device)

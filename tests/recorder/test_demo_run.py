@@ -1,0 +1,70 @@
+"""The demo's recorder half: one run that learns and one that is wrecked, told apart by what was recorded."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from esper_recorder import demo
+from esper_recorder.contract.evaluator import RuleEvaluator
+from esper_recorder.contract.rules import RuleSet
+from esper_recorder.manifest import how_it_ended, read_manifest
+from tests.recorder.storage import read_rows
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both runs, much shorter than the demo's own."""
+    out = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["demo", "--out", str(out), "--steps", "7168"])
+        demo.main()
+    found = {path.name.split("-2")[0]: path for path in out.iterdir()}
+    assert found.keys() == demo.RUNS.keys()
+    return found
+
+
+def test_both_runs_are_complete(runs: dict[str, Path]):
+    for name, path in runs.items():
+        assert how_it_ended(path) == "finished"
+        manifest = read_manifest(path)
+        assert manifest.config["learning_rate"] == demo.RUNS[name]
+        assert manifest.rules_profile == "default"
+        assert sorted(row["update"] for row in read_rows(path, "ppo_updates")) == list(range(1, 8))
+        assert len(read_rows(path, "minibatches")) == 7 * 10 * 16
+        assert read_rows(path, "gaps") == []
+
+
+def test_the_learning_rate_of_one_wrecks_it_and_the_watcher_says_so(runs: dict[str, Path]):
+    healthy, wrecked = (read_rows(runs[name], "ppo_updates") for name in ("healthy", "wrecked"))
+    assert max(row["ratio_max"] for row in wrecked) > 10 * max(row["ratio_max"] for row in healthy)
+    severities = {name: {row["severity"] for row in read_rows(path, "alarms")} for name, path in runs.items()}
+    assert "critical" in severities["wrecked"] and "critical" not in severities["healthy"]
+
+
+@pytest.mark.parametrize("name", list(demo.RUNS))
+def test_the_alarms_are_those_of_the_runs_own_rules_over_its_own_rows(runs: dict[str, Path], name: str):
+    path = runs[name]
+    manifest = read_manifest(path)
+    rules = RuleSet.parse((path / "rules" / f"{manifest.rules_sha256}.toml").read_text(), name="kept")
+    evaluator = RuleEvaluator(rules)
+    tables = {table: read_rows(path, table) for table in rules.tables}
+    expected = []
+    for row in sorted(tables["ppo_updates"], key=lambda row: row["update"]):
+        own = {table: [r for r in rows if r["update"] == row["update"]] for table, rows in tables.items()}
+        expected += [
+            (f.update, f.rule, f.key, f.severity, f.value)
+            for f in evaluator.update(row["update"], row["progress"], own)
+        ]
+    alarms = [(r["update"], r["rule"], r["key"], r["severity"], r["value"]) for r in read_rows(path, "alarms")]
+    assert sorted(map(repr, alarms)) == sorted(map(repr, expected))
+    assert all(row["rules_sha256"] == manifest.rules_sha256 for row in read_rows(path, "alarms"))
+
+
+def test_progress_is_told_line_by_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["demo", "--out", str(tmp_path), "--steps", "1024"])
+        demo.main()
+    assert capsys.readouterr().out == "healthy 1024 1024\nwrecked 1024 1024\n"
