@@ -98,3 +98,19 @@ def chromium() -> list[str]:
         pytest.skip("no Chromium on this machine: `apt-get install chromium` brings it")
     offline = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic")
     return [program, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", *offline]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB, or a skip that says why there is none."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+        mounted = done.returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("a small tmpfs cannot be mounted here (needs root): a really full disk is not tested")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

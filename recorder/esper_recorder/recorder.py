@@ -274,7 +274,7 @@ class Recorder:
         self._newest = None
         self._minibatches += 1
         fields = {
-            name: x if x.dim() == 1 else x.reshape(-1)
+            name: x if x.dim() == 1 else x.detach().reshape(-1)
             for name, x in (
                 ("log_ratio", log_ratio),
                 ("new_log_prob", new_log_probs),
@@ -307,7 +307,9 @@ class Recorder:
             normalize=normalize_advantages,
             stepped=False if stepped is None and self._step_hook is not None else stepped,
         )
-        index = None if index is None else torch.as_tensor(index).reshape(-1)
+        if index is not None:
+            index = torch.as_tensor(index)
+            index = index if index.dim() == 1 else index.reshape(-1)
         actions = None if actions is None else actions.detach().reshape(n, -1)
         if not self._ring.fits(fields, n, notes, index=index, actions=actions):
             self._reduce_ring()
