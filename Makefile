@@ -10,7 +10,7 @@ PYTEST ?= -n 2
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/ready
-PIP := $(PY) -m pip --disable-pip-version-check install -c constraints.txt
+PIP := $(PY) -m pip --disable-pip-version-check install -q -c constraints.txt
 SCRIPTS := $(wildcard benchmarks/*.py examples/*.py)
 BENCHMARKS := $(wildcard benchmarks/bench_*.py)
 
@@ -62,7 +62,7 @@ $(READY): constraints.txt pyproject.toml recorder/pyproject.toml
 	    echo "There is no $(PYTHON). Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Esper Analytics needs Python 3.11 or newer; " \
 	    "$(PYTHON) is %d.%d. Name another: make PYTHON=/path/to/python3" % v[:2])'
-	@echo "Setting up $(VENV); the first time this takes a few minutes." >&2
+	@echo "Setting up $(VENV); the first time this takes a minute or two." >&2
 	@$(PY) -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(PIP) setuptools torch==2.13.0
 	$(PIP) --no-build-isolation torch==2.13.0 -e "./recorder[demo]" -e ".[dev]"

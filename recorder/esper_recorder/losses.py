@@ -15,6 +15,7 @@ log = logging.getLogger("esper_recorder")
 QUEUE_FULL = "queue_full"
 WRITE_FAILED = "write_failed"
 REDUCE_FAILED = "reduce_failed"
+BAD_CALL = "bad_call"
 WATCH_FAILED = "watch_failed"
 
 ALL_TABLES = "*"
@@ -23,7 +24,8 @@ _MOST_GAPS = 1000
 _ADVICE = {
     QUEUE_FULL: "The disk (or sink) is slower than the training: record less (a lower level) or to a faster disk.",
     WRITE_FAILED: "Check that there is room, and that the run's folder is still there and may be written to.",
-    REDUCE_FAILED: "This is the recorder's own fault: please report it with this message.",
+    REDUCE_FAILED: "Check what the call was given; if that is right, please report it with this message.",
+    BAD_CALL: "Correct the call in the training loop: what it was to record is not measured.",
     WATCH_FAILED: "The rows are stored, only live alarms are missing: replay the rules over the run to get them.",
 }
 

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import difflib
 import functools
+import inspect
 import logging
 import sys
 import time
@@ -28,11 +29,12 @@ from esper_recorder.contract.metrics import DEFINITIONS
 from esper_recorder.contract.rules import RuleSet, load_rules
 from esper_recorder.contract.tables import column_names
 from esper_recorder.levels import Level
+from esper_recorder.losses import BAD_CALL, REDUCE_FAILED
 from esper_recorder.reading import last_update
 from esper_recorder.reduce.gradients import layer_statistics
 from esper_recorder.reduce.packed import Packed
 from esper_recorder.reduce.transitions import rollout_statistics
-from esper_recorder.ring import MinibatchNotes, MinibatchRing, Piece
+from esper_recorder.ring import BadCall, MinibatchNotes, MinibatchRing, Piece
 from esper_recorder.rows import UpdateInput, build
 from esper_recorder.run_folder import RunFolder
 from esper_recorder.sink import ParquetSink, Sink
@@ -64,10 +66,28 @@ def _guarded(
             return
         try:
             method(self, *args, **kwargs)
+        except TypeError as error:
+            wrong = _wrong_call(method, error, args, kwargs)
+            self._failed(method.__name__, wrong or error)
         except Exception as error:
             self._failed(method.__name__, error)
 
     return call
+
+
+def _wrong_call(
+    method: Callable[..., None], error: TypeError, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> BadCall | None:
+    """What is wrong with the words of a call; None where the error came from within."""
+    if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+        return None
+    known = [name for name in inspect.signature(method).parameters if name != "self"]
+    unknown = [name for name in kwargs if name not in known]
+    if not unknown:
+        return BadCall(f"{error}; it takes {', '.join(known)}")
+    near = difflib.get_close_matches(unknown[0], known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
+    return BadCall(f"{method.__name__}() has no argument {unknown[0]!r}; {hint}")
 
 
 class Recorder:
@@ -293,7 +313,7 @@ class Recorder:
             fields["entropy_max"] = entropy_max.reshape(-1)
             entropy_max = None
         if "log_ratio" not in fields and not ("new_log_prob" in fields and "old_log_prob" in fields):
-            raise ValueError("a minibatch needs log_ratio, or new_log_probs and old_log_probs")
+            raise BadCall("a minibatch needs log_ratio, or new_log_probs and old_log_probs")
         n = len(next(iter(fields.values())))
         if self._first_minibatch is None:
             self._first_minibatch = time.monotonic()
@@ -362,14 +382,7 @@ class Recorder:
             epochs: epochs begun; known by itself where minibatches tell theirs.
             policy_std: mean standard deviation of a Gaussian policy.
         """
-        if not self._recording:
-            return
-        try:
-            self._hand_over(step, stopped_early, epochs, policy_std)
-        except Exception as error:
-            self._failed("end_update", error)
-        finally:
-            self._start_update(self._update + 1)
+        self._finish_update(step, stopped_early, epochs, policy_std)
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until everything handed over so far is written; False if that took longer than `timeout` seconds."""
@@ -381,11 +394,11 @@ class Recorder:
         if not self._recording or self._writer is None or self._folder is None:
             return
         if self._minibatches:
-            self.end_update()
+            self._finish_update(interrupted=True)
         self._recording = False
         if self._step_hook is not None:
             self._step_hook.remove()
-        message = error if error is None or isinstance(error, str) else f"{type(error).__name__}: {error}"
+        message = _words(error)
         try:
             self._writer.close(how=how, error=message)
             self._folder.finish(how, error=message, updates=self._writer.committed, lost=self._writer.lost)
@@ -410,6 +423,24 @@ class Recorder:
 
     # --- an update's state ------------------------------------------------------------------------------------------
 
+    def _finish_update(
+        self,
+        step: int | None = None,
+        stopped_early: bool | None = None,
+        epochs: int | None = None,
+        policy_std: Tensor | float | None = None,
+        *,
+        interrupted: bool = False,
+    ) -> None:
+        if not self._recording:
+            return
+        try:
+            self._hand_over(step, stopped_early, epochs, policy_std, interrupted)
+        except Exception as error:
+            self._failed("end_update", error)
+        finally:
+            self._start_update(self._update + 1)
+
     def _start_update(self, update: int) -> None:
         self._update = update
         self._minibatches = 0
@@ -429,6 +460,7 @@ class Recorder:
         stopped_early: bool | None,
         epochs: int | None,
         policy_std: Tensor | float | None,
+        interrupted: bool,
     ) -> None:
         if not self._layers and (self._step_hook is None or self._stepped is not None):
             # Without a step in this update the gradients, if any, are those of an earlier one.
@@ -456,6 +488,7 @@ class Recorder:
             "step": step,
             "progress": self._progress(step),
             "stopped_early": stopped_early,
+            "interrupted": interrupted,
             "epochs": epochs if epochs is not None else self._last_epoch(),
             "rollout_s": None if first is None else first - self._boundary,
             "update_s": None if first is None else now - first,
@@ -553,8 +586,9 @@ class Recorder:
     def _failed(self, what: str, error: Exception) -> None:
         if self._writer is not None:
             table, rows = _LOST_BY.get(what, ("ppo_updates", None))
-            detail = f"{what}: {type(error).__name__}: {error}"
-            self._writer.lose(self._update, "reduce_failed", table=table, rows=rows, detail=detail)
+            detail = str(error) if isinstance(error, BadCall) else f"{what}: {type(error).__name__}: {error}"
+            reason = BAD_CALL if isinstance(error, BadCall) else REDUCE_FAILED
+            self._writer.lose(self._update, reason, table=table, rows=rows, detail=detail)
         log.debug("recorder call %s failed", what, exc_info=error)
 
     def _open(
@@ -593,11 +627,23 @@ def _length(name: str, length: Any) -> int | None:
     return int(length)
 
 
+_NEVER_BACK = "the training never came back to the recorder (it raised, or was left), and then the process ended"
+_ERROR_LENGTH = 4000
+
+
+def _words(error: BaseException | str | None) -> str | None:
+    """An error in words, not longer than a page: a message may hold a whole tensor."""
+    if error is None or isinstance(error, str):
+        return error
+    text = str(error)
+    return f"{type(error).__name__}: {text}"[:_ERROR_LENGTH] if text else type(error).__name__
+
+
 def _close_at_exit(reference: weakref.ref[Recorder]) -> None:
     recorder = reference()
     if recorder is not None:
         error = getattr(sys, "last_value", None)  # the exception that ended the process
-        recorder.close("raised", error or "the process ended before the recorder was closed")
+        recorder.close("raised", error or _NEVER_BACK)
 
 
 def _versions() -> dict[str, str]:

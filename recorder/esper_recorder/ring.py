@@ -24,6 +24,22 @@ EXEMPLARS = 16
 _NAN = float("nan")
 
 
+_ARGUMENTS = {
+    "new_log_prob": "new_log_probs",
+    "old_log_prob": "old_log_probs",
+    "advantage": "advantages",
+    "raw_advantage": "raw_advantages",
+    "value": "values",
+    "value_target": "returns",
+    "old_value": "old_values",
+}
+"""Field -> the argument of `Recorder.minibatch` it comes from, where they differ."""
+
+
+class BadCall(ValueError):
+    """What a training loop handed over cannot be recorded as it is; the message says why."""
+
+
 @dataclass(slots=True)
 class MinibatchNotes:
     """What is known of a minibatch on the host, beside its tensors."""
@@ -135,7 +151,7 @@ class MinibatchRing:
             actions: [n, size].
 
         Raises:
-            ValueError: the lengths differ; the minibatch is not taken.
+            BadCall: the lengths differ; the minibatch is not taken.
         """
         self._reserve(fields, n)
         if not self._lengths:
@@ -332,8 +348,11 @@ def _check_lengths(fields: Mapping[str, Tensor], n: int, index: Tensor | None, a
     if actions is not None and actions.shape[0] != n:
         lengths["actions"] = actions.shape[0]
     if lengths:
-        odd = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-        raise ValueError(f"the tensors of a minibatch have different lengths: {next(iter(fields))} has {n}, {odd}")
+        first = next(iter(fields))
+        odd = ", ".join(f"{_ARGUMENTS.get(name, name)} has {length}" for name, length in lengths.items())
+        raise BadCall(
+            f"the tensors of a minibatch have different lengths: {_ARGUMENTS.get(first, first)} has {n}, {odd}"
+        )
 
 
 def _grown(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

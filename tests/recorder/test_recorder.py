@@ -312,25 +312,39 @@ class TestWrongArguments:
 
 class TestCallsThatFail:
     @pytest.mark.parametrize(
-        ("call", "words"),
+        ("call", "words", "reason"),
         [
             (
                 lambda rec: rec.minibatch(log_ratio=torch.zeros(3), values=torch.zeros(4)),
-                "log_ratio has 3, value has 4",
+                "log_ratio has 3, values has 4",
+                "bad_call",
             ),
-            (lambda rec: rec.minibatch(log_ratio=torch.zeros(3), index=[1]), "index has 1"),
-            (lambda rec: rec.minibatch(log_ratio="no tensor"), "AttributeError"),
-            (lambda rec: rec.minibatch(log_ratios=torch.zeros(3)), "log_ratios"),
-            (lambda rec: rec.minibatch(), "needs log_ratio, or new_log_probs and old_log_probs"),
-            (lambda rec: rec.minibatch(values=torch.zeros(3)), "needs log_ratio"),
-            (lambda rec: rec.rollout(values=torch.zeros(3), returns=torch.zeros(4)), "RuntimeError"),
-            (lambda rec: rec.gradients(total_norm=torch.zeros(2)), "only one element"),
-            (lambda rec: rec.episode(return_="high"), "could not convert"),
-            (lambda rec: rec.settings(entropy_coeff=0.1), "no column entropy_coeff .near: entropy_coef"),
+            (lambda rec: rec.minibatch(log_ratio=torch.zeros(3), index=[1]), "index has 1", "bad_call"),
+            (lambda rec: rec.minibatch(log_ratio="no tensor"), "AttributeError", "reduce_failed"),
+            (
+                lambda rec: rec.minibatch(log_ratios=torch.zeros(3)),
+                "minibatch.. has no argument 'log_ratios'; did you mean log_ratio",
+                "bad_call",
+            ),
+            (lambda rec: rec.minibatch(), "needs log_ratio, or new_log_probs and old_log_probs", "bad_call"),
+            (lambda rec: rec.minibatch(values=torch.zeros(3)), "needs log_ratio", "bad_call"),
+            (lambda rec: rec.rollout(values=torch.zeros(3), returns=torch.zeros(4)), "RuntimeError", "reduce_failed"),
+            (lambda rec: rec.gradients(total_norm=torch.zeros(2)), "only one element", "reduce_failed"),
+            (lambda rec: rec.episode(return_="high"), "could not convert", "reduce_failed"),
+            (
+                lambda rec: rec.settings(entropy_coeff=0.1),
+                "no column entropy_coeff .near: entropy_coef",
+                "reduce_failed",
+            ),
         ],
     )
     def test_do_not_raise_are_told_once_and_leave_a_gap(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, call: Callable[[Recorder], None], words: str
+        self,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        call: Callable[[Recorder], None],
+        words: str,
+        reason: str,
     ):
         sink = MemorySink()
         with caplog.at_level(logging.WARNING, logger="esper_recorder"), recorder(tmp_path, sink) as rec:
@@ -344,10 +358,22 @@ class TestCallsThatFail:
         assert [row["minibatch_count"] for row in sink.rows("ppo_updates")] == [2, 1], "the others are as they would be"
         assert [row["n"] for row in sink.rows("minibatches")] == [4, 4, 4]
         gaps = sink.rows("gaps")
-        assert len(gaps) == 1 and gaps[0]["reason"] == "reduce_failed"
+        assert len(gaps) == 1 and gaps[0]["reason"] == reason
         assert (gaps[0]["first_update"], gaps[0]["last_update"]) == (1, 1)
         assert re.search(words, gaps[0]["detail"])
-        assert sum("reduce failed" in record.message for record in caplog.records) == 1
+        assert sum(reason.replace("_", " ") in record.message for record in caplog.records) == 1
+
+    def test_an_update_the_training_did_not_finish_is_marked(self, tmp_path: Path):
+        sink = MemorySink()
+        with pytest.raises(KeyboardInterrupt), recorder(tmp_path, sink) as rec:
+            rec.minibatch(**small_minibatch())
+            rec.end_update()
+            rec.minibatch(**small_minibatch())
+            raise KeyboardInterrupt
+        assert [row["interrupted"] for row in sink.rows("ppo_updates")] == [False, True]
+        assert rec.path is not None
+        attempt = read_manifest(rec.path).last_attempt
+        assert attempt is not None and (attempt.how, attempt.error) == ("raised", "KeyboardInterrupt")
 
     def test_a_norm_or_step_after_a_minibatch_that_failed_is_not_the_one_befores(self, tmp_path: Path):
         sink = MemorySink()
@@ -398,7 +424,8 @@ class TestTheEnd:
         (run,) = tmp_path.iterdir()
         assert how_it_ended(run) == "raised"
         attempt = read_manifest(run).last_attempt
-        assert attempt is not None and attempt.error == "the process ended before the recorder was closed"
+        assert attempt is not None and attempt.error is not None
+        assert attempt.error.startswith("the training never came back to the recorder")
         assert [row["n"] for row in read_rows(run, "ppo_updates")] == [3]
 
     def test_a_resumed_run_goes_on_after_the_last_update(self, tmp_path: Path):

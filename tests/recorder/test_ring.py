@@ -227,7 +227,7 @@ class TestChange:
         good = minibatch(4, 1)
         put(ring, good)
         for bad in (good | {"value": torch.zeros(3)}, good | {"value": torch.zeros(1, dtype=torch.float64)}):
-            with pytest.raises(ValueError, match="log_ratio has 4, value has"):
+            with pytest.raises(ValueError, match="log_ratio has 4, values has"):
                 ring.append(bad, 4, MinibatchNotes(2, clip_range=0.2))
         with pytest.raises(ValueError, match="index has 5"):
             ring.append(good, 4, MinibatchNotes(2, clip_range=0.2), index=torch.arange(5))

@@ -255,6 +255,9 @@ class PpoUpdate(_Statistics):
     minibatch_count: int | None = _count("minibatches evaluated")
     stepped_count: int | None = _count("minibatches the optimizer stepped on")
     stopped_early: bool | None = _last("the trainer left the epochs early (target_kl)")
+    interrupted: bool | None = _last(
+        "the training ended in the middle of the update; its figures are of the minibatches it got to"
+    )
     learning_rate: float | None = _last("learning rate of the first parameter group", unit="1")
     clip_range: float | None = _last("clip range of the ratio", unit="1")
     value_clip_range: float | None = _last(
@@ -299,6 +302,24 @@ class PpoUpdate(_Statistics):
     rollout_reward_min: float | None = _min("smallest reward of the rollout")
     rollout_reward_max: float | None = _max("largest reward of the rollout")
     rollout_return_std: float | None = _derived("population standard deviation of the rollout's returns")
+    nonfinite_fields: list[str] | None = _column(
+        "names of the trainer's own scalars that were NaN or infinite; empty where all were finite",
+        Reducer.FIRST,
+        null="the trainer's scalars were not looked through",
+    )
+    entropy_weighted_sum: float | None = _last(
+        "sum over action heads of the head's entropy weight times its entropy, as the trainer's loss adds it up",
+        unit="1",
+        null="not measured; not applicable to one head",
+    )
+    bellman_error: float | None = _last("the trainer's mean temporal-difference error, by its own definition", unit="1")
+    return_variance: float | None = _last("variance of the returns as the trainer computed it", unit="1")
+    return_variance_low: bool | None = _last(
+        "the trainer called explained variance not meaningful: the returns hardly vary"
+    )
+    unforced_steps: float | None = _last(
+        "environment steps of the rollout at which the policy had a choice", unit="steps"
+    )
     rollout_s: float | None = _last("time from the end of the last update to the first minibatch", unit="s")
     update_s: float | None = _last("time from the first minibatch to the end of the update", unit="s")
 
@@ -357,6 +378,51 @@ class RatioExemplar(Row):
     advantage: float | None = _first("advantage as the loss used it", unit="1")
     value: float | None = _first("value prediction", unit="1")
     value_target: float | None = _first("return, the target of the value prediction", unit="1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head(Row):
+    table: ClassVar[str] = "heads"
+    row: ClassVar[str] = "one action head of a policy with several, in one update"
+
+    head: str | None = _key("action head")
+    n: int | None = _count("transitions counted for the head")
+    learnable_fraction: float | None = _derived(
+        "share of the transitions from which the head could learn: it had a choice, and the choice mattered",
+        null="not measured",
+    )
+    entropy_normalized: float | None = _derived(
+        "mean entropy / log(number of valid actions) over the transitions where the head had a choice, in [0, 1]",
+        null="not measured; the head never had a choice",
+    )
+    entropy_normalized_all: float | None = _derived(
+        "the same over all transitions, 0 where the head had no choice: low where the head is sure, and low where it "
+        "was hardly ever asked",
+        null="not measured",
+    )
+    ratio_min: float | None = _min("smallest ratio that is a number")
+    ratio_max: float | None = _max("largest ratio that is a number (may be +infinity)")
+    clip_fraction: float | None = _derived("share of the head's transitions that were clipped", null="not measured")
+    grad_norm: float | None = _last("L2 norm of the gradient of the head's own parameters", unit="1")
+    gradient_state: str | None = _last("what the trainer called that gradient: finite, none, ...")
+    nan_found: bool | None = _last("a NaN was met in the head's log-probabilities or entropies")
+    inf_found: bool | None = _last("an infinity was met in the head's log-probabilities or entropies")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecurrentState(Row):
+    table: ClassVar[str] = "recurrent_state"
+    row: ClassVar[str] = "one kind of state of one recurrent layer, in one update"
+
+    layer: str | None = _key("recurrent layer; `rollout_` before it where the state is the one the rollout ended with")
+    kind: str | None = _key("`h` or `c`; empty for what was measured over both together")
+    rms: float | None = _last("root mean square over all elements", unit="1")
+    env_rms_mean: float | None = _last("root mean square of each environment's state, their mean", unit="1")
+    env_rms_max: float | None = _last("the largest of them", unit="1")
+    abs_max: float | None = _max("largest absolute element")
+    l2_norm: float | None = _last("L2 norm over all elements; grows with their number", unit="1")
+    nan_found: bool | None = _last("a NaN was met in the state")
+    inf_found: bool | None = _last("an infinity was met in the state")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -429,7 +495,7 @@ class Gap(Row):
     row: ClassVar[str] = "one stretch of rows that were to be recorded and were not"
 
     table_name: str | None = _key("table the rows belong to; `*` where an update's rows of all tables are missing")
-    reason: str | None = _key("why: `queue_full`, `write_failed`, `reduce_failed`, ...")
+    reason: str | None = _key("why: `queue_full`, `write_failed`, `bad_call`, `reduce_failed`, ...")
     first_update: int | None = _min("first update concerned", null="never")
     last_update: int | None = _max("last update concerned", null="never")
     rows: int | None = _count("rows lost", null="not known")
@@ -439,7 +505,19 @@ class Gap(Row):
 # --- reading the declarations -------------------------------------------------------------------------------------
 
 TABLES: dict[str, type[Row]] = {
-    cls.table: cls for cls in (PpoUpdate, Minibatch, RatioHistogram, RatioExemplar, GradientLayer, Episode, Alarm, Gap)
+    cls.table: cls
+    for cls in (
+        PpoUpdate,
+        Minibatch,
+        Head,
+        RatioHistogram,
+        RatioExemplar,
+        GradientLayer,
+        RecurrentState,
+        Episode,
+        Alarm,
+        Gap,
+    )
 }
 
 
