@@ -238,7 +238,8 @@ def _pooled(row: Row, minibatches: Sequence[Row]) -> dict[str, float | None]:
 def _sb3(row: Row, minibatches: Sequence[Row]) -> dict[str, float | None]:
     if not minibatches:
         return {}
-    every = [_with_nonfinite(m) for m in minibatches]
+    finite = all(count is None or count == row.get("n") for count in _finite_counts(row).values())
+    every: Sequence[Row] = minibatches if finite else [_with_nonfinite(m) for m in minibatches]
     last_epoch = minibatches[-1].get("epoch")
     last = every[-1]
     return {
@@ -253,6 +254,17 @@ def _sb3(row: Row, minibatches: Sequence[Row]) -> dict[str, float | None]:
     }
 
 
+def _finite_counts(row: Row) -> dict[str, int | None]:
+    """Metric -> how many of its terms are finite."""
+    return {
+        "approx_kl": _k3_count(row, _SCALARS),
+        "clip_fraction": row.get("n"),
+        "entropy": _finite_count(row, "entropy", _SCALARS),
+        "policy_loss": row.get("policy_loss_n"),
+        "value_loss": row.get("value_loss_n"),
+    }
+
+
 def _with_nonfinite(row: Row) -> dict[str, float | None]:
     """A minibatch's metrics as torch's mean gives them: NaN where a term is not finite.
 
@@ -260,16 +272,9 @@ def _with_nonfinite(row: Row) -> dict[str, float | None]:
     is -infinity; which of the other terms are infinite is not known.
     """
     n = row.get("n")
-    finite = {
-        "approx_kl": _k3_count(row, _SCALARS),
-        "clip_fraction": n,
-        "entropy": _finite_count(row, "entropy", _SCALARS),
-        "policy_loss": row.get("policy_loss_n"),
-        "value_loss": row.get("value_loss_n"),
-    }
     result = {
         name: math.nan if n is not None and count is not None and count < n else row.get(name)
-        for name, count in finite.items()
+        for name, count in _finite_counts(row).items()
     }
     if not is_finite(result["approx_kl"]) and row.get("log_ratio_nan") == row.get("log_ratio_posinf") == 0:
         result["approx_kl"] = math.inf
