@@ -33,6 +33,7 @@ from esper_recorder.losses import BAD_CALL, REDUCE_FAILED
 from esper_recorder.reading import last_update
 from esper_recorder.reduce.gradients import layer_statistics
 from esper_recorder.reduce.packed import Packed
+from esper_recorder.reduce.recurrent import state_statistics
 from esper_recorder.reduce.transitions import rollout_statistics
 from esper_recorder.ring import BadCall, MinibatchNotes, MinibatchRing, Piece
 from esper_recorder.rows import UpdateInput, build
@@ -49,6 +50,7 @@ P = ParamSpec("P")
 _LOST_BY: dict[str, tuple[str, int | None]] = {
     "minibatch": ("minibatches", 1),
     "episode": ("episodes", 1),
+    "recurrent": ("recurrent_state", None),
     "layers": ("gradient_layers", None),
     "end_update": ("*", None),
 }
@@ -366,6 +368,21 @@ class Recorder:
         for name, value in row.items():
             self._episodes.setdefault(name, []).append(value)
 
+    @_guarded
+    def recurrent(self, h: Tensor, c: Tensor | None = None, *, layer: str = "lstm") -> None:
+        """Record the state of a recurrent layer; the last one told in an update is kept.
+
+        Args:
+            h: hidden state, [..., envs, hidden].
+            c: cell state of an LSTM, likewise.
+            layer: its name; begin it with `rollout_` where the state was met while collecting.
+        """
+        for kind, state in (("h", h), ("c", c)):
+            if state is not None:
+                packed = state_statistics(torch.as_tensor(state))
+                self._recurrent[layer, kind] = packed.names
+                self._reduced[f"recurrent.{layer}.{kind}"] = packed.values
+
     def end_update(
         self,
         *,
@@ -448,6 +465,7 @@ class Recorder:
         self._first_minibatch = None
         self._pieces: list[Piece] = []
         self._reduced: dict[str, Tensor] = {}
+        self._recurrent: dict[tuple[str, str], tuple[str, ...]] = {}
         self._rollout_names = ()
         self._places = None
         self._layers: list[tuple[list[dict[str, Any]], tuple[Packed, Tensor] | None]] = []
@@ -507,6 +525,7 @@ class Recorder:
             layers=[row for rows, _ in self._layers for row in rows],
             layer_names=measured[0][0].names if measured else (),
             exemplar_places=self._places,
+            recurrent=self._recurrent,
             episodes=self._episodes,
             with_minibatches=self.level >= Level.NORMAL,
         )

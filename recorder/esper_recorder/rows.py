@@ -23,6 +23,7 @@ Columns = dict[str, Any]
 
 _TYPES: dict[str, str] = {c.name: c.type for c in (*columns("minibatches"), *columns("ppo_updates"))}
 _LAYER_TYPES: dict[str, str] = {c.name: c.type for c in columns("gradient_layers")}
+_STATE_TYPES: dict[str, str] = {c.name: c.type for c in columns("recurrent_state")}
 _STATISTICS: tuple[Column, ...] = tuple(
     c for c in columns("minibatches") if c.name in {u.name for u in columns("ppo_updates")} and c.name != "time"
 )
@@ -52,6 +53,8 @@ class UpdateInput:
     layer_names: tuple[str, ...] = ()
     exemplar_places: Mapping[str, Any] | None = None
     """How an index becomes env and env_step: `steps`, `envs`, `order`; and `actions` by index."""
+    recurrent: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
+    """(layer, kind) -> names of the statistics in the tensor `recurrent.<layer>.<kind>`."""
     episodes: Columns = field(default_factory=dict)
     with_minibatches: bool = True
 
@@ -76,6 +79,7 @@ def build(given: UpdateInput) -> dict[str, Columns]:
         ("ratio_histograms", histograms if per_minibatch else _merged_histogram(histograms)),
         ("ratio_exemplars", _placed(exemplars, per_minibatch=per_minibatch)),
         ("gradient_layers", _layers(given, host)),
+        ("recurrent_state", _recurrent(given, host)),
     ):
         if rows:
             result[table] = _as_columns(rows, given.identity)
@@ -267,6 +271,15 @@ def _layers(given: UpdateInput, host: Mapping[str, Any]) -> list[dict[str, Any]]
             row["grad_histogram"] = next(histograms)
             row |= metrics.derive_layer(row)
         rows.append(row)
+    return rows
+
+
+def _recurrent(given: UpdateInput, host: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for (layer, kind), names in given.recurrent.items():
+        row = _typed(names, host[f"recurrent.{layer}.{kind}"].tolist(), _STATE_TYPES)
+        row |= {"nan_found": row["nan_count"] > 0, "inf_found": row["inf_count"] > 0}
+        rows.append({"layer": layer, "kind": kind} | row)
     return rows
 
 

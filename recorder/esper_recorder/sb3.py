@@ -217,6 +217,10 @@ class _UpdateListener:
             actions=buffer.actions,
             index_order="env_major",
         )
+        if self._recurrent:
+            for layer, name in (("actor", "pi"), ("critic", "vf")):
+                h, c = getattr(buffer, f"hidden_states_{name}"), getattr(buffer, f"cell_states_{name}")
+                self._recorder.recurrent(h, c, layer=f"rollout_lstm_{layer}")
         self._live = True
         self._shadow(buffer, "get", self._get)
         if hasattr(buffer, "_get_samples"):

@@ -414,8 +414,14 @@ class RecurrentState(Row):
     table: ClassVar[str] = "recurrent_state"
     row: ClassVar[str] = "one kind of state of one recurrent layer, in one update"
 
-    layer: str | None = _key("recurrent layer; `rollout_` before it where the state is the one the rollout ended with")
+    layer: str | None = _key(
+        "recurrent layer; `rollout_` before its name where the state was met while collecting, none where in training"
+    )
     kind: str | None = _key("`h` or `c`; empty for what was measured over both together")
+    n: int | None = _count("elements")
+    nan_count: int | None = _count("elements that were NaN")
+    inf_count: int | None = _count("elements that were infinite")
+    sum_sq: float | None = _sum("sum of squares of the finite elements")
     rms: float | None = _last("root mean square over all elements", unit="1")
     env_rms_mean: float | None = _last("root mean square of each environment's state, their mean", unit="1")
     env_rms_max: float | None = _last("the largest of them", unit="1")
