@@ -7,8 +7,10 @@ watcher in the trainer and the replay run this very code.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice, repeat
+from operator import mul
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,38 @@ class Average:
         self._seen, self._sum, self._weight = seen, total, weight
         return drifts
 
+    def averages(self, values: Sequence[float], shares: Sequence[float]) -> list[float]:
+        """Take in finite values in their order and return the average that each is held against, NaN where none is.
+
+        For long series, whose drifts the caller then computes all at once: the same as `push_all`, to the last bit.
+
+        Args:
+            values: the values, all finite.
+            shares: (1 - momentum) * value of each.
+        """
+        form = self._drift
+        momentum, seen, count = form.momentum, self._seen, len(values)
+        if not count:
+            return []
+        start = 0 if seen or form.bias_correction else 1  # the plain form begins at the first value itself
+        initial = self._sum if not start else values[0]
+        sums = list(accumulate(islice(shares, start, None), lambda total, x: momentum * total + x, initial=initial))
+        self._seen, self._sum = seen + count, sums[-1]
+        before = [math.nan, *sums[:-1]] if start else sums[:-1]
+        told_from = min(max(form.warmup + 1 - seen, 0), count)
+        if form.bias_correction:
+            weights = list(accumulate(repeat(momentum, count), mul, initial=self._weight))
+            self._weight = weights[-1]
+            before[told_from:] = [
+                total / (1.0 - weight) for total, weight in zip(before[told_from:], weights[told_from:-1], strict=True)
+            ]
+        before[:told_from] = [math.nan] * told_from
+        return before
+
+    def settled(self, count: int) -> None:
+        """Take in so many values that leave a plain average where it is."""
+        self._seen += count
+
 
 class Previous:
     """The running state of a step: the value minus the one measured before it."""
@@ -82,6 +116,11 @@ class Previous:
 
     def __init__(self) -> None:
         self._last: float | None = None
+
+    @property
+    def last(self) -> float | None:
+        """The last value measured."""
+        return self._last
 
     def push(self, value: float | None) -> float | None:
         """Take in the next value and return its step; None for the first. A value not finite is passed over."""

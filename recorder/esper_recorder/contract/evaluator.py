@@ -336,5 +336,10 @@ def _readers(signal: Signal) -> tuple[_ReadOne, _ReadKeys]:
         value = row.get(column)  # type: ignore[arg-type]  # only used where there is a column
         return Reason.NOT_MEASURED if value is None else float(value)
 
-    plain = table == UPDATE_TABLE and column is not None and signal.min_n is None
-    return read_column if plain else read_rows, read_keys
+    def count_column(row: Mapping[str, Any], rows: Rows) -> Reading:
+        value = row.get(column)  # type: ignore[arg-type]  # only used where there is a column
+        return Reason.NOT_MEASURED if value is None else float(len(value))
+
+    if table != UPDATE_TABLE or column is None or signal.min_n is not None:
+        return read_rows, read_keys
+    return count_column if signal.counts else read_column, read_keys

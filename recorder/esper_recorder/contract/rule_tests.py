@@ -8,8 +8,10 @@
     abstains.ratio_explosion = 0                      # optional: at how many updates it could not look
 
 A word is a number, `nan`, `inf`, `-inf`, `null` (a row whose column is NULL) or `_` (no row); several rows of one
-update are joined by commas, `1.0,1.2`; `1.0x5` is the word five times. A key stands in braces: in a series with its
-column, `"gradient_layers.grad_norm{layer=policy.0}"`, in what fires without, `"layer_gradient{policy.0}" = [2]`. Every
+update are joined by commas, `1.0,1.2`; `1.0x5` is the word five times. For a column of lists a word is a list,
+`[]` or `[value_loss;entropy]`. A key stands in braces: in a series with its column,
+`"gradient_layers.grad_norm{layer=policy.0}"` or `"recurrent_state.rms{layer=lstm,kind=h}"`, in what fires without,
+`"layer_gradient{policy.0}" = [2]`. Every
 column of a table that is in no series is NULL. Updates are numbered from 1, or by a series `ppo_updates.update`. Rules
 that are not named may fire or not.
 """
@@ -34,7 +36,7 @@ Update = tuple[int, float | None, dict[str, list[dict[str, Any]]]]
 """Number, progress and rows by table: what `RuleEvaluator.update` takes."""
 
 _KEYS: Final = ("name", "progress", "series", "fires", "abstains")
-_SERIES: Final = re.compile(r"(?P<table>\w+)\.(?P<column>\w+)(\{(?P<key>\w+)=(?P<value>[^}]*)\})?")
+_SERIES: Final = re.compile(r"(?P<table>\w+)\.(?P<column>\w+)(\{(?P<keys>\w+=[^}]*)\})?")
 _FIRES: Final = re.compile(r"(?P<rule>[A-Za-z0-9_-]+)(\{(?P<key>[^}]*)\})?")
 
 
@@ -128,7 +130,7 @@ def _numbered(update: Update, place: Place) -> Update:
     number, progress, tables = update
     row = tables[UPDATE_TABLE][0]
     given = row.setdefault("update", number)
-    if given is None or not math.isfinite(given) or given != int(given) or given < 1:
+    if not isinstance(given, int | float) or not math.isfinite(given) or given != int(given) or given < 1:
         raise place.error(f"{given!r} is no number of an update")
     row["update"] = int(given)
     return int(given), progress, tables
@@ -140,7 +142,7 @@ def _words(text: Any, place: Place) -> list[list[Any]]:
         raise place.error('must be text with one word per update, such as "1.0 5.0x3 nan"')
     words: list[list[Any]] = []
     for word in text.split():
-        body, _, times = word.partition("x")
+        body, _, times = word.partition("x") if not word.endswith("]") else (word, "", "")
         if times and not times.isdigit():
             raise place.error(f"{word!r} is no value; repeat one as 1.0x5")
         cells = [] if body == "_" else [_cell(cell, place) for cell in body.split(",")]
@@ -148,9 +150,11 @@ def _words(text: Any, place: Place) -> list[list[Any]]:
     return words
 
 
-def _cell(text: str, place: Place) -> float | None:
+def _cell(text: str, place: Place) -> float | list[str] | None:
     if text == "null":
         return None
+    if text.startswith("[") and text.endswith("]"):
+        return text[1:-1].split(";") if text != "[]" else []
     try:
         return float(text)
     except ValueError:
@@ -162,23 +166,25 @@ def _lay(text: str, words: list[list[Any]], updates: list[Update], place: Place)
     match = _SERIES.fullmatch(text)
     if match is None:
         raise place.error("a series is named table.column, or table.column{key=value}")
-    table, column, key = match["table"], match["column"], match["key"]
+    table, column = match["table"], match["column"]
+    keys = dict(part.split("=", 1) for part in re.split(r",\s*(?=\w+=)", match["keys"] or "") if part)
     if table not in TABLES:
         raise place.error(f"there is no table {table!r}{near(table, TABLES)}")
     names = [c.name for c in columns(table)]
     if column not in names:
         raise place.error(f"table {table} has no column {column!r}{near(column, names)}")
-    if key is not None and key not in own_keys(table):
-        raise place.error(f"{key!r} is no key of {table}; it has {', '.join(own_keys(table)) or 'none'}")
+    for key in keys:
+        if key not in own_keys(table):
+            raise place.error(f"{key!r} is no key of {table}; it has {', '.join(own_keys(table)) or 'none'}")
     order = ORDER_COLUMNS.get(table, ())
     for (_, _, tables), cells in zip(updates, words, strict=True):
         if table == UPDATE_TABLE and len(cells) != 1:
             raise place.error(f"{UPDATE_TABLE} has exactly one row per update")
         rows = tables.setdefault(table, [])
-        own = [row for row in rows if key is None or row.get(key) == match["value"]]
+        own = [row for row in rows if all(row.get(key) == value for key, value in keys.items())]
         for place_in_update, value in enumerate(cells):
             if place_in_update == len(own):
-                row = dict.fromkeys(order, place_in_update + 1) | ({} if key is None else {key: match["value"]})
+                row = dict.fromkeys(order, place_in_update + 1) | keys
                 rows.append(row)
                 own.append(row)
             own[place_in_update][column] = value

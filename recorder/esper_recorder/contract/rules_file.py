@@ -20,7 +20,7 @@ from esper_recorder.contract.tables import TABLES, columns
 FORMAT: Final = 1
 
 _FILE_KEYS = ("format", "description", "phases", "rules", "tests")
-_SIGNAL_KEYS = ("table", "column", "expr", "take", "key", "min_n")
+_SIGNAL_KEYS = ("table", "column", "expr", "take", "key", "min_n", "where")
 _TEST_KEYS = ("above", "below", "nonfinite")
 _CONDITION_KEYS = (*_SIGNAL_KEYS, *_TEST_KEYS, "reset", "drift", "step")
 _RULE_KEYS = ("severity", "for", "keep", "unless", "yields_to", "evidence", "any_of")
@@ -88,11 +88,11 @@ def _rule(name: str, raw: Any, phases: dict[str, float], place: Place) -> Rule:
     if not isinstance(raw, dict):
         raise place.error(f"must be a table, not {raw!r}")
     if "any_of" in raw:
-        place.known(raw, (*_RULE_KEYS, "table", "key"))
+        place.known(raw, (*_RULE_KEYS, "table", "key", "where"))
         alternatives = raw["any_of"]
         if not isinstance(alternatives, list) or not alternatives:
             raise place.at("any_of").error("must be a list of tables, each with a column and a comparison")
-        shared = {key: raw[key] for key in ("table", "key") if key in raw}
+        shared = {key: raw[key] for key in ("table", "key", "where") if key in raw}
         conditions = []
         for number, alternative in enumerate(alternatives, 1):
             here = place.at(f"any_of.{number}")
@@ -159,7 +159,7 @@ def _signal(raw: Mapping[str, Any], place: Place) -> Signal:
         raise place.error("needs either column or expr")
     column, expression = raw.get("column"), None
     if column is not None:
-        _check_column(table, column, place.at("column"))
+        _check_column(table, column, place.at("column"), lists=True)
     else:
         here = place.at("expr")
         if not isinstance(raw["expr"], str):
@@ -173,7 +173,8 @@ def _signal(raw: Mapping[str, Any], place: Place) -> Signal:
     key = raw.get("key")
     if key is not None:
         place.at("key").word(key, own_keys(table) or ("(no key: the table has one row per update)",))
-    others = [name for name in own_keys(table) if name != key]
+    where = _where(raw.get("where", {}), table, key, place.at("where"))
+    others = [name for name in own_keys(table) if name != key and name not in dict(where)]
     if "take" not in raw and others:
         raise place.error(
             f"take is missing: {table} has a row per {' and '.join(others)}; it is one of {', '.join(Take)}"
@@ -184,14 +185,29 @@ def _signal(raw: Mapping[str, Any], place: Place) -> Signal:
         min_n = place.at("min_n").count(raw["min_n"], 1)
         if "n" not in {c.name for c in columns(table)}:
             raise place.at("min_n").error(f"table {table} has no column n")
-    return Signal(table, column, expression, take, key, min_n)
+    return Signal(table, column, expression, take, key, min_n, where)
 
 
-def _check_column(table: str, name: Any, place: Place) -> None:
+def _where(raw: Any, table: str, key: str | None, place: Place) -> tuple[tuple[str, str], ...]:
+    if raw == {}:
+        return ()
+    texts = [c.name for c in columns(table) if c.name in own_keys(table) and c.name != key and c.type == "string"]
+    if raw and not texts:
+        raise place.error(f"table {table} has no key column of text to choose rows by" + (f" but {key}" if key else ""))
+    chosen = place.known(raw, texts)
+    for name, text in chosen.items():
+        if not isinstance(text, str):
+            raise place.at(name).error(f"must be text, not {shown(text)}")
+    return tuple(sorted(chosen.items()))
+
+
+def _check_column(table: str, name: Any, place: Place, *, lists: bool = False) -> None:
     declared = {c.name: c.type for c in columns(table)}
     if not isinstance(name, str) or name not in declared:
         hint = near(name, declared) if isinstance(name, str) else ""
         raise place.error(f"table {table} has no column {name!r}" + (hint or f"; there is {', '.join(declared)}"))
+    if lists and declared[name].startswith("list<"):
+        return
     if declared[name] not in ("int64", "float64", "bool"):
         raise place.error(f"column {name} of {table} holds {declared[name]}, and a rule reads numbers")
 

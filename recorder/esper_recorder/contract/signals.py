@@ -6,6 +6,7 @@ store. Where there is no value there is a `Reason`, never a number that stands f
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from esper_recorder.contract.expressions import Expression
-from esper_recorder.contract.tables import TABLES, key_columns
+from esper_recorder.contract.tables import TABLES, columns, key_columns
 
 UPDATE_TABLE: Final = "ppo_updates"
 """The table with one row per update; a rule is evaluated where it has one."""
@@ -63,11 +64,12 @@ class Signal:
 
     Attributes:
         table: a table of the contract.
-        column: the column read; None where `expression` is.
+        column: the column read; None where `expression` is. A list stands for the number of its entries.
         expression: arithmetic over the row's columns; None where `column` is read.
         take: which of the update's rows.
         key: the column that tells the series apart (head, layer); None for one series per run.
         min_n: rows whose column `n` is less, or NULL, are left out.
+        where: (column, text) pairs; only rows that hold these texts are looked at, the others are as if not there.
     """
 
     table: str
@@ -76,6 +78,7 @@ class Signal:
     take: Take = Take.ONLY
     key: str | None = None
     min_n: int | None = None
+    where: tuple[tuple[str, str], ...] = ()
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -86,12 +89,20 @@ class Signal:
     def columns(self) -> frozenset[str]:
         """Every column of the table that must be at hand."""
         extra = (*order_columns(self), *((self.key,) if self.key else ()), *(("n",) if self.min_n is not None else ()))
-        return frozenset((*self.inputs, *extra))
+        return frozenset((*self.inputs, *extra, *(name for name, _ in self.where)))
+
+    @property
+    def counts(self) -> bool:
+        """The column holds lists, and the value is the number of entries."""
+        return self.column is not None and _types(self.table)[self.column].startswith("list<")
 
     def describe(self) -> str:
         """As a person would name it: `ppo_updates.ratio_max`, `first of minibatches.ratio_max`."""
         what = self.expression.text if self.expression is not None else self.column
-        name = f"{self.table}: {what}" if self.expression is not None else f"{self.table}.{what}"
+        table = self.table
+        if self.where:
+            table += "{" + ", ".join(f"{column}={text}" for column, text in self.where) + "}"
+        name = f"{table}: {what}" if self.expression is not None else f"{table}.{what}"
         return name if self.take is Take.ONLY else f"{self.take} of {name}"
 
     def read(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Reading]:
@@ -99,6 +110,8 @@ class Signal:
 
         A key with no row is not in the result, except that a signal without a key column always has "".
         """
+        for column, text in self.where:
+            rows = [row for row in rows if row.get(column) == text]
         if self.key is None:
             return {"": self._take(rows)}
         groups: dict[str, list[Mapping[str, Any]]] = {}
@@ -139,6 +152,8 @@ class Signal:
             value = self.expression.evaluate(row)
         else:
             value = row.get(self.column)  # type: ignore[arg-type]  # one of the two is given
+            if value is not None and self.counts:
+                value = len(value)
         return Reason.NOT_MEASURED if value is None else float(value)
 
 
@@ -152,6 +167,7 @@ def default_take(table: str) -> Take | None:
     return Take.ONLY if not own_keys(table) else None
 
 
+@functools.cache
 def own_keys(table: str) -> tuple[str, ...]:
     """The key columns a table has besides run, attempt, rank and update."""
     identity = key_columns(UPDATE_TABLE)
@@ -168,6 +184,11 @@ def total(values: Iterable[float]) -> float:
         return math.fsum(values)
     except OverflowError:  # an intermediate sum left the range; sorted, so that this too has one answer
         return sum(sorted(values))
+
+
+@functools.cache
+def _types(table: str) -> dict[str, str]:
+    return {column.name: column.type for column in columns(table)}
 
 
 def _place(value: Any) -> float:
