@@ -1,25 +1,25 @@
 """Rules run over whole tables at once, with the meaning of `esper_recorder.contract.evaluator`.
 
-Comparisons, streaks and thresholds are column arithmetic; averages run through the contract's own accumulator. A
-property test holds both evaluators to the same firings.
+A block of runs (or a stretch of one long run) is read at a time and judged key by key, on all cores; averages run
+through the contract's own accumulator. A property test holds both evaluators to the same firings.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 
+import numpy as np
 import polars as pl
 
-from esper_analytics.replay.columns import above, below, nonfinite
-from esper_analytics.replay.readings import REASONS, Readings, code
-from esper_recorder.contract.ema import Average, Previous
+from esper_analytics.replay.block import REASONS, Block, Floats, Ints, code, read
+from esper_analytics.replay.series import FIRST_GATE, Found, Judged, State, Values, combine, gate_codes, judge, moved
 from esper_recorder.contract.evaluator import gate_reason
-from esper_recorder.contract.rule import Condition, Gate, Rule, Test, Threshold
+from esper_recorder.contract.rule import Condition, Rule
 from esper_recorder.contract.rules import RuleSet
-from esper_recorder.contract.signals import UPDATE_TABLE, Reason
+from esper_recorder.contract.signals import UPDATE_TABLE, Reason, Signal
 
 FIRING_COLUMNS: Final = {
     "run_id": pl.String,
@@ -48,10 +48,9 @@ class Evaluation:
 
     Attributes:
         firings: the columns of `FIRING_COLUMNS`, by run, update and the rules' order; then `looked`, how many times
-            its series had looked up to then (counted from an arbitrary number), and `worse`, larger where the value
-            is further beyond the threshold.
+            its series had looked up to then, and `worse`, larger where the value is further beyond the threshold.
         coverage: the columns of `COVERAGE_COLUMNS`, a row per (run, rule, key, reason), and one with an empty reason
-            where the rule never abstained; then `looked`, as above, at the end of the run.
+            where the rule never abstained; then `looked`, as above, at the end of the run, and `series`.
     """
 
     firings: pl.DataFrame
@@ -65,297 +64,389 @@ def evaluate(rules: RuleSet, frames: Mapping[str, pl.LazyFrame]) -> Evaluation:
         rules: what to look for.
         frames: by table, rows of one or more runs. A table not given was not recorded, nor a column not in it.
     """
-    readings = Readings(rules, frames)
-    found = [_evaluate(rule, readings) for rule in rules.rules]
-    firings = pl.concat(
-        [pl.DataFrame(schema=_FOUND), *(fired.with_columns(place=pl.lit(n)) for n, (fired, _) in enumerate(found))],
-        how="diagonal_relaxed",
-    )
-    silent = {rule.name: rule.yields_to for rule in rules.rules if rule.yields_to is not None}
-    if silent:
-        loud = firings.select("run", "update", "key", pl.col("rule").alias("louder")).filter(
-            pl.col("louder").is_in(list(silent.values()))
+    runs = frames[UPDATE_TABLE].select(pl.col("run_id").unique().sort()).collect().to_series().to_list()
+    engine = Engine(rules)
+    for run_id in runs:
+        own = {table: [frame.filter(pl.col("run_id") == run_id)] for table, frame in frames.items()}
+        engine.feed(Block(rules, read(rules, own), [run_id]))
+    return engine.finish()
+
+
+_ALONE: Final = 20_000  # blocks of fewer updates are judged in this thread: starting others would take longer
+
+
+class Engine:
+    """Rules over runs, block by block: whole runs, or the stretches of one run in their order."""
+
+    def __init__(self, rules: RuleSet) -> None:
+        self._rules = rules
+        self._runs: list[str] = []
+        self._updates: list[int] = []  # of each run, how many there are, and the number of the last
+        self._last: list[int] = []
+        self._states: dict[tuple[int, str], State] = {}
+        self._keys: dict[str, int] = {"": 0}
+        self._firings: list[pl.DataFrame] = []
+        self._series: list[pl.DataFrame] = []
+        self._counts: list[pl.DataFrame] = []
+        self._silent = _places_that_yield(rules)
+
+    def feed(self, block: Block, *, continued: bool = False, continues: bool = False) -> None:
+        """Judge a block.
+
+        Args:
+            block: its runs are new, except the only one of a block that is `continued`.
+            continued: the block goes on where the last one, of the same run, ended.
+            continues: the block's last run goes on in the next one.
+        """
+        if not continued:
+            self._states = {}
+        if not block.height:
+            return
+        goes_on = continued and bool(self._runs) and self._runs[-1] == block.runs[0]
+        offset = len(self._runs) - goes_on
+        self._runs += block.runs[goes_on:]
+        starts = np.flatnonzero(np.diff(block.run, prepend=-1))
+        sizes = np.diff(np.append(starts, block.height))
+        done_before = self._updates[-1] if goes_on else 0
+        self._updates += [0] * (len(self._runs) - len(self._updates))
+        self._last += [0] * (len(self._runs) - len(self._last))
+        for run, start, size in zip(block.run[starts].tolist(), starts.tolist(), sizes.tolist(), strict=True):
+            self._updates[offset + run] += size
+            self._last[offset + run] = int(block.update[start + size - 1])
+        signals = dict.fromkeys(signal for rule in self._rules.rules for signal in rule.signals)
+        with _Workers(block.height) as workers:
+            workers.each(block.of, signals)
+            tasks = [
+                _Task(rule, place, key, block, self._states)
+                for place, rule in enumerate(self._rules.rules)
+                for key in _keys(rule, block)
+            ]
+            found = workers.each(_Task.run, tasks)
+        for task, one in zip(tasks, found, strict=True):
+            self._cover(task, one, offset, done_before, starts)
+        if continues:
+            last = int(block.run[-1])
+            ended = {(t.place, t.key): t.states[-1] for t in tasks if t.last_run == last}
+            self._states = {**self._states, **ended}
+        self._fire(tasks, found, block, offset)
+
+    def finish(self) -> Evaluation:
+        """All that the blocks came to."""
+        rules, runs = self._rules.rules, self._runs
+        firings = pl.concat([pl.DataFrame(schema=_FOUND), *self._firings])
+        names = [name for name, _ in self._rules.phases]
+        firings = firings.select(
+            _text("run", runs, "run_id"),
+            "update",
+            _text("rule", [rule.name for rule in rules]),
+            _text("key", list(self._keys)),
+            _text("rule", [str(rule.severity) for rule in rules], "severity"),
+            "value",
+            pl.col("threshold").fill_nan(None),
+            _text("phase", names),
+            "progress",
+            "looked",
+            "worse",
+            self._number().alias("series"),
         )
-        firings = firings.with_columns(
-            pl.col("rule").replace_strict(silent, default=None, return_dtype=pl.String).alias("louder")
-        ).join(loud, on=["run", "update", "key", "louder"], how="anti")
-    number = pl.col("run").replace_strict(dict(enumerate(readings.runs)), return_dtype=pl.String).alias("run_id")
-    firings = firings.sort("run", "update", "place", "key").select(
-        number,
-        *(pl.col(name).cast(type_) for name, type_ in FIRING_COLUMNS.items() if name != "run_id"),
-        "looked",
-        "worse",
-    )
-    coverage = pl.concat([pl.DataFrame(schema=_COVERED), *(covered for _, covered in found)], how="diagonal_relaxed")
-    return Evaluation(firings, coverage.select(number, *list(COVERAGE_COLUMNS)[1:], "looked"))
+        coverage = pl.concat([pl.DataFrame(schema=_COVERED), *(self._covered(p, rule) for p, rule in enumerate(rules))])
+        number = _text("run", runs, "run_id")
+        return Evaluation(firings, coverage.select(number, *list(COVERAGE_COLUMNS)[1:], "looked", "series"))
+
+    def _number(self) -> pl.Expr:
+        """A number for each run, rule and key."""
+        of_rule = pl.col("run").cast(pl.Int64) * len(self._rules.rules) + pl.col("rule")
+        return of_rule * len(self._keys) + pl.col("key")
+
+    def _fire(self, tasks: list[_Task], found: list[Found], block: Block, offset: int) -> None:
+        loud = {(task.place, task.key): one for task, one in zip(tasks, found, strict=True)}
+        keys = sorted({task.key for task in tasks})
+        numbers = {key: number for number, key in enumerate(keys)}
+        for key in keys:
+            self._keys.setdefault(key, len(self._keys))
+        known = np.array([self._keys[key] for key in keys], np.int64)
+        parts: list[dict[str, Any]] = []
+        for task, one in zip(tasks, found, strict=True):
+            rows, kept = task.rows_of(one.at), np.ones(len(one.at), bool)
+            if task.place in self._silent and len(rows):
+                other = loud.get((self._silent[task.place], task.key))
+                if other is not None and len(other.at):
+                    # the louder rule has the same key column, but perhaps rows at other updates
+                    others = next(t for t in tasks if t.place == self._silent[task.place] and t.key == task.key)
+                    kept = ~np.isin(rows, others.rows_of(other.at), assume_unique=True)
+            if not len(rows[kept]):
+                continue
+            parts.append(
+                {
+                    "row": rows[kept],
+                    "rule": np.full(len(rows[kept]), task.place, np.int32),
+                    "number": np.full(len(rows[kept]), numbers[task.key], np.int32),
+                    "value": one.value[kept],
+                    "threshold": one.threshold[kept],
+                    "looked": one.looked[kept],
+                    "worse": one.worse[kept],
+                }
+            )
+        if not parts:
+            return
+        frame = pl.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+        if len(parts) > 1:
+            frame = frame.sort("row", "rule", "number")
+        row = frame.get_column("row").to_numpy()
+        self._firings.append(
+            frame.select(
+                pl.Series("run", block.run[row] + offset, pl.UInt32),
+                pl.Series("update", block.update[row], pl.Int64),
+                "rule",
+                pl.Series("key", known[frame.get_column("number").to_numpy()]),
+                "value",
+                "threshold",
+                pl.Series("phase", block.phase[row], pl.Int32),
+                block.progress[row].alias("progress"),
+                "looked",
+                "worse",
+            )
+        )
+
+    def _cover(self, task: _Task, one: Found, offset: int, done_before: int, starts: Ints) -> None:
+        begins = np.array(task.begins, np.int64)
+        rows = np.diff(np.append(begins, task.height))
+        first = begins if task.rows is None else task.rows[begins]
+        run = task.block.run[first]
+        before = first - starts[np.searchsorted(task.block.run[starts], run)]
+        before = np.where(run == 0, before + done_before, before)
+        abstained = np.zeros(len(begins), np.int64)
+        for reason in () if one.reasons is None else np.flatnonzero(np.bincount(one.reasons)).tolist():
+            if reason == 0:
+                continue
+            times = np.add.reduceat(one.reasons == reason, begins, dtype=np.int64)
+            abstained += times
+            self._counts.append(
+                pl.DataFrame({"run": run + offset, "count": times})
+                .filter(pl.col("count") > 0)
+                .with_columns(rule=pl.lit(task.place), key=pl.lit(task.key), code=pl.lit(reason, pl.UInt8))
+            )
+        self._series.append(
+            pl.DataFrame(
+                {
+                    "run": run + offset,
+                    "since": task.block.update[first],
+                    "before": before,
+                    "rows": rows,
+                    "evaluated": rows - abstained,
+                }
+            ).with_columns(rule=pl.lit(task.place), key=pl.lit(task.key))
+        )
+
+    def _covered(self, place: int, rule: Rule) -> pl.DataFrame:
+        """The coverage of one rule over all runs."""
+        spans = pl.DataFrame(
+            {"run": range(len(self._runs)), "updates": self._updates, "last": self._last}, _SPANS
+        ).filter(pl.col("updates") > 0)
+        series = (
+            self._of_rule(self._series, _SERIES, place)
+            .group_by("run", "key")
+            .agg(pl.col("since", "before").min(), pl.col("rows", "evaluated").sum())
+        )
+        if rule.key is None:
+            series = series.with_columns(since=pl.lit(1, pl.Int64), before=pl.lit(0, pl.Int64))
+        unseen = spans.join(series, on="run", how="anti").select(
+            "run",
+            key=pl.lit(""),
+            since=pl.lit(1, pl.Int64),
+            before=pl.lit(0, pl.Int64),
+            rows=pl.lit(0, pl.Int64),
+            evaluated=pl.lit(0, pl.Int64),
+        )
+        series = pl.concat([series, unseen]).join(spans, on="run")
+        there = pl.col("updates") - pl.col("before")
+        absent = series.select("run", "key", (there - pl.col("rows")).alias("count"), _code(Reason.NOT_RECORDED))
+        lost = series.select(
+            "run", "key", (pl.col("last") - pl.col("since") + 1 - there).alias("count"), _code(Reason.GAP)
+        )
+        counts = self._of_rule(self._counts, _COUNTS, place).select("run", "key", "count", "code")
+        texts = {0: "", **{code(reason): str(reason) for reason in REASONS}}
+        texts |= {FIRST_GATE + i: gate_reason(gate) for i, gate in enumerate(rule.unless)}
+        abstained = (
+            pl.concat([counts, absent, lost])
+            .filter(pl.col("count") > 0)
+            .group_by("run", "key", "code")
+            .agg(pl.col("count").sum())
+            .with_columns(reason=pl.col("code").replace_strict(texts, return_dtype=pl.String))
+        )
+        return (
+            series.join(abstained, on=["run", "key"], how="left")
+            .select(
+                "run",
+                pl.lit(rule.name).alias("rule"),
+                "key",
+                "evaluated",
+                pl.col("reason").fill_null(""),
+                pl.col("count").fill_null(0).alias("abstained"),
+                pl.col("evaluated").alias("looked"),
+                (
+                    (pl.col("run") * len(self._rules.rules) + place) * len(self._keys)
+                    + pl.col("key").replace_strict(self._keys, default=0, return_dtype=pl.Int64)
+                ).alias("series"),
+            )
+            .sort("run", "key", "abstained", "reason", descending=[False, False, True, False])
+        )
+
+    def _of_rule(self, frames: list[pl.DataFrame], schema: Mapping[str, Any], place: int) -> pl.DataFrame:
+        if len(frames) > 1:
+            frames[:] = [pl.concat(frames)]
+        return pl.concat([pl.DataFrame(schema=schema), *frames]).filter(pl.col("rule") == place).drop("rule")
 
 
 _FOUND: Final = {
     "run": pl.UInt32,
-    **{name: type_ for name, type_ in FIRING_COLUMNS.items() if name != "run_id"},
+    "update": pl.Int64,
+    "rule": pl.Int32,
+    "key": pl.Int64,
+    "value": pl.Float64,
+    "threshold": pl.Float64,
+    "phase": pl.Int32,
+    "progress": pl.Float64,
     "looked": pl.Int64,
     "worse": pl.Float64,
-    "place": pl.Int32,
 }
+_SPANS: Final = {"run": pl.Int64, "updates": pl.Int64, "last": pl.Int64}
+_SERIES: Final = {
+    "run": pl.Int64,
+    "since": pl.Int64,
+    "before": pl.Int64,
+    "rows": pl.Int64,
+    "evaluated": pl.Int64,
+    "rule": pl.Int32,
+    "key": pl.String,
+}
+_COUNTS: Final = {"run": pl.Int64, "count": pl.Int64, "rule": pl.Int32, "key": pl.String, "code": pl.UInt8}
 _COVERED: Final = {
-    "run": pl.UInt32,
+    "run": pl.Int64,
     **{name: type_ for name, type_ in COVERAGE_COLUMNS.items() if name != "run_id"},
     "looked": pl.Int64,
+    "series": pl.Int64,
 }
-_FIRST_GATE: Final = len(REASONS) + 1  # codes from here on: the gates of the rule
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
-def _evaluate(rule: Rule, readings: Readings) -> tuple[pl.DataFrame, pl.DataFrame]:
-    frame = _frame(rule, readings)
-    frame = frame.with_columns(_gate_code(rule).alias("gate"))
-    for i, condition in enumerate(rule.conditions):
-        frame = _judge(frame, condition, i)
-    frame = _combine(frame, rule).with_columns((pl.col("code") == 0).cum_sum().cast(pl.Int64).alias("looked"))
-    fired = frame.filter(_fires(frame, rule)).select(
-        "run",
-        "update",
-        pl.lit(rule.name).alias("rule"),
-        "key",
-        pl.lit(str(rule.severity)).alias("severity"),
-        "value",
-        "threshold",
-        pl.col("phase").cast(pl.String),
-        "progress",
-        "looked",
-        "worse",
-    )
-    return fired, _coverage(frame, rule, readings)
+class _Workers:
+    """Maps a function over items, on all cores where the block is large enough to be worth it."""
+
+    def __init__(self, height: int) -> None:
+        self._pool = ThreadPoolExecutor(pl.thread_pool_size()) if height >= _ALONE else None
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        mapped = map(function, items) if self._pool is None else self._pool.map(function, items)
+        return list(mapped)
 
 
-def _frame(rule: Rule, readings: Readings) -> pl.DataFrame:
-    """One row per update and key, by run, key and update, with the readings `v0`, `r0`, ... and `gv0`, `gr0`, ..."""
-    own = {f"u:{c.threshold.signal.column}" for c in rule.conditions if c.threshold and c.threshold.signal}
-    of_update: list[pl.Expr] = []
-    joined: list[tuple[pl.DataFrame, bool, str, str]] = []
-    keys: list[pl.DataFrame] = []
-    signals = [(condition.signal, f"v{i}", f"r{i}") for i, condition in enumerate(rule.conditions)]
-    signals += [(gate.signal, f"gv{i}", f"gr{i}") for i, gate in enumerate(rule.unless)]
-    for signal, value, reason in signals:
-        if signal.table == UPDATE_TABLE:
-            v, r = readings.of_update(signal)
-            of_update += [v.alias(value), r.alias(reason)]
-        else:
-            read = readings.of(signal)
-            joined.append((read, signal.key is not None, value, reason))
-            if value.startswith("v") and rule.key is not None:
-                keys.append(read.select("run", "update", "key"))
-    frame = readings.updates.select("run", "update", "progress", "phase", *of_update, *sorted(own))
+class _Task:
+    """One rule and key on one block.
+
+    Attributes:
+        rows: the updates it has rows at, as places in the block; None for all.
+        begins: where among them another run begins.
+        states: of each of these runs.
+    """
+
+    def __init__(
+        self, rule: Rule, place: int, key: str, block: Block, carried: Mapping[tuple[int, str], State]
+    ) -> None:
+        self.rule, self.place, self.key, self.block = rule, place, key, block
+        self.rows = None if rule.key is None else _rows_of([block.of(c.signal).get(key) for c in rule.conditions])
+        self.height = block.height if self.rows is None else len(self.rows)
+        self.begins = [0]
+        if len(block.runs) > 1:
+            run = block.run if self.rows is None else block.run[self.rows]
+            self.begins = np.flatnonzero(np.diff(run, prepend=-1)).tolist()
+        self.last_run = int(block.run[-1 if self.rows is None else self.rows[-1]])
+        self.states = [State() for _ in self.begins]
+        if (place, key) in carried:
+            self.states[0] = carried[place, key]
+
+    def run(self) -> Found:
+        """Judge it."""
+        rule = self.rule
+        with np.errstate(all="ignore"):  # what comes out not finite is seen to
+            gate = gate_codes(rule.unless, [self._reading(gate.signal) for gate in rule.unless], self.height)
+            judged = [self._judged(condition, i, gate) for i, condition in enumerate(rule.conditions)]
+            return combine(rule, judged, gate, self.begins, self.states)
+
+    def rows_of(self, at: Ints) -> Ints:
+        """The places in the block."""
+        return at if self.rows is None else self.rows[at]
+
+    def _judged(self, condition: Condition, place: int, gate: Any) -> Judged:
+        reading = self._reading(condition.signal)
+        if condition.drift is not None or condition.step:
+            reading = moved(condition, place, reading, gate, self.begins, self.states)
+        return judge(condition, reading, self._threshold(condition))
+
+    def _reading(self, signal: Signal) -> Values:
+        found = self.block.of(signal).get(self.key if signal.key is not None else "")
+        if found is None:
+            codes = np.full(self.height, code(Reason.NOT_RECORDED), np.uint8)
+            return np.full(self.height, np.nan), codes
+        return found.at(self.rows, self.block.height)
+
+    def _threshold(self, condition: Condition) -> Floats | float:
+        """NaN where there is none."""
+        threshold = condition.threshold
+        if threshold is None:
+            return np.nan
+        otherwise = np.nan if threshold.number is None else threshold.number
+        if threshold.signal is not None:
+            value, missing = self.block.column(threshold.signal)
+            value = value * threshold.times
+            value = value if missing is None else np.where(missing, otherwise, value)
+            return value if self.rows is None else value[self.rows]
+        if threshold.by == "number":
+            return otherwise
+        if threshold.by == "key":
+            return threshold.values.get(self.key, otherwise)
+        # -1, no phase, takes the last
+        names = self.block.phases
+        numbers = np.array([*(threshold.values.get(name, otherwise) for name in names), otherwise])
+        return numbers[self.block.phase if self.rows is None else self.block.phase[self.rows]]
+
+
+def _rows_of(readings: list[Any]) -> Ints | None:
+    """The updates that any of the readings has; None for all of the block."""
+    there = [reading.rows for reading in readings if reading is not None]
+    if any(rows is None for rows in there):
+        return None
+    return there[0] if len(there) == 1 else np.unique(np.concatenate(there))
+
+
+def _keys(rule: Rule, block: Block) -> list[str]:
     if rule.key is None:
-        frame = frame.with_columns(pl.lit("").alias("key"))
-    else:
-        every = keys[0] if len(keys) == 1 else pl.concat(keys).unique()
-        frame = every.join(frame, on=["run", "update"], how="inner").sort("run", "key", "update")
-    for read, keyed, value, reason in joined:
-        on = ["run", "update", *(["key"] if keyed else [])]
-        right = read.select(*on, pl.col("value").alias(value), pl.col("reason").alias(reason))
-        frame = frame.join(right, on=on, how="left", maintain_order="left").with_columns(
-            pl.col(reason).fill_null(code(Reason.NOT_RECORDED))
-        )
-    return frame
+        return [""]
+    return sorted({key for condition in rule.conditions for key in block.of(condition.signal)})
 
 
-def _gate_code(rule: Rule) -> pl.Expr:
-    result = pl.lit(0, pl.UInt8)
-    for i, gate in reversed(list(enumerate(rule.unless))):
-        state = _gate_state(gate, pl.col(f"gv{i}"), pl.col(f"gr{i}"), _FIRST_GATE + i)
-        result = pl.when(state != 0).then(state).otherwise(result)
-    return result.cast(pl.UInt8)
+def _places_that_yield(rules: RuleSet) -> dict[int, int]:
+    """The place of a rule that yields -> that of the one it yields to."""
+    places = {rule.name: place for place, rule in enumerate(rules.rules)}
+    return {places[rule.name]: places[rule.yields_to] for rule in rules.rules if rule.yields_to is not None}
 
 
-def _gate_state(gate: Gate, value: pl.Expr, reason: pl.Expr, closed: int) -> pl.Expr:
-    unknown = reason != 0
-    if gate.test is Test.NONFINITE:
-        shut = nonfinite(value)
-    else:
-        unknown = unknown | value.is_nan().fill_null(True)
-        level = pl.lit(gate.number, pl.Float64)
-        shut = above(value, level) if gate.test is Test.ABOVE else below(value, level)
-    return pl.when(unknown).then(code(Reason.GATE_UNKNOWN)).when(shut).then(closed).otherwise(0)
-
-
-def _judge(frame: pl.DataFrame, condition: Condition, i: int) -> pl.DataFrame:
-    """Adds `hit`, `beyond`, `value`, `threshold`, `reason` and `worse` of one condition, each with its number."""
-    value, reason = pl.col(f"v{i}"), pl.col(f"r{i}")
-    if condition.test is Test.NONFINITE:
-        hit = nonfinite(value)
-        return frame.with_columns(
-            hit.alias(f"hit{i}"),
-            hit.not_().alias(f"beyond{i}"),
-            pl.lit(None, pl.Float64).alias(f"t{i}"),
-            pl.lit(float("inf")).alias(f"worse{i}"),
-        )
-    if condition.drift is not None or condition.step:
-        frame = frame.with_columns(_moved(frame, condition, i)).with_columns(
-            pl.when(reason != 0)
-            .then(reason)
-            .when(nonfinite(value))
-            .then(code(Reason.NOT_FINITE))
-            .when(pl.col(f"m{i}").is_null())
-            .then(code(Reason.WARMING_UP))
-            .otherwise(0)
-            .cast(pl.UInt8)
-            .alias(f"r{i}"),
-            pl.col(f"m{i}").alias(f"v{i}"),
-        )
-    assert condition.threshold is not None  # only `nonfinite` has none
-    threshold = pl.col(f"t{i}")
-    frame = frame.with_columns(_threshold(condition.threshold).cast(pl.Float64).alias(f"t{i}")).with_columns(
-        pl.when(reason != 0)
-        .then(reason)
-        .when(threshold.is_null() | threshold.is_nan())
-        .then(code(Reason.NO_THRESHOLD))
-        .when(value.is_nan())
-        .then(code(Reason.NOT_FINITE))
-        .otherwise(0)
-        .cast(pl.UInt8)
-        .alias(f"r{i}")
-    )
-    up = condition.test is Test.ABOVE
-    hit = above(value, threshold) if up else below(value, threshold)
-    if condition.reset is None:
-        beyond = hit.not_()
-    else:
-        times, number = condition.reset.times, condition.reset.number
-        level = pl.lit(number, pl.Float64) if number is not None else threshold * (times or 0.0)
-        beyond = below(value, level) if up else above(value, level)
-    return frame.with_columns(
-        (hit & (reason == 0)).alias(f"hit{i}"),
-        beyond.alias(f"beyond{i}"),
-        (value if up else -value).alias(f"worse{i}"),
-    )
-
-
-def _threshold(threshold: Threshold) -> pl.Expr:
-    otherwise = pl.lit(threshold.number, pl.Float64)
-    if threshold.signal is not None:
-        value = pl.col(f"u:{threshold.signal.column}").cast(pl.Float64)
-        return pl.when(value.is_null()).then(otherwise).otherwise(value * threshold.times)
-    if threshold.by == "number":
-        return otherwise
-    names = pl.col("phase" if threshold.by == "phase" else "key").cast(pl.String)
-    return names.replace_strict(dict(threshold.values), default=otherwise, return_dtype=pl.Float64)
-
-
-def _moved(frame: pl.DataFrame, condition: Condition, i: int) -> pl.Series:
-    """Drift or step of each value, each series through an accumulator of its own."""
-    usable = (pl.col("gate") == 0) & (pl.col(f"r{i}") == 0)
-    values: list[float | None] = frame.select(pl.when(usable).then(pl.col(f"v{i}"))).to_series().to_list()
-    starts = frame.select(_first_of_series().arg_true()).to_series().to_list()
-    moved: list[float | None] = []
-    for start, end in itertools.pairwise([*starts, len(values)]):
-        state = Average(condition.drift) if condition.drift is not None else Previous()
-        moved += state.push_all(values[start:end])
-    return pl.Series(f"m{i}", moved, dtype=pl.Float64)
-
-
-def _first_of_series() -> pl.Expr:
-    """True in the first row of each run and key."""
-    return ((pl.col("run") != pl.col("run").shift()) | (pl.col("key") != pl.col("key").shift())).fill_null(True)
-
-
-def _combine(frame: pl.DataFrame, rule: Rule) -> pl.DataFrame:
-    """Adds `code` (0 where the rule looked), `hit`, `beyond` and the `value`, `threshold` and `worse` to tell."""
-    numbers = range(len(rule.conditions))
-    gate = pl.col("gate")
-    any_hit = pl.any_horizontal(f"hit{i}" for i in numbers)
-    reason = pl.lit(0, pl.UInt8)
-    told = {name: pl.col(f"{short}0") for name, short in _TOLD.items()}
-    for i in reversed(numbers):
-        reason = pl.when(pl.col(f"r{i}") != 0).then(pl.col(f"r{i}")).otherwise(reason)
-        for name, short in _TOLD.items():
-            told[name] = pl.when(pl.col(f"hit{i}")).then(pl.col(f"{short}{i}")).otherwise(told[name])
-    looked = pl.when(gate != 0).then(gate).when(any_hit).then(0).otherwise(reason).cast(pl.UInt8)
-    return frame.select(
-        "run",
-        "update",
-        "key",
-        "phase",
-        "progress",
-        looked.alias("code"),
-        any_hit.alias("hit"),
-        pl.all_horizontal(f"beyond{i}" for i in numbers).alias("beyond"),
-        *(expression.alias(name) for name, expression in told.items()),
-    )
-
-
-_TOLD: Final = {"value": "v", "threshold": "t", "worse": "worse"}
-
-
-def _fires(frame: pl.DataFrame, rule: Rule) -> pl.Expr:
-    looked = pl.col("code") == 0
-    hit = looked & pl.col("hit")
-    if rule.streak == 1 and not rule.keep:
-        return hit
-    end = looked & pl.col("beyond") & pl.col("hit").not_()
-    hits = hit.cum_sum().cast(pl.Int64)
-    # hits counted up to where the streak last began anew: at the series' first row, or where a value was beyond reset
-    before = pl.when(end).then(hits).when(_first_of_series()).then(hits - hit.cast(pl.Int64)).forward_fill()
-    streak = hits - before
-    lasting = looked & pl.col("beyond").not_() if rule.keep else hit
-    return (streak >= rule.streak) & (hit | lasting)
-
-
-def _coverage(frame: pl.DataFrame, rule: Rule, readings: Readings) -> pl.DataFrame:
-    texts = {0: "", **{code(reason): str(reason) for reason in REASONS}}
-    texts |= {_FIRST_GATE + i: gate_reason(gate) for i, gate in enumerate(rule.unless)}
-    counts = frame.group_by("run", "key", "code").agg(pl.len().cast(pl.Int64).alias("count"))
-    series = frame.group_by("run", "key").agg(
-        pl.col("update").min().alias("since"),
-        pl.len().cast(pl.Int64).alias("rows"),
-        (pl.col("code") == 0).sum().cast(pl.Int64).alias("evaluated"),
-        pl.col("looked").last().alias("looked"),
-    )
-    spans = readings.updates.group_by("run").agg(
-        pl.len().cast(pl.Int64).alias("updates"), pl.col("update").max().alias("last")
-    )
-    if rule.key is None:
-        series = series.with_columns(pl.lit(1, pl.Int64).alias("since"))
-    unseen = spans.join(series, on="run", how="anti").select(
-        "run",
-        pl.lit("").alias("key"),
-        pl.lit(1, pl.Int64).alias("since"),
-        pl.lit(0, pl.Int64).alias("rows"),
-        pl.lit(0, pl.Int64).alias("evaluated"),
-        pl.lit(0, pl.Int64).alias("looked"),
-    )
-    series = pl.concat([series.select(unseen.columns), unseen], how="vertical_relaxed").join(spans, on="run")
-    later = (
-        series.join(readings.updates.select("run", "update"), on="run")
-        .filter(pl.col("update") >= pl.col("since"))
-        .group_by("run", "key")
-        .agg(pl.len().cast(pl.Int64).alias("there"))
-        if rule.key is not None
-        else series.select("run", "key", pl.col("updates").alias("there"))
-    )
-    series = series.join(later, on=["run", "key"], how="left").with_columns(pl.col("there").fill_null(0))
-    absent = series.select("run", "key", (pl.col("there") - pl.col("rows")).alias("count"), _code(Reason.NOT_RECORDED))
-    lost = series.select(
-        "run", "key", (pl.col("last") - pl.col("since") + 1 - pl.col("there")).alias("count"), _code(Reason.GAP)
-    )
-    abstained = (
-        pl.concat([counts.filter(pl.col("code") != 0).select(absent.columns), absent, lost], how="vertical_relaxed")
-        .filter(pl.col("count") > 0)
-        .group_by("run", "key", "code")
-        .agg(pl.col("count").sum())
-    )
-    return (
-        series.join(abstained, on=["run", "key"], how="left")
-        .select(
-            "run",
-            pl.lit(rule.name).alias("rule"),
-            "key",
-            "evaluated",
-            pl.col("code").fill_null(0).replace_strict(texts, return_dtype=pl.String).alias("reason"),
-            pl.col("count").fill_null(0).alias("abstained"),
-            "looked",
-        )
-        .sort("run", "key", "abstained", "reason", descending=[False, False, True, False])
-    )
+def _text(column: str, texts: list[str], name: str | None = None) -> pl.Expr:
+    """The text at the place that a column says; NULL where that is negative."""
+    name = column if name is None else name
+    if not texts:
+        return pl.lit(None, pl.String).alias(name)
+    place = pl.when(pl.col(column) >= 0).then(pl.col(column))
+    return pl.lit(pl.Series(texts, dtype=pl.String)).gather(place).alias(name)
 
 
 def _code(reason: Reason) -> pl.Expr:

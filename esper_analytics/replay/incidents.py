@@ -41,23 +41,22 @@ def incidents(found: Evaluation) -> pl.DataFrame:
         furthest beyond, the earliest of equals; `threshold` and `phase` are those it was judged with. `recovered`
         says that the rule looked again after the last firing and did not fire.
     """
-    series = ["run_id", "rule", "key"]
     ends = (
-        found.coverage.group_by(series)
+        found.coverage.group_by("series")
         .agg(pl.col("evaluated").first(), pl.col("looked").first().alias("end"))
         .with_columns(merge=pl.max_horizontal(pl.lit(MERGE_LOOKS), (pl.col("evaluated") * MERGE_SHARE).cast(pl.Int64)))
     )
-    firings = found.firings.join(ends, on=series, how="left", maintain_order="left").sort(
-        *series, "update", maintain_order=True
+    firings = found.firings.sort("series", maintain_order=True).join(
+        ends, on="series", how="left", maintain_order="left"
     )
-    quiet = pl.col("looked") - pl.col("looked").shift().over(series) - 1
-    begins = (quiet > pl.col("merge")).fill_null(True)
+    quiet = pl.col("looked") - pl.col("looked").shift() - 1
+    begins = ((quiet > pl.col("merge")) | (pl.col("series") != pl.col("series").shift())).fill_null(True)
     peak = pl.col("worse").fill_nan(None).arg_max().fill_null(0)
     return (
         firings.with_columns(begins.cast(pl.Int64).cum_sum().alias("incident"))
         .group_by("incident", maintain_order=True)
         .agg(
-            *(pl.col(name).first() for name in (*series, "severity")),
+            *(pl.col(name).first() for name in ("run_id", "rule", "key", "severity")),
             pl.col("update").first().alias("onset_update"),
             pl.col("update").last().alias("last_update"),
             pl.len().cast(pl.Int64).alias("updates"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +12,8 @@ import polars as pl
 
 from esper_analytics.errors import DataError, UsageError
 from esper_analytics.replay.differences import difference
-from esper_analytics.replay.engine import FIRING_COLUMNS, Evaluation, evaluate
+from esper_analytics.replay.engine import FIRING_COLUMNS, Evaluation
+from esper_analytics.replay.feeding import evaluations
 from esper_analytics.replay.incidents import INCIDENT_COLUMNS, incidents
 from esper_analytics.store import Runs
 from esper_analytics.store import open as open_runs
@@ -32,8 +33,6 @@ RESULT_COVERAGE: Final = {
     "abstained": pl.Int64,
     "reason": pl.String,
 }
-
-_UPDATES_AT_ONCE: Final = 1_000_000  # bounds the memory; a single run is never split
 
 Rules = RuleSet | str | os.PathLike[str]
 
@@ -113,7 +112,8 @@ def load_rules(rules: Rules) -> RuleSet:
             return load_file(Path(rules))
         return load_profile(os.fspath(rules))
     except RuleError as error:
-        raise UsageError(_sentence(error)) from error
+        hint = f" There is a file {rules}.toml: write that." if Path(f"{rules}.toml").is_file() else ""
+        raise UsageError(_sentence(error) + hint) from error
 
 
 def replay(
@@ -139,26 +139,20 @@ def replay(
     if not isinstance(runs, Runs):
         runs = open_runs(runs)
     ran_with, held = {}, {}
-    for run_id in runs.ids:
-        own = _own_rules(runs, run_id)
+    given = load_rules(rules) if rules is not None else None
+    default = load_rules(DEFAULT_PROFILE)
+    texts = runs.rules_texts()
+    parsed: dict[tuple[str | None, str], RuleSet] = {}
+    for run_id, text in texts.items():
+        if text is not None and text not in parsed:
+            parsed[text] = _own_rules(run_id, *text)
+        own = None if text is None else parsed[text]
         ran_with[run_id] = None if own is None else (own.name, own.sha256)
-        held[run_id] = load_rules(rules) if rules is not None else own or load_rules(DEFAULT_PROFILE)
+        held[run_id] = given or own or default
     held = _with_values(held, values or {})
-    updates = dict(runs.table("ppo_updates").group_by("run_id").agg(pl.len()).collect().rows())
-    found = []
-    done, total = 0, sum(updates.values())
-    for batch, chosen in _batches(held, updates):
-        tables = {
-            table: runs.table(table)
-            .filter(pl.col("run_id").is_in(batch))
-            .select("run_id", "update", *sorted(columns - {"run_id", "update"}))
-            for table, columns in chosen.tables.items()
-        }
-        found.append(evaluate(chosen, tables))
-        done += sum(updates[run_id] for run_id in batch)
-        if progress is not None:
-            progress(done, total)
-    empty = [run_id for run_id in held if run_id not in updates]
+    found = list(evaluations(runs, held, progress))
+    judged = {run_id for f in found for run_id in f.coverage.get_column("run_id").unique()}
+    empty = [run_id for run_id in held if run_id not in judged]
     return Result(
         firings=_concat((f.firings.select(list(FIRING_COLUMNS)) for f in found), FIRING_COLUMNS).sort(
             "run_id", maintain_order=True
@@ -197,11 +191,7 @@ def diff(before: Result, after: Result) -> pl.DataFrame:
     return difference(*frames)
 
 
-def _own_rules(runs: Runs, run_id: str) -> RuleSet | None:
-    own = runs.rules_text(run_id)
-    if own is None:
-        return None
-    profile, text = own
+def _own_rules(run_id: str, profile: str | None, text: str) -> RuleSet:
     try:
         return RuleSet.parse(text, profile or f"the rules of {run_id}")
     except RuleError as error:
@@ -217,22 +207,6 @@ def _with_values(held: Mapping[str, RuleSet], values: Mapping[str, float | bool 
     except RuleError as error:
         raise UsageError(_sentence(error)) from error
     return {run_id: changed[rules.sha256] for run_id, rules in held.items()}
-
-
-def _batches(held: Mapping[str, RuleSet], updates: Mapping[str, int]) -> Iterator[tuple[list[str], RuleSet]]:
-    """Runs of the same rules together, so many at once that memory stays bounded."""
-    same: dict[str, list[str]] = {}
-    for run_id, rules in held.items():
-        if run_id in updates:
-            same.setdefault(rules.sha256, []).append(run_id)
-    for run_ids in same.values():
-        batch: list[str] = []
-        for run_id in run_ids:
-            if batch and sum(updates[r] for r in batch) + updates[run_id] > _UPDATES_AT_ONCE:
-                yield batch, held[batch[0]]
-                batch = []
-            batch.append(run_id)
-        yield batch, held[batch[0]]
 
 
 def _covered(found: Evaluation) -> pl.DataFrame:

@@ -50,9 +50,12 @@ def signals(draw: st.DrawFn, key: bool | None = None, table: str | None = None) 
     table = table or draw(st.sampled_from(["gradient_layers"] if key else list(FLOATS)))
     raw: dict[str, Any] = {"table": table}
     names = FLOATS[table]
-    kind = draw(st.sampled_from(["column", "column", "whole", "expr"]))
+    kinds = ["column", "column", "whole", "expr", *(["list"] if table == "ppo_updates" else [])]
+    kind = draw(st.sampled_from(kinds))
     if kind == "expr":
         raw["expr"] = draw(st.sampled_from(EXPRESSIONS)).format(*draw(st.permutations(names)))
+    elif kind == "list":
+        raw["column"] = "nonfinite_fields"
     else:
         raw["column"] = WHOLE[table] if kind == "whole" else draw(st.sampled_from(names))
     if table != "ppo_updates":
@@ -61,6 +64,8 @@ def signals(draw: st.DrawFn, key: bool | None = None, table: str | None = None) 
         key = table in KEYS and draw(st.booleans())
     if key:
         raw["key"] = KEYS[table]
+    elif table in KEYS and draw(st.booleans()):
+        raw["where"] = {KEYS[table]: draw(st.sampled_from((*LAYERS, "c")))}
     if draw(st.integers(0, 4)) == 0:
         raw["min_n"] = draw(st.integers(1, 60))
     return raw
@@ -135,13 +140,20 @@ def rows(table: str) -> st.SearchStrategy[dict[str, Any]]:
 def runs(draw: st.DrawFn) -> list[tuple[int, dict[str, list[dict[str, Any]]]]]:
     updates = []
     number = 0
+    regular, width = draw(st.booleans()), draw(st.integers(1, 3))
     for _ in range(draw(st.integers(1, 8))):
         number += draw(st.sampled_from([1, 1, 1, 1, 3]))  # sometimes rows of updates are lost
         own = draw(rows("ppo_updates"))
+        own["nonfinite_fields"] = draw(st.sampled_from([None, [], ["a"], ["a", "b"]]))
         own["progress"] = draw(st.sampled_from([None, 0.05, 0.1, 0.3, 0.75, 1.0, math.nan]))
         minibatches = draw(st.lists(rows("minibatches"), max_size=3))
-        places = draw(st.permutations(range(1, len(minibatches) + 1)))
-        layers = draw(st.lists(rows("gradient_layers"), max_size=4))
+        places: list[int | None] = list(draw(st.permutations(range(1, len(minibatches) + 1))))
+        if places and draw(st.integers(0, 4)) == 0:
+            places[draw(st.integers(0, len(places) - 1))] = None  # a trainer that did not tell
+        layers = [(row, draw(st.sampled_from(LAYERS))) for row in draw(st.lists(rows("gradient_layers"), max_size=4))]
+        if regular:  # as most trainers write them: the same layers in every update
+            names = (*LAYERS, *LAYERS[:1])[:width]
+            layers = [(draw(rows("gradient_layers")), name) for name in names]
         updates.append(
             (
                 number,
@@ -149,8 +161,7 @@ def runs(draw: st.DrawFn) -> list[tuple[int, dict[str, list[dict[str, Any]]]]]:
                     "ppo_updates": [own] if draw(st.integers(0, 9)) != 5 else [],
                     "minibatches": [row | {"minibatch": place} for row, place in zip(minibatches, places, strict=True)],
                     "gradient_layers": [
-                        row | {"minibatch": place, "layer": draw(st.sampled_from(LAYERS))}
-                        for place, row in enumerate(layers)
+                        row | {"minibatch": place, "layer": layer} for place, (row, layer) in enumerate(layers)
                     ],
                 },
             )

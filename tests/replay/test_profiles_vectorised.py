@@ -13,7 +13,13 @@ from esper_recorder.contract.rules import load_profile, profiles
 from esper_recorder.contract.tables import columns
 
 CASES = [(profile, test) for profile in profiles() for test in read_tests(load_profile(profile))]
-TYPES: dict[str, Any] = {"int64": pl.Float64, "float64": pl.Float64, "bool": pl.Float64, "string": pl.String}
+TYPES: dict[str, Any] = {
+    "int64": pl.Float64,
+    "float64": pl.Float64,
+    "bool": pl.Float64,
+    "string": pl.String,
+    "list<string>": pl.List(pl.String),
+}
 
 
 def frames(test: RuleTest) -> dict[str, pl.LazyFrame]:

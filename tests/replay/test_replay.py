@@ -131,7 +131,7 @@ def test_many_runs_in_small_batches_give_the_same_as_at_once(tmp_path: Path, mon
     runs = ea.open(tmp_path)
     at_once = ea.replay(runs, "seeds")
     told: list[tuple[int, int]] = []
-    monkeypatch.setattr("esper_analytics.replay.result._UPDATES_AT_ONCE", 8)
+    monkeypatch.setattr("esper_analytics.replay.feeding.UPDATES_AT_ONCE", 8)
     batched = ea.replay(runs, "seeds", progress=lambda done, total: told.append((done, total)))
     assert told == [(8, 20), (16, 20), (20, 20)]
     for name in ("firings", "incidents", "coverage"):
@@ -141,7 +141,7 @@ def test_many_runs_in_small_batches_give_the_same_as_at_once(tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--rules", "seedz"], "there is no rule profile 'seedz'; there is default, seeds"),
+        (["--rules", "seedz"], "there is no rule profile 'seedz'; there is default"),
         (["--rules", "none.toml"], "there is no file none.toml"),
         (["--rules", "FOREIGN"], "is no TOML"),
         (["--set", "rato.above=3"], "has no rule 'rato'; it has"),

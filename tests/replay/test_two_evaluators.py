@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from esper_analytics.replay.engine import evaluate
+from esper_analytics.replay.block import Block, read, stretches
+from esper_analytics.replay.engine import Engine, Evaluation, evaluate
 from esper_recorder.contract.evaluator import RuleEvaluator
 from tests.replay.random_cases import Case, cases
 
@@ -22,6 +23,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
         "grad_norm": pl.Float64,
         "target_kl": pl.Float64,
         "n": pl.Int64,
+        "nonfinite_fields": pl.List(pl.String),
     },
     "minibatches": {
         "minibatch": pl.Int64,
@@ -93,14 +95,37 @@ def row_by_row(case: Case) -> tuple[list[Any], list[Any]]:
     return firings, sorted(coverage, key=lambda c: c[:3])
 
 
-def vectorised(case: Case) -> tuple[list[Any], list[Any]]:
-    found = evaluate(case.rules, frames(case))
+def run_by_run(case: Case) -> Evaluation:
+    return evaluate(case.rules, frames(case))
+
+
+def all_at_once(case: Case) -> Evaluation:
+    """All runs in one block."""
+    runs = sorted(run for run, updates in case.runs.items() if any(tables["ppo_updates"] for _, tables in updates))
+    own = {table: [frame.filter(pl.col("run_id") == run) for run in runs] for table, frame in frames(case).items()}
+    engine = Engine(case.rules)
+    if runs:
+        engine.feed(Block(case.rules, read(case.rules, own), runs))
+    return engine.finish()
+
+
+def in_stretches(case: Case) -> Evaluation:
+    """Each run in blocks of two updates."""
+    engine = Engine(case.rules)
+    for run in sorted(case.runs):
+        own = {table: [frame.filter(pl.col("run_id") == run)] for table, frame in frames(case).items()}
+        for place, stretch in enumerate(stretches(read(case.rules, own), 2)):
+            engine.feed(Block(case.rules, stretch, [run]), continued=place > 0, continues=True)
+    return engine.finish()
+
+
+def listed(found: Evaluation) -> tuple[list[Any], list[Any]]:
     firings = [
         (*row[:5], bits(row[5]), bits(row[6]), row[7], bits(row[8]))
-        for row in found.firings.drop("looked", "worse").rows()
+        for row in found.firings.drop("looked", "worse", "series").rows()
     ]
     coverage: dict[Any, Any] = {}
-    for run, rule, key, evaluated, reason, abstained, _ in found.coverage.rows():
+    for run, rule, key, evaluated, reason, abstained, *_ in found.coverage.rows():
         entry = coverage.setdefault((run, rule, key), (evaluated, {}))
         if reason:
             entry[1][reason] = abstained
@@ -109,9 +134,15 @@ def vectorised(case: Case) -> tuple[list[Any], list[Any]]:
 
 def check(case: Case) -> None:
     live_firings, live_coverage = row_by_row(case)
-    firings, coverage = vectorised(case)
-    assert firings == live_firings, case.rules.text
-    assert coverage == live_coverage, case.rules.text
+    for way in (run_by_run, all_at_once, in_stretches):
+        found = way(case)
+        firings, coverage = listed(found)
+        assert firings == live_firings, f"{way.__name__}\n{case.rules.text}"
+        assert coverage == live_coverage, f"{way.__name__}\n{case.rules.text}"
+        looks = found.coverage.select("run_id", "rule", "key", "looked").unique()
+        assert (looks.join(found.firings, on=["run_id", "rule", "key"])["looked"] >= 1).all()
+    at_once, cut = (way(case).firings.select("looked", "worse") for way in (all_at_once, in_stretches))
+    assert at_once.equals(cut, null_equal=True), case.rules.text
 
 
 @given(cases())
