@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from esper_analytics.replay import diff as diff
     from esper_analytics.replay import load_rules as load_rules
     from esper_analytics.replay import replay as replay
+    from esper_analytics.replay.sweep import sweep as sweep
     from esper_analytics.report import report as report
     from esper_analytics.store import Runs as Runs
     from esper_analytics.store import open as open  # noqa: A004 - the package's own open
@@ -37,6 +38,7 @@ _HOMES = {
     "diff": "esper_analytics.replay",
     "load_rules": "esper_analytics.replay",
     "open": "esper_analytics.store",
+    "sweep": "esper_analytics.replay",
 }
 
 _ROOMS = {"replay", "report"}
@@ -55,6 +57,7 @@ __all__ = [
     "open",
     "replay",
     "report",
+    "sweep",
 ]
 
 

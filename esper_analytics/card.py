@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from esper_analytics.output import cell, to_json
+from esper_analytics.cells import cell, to_json
+from esper_analytics.screen import shortened
 from esper_analytics.store import Runs
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def card_of(runs: Runs, run_id: str) -> dict[str, Any]:
         "tables": run.rows_of(row["run_id"]),
         "attempts": [asdict(attempt) for attempt in manifest.attempts],
         "gaps": run.table("gaps").sort("update", "table_name").collect().to_dicts(),
-        "problems": [str(problem) for problem in run.problems],
+        "problems": [problem.told for problem in run.problems],
     }
     plain: dict[str, Any] = to_json(card)
     return plain
@@ -45,8 +46,8 @@ def card_frame(card: Mapping[str, Any]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={"section": pl.String, "name": pl.String, "value": pl.String}, orient="row")
 
 
-def card_lines(card: Mapping[str, Any]) -> Iterator[str]:
-    """The card for the eye."""
+def card_lines(card: Mapping[str, Any], longest: int | None = None) -> Iterator[str]:
+    """The card for the eye; values longer than `longest` are shortened."""
     run = card["run"]
     yield str(run["run_id"])
     for section, content in card.items():
@@ -61,7 +62,8 @@ def card_lines(card: Mapping[str, Any]) -> Iterator[str]:
         yield section
         width = max(len(name) for name, _ in items)
         for name, value in items:
-            yield f"  {name.ljust(width)}  {cell(value)}".rstrip() if name else f"  {cell(value)}"
+            text = cell(value) if longest is None else shortened(cell(value), longest)
+            yield f"  {name.ljust(width)}  {text}".rstrip() if name else f"  {text}"
 
 
 def _items(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

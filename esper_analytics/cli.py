@@ -5,72 +5,49 @@ Data goes to stdout, narration to stderr. A mistake ends with a sentence and the
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from esper_analytics.errors import DataError, EsperError, ExitCode, UsageError
+from esper_analytics.command_words import App, Format, Group, Plot, What, listed_words, one_of
+from esper_analytics.errors import DataError, ExitCode, UsageError
 from esper_recorder.contract.rule import Severity
+from esper_recorder.contract.rules import profiles
 
 if TYPE_CHECKING:
     import polars as pl
 
     from esper_analytics.store import Runs
 
+_NAMING = "its name, or the beginning of its run_id, will do"
+_AGAINST = "`live` (the run's own alarms), a profile or a TOML file"
+_SENTENCES = ("meaning", "null", "one row is")
+
 _own_process = False
 """True where the process is the command's: only then may limits be set on it."""
 
-
-class _Group(TyperGroup):
-    """Turns what a person can do something about into a sentence and an exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-            return result
-        except EsperError as error:
-            tell(f"esper: {error}")
-            ctx.exit(int(error.exit_code))
-        except KeyboardInterrupt:
-            tell("esper: interrupted")
-            ctx.exit(int(ExitCode.INTERRUPTED))
-        except BrokenPipeError:
-            # Whoever read our output has seen enough. Nothing may be flushed to it at exit either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(int(ExitCode.DONE))
-
-
-class Format(StrEnum):
-    """The values of --format; `output` holds what they do."""
-
-    table = "table"
-    csv = "csv"
-    json = "json"
-    ndjson = "ndjson"
-    markdown = "markdown"
-    parquet = "parquet"
-
-
 RunsPath = Annotated[Path, typer.Argument(metavar="RUNS", help="A folder of runs, or one run's folder.")]
 FormatOption = Annotated[
-    Format | None, typer.Option("--format", help="How the answer is written [default: table].", show_default=False)
+    Format | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        parser=one_of(Format, "There is no format {!r}.", "formats"),
+        help=f"How the answer is written: {listed_words(Format)} (with -o). A table where nothing is said.",
+    ),
 ]
 OutputOption = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write it to FILE; its ending tells the format.")
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="End with exit code 3 where anything had to be left out.")]
 
-app = typer.Typer(
-    cls=_Group,
+app = App(
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -79,36 +56,51 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print_lines(f"{name} {version(name)}" for name in ("esper-analytics", "esper-recorder"))
+        raise typer.Exit(int(ExitCode.DONE))
+
+
 @app.callback()
-def _options() -> None:
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the versions and exit.", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
     """SQL, anomaly replay and post-mortems for recorded PPO training runs."""
 
 
-@app.command("runs")
+@app.command("runs", examples=["esper runs runs/", "esper runs runs/ --format csv"])
 def list_runs(
     path: RunsPath, form: FormatOption = None, output: OutputOption = None, strict: StrictOption = False
 ) -> None:
     """A row a run: trainer, start, updates, progress, how it ended, alarms, complete."""
     runs = open_runs(path)
-    emit(runs.list(), form, output)
+    emit(runs.list(), form, output, percent=("progress",))
     finish(runs, strict)
 
 
-@app.command("show")
+@app.command("show", examples=["esper show runs/ --run hot", "esper show runs/ --run hot --format json"])
 def show_run(
     path: RunsPath,
-    run: Annotated[str | None, typer.Option("--run", metavar="ID", help="The run; its beginning is enough.")] = None,
+    run: Annotated[str | None, typer.Option("--run", metavar="ID", help=f"The run; {_NAMING}.")] = None,
     form: FormatOption = None,
     output: OutputOption = None,
     strict: StrictOption = False,
 ) -> None:
     """One run's card: config, versions, tables with rows, gaps, the rules it ran with."""
     from esper_analytics.card import card_frame, card_lines, card_of
+    from esper_analytics.screen import LONGEST_TEXT
 
     runs = open_runs(path)
-    card = card_of(runs, run or the_only_run(runs))
+    [run] = settled(runs, [run]) if run else [the_only_run(runs)]
+    card = card_of(runs, run)
     if form in (None, Format.table) and output is None:
-        print_lines(card_lines(card))
+        print_lines(card_lines(card, LONGEST_TEXT if sys.stdout.isatty() else None))
     elif form is Format.json and output is None:
         print_json(card)
     else:
@@ -116,7 +108,13 @@ def show_run(
     finish(runs, strict)
 
 
-@app.command("sql")
+@app.command(
+    "sql",
+    examples=[
+        'esper sql runs/ "SELECT update, approx_kl FROM ppo_updates ORDER BY 2 DESC"',
+        'esper sql runs/ "SELECT * FROM ppo_updates" -o updates.parquet',
+    ],
+)
 def run_sql(
     path: RunsPath,
     query: Annotated[
@@ -125,80 +123,150 @@ def run_sql(
     form: FormatOption = None,
     output: OutputOption = None,
     strict: StrictOption = False,
-    timeout: Annotated[float, typer.Option(help="Seconds after which the query is stopped.", min=0.001)] = 60,
-    memory: Annotated[str, typer.Option(help="Memory the query may use.")] = "4GB",
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="The query is stopped after so long.", min=0.001)
+    ] = 60,
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory the query may use.")] = "4GB",
 ) -> None:
     """SQL over the recorded runs: read-only, and confined to RUNS."""
     runs = open_runs(path)
     bound_memory()
-    emit(runs.sql(query, timeout_s=timeout, memory=memory), form, output)
+    answer = runs.sql(query, timeout_s=timeout, memory=memory)
+    emit(answer, form, output)
+    if answer.is_empty():
+        tell("no rows")
     finish(runs, strict)
 
 
-@app.command("tables")
+@app.command("tables", examples=["esper tables ppo_updates --find kl", "esper tables --format json"])
 def list_tables(
     table: Annotated[str | None, typer.Argument(metavar="TABLE", help="One table's columns; else all tables.")] = None,
+    find: Annotated[
+        str | None,
+        typer.Option("--find", metavar="WORD", help="Columns with WORD in name or meaning, of TABLE or of all."),
+    ] = None,
     form: FormatOption = None,
     output: OutputOption = None,
 ) -> None:
     """Tables and columns: types, units, meanings. With --format json and no TABLE: all of them, for LLM agents."""
-    from esper_analytics.describe import columns_frame, describe_tables, tables_frame
+    from esper_analytics.describe import columns_frame, describe_tables, found_frame, tables_frame
 
-    if table is None and form is Format.json and output is None:
+    if find is not None:
+        found = found_frame(find, table)
+        emit(found, form, output, whole=_SENTENCES)
+        if found.is_empty():
+            tell(f"no column of {table or 'any table'} has {find!r} in its name or meaning")
+    elif table is None and form is Format.json and output is None:
         print_json(describe_tables())
     else:
-        emit(tables_frame() if table is None else columns_frame(table), form, output)
+        emit(tables_frame() if table is None else columns_frame(table), form, output, whole=_SENTENCES)
 
 
 RulesOption = Annotated[
     str | None,
-    typer.Option("--rules", metavar="RULES", help="A profile or a TOML file [default: what the run ran with]."),
+    typer.Option(
+        "--rules",
+        metavar="RULES",
+        help=f"A profile ({', '.join(profiles())}) or a TOML file. What each run ran with where nothing is said.",
+    ),
 ]
-RunOption = Annotated[list[str] | None, typer.Option("--run", metavar="ID", help="Only this run; repeatable.")]
+RunOption = Annotated[
+    list[str] | None, typer.Option("--run", metavar="ID", help=f"Only this run; {_NAMING}; repeatable.")
+]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="RULE.KEY=VALUE", help="Another number; may be repeated.")
+    list[str] | None, typer.Option("--set", metavar="RULE.KEY=VALUE", help="Another number; repeatable.")
 ]
-AgainstOption = Annotated[
-    str | None, typer.Option("--against", metavar="WHAT", help="Compare with `live`, a profile or a TOML file.")
-]
+AgainstOption = Annotated[str | None, typer.Option("--against", metavar="RULES", help=f"Compare with {_AGAINST}.")]
 
 
-@app.command("replay")
+@app.command(
+    "replay",
+    examples=[
+        "esper replay runs/ --run hot",
+        "esper replay runs/ --rules seeds --set ratio_explosion.above=2 --against seeds",
+    ],
+)
 def replay_rules(
     path: RunsPath,
     run: RunOption = None,
     rules: RulesOption = None,
     values: SetOption = None,
-    against: AgainstOption = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against", metavar="RULES", help=f"Compare with {_AGAINST}: prints diff where --what says no other."
+        ),
+    ] = None,
     what: Annotated[
-        str | None, typer.Option(help="incidents, firings, coverage or diff [default: incidents; diff if --against].")
+        What | None,
+        typer.Option(
+            metavar="WHAT",
+            parser=one_of(What, "--what {} is not known.", "values"),
+            help=f"What is printed: {listed_words(What)}. Incidents where nothing is said.",
+        ),
     ] = None,
     fail_on: Annotated[
-        Severity | None, typer.Option(help="End with exit code 1 where an incident is at least this severe.")
+        Severity | None,
+        typer.Option(
+            metavar="SEVERITY",
+            parser=one_of(Severity, "There is no severity {!r}.", "severities"),
+            help=f"End with exit code 1 where an incident is at least this severe: {listed_words(Severity)}.",
+        ),
     ] = None,
     form: FormatOption = None,
     output: OutputOption = None,
     strict: StrictOption = False,
 ) -> None:
     """Run detection again, with these rules or others."""
+    from esper_analytics.beside import endings, nothing_found
     from esper_analytics.replay.command import meets, narration, replay_for
 
     runs = open_runs(path)
-    runs = runs.only(run) if run else runs
-    frame, result = replay_for(runs, rules, values or (), against, what)
+    runs = runs.only(settled(runs, run)) if run else runs
+    what = what or (What.incidents if against is None else What.diff)
+    with progress_bar("updates") as told:
+        frame, result = replay_for(runs, rules, values or (), against, what, told)
     emit(frame, form, output)
+    if frame.is_empty():
+        tell(nothing_found(result, what))
     for line in narration(result):
+        tell(line)
+    for line in endings(runs, terminal_width()):
         tell(line)
     finish(runs, strict)
     if fail_on is not None and meets(result, fail_on):
         raise typer.Exit(int(ExitCode.FOUND))
 
 
-rules_app = typer.Typer(no_args_is_help=True, help="Rule profiles: list them, read one, check a file of your own.")
+@app.command("sweep", examples=["esper sweep runs/ --rule ratio_explosion --key above --values 1.5:10:0.5"])
+def sweep_values(
+    path: RunsPath,
+    rule: Annotated[str, typer.Option("--rule", metavar="RULE", help="The rule.")],
+    values: Annotated[str, typer.Option("--values", metavar="VALUES", help="START:STOP:STEP, or a,b,c.")],
+    key: Annotated[str, typer.Option("--key", metavar="KEY", help="Which of its numbers, such as above.")] = "above",
+    rules: Annotated[str, typer.Option("--rules", metavar="RULES", help="A profile or a TOML file.")] = "default",
+    run: RunOption = None,
+    form: FormatOption = None,
+    output: OutputOption = None,
+    strict: StrictOption = False,
+) -> None:
+    """One threshold at many values: a row each, with the runs and updates that fire."""
+    from esper_analytics.replay.sweep import read_values, sweep
+
+    wanted = read_values(values)
+    runs = open_runs(path)
+    runs = runs.only(settled(runs, run)) if run else runs
+    with progress_bar("values") as told:
+        frame = sweep(runs, rules, rule=rule, key=key, values=wanted, progress=told)
+    emit(frame, form, output)
+    finish(runs, strict)
+
+
+rules_app = App(no_args_is_help=True, help="Rule profiles: list them, read one, check a file of your own.")
 app.add_typer(rules_app, name="rules")
 
 
-@rules_app.command("list")
+@rules_app.command("list", examples=["esper rules list"])
 def list_profiles(form: FormatOption = None, output: OutputOption = None) -> None:
     """The shipped profiles."""
     from esper_analytics.replay.command import profiles_frame
@@ -206,7 +274,7 @@ def list_profiles(form: FormatOption = None, output: OutputOption = None) -> Non
     emit(profiles_frame(), form, output)
 
 
-@rules_app.command("show")
+@rules_app.command("show", examples=["esper rules show default > my.toml"])
 def show_rules(rules: Annotated[str, typer.Argument(metavar="PROFILE", help="A profile's name, or a file.")]) -> None:
     """A profile's text: a start for rules of your own."""
     from esper_analytics.replay import load_rules
@@ -214,7 +282,7 @@ def show_rules(rules: Annotated[str, typer.Argument(metavar="PROFILE", help="A p
     sys.stdout.write(load_rules(rules).text)
 
 
-@rules_app.command("check")
+@rules_app.command("check", examples=["esper rules check my.toml"])
 def check_rules(
     rules: Annotated[str, typer.Argument(metavar="FILE", help="A TOML file of rules, or a profile's name.")],
     form: FormatOption = None,
@@ -231,7 +299,10 @@ def check_rules(
         raise typer.Exit(int(ExitCode.FOUND))
 
 
-@app.command("report")
+@app.command(
+    "report",
+    examples=["esper report runs/ -o report.html", "esper report runs/ --run hot --against seeds -o hot.md"],
+)
 def write_report(
     path: RunsPath,
     output: Annotated[
@@ -248,8 +319,9 @@ def write_report(
     from esper_analytics.report_command import report_for
 
     runs = open_runs(path)
+    run = settled(runs, run or ())
     runs = runs.only(run) if run else runs
-    words = ["esper", "report", str(path), *(word for one in run or () for word in ("--run", one))]
+    words = ["esper", "report", str(path), *(word for one in run for word in ("--run", one))]
     words += [] if rules is None else ["--rules", rules]
     words += [word for one in values or () for word in ("--set", one)]
     words += [] if against is None else ["--against", against]
@@ -260,12 +332,22 @@ def write_report(
     finish(runs, strict)
 
 
-@app.command("plot")
+@app.command(
+    "plot",
+    examples=["esper plot runs/ --run hot -o hot.png", "esper plot runs/ --kind compare -o compare.svg"],
+)
 def draw_plot(
     path: RunsPath,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="FILE.png, FILE.svg or FILE.pdf.")],
     run: RunOption = None,
-    kind: Annotated[str, typer.Option(help="postmortem (of one run) or compare (of several).")] = "postmortem",
+    kind: Annotated[
+        Plot,
+        typer.Option(
+            metavar="KIND",
+            parser=one_of(Plot, "There is no plot of kind {!r}.", "kinds"),
+            help="postmortem (of one run) or compare (of several).",
+        ),
+    ] = Plot.postmortem,
     rules: RulesOption = None,
     values: SetOption = None,
     strict: StrictOption = False,
@@ -274,12 +356,12 @@ def draw_plot(
     from esper_analytics.report_command import plot_for
 
     runs = open_runs(path)
-    plot_for(runs, run or (), kind, rules, values or (), output)
+    plot_for(runs, settled(runs, run or ()), kind, rules, values or (), output)
     tell(f"plot written to {output}")
     finish(runs, strict)
 
 
-@app.command("demo")
+@app.command("demo", examples=["esper demo --out demo"])
 def run_demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="For DIR/runs and DIR/report.html.")] = Path("demo"),
 ) -> None:
@@ -318,13 +400,30 @@ def the_only_run(runs: Runs) -> str:
     raise UsageError(f"There are {len(ids)} runs: {listed}. Say which by --run ID.")
 
 
-def emit(frame: pl.DataFrame, form: Format | None, output: Path | None) -> None:
-    """Print an answer, or write it to a file and say so."""
+def settled(runs: Runs, asked: Iterable[str]) -> list[str]:
+    """The words of --run, each meaning one run; says so where several have the name."""
+    from esper_analytics.beside import settle
+
+    words, told = settle(runs, asked)
+    for line in told:
+        tell(line)
+    return words
+
+
+def emit(
+    frame: pl.DataFrame,
+    form: Format | None,
+    output: Path | None,
+    *,
+    percent: Sequence[str] = (),
+    whole: Sequence[str] = (),
+) -> None:
+    """Print an answer, or write it to a file and say so; `percent` and `whole` as in `output.show`."""
     from esper_analytics.output import save, show
 
     name = None if form is None else form.value
     if output is None:
-        show(frame, name)
+        show(frame, name, percent=percent, whole=whole)
     else:
         save(frame, output, name)
         tell(f"{frame.height} {'row' if frame.height == 1 else 'rows'} written to {output}")
@@ -334,7 +433,7 @@ def finish(runs: Runs, strict: bool) -> None:
     """Tell what had to be left out of the answer. Raises DataError for it where `strict`."""
     problems = runs.problems_met
     for problem in problems:
-        tell(f"left out: {problem}")
+        tell(problem.told)
     if problems and strict:
         raise DataError(f"{len(problems)} {'thing' if len(problems) == 1 else 'things'} had to be left out (--strict).")
 
@@ -342,6 +441,14 @@ def finish(runs: Runs, strict: bool) -> None:
 def tell(text: str) -> None:
     """Say something beside the data."""
     typer.echo(text, err=True)
+
+
+def terminal_width() -> int:
+    """How many characters a line of stderr has; many where it is no terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return console.width if console.is_terminal else 1000
 
 
 def print_lines(lines: Iterable[str]) -> None:
@@ -378,6 +485,21 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
                 tell(f"  {name}: {done:,} of {total:,} steps")
 
         yield progress
+
+
+@contextmanager
+def progress_bar(unit: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Called with done and of how much: a bar on stderr that goes when it is done; None where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(unit, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def bound_memory(gigabytes: int = 8) -> None:

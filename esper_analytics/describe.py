@@ -43,6 +43,21 @@ def columns_frame(table: str) -> pl.DataFrame:
     return pl.DataFrame([_described(column) for column in columns_of(table)])
 
 
+def found_frame(word: str, table: str | None = None) -> pl.DataFrame:
+    """The columns with a word in their name or meaning, names first: of one table as `columns_frame`, or of all."""
+    import polars as pl
+
+    rows = []
+    for name in NAMES if table is None else (table,):
+        for column in columns_of(name):
+            sought = word.lower()
+            if sought in column.name.lower() or sought in column.meaning.lower():
+                rows.append({"table": name, **_described(column)})
+    rows.sort(key=lambda row: word.lower() not in row["column"].lower())
+    found = pl.DataFrame(rows, schema=["table", *_described(columns_of(NAMES[0])[0])], orient="row")
+    return found if table is None else found.drop("table")
+
+
 def columns_of(table: str) -> tuple[Column, ...]:
     """The columns of a table, of its `_all`, or of `runs`. Raises UnknownTableError."""
     if table == RUNS_VIEW:

@@ -7,23 +7,27 @@ at its edge: a cross for NaN, a triangle for what is above or below.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import Formatter, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 
 from esper_analytics.panels import BAND, FAINT, MUTED, Panel
+from esper_analytics.wording import number
 from esper_recorder.contract.rule import Severity
 
 SEVERITY_COLOURS: Final = {Severity.CRITICAL: "#b3261e", Severity.WARNING: "#d98200", Severity.INFO: "#4b7f9e"}
 """Told apart by lightness too, and never without the word."""
 
+THRESHOLD_DASHES: Final = (0, (6, 2, 1, 2))
+_RETURN_BAND: Final = ("episode_return_min", "episode_return_max")
 
 Floats = NDArray[np.float64]
 
@@ -37,6 +41,9 @@ class Mark:
     last: int
     peak_update: int | None = None
     peak_value: float | None = None
+    rule: str = ""
+    threshold: float | None = None
+    """What the rule fires beyond, where the panel draws that very column and it is one number throughout."""
 
 
 def draw(
@@ -61,19 +68,26 @@ def draw(
     updates = floats(frame, "update")
     lines = [line for line in panel.lines if _has(frame, line.column)]
     drawn = [*lines, *([panel.beneath] if panel.beneath and beneath is not None else [])]
+    marks = list(marks)
     _shade(axes, marks)
     if not lines:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=MUTED)
         axes.set_yticks([])
     else:
         values = [floats(frame, line.column) for line in lines]
-        low, high, log = limits(panel, values, [floats(frame, c) for c, _ in panel.references if _has(frame, c)])
+        others = [*(column for column, _ in panel.references), *(_RETURN_BAND if panel.name == "return" else ())]
+        thresholds = [np.asarray([mark.threshold for mark in marks if mark.threshold is not None], dtype=np.float64)]
+        low, high, log = limits(panel, values, thresholds + [floats(frame, c) for c in others if _has(frame, c)])
         if log:
             axes.set_yscale("log")
+        else:
+            plain_numbers(axes)
         axes.set_ylim(low, high)
         _background(axes, panel, frame, updates)
         for line, value in zip(lines, values, strict=True):
             draw_line(axes, updates, value, colour=line.colour, label=line.label, span=(low, high))
+            _cut(axes, updates, value, cut_short(frame), line.colour)
+        _thresholds(axes, marks, (low, high))
         for mark in marks:
             if mark.peak_update is not None and mark.peak_value is not None and low <= mark.peak_value <= high:
                 axes.plot(
@@ -85,11 +99,13 @@ def draw(
                     markeredgecolor=SEVERITY_COLOURS[Severity(mark.severity)],
                     label="_peak",
                 )
+    _onsets(axes, marks)
     if beneath is not None and panel.beneath is not None:
         std = floats(frame, panel.beneath.column)
         finite = std[np.isfinite(std)]
         top = float(finite.max()) * 1.15 if finite.size and finite.max() > 0 else 1.0
         beneath.set_ylim(0.0, top)
+        plain_numbers(beneath)
         draw_line(beneath, updates, std, colour=panel.beneath.colour, label=panel.beneath.label, span=(0.0, top))
         finish(beneath, updates, boundaries, named=False)
         axes.tick_params(labelbottom=False)
@@ -180,9 +196,9 @@ def _background(axes: Axes, panel: Panel, frame: pl.DataFrame, updates: Floats) 
         x, clip = _broken(updates, np.ma.filled(floats(frame, "clip_range"), np.nan))
         lowest = np.maximum(1 - clip, 1e-12)
         axes.fill_between(x, lowest, 1 + clip, color=BAND, linewidth=0, label="clip range", zorder=0.8, step="mid")
-    if panel.name == "return" and _has(frame, "episode_return_min"):
-        x, lowest = _broken(updates, np.ma.filled(floats(frame, "episode_return_min"), np.nan))
-        _, highest = _broken(updates, np.ma.filled(floats(frame, "episode_return_max"), np.nan))
+    if panel.name == "return" and _has(frame, _RETURN_BAND[0]):
+        x, lowest = _broken(updates, np.ma.filled(floats(frame, _RETURN_BAND[0]), np.nan))
+        _, highest = _broken(updates, np.ma.filled(floats(frame, _RETURN_BAND[1]), np.nan))
         axes.fill_between(x, lowest, highest, color=BAND, linewidth=0, label="worst to best", zorder=0.8)
     if panel.centre is not None:
         axes.axhline(panel.centre, color=FAINT, linewidth=1.0, zorder=0.9)
@@ -193,7 +209,7 @@ def _background(axes: Axes, panel: Panel, frame: pl.DataFrame, updates: Floats) 
 
 
 def _shade(axes: Axes, marks: Iterable[Mark]) -> None:
-    """Shade the updates of the incidents, the worst severity of each update, and draw where a stretch begins."""
+    """Shade the updates of the incidents, the worst severity of each update."""
     worst: dict[int, Severity] = {}
     for mark in sorted(marks, key=lambda m: Severity(m.severity).rank):
         worst |= dict.fromkeys(range(mark.onset, mark.last + 1), Severity(mark.severity))
@@ -206,7 +222,91 @@ def _shade(axes: Axes, marks: Iterable[Mark]) -> None:
     for start, end, severity in stretches:
         colour = SEVERITY_COLOURS[severity]
         axes.axvspan(start - 0.5, end + 0.5, color=colour, alpha=0.11, linewidth=0, zorder=0.4)
-        axes.axvline(start - 0.5, color=colour, linewidth=1.0, zorder=1.1)
+
+
+def _onsets(axes: Axes, marks: Iterable[Mark]) -> None:
+    """A vertical where each incident begins, above everything; of two at one update the severer is the wider."""
+    begins: dict[int, set[Severity]] = {}
+    for mark in marks:
+        begins.setdefault(mark.onset, set()).add(Severity(mark.severity))
+    for update, severities in sorted(begins.items()):
+        for place, severity in enumerate(sorted(severities, key=lambda s: s.rank)):
+            axes.axvline(
+                update - 0.5,
+                color=SEVERITY_COLOURS[severity],
+                linewidth=1.1 + 1.8 * place,
+                zorder=2.9 - 0.1 * place,
+                label="_onset",
+            )
+
+
+def _thresholds(axes: Axes, marks: Iterable[Mark], span: tuple[float, float]) -> None:
+    """The thresholds of the rules that fired as thin lines, each with its rule and number at an end that is free."""
+    low, high = span
+    known = {(mark.rule, mark.threshold): mark for mark in marks if mark.threshold is not None}
+    taken: list[tuple[float, int]] = []
+    for (rule, threshold), mark in known.items():
+        if threshold is None or not low <= threshold <= high or (axes.get_yscale() == "log" and threshold <= 0):
+            continue
+        colour = SEVERITY_COLOURS[Severity(mark.severity)]
+        words: dict[str, Any] = {"linewidth": 0.8, "linestyle": THRESHOLD_DASHES, "label": "_threshold"}
+        axes.axhline(threshold, color=colour, zorder=1.6, **words)
+        scale = math.log if axes.get_yscale() == "log" else float
+        height = (scale(threshold) - scale(low)) / (scale(high) - scale(low))
+        places = [place for place in range(3) if all(abs(height - h) > 0.1 or place != p for h, p in taken)]
+        place = places[0] if places else 0
+        taken.append((height, place))
+        below = height > 0.9
+        axes.annotate(
+            f"{rule} {number(threshold)}",
+            ((0.995, 0.01, 0.5)[place], threshold),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(0, -2 if below else 1.5),
+            textcoords="offset points",
+            ha=("right", "left", "center")[place],
+            va="top" if below else "bottom",
+            fontsize=6,
+            color=colour,
+            zorder=3.2,
+            parse_math=False,
+        )
+
+
+def cut_short(frame: pl.DataFrame) -> NDArray[np.bool_]:
+    """Which updates the training did not finish."""
+    if "interrupted" not in frame.columns:
+        return np.zeros(frame.height, dtype=np.bool_)
+    return frame.get_column("interrupted").cast(pl.Boolean).fill_null(False).to_numpy()
+
+
+def _cut(axes: Axes, updates: Floats, values: Floats, which: NDArray[np.bool_], colour: str) -> None:
+    """Hollow points at the updates that were cut short."""
+    data = np.ma.getdata(values)
+    which = which & ~np.ma.getmaskarray(values) & np.isfinite(data)
+    if which.any():
+        words: dict[str, Any] = {"markersize": 5, "markerfacecolor": "white", "label": "_cut", "zorder": 2.6}
+        axes.plot(updates[which], data[which], "D", linestyle="none", markeredgecolor=colour, **words)
+
+
+class _PlainNumbers(Formatter):
+    """Numbers written out, with no power of ten or offset apart from them."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        low, high = self.axis.get_view_interval()  # type: ignore[union-attr]
+        size, span = max(abs(low), abs(high)), abs(high - low)
+        if abs(x) < 1e-9 * size:
+            return "0"
+        digits = 3 + max(0, math.ceil(math.log10(size / span))) if 0 < span < math.inf else 6
+        text = f"{x:.{min(digits, 15)}g}"
+        if "e" in text:
+            mantissa, exponent = text.split("e")
+            text = f"{mantissa}e{int(exponent)}" if abs(x) >= 1e6 or abs(x) < 1e-4 else f"{x:.0f}"
+        return text.replace("-", "−")
+
+
+def plain_numbers(axes: Axes) -> None:
+    """Label the y axis with numbers written out."""
+    axes.yaxis.set_major_formatter(_PlainNumbers())
 
 
 def limits(panel: Panel, values: Sequence[Floats], references: Sequence[Floats]) -> tuple[float, float, bool]:
@@ -216,7 +316,9 @@ def limits(panel: Panel, values: Sequence[Floats], references: Sequence[Floats])
     positive = finite[finite > 0]
     log = panel.scale == "log"
     if panel.scale == "auto":
-        log = positive.size > 0 and positive.size == finite.size and positive.max() > 100 * positive.min()
+        log = positive.size > 0 and positive.max() > 100 * max(positive.min(), panel.floor or 0.0)
+        # What is hardly below zero has a mark at the edge; where much is, the axis must show it.
+        log = log and finite.min() >= -0.01 * positive.max()
     finite = positive if log else finite
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (1.0 if log else 0.0, 1.0)
     within_low, within_high = panel.within

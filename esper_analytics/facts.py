@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from esper_analytics.plots import RunFrames
+from esper_analytics.recording import Ending
 from esper_recorder.contract.rule import Severity
 
 
@@ -25,6 +26,9 @@ class FirstFiring:
     value: float | None
     threshold: float | None
     evidence: str
+    """Why the shipped threshold is what it is; it says so where another was put in its place."""
+    note: str
+    """Which rule is silent where this one, or the one above it, fires."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,17 @@ class Incident:
     phase: str | None
     recovered: bool
     outcome: str
-    """`recovered`, `firing at the end`, or that the rule could not look again after it."""
+    """`no longer firing`, `firing at the end`, which rule took over, or that this one could not look again."""
+
+
+@dataclass(frozen=True, slots=True)
+class IncidentGroup:
+    """Incidents of one rule that began, fired and ended alike for several keys, with the worst of their peaks."""
+
+    incident: Incident
+    keys: list[str]
+    what: str
+    """`10 layers`; empty for one key or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +84,8 @@ class Unjudged:
     evaluated: int
     abstained: int
     reason: str
+    calm: bool
+    """There was nothing to look at: the run is too short for it, or the rule does not apply to its actions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +95,8 @@ class Exemplars:
     update: int
     why: str
     summary: str
+    missing: str
+    """A sentence where the value the rule fired on is not that of a transition shown."""
     rows: list[dict[str, Any]]
 
 
@@ -92,6 +110,9 @@ class RunFindings:
     severity: str | None
     """The worst of its incidents."""
     ended: str
+    """`finished`, `raised`, `interrupted` (Ctrl-C), `killed` or `live`."""
+    error: str | None
+    """What it raised, shortened."""
     state: list[str]
     """Sentences on how the run ended and what its recording lacks."""
     complete: bool
@@ -104,6 +125,8 @@ class RunFindings:
     duration: str
     first: list[FirstFiring]
     incidents: list[Incident]
+    grouped: list[IncidentGroup]
+    """The same incidents, those that are alike for several keys as one."""
     unread: list[Unjudged]
     """Rules that never once could look."""
     partly: list[Unjudged]
@@ -118,8 +141,11 @@ class RunFindings:
     definition: str
     rules: str
     rules_sha256: str
+    held_against: str
+    """The rules in words: `default, with ratio_explosion.above = 2 instead of 10`."""
     overrides: dict[str, str]
     ran_with: str
+    ending: Ending
     frames: RunFrames = field(repr=False)
 
     @property
@@ -134,10 +160,34 @@ class RunFindings:
         return self.updates > 0 and len({rule.rule for rule in self.unread}) < self.rules_count
 
     @property
+    def broken(self) -> bool:
+        """Something critical happened, or the training ended with an error."""
+        return self.severity == Severity.CRITICAL or self.ended == "raised"
+
+    @property
+    def blind(self) -> list[Unjudged]:
+        """The rules that never could look although they should have been able to."""
+        return [one for one in self.unread if not one.calm]
+
+    @property
+    def calm(self) -> list[Unjudged]:
+        """The rules that never looked, as there was nothing for them."""
+        return [one for one in self.unread if one.calm]
+
+    @property
     def broke(self) -> FirstFiring | None:
         """The first critical firing, else the first of any severity."""
         critical = [one for one in self.first if one.severity == Severity.CRITICAL]
         return next(iter([*critical, *self.first]), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Differing:
+    """A setting that is not the same in all runs."""
+
+    key: str
+    values: list[tuple[str, list[str]]]
+    """(value, the names of the runs that have it)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,5 +196,7 @@ class Findings:
 
     runs: list[RunFindings]
     against: str | None
+    differing: list[Differing]
+    """The settings that are not the same in all runs."""
     problems: list[str]
     """Files that were left out, each with the reason."""

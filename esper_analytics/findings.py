@@ -6,29 +6,29 @@ other thresholds change, what the worst transitions were, what could not be judg
 
 from __future__ import annotations
 
-import math
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from collections.abc import Mapping, Set
+from typing import Any, Literal
 
 import polars as pl
 
-from esper_analytics.facts import Difference, Exemplars, Findings, FirstFiring, Incident, RunFindings, Unjudged
-from esper_analytics.plots import RunFrames
-from esper_analytics.recording import recording_state
+from esper_analytics.exemplars import worst_transitions
+from esper_analytics.facts import Difference, Findings, FirstFiring, Incident, RunFindings, Unjudged
+from esper_analytics.grouping import differing, grouped
+from esper_analytics.held_against import evidence_of, in_words, rules_name, unchanged
+from esper_analytics.plots import RunFrames, short_names
+from esper_analytics.recording import ending_of, recording_state
 from esper_analytics.replay import Result, diff, live
 from esper_analytics.replay.differences import difference
-from esper_analytics.store import Runs
-from esper_analytics.wording import count, duration, listed, moment, number, percent
+from esper_analytics.verdict import verdict
+from esper_analytics.wording import count, duration, listed, moment, number, setting
 from esper_recorder.contract.rule import Condition, Rule, Severity, Test
 from esper_recorder.contract.rules import RuleSet
+from esper_recorder.contract.signals import UPDATE_TABLE, Reason
+from esper_recorder.contract.tables import columns
 
 Against = Result | Literal["live"]
-
-EXEMPLARS: Final = 8
-"""Worst transitions shown."""
-
-_MOVED: Final = ("ratio", "log_ratio", "approx_kl", "k1_sum", "k3_sum")
 
 
 def findings(result: Result, against: Against | None = None) -> Findings:
@@ -43,24 +43,35 @@ def findings(result: Result, against: Against | None = None) -> Findings:
         changed = difference(live(result.runs), result.firings) if against == "live" else diff(against, result)
     listing = {row["run_id"]: row for row in result.runs.table("runs").collect().iter_rows(named=True)}
     names = Counter(row["name"] for row in listing.values())
+    labels = short_names({run_id: row["name"] for run_id, row in listing.items()})
     found = []
     for run_id, rules in result.rules_by_run.items():
         row = listing[run_id]
         name = row["name"] if names[row["name"]] == 1 else run_id
-        found.append(_of_run(result, run_id, name, row, rules, changed))
-    order = sorted(found, key=lambda run: -1 if run.severity is None else Severity(run.severity).rank, reverse=True)
-    problems = [f"{problem.path}: {problem.reason}" for problem in result.runs.problems]
-    return Findings(order, _name_of(against), problems)
+        found.append(_of_run(result, run_id, (name, labels[run_id]), row, rules, changed))
+    order = sorted(found, key=_badness, reverse=True)
+    problems = [problem.told for problem in result.runs.problems]
+    return Findings(order, _name_of(against), differing(order), problems)
+
+
+def _badness(run: RunFindings) -> tuple[bool, int]:
+    return run.broken, -1 if run.severity is None else Severity(run.severity).rank
 
 
 def _of_run(
-    result: Result, run_id: str, name: str, row: Mapping[str, Any], rules: RuleSet, changed: pl.DataFrame | None
+    result: Result,
+    run_id: str,
+    names: tuple[str, str],
+    row: Mapping[str, Any],
+    rules: RuleSet,
+    changed: pl.DataFrame | None,
 ) -> RunFindings:
-    runs = result.runs[run_id]
+    runs, (name, label) = result.runs[run_id], names
     manifest = result.runs.manifest(run_id)
     incidents = result.incidents.filter(pl.col("run_id") == run_id)
     frames = RunFrames(
         name=name,
+        label=label,
         updates=runs.table("ppo_updates").collect(),
         episodes=runs.table("episodes").collect(),
         incidents=incidents,
@@ -68,9 +79,14 @@ def _of_run(
     )
     frame = frames.frame
     by_name = {rule.name: rule for rule in rules.rules}
-    first = _first(result.firings.filter(pl.col("run_id") == run_id), by_name)
-    found = [_incident(one, by_name, row["updates"]) for one in incidents.iter_rows(named=True)]
-    unread, partly = _coverage(result.coverage.filter(pl.col("run_id") == run_id), by_name)
+    firings = result.firings.filter(pl.col("run_id") == run_id)
+    base = unchanged(rules, result, run_id)
+    evidence = {rule.name: evidence_of(rule, rules, base) for rule in rules.rules}
+    first = _first(firings, by_name, evidence)
+    after = _Later(frame, firings, by_name)
+    found = [_incident(one, by_name, row["updates"], after) for one in incidents.iter_rows(named=True)]
+    unread, partly = _coverage(result.coverage.filter(pl.col("run_id") == run_id), by_name, frame)
+    ending = ending_of(row["ended"], manifest)
     severities = [Severity(incident.severity) for incident in found]
     worst = max(severities, key=lambda s: s.rank, default=None)
     ran_with = result.ran_with[run_id]
@@ -79,10 +95,11 @@ def _of_run(
     return RunFindings(
         run_id=run_id,
         name=name,
-        verdict=_verdict(frame.height, row, first, found, unread, len(rules.rules)),
+        verdict=verdict(frame.height, row["updates"], ending, first, found, unread, len(rules.rules)),
         severity=None if worst is None else str(worst),
-        ended=row["ended"],
-        state=recording_state(runs, manifest, row, frame),
+        ended=ending.how,
+        error=ending.error,
+        state=recording_state(runs, manifest, row, frame, ending),
         complete=row["complete"],
         updates=row["updates"],
         steps=last.get("step"),
@@ -93,10 +110,11 @@ def _of_run(
         duration=duration(last.get("elapsed_s") if row["attempts"] == 1 else None),
         first=first,
         incidents=found,
+        grouped=grouped(found, by_name),
         unread=unread,
         partly=partly,
         rules_count=len(rules.rules),
-        exemplars=_exemplars(runs, found, by_name),
+        exemplars=worst_transitions(runs, found, by_name, firings),
         differences=_differences(changed, run_id),
         config=_texts(manifest.config) if isinstance(manifest.config, Mapping) else {},
         versions=_texts(manifest.versions),
@@ -106,8 +124,10 @@ def _of_run(
         definition=manifest.definition or "not told",
         rules=rules.name,
         rules_sha256=rules.sha256,
+        held_against=in_words(rules, base),
         overrides=_texts(rules.overrides),
         ran_with=_ran_with(ran_with, rules),
+        ending=ending,
         frames=frames,
     )
 
@@ -115,9 +135,10 @@ def _of_run(
 # --- what broke -----------------------------------------------------------------------------------------------------
 
 
-def _first(firings: pl.DataFrame, rules: Mapping[str, Rule]) -> list[FirstFiring]:
+def _first(firings: pl.DataFrame, rules: Mapping[str, Rule], evidence: Mapping[str, str]) -> list[FirstFiring]:
     """The first firing of each rule, in the order of time; of one update the severest first."""
     found: dict[str, FirstFiring] = {}
+    fired = set(firings.get_column("rule").unique())
     for row in firings.sort("update", maintain_order=True).iter_rows(named=True):
         known = found.get(row["rule"])
         if known is not None:
@@ -136,16 +157,45 @@ def _first(firings: pl.DataFrame, rules: Mapping[str, Rule]) -> list[FirstFiring
             comparison=_comparison(rule, row["value"], row["threshold"]),
             value=row["value"],
             threshold=row["threshold"],
-            evidence=rule.evidence,
+            evidence=evidence[rule.name],
+            note=_silence(rule, rules, fired),
         )
     return sorted(found.values(), key=lambda f: (f.update, -Severity(f.severity).rank))
 
 
-def _incident(row: Mapping[str, Any], rules: Mapping[str, Rule], last: int) -> Incident:
+def _silence(rule: Rule, rules: Mapping[str, Rule], fired: Set[str]) -> str:
+    """Which rule is silent where another fires; told at the other where it never fired itself."""
+    if rule.yields_to in fired:
+        return f"{rule.name} stays silent while {rule.yields_to} fires."
+    milder = [one.name for one in rules.values() if one.yields_to == rule.name and one.name not in fired]
+    return f"{listed(milder)} stay{'s' if len(milder) == 1 else ''} silent while {rule.name} fires." if milder else ""
+
+
+class _Later:
+    """Whether the rule that silences another took over right after it."""
+
+    def __init__(self, frame: pl.DataFrame, firings: pl.DataFrame, rules: Mapping[str, Rule]) -> None:
+        self._updates = frame.get_column("update").to_list()
+        above = {rule.yields_to for rule in rules.values()} - {None}
+        own = firings.filter(pl.col("rule").is_in(sorted(str(name) for name in above)))
+        self._fired = set(own.select("rule", "key", "update").iter_rows())
+
+    def took_over(self, rule: Rule, key: str, last: int) -> str | None:
+        """The rule that fired at the next update."""
+        following = next((update for update in self._updates if update > last), None)
+        return rule.yields_to if (rule.yields_to, key, following) in self._fired else None
+
+
+def _incident(row: Mapping[str, Any], rules: Mapping[str, Rule], last: int, later: _Later) -> Incident:
     values = {name: row[name] for name in row if name != "run_id"}
-    comparison = _comparison(rules[row["rule"]], row["peak_value"], row["threshold"])
-    ended = "firing at the end" if row["last_update"] >= last else "not known: not looked at again"
-    return Incident(**values, comparison=comparison, outcome="recovered" if row["recovered"] else ended)
+    rule = rules[row["rule"]]
+    comparison = _comparison(rule, row["peak_value"], row["threshold"])
+    outcome = "firing at the end" if row["last_update"] >= last else "not known: not looked at again"
+    if other := later.took_over(rule, row["key"], row["last_update"]):
+        outcome = f"gave way to {other}"
+    elif row["recovered"]:
+        outcome = "no longer firing"
+    return Incident(**values, comparison=comparison, outcome=outcome)
 
 
 def _reads(rule: Rule) -> str:
@@ -176,137 +226,18 @@ def _comparison(rule: Rule, value: float | None, threshold: float | None) -> str
     return f"{number(value)} {sign if beyond else 'against'} {number(threshold)}"
 
 
-def _verdict(
-    updates: int,
-    row: Mapping[str, Any],
-    first: Sequence[FirstFiring],
-    incidents: Sequence[Incident],
-    unread: Sequence[Unjudged],
-    rules: int,
-) -> str:
-    if not updates:
-        return "No PPO update was recorded, so nothing could be judged."
-    sentences = []
-    critical = sum(incident.severity == Severity.CRITICAL for incident in incidents)
-    serious = [f for f in first if f.severity == Severity.CRITICAL]
-    if serious:
-        one = serious[0]
-        sentences.append(f"The first thing that broke was {one.rule} at {_when(one)}: {_what(one)}.")
-        sentences.append(f"{count(len(incidents), 'incident').capitalize()}, {critical} critical.")
-        earlier = [f for f in first if f.update < one.update]
-        if earlier:
-            signs = listed([f"{f.rule} ({f.severity}) at update {f.update}" for f in earlier], most=3)
-            sentences.append(f"Signs before that: {signs}.")
-    elif first:
-        one = first[0]
-        sentences.append(f"Nothing critical in {count(updates, 'update')}.")
-        began = f"the first was {one.rule} ({one.severity}) at {_when(one)}"
-        sentences.append(f"{count(len(incidents), 'incident').capitalize()}; {began}.")
-    elif len(unread) == rules:
-        sentences.append(f"Nothing could be judged: not one of the {rules} rules found what it reads.")
-    else:
-        sentences.append(f"Nothing fired in {count(updates, 'update')}.")
-    if unread and len(unread) < rules:
-        names = listed([rule.rule for rule in unread], most=4)
-        sentences.append(f"{len(unread)} of {rules} rules could never look: {names}.")
-    if row["ended"] == "killed":
-        sentences.append(f"The process was killed after update {row['updates']}.")
-    elif row["ended"] == "raised":
-        sentences.append(f"The training ended with an error after update {row['updates']}.")
-    elif row["ended"] == "live":
-        sentences.append(f"It is still running; this is how it stood at update {row['updates']}.")
-    return " ".join(sentences)
-
-
-def _when(firing: FirstFiring) -> str:
-    known = [
-        *([f"{percent(firing.progress)} of training"] if firing.progress is not None else []),
-        *([f"phase {firing.phase}"] if firing.phase else []),
-    ]
-    return f"update {firing.update}" + (f" ({', '.join(known)})" if known else "")
-
-
-def _what(firing: FirstFiring) -> str:
-    keys = f" of {listed(firing.keys, most=3)}" if firing.keys else ""
-    words = (
-        firing.comparison.replace(" > ", ", above ").replace(" < ", ", below ").replace(" against ", ", held against ")
-    )
-    return f"{firing.reads}{keys} was {words}"
-
-
-# --- the worst transitions ------------------------------------------------------------------------------------------
-
-
-def _exemplars(runs: Runs, incidents: Sequence[Incident], rules: Mapping[str, Rule]) -> Exemplars | None:
-    """The worst transitions where the ratio first exploded, else where the first critical incident began."""
-    serious = [i for i in incidents if i.severity == Severity.CRITICAL] or list(incidents)
-    ratios = [i for i in serious if _about_ratio(rules[i.rule])]
-    for incident in [*ratios, *serious]:
-        rows = (
-            runs.table("ratio_exemplars")
-            .filter((pl.col("update") == incident.onset_update) & (pl.col("scope").fill_null("update") == "update"))
-            .sort("head", "place")
-            .collect()
-        )
-        if rows.height:
-            heads = rows.get_column("head").fill_null("").unique().to_list()
-            if len(heads) > 1:  # every head has its own worst; the joint ratio is what the loss used
-                rows = rows.filter(pl.col("head").fill_null("") == ("" if "" in heads else sorted(heads)[0]))
-            why = f"where {incident.rule} began"
-            return Exemplars(incident.onset_update, why, _summary(rows), _shown(rows.head(EXEMPLARS)))
-    return None
-
-
-def _about_ratio(rule: Rule) -> bool:
-    """Whether the rule watches how far an update moved the policy."""
-    return any(name.startswith(_MOVED) for condition in rule.conditions for name in condition.signal.inputs)
-
-
-def _summary(rows: pl.DataFrame) -> str:
-    """What the worst transitions have in common."""
-    log_ratios = rows.get_column("log_ratio")
-    fell, rose = int((log_ratios < 0).sum()), int((log_ratios.is_not_nan() & (log_ratios > 0)).sum())
-    text = f"Of the {rows.height} worst transitions, {fell} had become less likely and {rose} more likely"
-    if rows.height in (fell, rose):
-        text = f"All of the {rows.height} worst transitions had become {'less' if fell else 'more'} likely"
-    if rows.height == 1:
-        text = f"The one transition kept had become {'less' if fell else 'more' if rose else 'not less'} likely"
-    unusable = int(log_ratios.is_nan().sum())
-    if unusable:
-        text += f"; {unusable} had a ratio that is not a number"
-    actions = [tuple(action) for action in rows.get_column("action").to_list() if action is not None]
-    if actions and all(len(action) == 1 for action in actions):
-        common, times = Counter(actions).most_common(1)[0]
-        if times > 0.75 * rows.height:
-            text += f"; {'all' if times == rows.height else times} took action {number(common[0])}"
-    epochs = rows.get_column("epoch").drop_nulls()
-    if len(epochs):
-        low, high = int(epochs.min()), int(epochs.max())  # type: ignore[arg-type]
-        text += f"; they were met in epoch {low}" if low == high else f"; they were met in epochs {low} to {high}"
-    return text + "."
-
-
-def _shown(rows: pl.DataFrame) -> list[dict[str, Any]]:
-    where = ("place", "epoch", "minibatch", "env", "env_step", "index", "action")
-    names = (*where, "old_log_prob", "new_log_prob", "log_ratio", "advantage", "value", "value_target")
-    return [
-        {name: row[name] for name in names} | {"ratio": None if row["log_ratio"] is None else _exp(row["log_ratio"])}
-        for row in rows.iter_rows(named=True)
-    ]
-
-
-def _exp(log_ratio: float) -> float:
-    return math.inf if log_ratio > 709.0 else math.exp(log_ratio)
-
-
 # --- what could not be judged, and what is missing ------------------------------------------------------------------
 
 
-def _coverage(coverage: pl.DataFrame, rules: Mapping[str, Rule]) -> tuple[list[Unjudged], list[Unjudged]]:
+def _coverage(
+    coverage: pl.DataFrame, rules: Mapping[str, Rule], frame: pl.DataFrame
+) -> tuple[list[Unjudged], list[Unjudged]]:
     """(rules that never could look, those that could not always), in the order of the rules."""
     found = []
+    looked = dict(coverage.group_by("rule").agg(pl.col("evaluated").sum()).iter_rows())
     for (name, reason), rows in coverage.filter(pl.col("reason") != "").group_by("rule", "reason", maintain_order=True):
         rule = rules[str(name)]
+        words, calm = (str(reason), False) if looked[rule.name] else _why_never(rule, str(reason), frame)
         found.append(
             Unjudged(
                 rule=rule.name,
@@ -315,13 +246,33 @@ def _coverage(coverage: pl.DataFrame, rules: Mapping[str, Rule]) -> tuple[list[U
                 reads=_reads(rule),
                 evaluated=int(rows.get_column("evaluated").sum()),
                 abstained=int(rows.get_column("abstained").sum()),
-                reason=str(reason),
+                reason=words,
+                calm=calm,
             )
         )
-    looked = dict(coverage.group_by("rule").agg(pl.col("evaluated").sum()).iter_rows())
     place = {name: i for i, name in enumerate(rules)}
     found.sort(key=lambda one: place[one.rule])
     return [one for one in found if not looked[one.rule]], [one for one in found if looked[one.rule]]
+
+
+def _why_never(rule: Rule, reason: str, frame: pl.DataFrame) -> tuple[str, bool]:
+    """Why a rule never could look, and whether that is as it should be."""
+    if re.fullmatch(rf"{Reason.WARMING_UP}( \(\d+\))?", reason) and frame.height:
+        return f"{reason}: {count(frame.height, 'update')} in the run are too few for it", True
+    if not reason.startswith(Reason.NOT_MEASURED) or not _measured(frame, "entropy"):
+        return reason, False
+    declared = {column.name: column for column in columns(UPDATE_TABLE)}
+    for condition in rule.conditions:
+        for name in condition.signal.inputs if condition.signal.table == UPDATE_TABLE else ():
+            null = declared[name].null if name in declared else ""
+            if "not applicable to continuous actions" not in null or _measured(frame, name):
+                return reason, False
+            reason = f"not applicable or not measured; what NULL in {name} means: {null}"
+    return reason, reason.startswith("not applicable or")
+
+
+def _measured(frame: pl.DataFrame, column: str) -> bool:
+    return column in frame.columns and frame.get_column(column).null_count() < frame.height
 
 
 # --- what it was held against ---------------------------------------------------------------------------------------
@@ -351,12 +302,6 @@ def _name_of(against: Against | None) -> str | None:
     return listed(sorted(names))
 
 
-def rules_name(rules: RuleSet) -> str:
-    """The name with the values that were changed: `default with ratio_explosion.above = 3`."""
-    changes = [f"{key} = {_text(value)}" for key, value in rules.overrides.items()]
-    return f"{rules.name} with {listed(changes)}" if changes else rules.name
-
-
 def _ran_with(ran_with: tuple[str | None, str] | None, rules: RuleSet) -> str:
     if ran_with is None:
         return "The run itself ran without rules."
@@ -367,10 +312,4 @@ def _ran_with(ran_with: tuple[str | None, str] | None, rules: RuleSet) -> str:
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
-    return {str(key): _text(value) for key, value in values.items()}
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "none"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return {str(key): setting(value) for key, value in values.items()}

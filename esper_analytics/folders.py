@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,20 @@ from esper_recorder.contract.tables import SCHEMA_VERSION
 from esper_recorder.manifest import MANIFEST_FILE, Manifest, ManifestError, read_manifest
 from esper_recorder.reading import list_row_files
 
+_RESTORE = f"Restore {MANIFEST_FILE} from a copy, or move the folder away"
+_RESTORE_MANIFEST = f"Copy the run's {MANIFEST_FILE} into it, or move the folder away"
+_RUN_ID = re.compile(r"(.+)-\d{8}T\d{6}Z(-[a-z0-9]{6})")
+
+
+def short_id(run_id: str) -> str:
+    """A run_id without its time: `hot-20260101T120000Z-x1y2z3` is `hot-x1y2z3`.
+
+    >>> short_id("hot-20260101T120000Z-x1y2z3"), short_id("another")
+    ('hot-x1y2z3', 'another')
+    """
+    found = _RUN_ID.fullmatch(run_id)
+    return run_id if found is None else found[1] + found[2]
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -20,9 +35,18 @@ class Problem:
 
     path: Path
     reason: str
+    advice: str = ""
+    """What to do about it."""
+    partly: bool = False
+    """It is read, though not wholly."""
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return f"{self.path}: {self.reason}{f'. {self.advice}' if self.advice else ''}"
+
+    @property
+    def told(self) -> str:
+        """The whole sentence."""
+        return f"{'not wholly read' if self.partly else 'left out'}: {self}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +59,11 @@ class RunFolder:
     @property
     def run_id(self) -> str:
         return self.manifest.run_id
+
+    @property
+    def short_id(self) -> str:
+        """The run_id without its time."""
+        return short_id(self.run_id)
 
     def superseded_from(self) -> tuple[tuple[int, int], ...]:
         """(attempt, update): rows of the attempt from this update on were recorded again by a later attempt."""
@@ -66,14 +95,14 @@ def find_runs(root: Path) -> tuple[list[RunFolder], list[Problem]]:
         try:
             manifest = read_manifest(folder)
         except ManifestError as error:
-            problems.append(Problem(folder / MANIFEST_FILE, f"{error}; the run is left out"))
+            path = folder / MANIFEST_FILE
+            reason = f"it {str(error).removeprefix(f'{path} ')}"
+            problems.append(Problem(path, reason, "" if "Upgrade" in reason else _RESTORE))
             continue
         if (manifest.schema_version or 0) > SCHEMA_VERSION:
-            reason = (
-                f"recorded with schema version {manifest.schema_version}; this version knows {SCHEMA_VERSION} and "
-                "does not read newer columns. Upgrade esper-analytics"
-            )
-            problems.append(Problem(folder / MANIFEST_FILE, reason))
+            reason = f"recorded with schema version {manifest.schema_version}; this version knows {SCHEMA_VERSION}"
+            advice = "Upgrade esper-analytics to read the newer columns"
+            problems.append(Problem(folder / MANIFEST_FILE, reason, advice, partly=True))
         found.append(RunFolder(folder, manifest))
     if not found:
         raise DataError(_no_runs(root, problems))
@@ -87,11 +116,11 @@ def _candidates(root: Path, problems: list[Problem]) -> Iterator[Path]:
             continue
         if (folder / MANIFEST_FILE).is_file():
             if folder.is_symlink() and not folder.resolve().is_relative_to(inside):
-                problems.append(Problem(folder, "a link that leads out of RUNS; the run is left out"))
+                problems.append(Problem(folder, "a link that leads out of RUNS", "Open the run where it lies"))
             else:
                 yield folder
         elif any(folder.glob("*/part-*.parquet")) or any(folder.glob("journal/*.journal")):
-            problems.append(Problem(folder, f"it holds recorded rows but no {MANIFEST_FILE}; they are left out"))
+            problems.append(Problem(folder, f"it holds recorded rows but no {MANIFEST_FILE}", _RESTORE_MANIFEST))
 
 
 def _without_copies(found: Iterable[RunFolder], problems: list[Problem]) -> Iterator[RunFolder]:
@@ -107,7 +136,7 @@ def _without_copies(found: Iterable[RunFolder], problems: list[Problem]) -> Iter
         yield runs[0]
         for copy in runs[1:]:
             reason = f"it holds the run {run_id} too; {runs[0].path.name} is as complete or more and is read instead"
-            problems.append(Problem(copy.path, reason))
+            problems.append(Problem(copy.path, reason, "Keep one of the two"))
 
 
 def _rows(folder: Path) -> int:
@@ -124,7 +153,7 @@ def _rows(folder: Path) -> int:
 
 def _no_runs(root: Path, problems: list[Problem]) -> str:
     if problems:
-        return f"No run in {root} can be read. {problems[0].path.name}: {problems[0].reason}."
+        return f"No run in {root} can be read. {problems[0].path.relative_to(root)}: {problems[0].reason}."
     if (root.parent / MANIFEST_FILE).is_file():
         return f"{root} is a folder inside of a run. Give the run's folder, {root.parent}, or the folder it lies in."
     below = sorted(path.parent.parent for path in root.glob(f"*/*/{MANIFEST_FILE}"))

@@ -39,7 +39,7 @@ def read_footer(path: Path, table: str, run_id: str) -> Footer:
     except FileNotFoundError:
         return Footer(problem="it is gone")
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
         return Footer(problem=f"it is truncated or no Parquet file ({reason})")
     declared = {column.name: column for column in columns(table)}
     missing = [name for name in _IDENTITY if name not in schema.names]

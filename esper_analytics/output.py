@@ -8,22 +8,20 @@ table and markdown, an empty field in csv (an empty text is `""`), null in json.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from esper_analytics.cells import cell as cell
+from esper_analytics.cells import text_of
+from esper_analytics.cells import to_json as to_json
 from esper_analytics.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import polars as pl
-
-ROWS_ON_SCREEN = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +60,16 @@ def save(frame: pl.DataFrame, path: Path, name: str | None = None) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def show(frame: pl.DataFrame, name: str | None = None) -> None:
+def show(
+    frame: pl.DataFrame, name: str | None = None, *, percent: Sequence[str] = (), whole: Sequence[str] = ()
+) -> None:
     """Print a frame to stdout; a table is drawn for the screen where stdout is one.
+
+    Args:
+        frame: the rows.
+        name: the format; a table where none is named.
+        percent: columns that are drawn on a screen as percentages.
+        whole: columns whose texts are not shortened on a screen.
 
     Raises UsageError for an unknown format, or one that is no text.
     """
@@ -72,23 +78,12 @@ def show(frame: pl.DataFrame, name: str | None = None) -> None:
     if row.text is None:
         raise UsageError(f"{name} is no text. Add -o FILE{row.suffixes[0]}.")
     if name == "table" and sys.stdout.isatty():
-        _draw(frame)
+        from esper_analytics.screen import draw
+
+        draw(frame, percent=percent, whole=whole)
         return
     for line in row.text(frame):
         sys.stdout.write(line + "\n")
-
-
-def to_json(value: Any) -> Any:
-    """A value as JSON can hold it; numbers that are none become "NaN", "Infinity", "-Infinity"."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, dict):
-        return {str(key): to_json(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(inner) for inner in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return _plain(value)
 
 
 # --- formats ----------------------------------------------------------------------------------------------------------
@@ -97,7 +92,7 @@ def to_json(value: Any) -> Any:
 def _csv(frame: pl.DataFrame) -> Iterable[str]:
     yield ",".join(_csv_field(name) for name in frame.columns)
     for row in frame.iter_rows():
-        yield ",".join("" if value is None else _csv_field(_text(value)) for value in row)
+        yield ",".join("" if value is None else _csv_field(text_of(value)) for value in row)
 
 
 def _csv_field(text: str) -> str:
@@ -167,90 +162,3 @@ def _format(name: str) -> _Format:
         return _FORMATS[name]
     except KeyError:
         raise UsageError(f"There is no format {name!r}. {did_you_mean(name, _FORMATS, kind='formats')}") from None
-
-
-# --- cells ------------------------------------------------------------------------------------------------------------
-
-
-def _text(value: Any) -> str:
-    """A value in full, as csv has it."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return repr(value) if math.isfinite(value) else _number(value)
-    if isinstance(value, dict | list | tuple):
-        return json.dumps(to_json(value), ensure_ascii=False)
-    return str(_plain(value))
-
-
-def cell(value: Any) -> str:
-    """A value for the eye: floats to six digits, control characters made visible."""
-    if value is None:
-        return "NULL"
-    if isinstance(value, float):
-        return _number(value)
-    if isinstance(value, list):
-        return f"[{', '.join(cell(inner) for inner in value)}]"
-    text = _text(value)
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-def _number(value: float) -> str:
-    if math.isnan(value):
-        return "NaN"
-    return f"{value:.6g}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        moment = value.astimezone(UTC) if value.tzinfo else value
-        kind = "milliseconds" if moment.microsecond % 1000 == 0 else "microseconds"
-        text = moment.replace(tzinfo=None).isoformat(timespec=kind if moment.microsecond else "seconds")
-        return text + ("Z" if value.tzinfo else "")
-    if isinstance(value, date | time | Decimal | timedelta):
-        return str(value)
-    if isinstance(value, bytes):
-        return value.hex()
-    return value if isinstance(value, str | int) else str(value)
-
-
-# --- the screen -------------------------------------------------------------------------------------------------------
-
-
-def _draw(frame: pl.DataFrame) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    shown = frame.head(ROWS_ON_SCREEN)
-    rows = [[cell(value) for value in row] for row in shown.iter_rows()]
-    needed = sum(max([len(name), *(len(row[i]) for row in rows)]) + 3 for i, name in enumerate(frame.columns))
-    if needed <= console.width or frame.width <= 2:
-        _draw_table(console, shown, rows)
-    else:
-        _draw_records(console, shown, rows)
-    if frame.height > ROWS_ON_SCREEN:
-        sys.stderr.write(f"The first {ROWS_ON_SCREEN} of {frame.height} rows; --format csv or -o FILE has them all.\n")
-
-
-def _draw_table(console: Any, frame: pl.DataFrame, rows: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, dtype in frame.schema.items():
-        table.add_column(Text(name), justify="right" if dtype.is_numeric() else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(text, style="dim" if text == "NULL" else "") for text in row))
-    console.print(table)
-
-
-def _draw_records(console: Any, frame: pl.DataFrame, rows: Sequence[Sequence[str]]) -> None:
-    """A wide table as one block a row, a line a column."""
-    from rich.text import Text
-
-    width = max(len(name) for name in frame.columns)
-    for number, row in enumerate(rows, 1):
-        console.rule(Text(f"row {number}"), align="left", style="dim")
-        for name, text in zip(frame.columns, row, strict=True):
-            console.print(Text(f"{name.ljust(width)}  ", style="bold"), Text(text), sep="", soft_wrap=True)

@@ -9,22 +9,34 @@ from __future__ import annotations
 import base64
 import io
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from functools import cache, wraps
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
 import matplotlib as mpl
+import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
-from esper_analytics.drawing import SEVERITY_COLOURS, Mark, draw, draw_line, finish, floats, limits
+from esper_analytics.drawing import (
+    SEVERITY_COLOURS,
+    THRESHOLD_DASHES,
+    cut_short,
+    draw,
+    draw_line,
+    finish,
+    floats,
+    limits,
+    plain_numbers,
+)
 from esper_analytics.panels import FAINT, INK, MUTED, PANELS, Panel, measured
+from esper_analytics.run_frames import RunFrames, short_names
+from esper_analytics.svg import attribute, inline
 from esper_recorder.contract.rule import Severity
 from esper_recorder.contract.rules import RuleSet
 
@@ -42,99 +54,6 @@ _INLINE_LIMIT: Final = 160_000
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True)
-class RunFrames:
-    """What the figures of one run are drawn from.
-
-    Attributes:
-        name: how the run is called in titles and legends.
-        updates: rows of `ppo_updates`, one per update.
-        episodes: rows of `episodes`; None where none were recorded.
-        incidents: rows of `Result.incidents` of this run.
-        rules: the rules of the incidents: they tell which panel an incident belongs to, and the phases.
-    """
-
-    name: str
-    updates: pl.DataFrame
-    episodes: pl.DataFrame | None = None
-    incidents: pl.DataFrame | None = None
-    rules: RuleSet | None = None
-    frame: pl.DataFrame = field(init=False)
-    """`updates` by update, with the episodes' returns beside them."""
-
-    def __post_init__(self) -> None:
-        frame = self.updates.sort("update").unique("update", keep="last", maintain_order=True)
-        episodes = self.episodes
-        if episodes is not None and episodes.height and "episode_return" in episodes.columns:
-            value = pl.col("episode_return")
-            returns = (
-                episodes.filter(value.is_not_null())
-                .group_by("update")
-                .agg(
-                    value.mean(),
-                    value.filter(value.is_finite()).min().alias("episode_return_min"),
-                    value.filter(value.is_finite()).max().alias("episode_return_max"),
-                )
-            )
-            frame = frame.join(returns, on="update", how="left", maintain_order="left")
-        object.__setattr__(self, "frame", frame)
-
-    @property
-    def boundaries(self) -> list[tuple[str, int]]:
-        """(phase, its first update) of each phase the run was in; empty where progress was not recorded."""
-        if self.rules is None or "progress" not in self.frame.columns:
-            return []
-        found: dict[str, int] = {}
-        for update, progress in self.frame.select("update", "progress").iter_rows():
-            phase = self.rules.phase(progress)
-            if phase is not None:
-                found.setdefault(phase, update)
-        return sorted(found.items(), key=lambda item: item[1])
-
-    @property
-    def panels(self) -> tuple[Panel, ...]:
-        """The panels something was measured for."""
-        there = [panel for panel in PANELS if measured(panel, self.frame)]
-        names = {panel.name for panel in there}
-        return tuple(panel for panel in there if not (panel.name == "entropy_nats" and "entropy" in names))
-
-    @property
-    def unmeasured(self) -> tuple[Panel, ...]:
-        """The panels there is nothing to draw for."""
-        names = {panel.name for panel in self.panels}
-        if names & {"entropy", "entropy_nats"}:
-            names |= {"entropy"}
-        return tuple(p for p in PANELS if p.name not in names and p.name != "entropy_nats")
-
-    def marks(self, panel: Panel) -> list[Mark]:
-        """The incidents that belong to a panel."""
-        return [mark for _, mark in self.marked(panel)]
-
-    def marked(self, panel: Panel) -> list[tuple[Mapping[str, Any], Mark]]:
-        """The incidents that belong to a panel, with their rows, by onset."""
-        if self.incidents is None or self.rules is None:
-            return []
-        rules = {rule.name: rule for rule in self.rules.rules}
-        found: list[tuple[Mapping[str, Any], Mark]] = []
-        for row in self.incidents.sort("onset_update", maintain_order=True).iter_rows(named=True):
-            rule = rules.get(row["rule"])
-            if rule is None:
-                continue
-            signals = [condition.signal for condition in rule.conditions]
-            if not any(panel.reads & set(signal.inputs) for signal in signals):
-                continue
-            mark = Mark(row["severity"], row["onset_update"], row["last_update"])
-            plain = len(signals) == 1 and signals[0].column in {line.column for line in panel.lines}
-            if (
-                plain
-                and signals[0].table == "ppo_updates"
-                and not (rule.conditions[0].drift or rule.conditions[0].step)
-            ):
-                mark = replace(mark, peak_update=row["peak_update"], peak_value=row["peak_value"])
-            found.append((row, mark))
-        return found
 
 
 @contextmanager
@@ -155,13 +74,15 @@ def _in_style(function: Callable[P, R]) -> Callable[P, R]:
 
 @_in_style
 def postmortem(run: RunFrames) -> Figure:
-    """One run on a page: when which rule fired, and every panel something was measured for."""
+    """One run on a page: when which rule fired, every panel something was measured for, and what the marks mean."""
     panels = run.panels
     rows = math.ceil(len(panels) / 2)
     timeline_height = 0.0 if run.incidents is None or run.incidents.is_empty() else _timeline_height(run.incidents)
     below = 2.3 * max(rows, 1)
-    figure = Figure(figsize=(10.5, 0.9 + timeline_height + below), layout="constrained")
-    figure.suptitle(run.name, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK, parse_math=False)
+    figure = Figure(figsize=(10.5, 0.9 + timeline_height + below + (0.3 if panels else 0.0)))
+    # The same inner margin on every side: the edge is kept free, and each panel has its padding within that.
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06, rect=(0.01, 0.006, 0.98, 0.988))
+    figure.suptitle(run.name, x=0.018, ha="left", fontsize=13, fontweight="bold", color=INK, parse_math=False)
     body: Any = figure
     if timeline_height:
         parts: Any = figure.subfigures(2, 1, height_ratios=[timeline_height, below])
@@ -172,7 +93,30 @@ def postmortem(run: RunFrames) -> Figure:
     grid = body.add_gridspec(max(rows, 1), 2)
     for place, panel in enumerate(panels):
         _draw_panel(body, grid[place // 2, place % 2], panel, run, titled=True)
+    if panels:
+        _explain_marks(figure, run)
     return figure
+
+
+def _explain_marks(where: Any, run: RunFrames) -> None:
+    """A legend of the marks that stand in the panels."""
+    handles: list[Any] = []
+    marks = [mark for panel in run.panels for mark in run.marks(panel)]
+    for severity in reversed(Severity):
+        if any(mark.severity == severity for mark in marks):
+            handles.append(Patch(color=SEVERITY_COLOURS[severity], alpha=0.35, label=f"{severity} incident"))
+    plain: dict[str, Any] = {"linestyle": "none", "color": MUTED}
+    if any(mark.threshold is not None for mark in marks):
+        handles.append(Line2D([], [], color=MUTED, linewidth=0.8, linestyle=THRESHOLD_DASHES, label="threshold"))
+    if any(mark.peak_value is not None for mark in marks):
+        handles.append(Line2D([], [], marker="o", markersize=6, markerfacecolor="none", label="peak", **plain))
+    if cut_short(run.frame).any():
+        handles.append(Line2D([], [], marker="D", markerfacecolor="none", label="update cut short", **plain))
+    if run.boundaries:
+        handles.append(Line2D([], [], color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)), label="a phase begins"))
+    handles.append(Line2D([], [], marker="x", label="not a number", **plain))
+    handles.append(Line2D([], [], marker="^", label="beyond the axis", **plain))
+    where.legend(handles=handles, loc="outside lower left", ncols=len(handles), labelcolor=MUTED, borderaxespad=1.4)
 
 
 @_in_style
@@ -197,24 +141,31 @@ def compare(runs: Sequence[RunFrames]) -> Figure:
     """Several runs over each other, a panel per question; at most as many as there are `RUN_COLOURS`."""
     panels = [p for p in PANELS if p.name in COMPARED and any(measured(p, run.frame) for run in runs)]
     rows = max(math.ceil(len(panels) / 2), 1)
-    figure = Figure(figsize=(10.5, 0.7 + 2.3 * rows), layout="constrained")
+    # The legend has as many columns as have room, and its lines come on top of the height of the panels.
+    longest = max((len(_elided(run.label or run.name)) for run in runs), default=1)
+    columns = max(min(int(9.8 / (0.5 + 0.085 * longest)), len(runs)), 1)
+    figure = Figure(figsize=(10.5, 0.5 + 0.2 * math.ceil(len(runs) / columns) + 2.3 * rows))
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06, rect=(0.01, 0.006, 0.98, 0.988))
     grid = figure.add_gridspec(rows, 2)
     for place, panel in enumerate(panels):
         _draw_compared(figure.add_subplot(grid[place // 2, place % 2]), panel, runs, titled=True)
     if not panels:
         figure.text(0.5, 0.5, "Nothing that could be drawn was measured.", ha="center", color=MUTED)
-    _name_runs(figure, runs, loc="outside upper left", fontsize=8.5)
+    _name_runs(figure, runs, loc="outside upper left", fontsize=8.5, ncols=columns, borderaxespad=1.2)
     return figure
 
 
 @_in_style
 def compare_single(runs: Sequence[RunFrames], panel: Panel) -> Figure:
-    """One panel of `compare`, without a title."""
+    """One panel of `compare`, without a title and a legend: where it stands, `run_colours` is told once for all."""
     figure = Figure(figsize=(4.7, 2.35), layout="constrained")
-    axes = figure.subplots()
-    _draw_compared(axes, panel, runs, titled=False)
-    _name_runs(axes, runs, loc="lower left", bbox_to_anchor=(0.0, 1.01))
+    _draw_compared(figure.subplots(), panel, runs, titled=False)
     return figure
+
+
+def run_colours(runs: Sequence[RunFrames]) -> list[tuple[str, str]]:
+    """(colour, label) of each run that `compare_single` draws."""
+    return [(colour, run.label or run.name) for run, colour in zip(runs, RUN_COLOURS, strict=False)]
 
 
 @_in_style
@@ -222,6 +173,7 @@ def save(figure: Figure, path: str | Path) -> None:
     """Write a figure; the suffix, one of `SUFFIXES`, says how. The same figure gives the same bytes."""
     path = Path(path)
     suffix = path.suffix.lower()
+    _settle(figure)
     nothing: dict[str, dict[str, None]] = {
         ".png": {"Software": None},
         ".svg": {"Date": None},
@@ -236,6 +188,7 @@ def as_svg(figure: Figure, prefix: str, alt: str) -> str:
 
     A figure that would be large as SVG comes as an `<img>` with its PNG in it.
     """
+    _settle(figure)
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
@@ -243,8 +196,25 @@ def as_svg(figure: Figure, prefix: str, alt: str) -> str:
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=170, metadata={"Software": None})
         data = base64.b64encode(png.getvalue()).decode("ascii")
-        return f'<img class="plot" alt="{_attribute(alt)}" src="data:image/png;base64,{data}">'
-    return _inline(text, prefix, alt)
+        return f'<img class="plot" alt="{attribute(alt)}" src="data:image/png;base64,{data}">'
+    return inline(text, prefix, alt)
+
+
+def _settle(figure: Figure) -> None:
+    """Lay the figure out and round every place: the solver of the layout differs in the last digits from run to run."""
+    engine = figure.get_layout_engine()
+    if engine is None or not figure.axes:
+        return
+    engine.execute(figure)
+    figure.set_layout_engine("none")
+    for part in figure.subfigs:
+        part.bbox_relative.set_points(np.round(part.bbox_relative.get_points(), 6))
+    for axes in figure.axes:  # those of the parts are among them
+        left, bottom, width, height = axes.get_position().bounds
+        axes.set_position((round(left, 6), round(bottom, 6), round(width, 6), round(height, 6)))
+    for text in figure.texts:
+        x, y = text.get_position()
+        text.set_position((round(x, 6), round(y, 6)))
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------
@@ -273,6 +243,8 @@ def _draw_compared(axes: Any, panel: Panel, runs: Sequence[RunFrames], *, titled
     low, high, log = limits(panel, values, [])
     if log:
         axes.set_yscale("log")
+    else:
+        plain_numbers(axes)
     axes.set_ylim(low, high)
     if panel.centre is not None:
         axes.axhline(panel.centre, color=FAINT, linewidth=1.0, zorder=0.9)
@@ -287,19 +259,34 @@ def _draw_compared(axes: Any, panel: Panel, runs: Sequence[RunFrames], *, titled
 
 def _name_runs(where: Any, runs: Sequence[RunFrames], **words: Any) -> None:
     """A legend of the runs, their names as they are: no mathematics, no name hidden for a leading underscore."""
-    handles = [Line2D([], [], color=colour, linewidth=2) for _, colour in zip(runs, RUN_COLOURS, strict=False)]
-    legend = where.legend(handles, [str(n) for n in range(len(handles))], ncols=4, **words)
-    for text, run in zip(legend.get_texts(), runs, strict=False):
+    named = run_colours(runs)
+    handles = [Line2D([], [], color=colour, linewidth=2) for colour, _ in named]
+    legend = where.legend(handles, [_elided(name).lstrip("_") or "-" for _, name in named], **words)
+    for text, (_, name) in zip(legend.get_texts(), named, strict=True):
         text.set_parse_math(False)
-        text.set_text(run.name)
+        text.set_text(_elided(name))
 
 
-def _rows_of(incidents: pl.DataFrame) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Incidents by rule and key, the earliest first."""
-    rows: dict[str, list[dict[str, Any]]] = {}
+def _elided(name: str) -> str:
+    """A name no longer than there is room for, without its middle."""
+    return name if len(name) <= 100 else f"{name[:60]}…{name[-39:]}"
+
+
+def _rows_of(incidents: pl.DataFrame, rules: RuleSet | None = None) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Incidents by rule and key, the earliest first; keys of a rule to which the same happened are one row."""
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in incidents.sort("onset_update", maintain_order=True).iter_rows(named=True):
-        rows.setdefault(row["rule"] + (f" · {row['key']}" if row["key"] else ""), []).append(row)
-    return list(rows.items())
+        rows.setdefault((row["rule"], row["key"] or ""), []).append(row)
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for (rule, key), own in rows.items():
+        spans = tuple((row["onset_update"], row["last_update"], row["severity"]) for row in own)
+        alike.setdefault((rule, spans), []).append(key)
+    kinds = {rule.name: rule.key for rule in rules.rules} if rules is not None else {}
+    found = []
+    for (rule, _), keys in alike.items():
+        name = f"{rule} ({len(keys)} {kinds.get(rule) or 'key'}s)" if len(keys) > 1 else rule
+        found.append((f"{rule} · {keys[0]}" if keys[0] and len(keys) == 1 else name, rows[(rule, keys[0])]))
+    return found
 
 
 def _timeline_height(incidents: pl.DataFrame) -> float:
@@ -309,7 +296,7 @@ def _timeline_height(incidents: pl.DataFrame) -> float:
 
 def _draw_timeline(axes: Any, run: RunFrames) -> None:
     assert run.incidents is not None
-    rows = [] if run.incidents.is_empty() else _rows_of(run.incidents)
+    rows = [] if run.incidents.is_empty() else _rows_of(run.incidents, run.rules)
     left_out = len(rows) - _TIMELINE_ROWS
     updates = floats(run.frame, "update")
     finish(axes, updates, run.boundaries, letter=0.008)
@@ -330,30 +317,6 @@ def _draw_timeline(axes: Any, run: RunFrames) -> None:
         axes.set_xlabel(f"PPO update (and {left_out} more rows, which began later)")
 
 
-# --- SVG in a page --------------------------------------------------------------------------------------------------
-
-_VARIABLES: Final = {INK: "--ink", MUTED: "--muted", FAINT: "--faint", "#e6eaee": "--grid"}
-
-
-def _inline(text: str, prefix: str, alt: str) -> str:
-    """The `<svg>` element alone: no XML head, no metadata, ids of its own, colours that follow the page."""
-    svg = text[text.index("<svg") :]
-    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
-    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-    for colour, name in _VARIABLES.items():
-        svg = svg.replace(colour, f"var({name})")
-    width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', svg)[:2]
-    size = f'width="{width}pt" height="{height}pt"'
-    svg = re.sub(r"\n\s*", "\n", svg)
-    return svg.replace(size, f'class="plot" role="img" aria-label="{_attribute(alt)}"', 1).strip()
-
-
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-
-
 @cache
 def _style() -> Any:
     with resources.as_file(resources.files("esper_analytics.reports") / "esper.mplstyle") as path:
@@ -369,7 +332,9 @@ __all__ = [
     "compare",
     "compare_single",
     "postmortem",
+    "run_colours",
     "save",
+    "short_names",
     "single",
     "styled",
     "timeline",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 import polars as pl
 
@@ -11,11 +12,75 @@ from esper_analytics.store import Runs
 from esper_analytics.wording import count, listed, percent, ranges
 from esper_recorder.manifest import Manifest
 
+FIRST_LINE: Final = 160
+"""Characters of an error in a sentence."""
 
-def recording_state(runs: Runs, manifest: Manifest, row: Mapping[str, Any], frame: pl.DataFrame) -> list[str]:
+WHOLE_ERROR: Final = 2_000
+"""Characters of an error shown at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ended, told apart further than `runs.ended` does.
+
+    Attributes:
+        how: `raised` is an error of the training; `interrupted` is Ctrl-C, which says nothing about the training.
+        error: what was raised, shortened; None where nothing was, or only Ctrl-C.
+    """
+
+    how: Literal["finished", "raised", "interrupted", "killed", "live"]
+    error: str | None = None
+
+    @property
+    def line(self) -> str:
+        """The first line of the error, shortened, without a full stop or colon at its end."""
+        first = next((line.strip() for line in (self.error or "").splitlines() if line.strip()), "")
+        if len(first) > FIRST_LINE:
+            cut = first[: FIRST_LINE - 2]
+            return f"{(cut.rsplit(' ', 1)[0] if ' ' in cut[80:] else cut).rstrip(' :.;,')} …"
+        return first.rstrip(" :.;,") or "the error was not told"
+
+    @property
+    def close(self) -> str:
+        """The same as the end of a sentence."""
+        return self.line if self.line.endswith(("…", "!", "?")) else f"{self.line}."
+
+    @property
+    def more(self) -> str | None:
+        """The error where it says more than `line`."""
+        return self.error if self.error is not None and self.error.strip().rstrip(" :.;,") != self.line else None
+
+
+def ending_of(ended: str, manifest: Manifest) -> Ending:
+    """How a run ended, of which the listing says `ended`."""
+    if ended != "raised":
+        return Ending("finished" if ended == "finished" else "live" if ended == "live" else "killed")
+    errors = [attempt.error or "" for attempt in manifest.last_attempts if attempt.how == "raised"]
+    # One rank's own error says more than the Ctrl-C that then ended the others.
+    own = [error for error in errors if not error.startswith("KeyboardInterrupt")]
+    if errors and not own:
+        return Ending("interrupted")
+    error = next((error for error in own if error.strip()), None)
+    if error is not None and len(error) > WHOLE_ERROR:
+        left = len(error) - WHOLE_ERROR
+        error = f"{error[:WHOLE_ERROR]}\n… and {left:,} more characters"
+    return Ending("raised", error)
+
+
+def recording_state(
+    runs: Runs, manifest: Manifest, row: Mapping[str, Any], frame: pl.DataFrame, ending: Ending
+) -> list[str]:
     """How the run ended, and what its recording lacks."""
     last = row["updates"]
-    sentences = [_ending(manifest, row)]
+    sentences = [_ending(ending, row)]
+    short = cut_short(frame)
+    if short:
+        many = len(short) > 1
+        which = f"Updates {ranges(short)} were" if many else f"Update {short[0]} was"
+        whose, it = ("their", "they") if many else ("its", "it")
+        sentences.append(
+            f"{which} cut short when the training ended; {whose} figures are of the minibatches {it} got to."
+        )
     attempts = len({attempt.attempt for attempt in manifest.attempts})
     if attempts > 1:
         begins = sorted({(a.attempt, a.from_update) for a in manifest.attempts})[1:]
@@ -38,15 +103,23 @@ def recording_state(runs: Runs, manifest: Manifest, row: Mapping[str, Any], fram
     return sentences
 
 
-def _ending(manifest: Manifest, row: Mapping[str, Any]) -> str:
+def cut_short(frame: pl.DataFrame) -> list[int]:
+    """The updates that the training did not finish."""
+    if "interrupted" not in frame.columns:
+        return []
+    return frame.filter(pl.col("interrupted").fill_null(False)).get_column("update").to_list()
+
+
+def _ending(ending: Ending, row: Mapping[str, Any]) -> str:
     last = row["updates"]
     upto = f"update {last}" + (f" ({percent(row['progress'])} of training)" if row["progress"] is not None else "")
-    match row["ended"]:
+    match ending.how:
         case "finished":
             return f"Finished at {upto}." if last else "Finished without a recorded update."
         case "raised":
-            error = manifest.last_attempt.error if manifest.last_attempt else None
-            return f"Ended with an error after {upto}: {error or 'not told'}."
+            return f"Ended with an error after {upto}: {ending.close}"
+        case "interrupted":
+            return f"Was interrupted (Ctrl-C) after {upto}."
         case "live":
             return f"Still running, or its process has not ended: recorded up to {upto}."
     return (

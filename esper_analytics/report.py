@@ -20,16 +20,17 @@ import jinja2
 from markupsafe import Markup
 
 from esper_analytics import plots
+from esper_analytics.badges import badges, tone
 from esper_analytics.errors import UsageError
 from esper_analytics.facts import Findings, RunFindings
 from esper_analytics.findings import Against, findings
 from esper_analytics.output import to_json
 from esper_analytics.panels import PANELS, Panel
+from esper_analytics.recording import cut_short
 from esper_analytics.replay import Result
 from esper_analytics.rooms import make_callable
 from esper_analytics.store import open as open_runs
 from esper_analytics.wording import listed, moment, number, percent
-from esper_recorder.contract.rule import Severity
 from esper_recorder.contract.rules import profiles
 
 MOST_RUNS: Final = 12
@@ -130,7 +131,11 @@ class _Page:
         self.shown = shown
         self.pictures = pictures
         self.timeline = timeline
-        self.short = run.severity != Severity.CRITICAL
+        self.short = not run.broken
+        self.badges = badges(run)
+        self.tone = tone(run)
+        self.whole_error = run.ending.more
+        self.cut_short = bool(cut_short(run.frames.frame))
         self.unmeasured = [panel.title for panel in run.frames.unmeasured] if run.updates else []
         chosen = {panel.name for panel in _chosen(run)}
         self.left_out = [panel.title for panel in run.frames.panels if panel.name not in chosen]
@@ -141,7 +146,7 @@ class _Page:
 
 def _chosen(run: RunFindings) -> list[Panel]:
     """The panels a run's section shows."""
-    if run.severity == Severity.CRITICAL or not run.judged:
+    if run.broken or not run.judged:
         return list(run.frames.panels)
     return [panel for panel in run.frames.panels if panel.name in ALWAYS_SHOWN or run.frames.marks(panel)]
 
@@ -192,7 +197,9 @@ def _html(found: Findings, path: Path, command: str, now: datetime) -> None:
         timeline = Markup(plots.as_svg(plots.timeline(run.frames), prefix, alt)) if run.incidents else None
         pages.append(_Page(run, shown=True, pictures=_pictures(run, place), timeline=timeline))
     context = _context(found, pages, command, now)
+    compared = [run.frames for run in found.runs if run.updates]
     context |= {"css": Markup(_resource("report.css")), "compared": _compared(found.runs)}
+    context |= {"colours": plots.run_colours(compared)}
     _place(path, _environment(html=True).get_template("report.html.j2").render(context))
 
 
@@ -212,7 +219,7 @@ def _markdown(found: Findings, path: Path, command: str, now: datetime) -> None:
 
 
 def _json(found: Findings, path: Path, command: str, now: datetime) -> None:
-    names = [f.name for f in fields(RunFindings) if f.name != "frames"]
+    names = [f.name for f in fields(RunFindings) if f.name not in ("frames", "ending", "grouped")]
     runs = []
     for run in found.runs:
         facts = {name: getattr(run, name) for name in names}
@@ -221,13 +228,14 @@ def _json(found: Findings, path: Path, command: str, now: datetime) -> None:
             for name in ("first", "incidents", "unread", "partly", "differences")
         }
         facts["exemplars"] = None if run.exemplars is None else asdict(run.exemplars)
-        runs.append(facts | {"counts": run.counts, "judged": run.judged})
+        runs.append(facts | {"counts": run.counts, "judged": run.judged, "broken": run.broken})
     whole = {
         "title": _title(found),
         "written": now.isoformat(timespec="seconds"),
         "esper_analytics": _version(),
         "command": command or None,
         "against": found.against,
+        "differing": {one.key: dict(one.values) for one in found.differing},
         "problems": found.problems,
         "runs": runs,
     }
@@ -259,6 +267,8 @@ def _context(found: Findings, pages: Sequence[_Page], command: str, now: datetim
         "not_shown": max(len(pages) - MOST_RUNS, 0),
         "most_incidents": MOST_INCIDENTS,
         "against": found.against,
+        "differing": found.differing,
+        "held_against": _held_against(found.runs),
         "problems": found.problems,
         "command": command,
         "written": moment(now),
@@ -269,10 +279,21 @@ def _context(found: Findings, pages: Sequence[_Page], command: str, now: datetim
 def _title(found: Findings) -> str:
     if len(found.runs) == 1:
         return f"Post-mortem of {found.runs[0].name}"
-    broken = sum(run.severity == Severity.CRITICAL for run in found.runs)
-    unknown = sum(not run.judged for run in found.runs)
-    parts = [f"{n} {what}" for n, what in ((broken, "broken"), (unknown, "not judged")) if n]
-    return f"Post-mortem of {len(found.runs)} runs: {', '.join(parts) or 'none broken'}"
+    broken = sum(run.broken for run in found.runs)
+    unknown = sum(not run.judged and not run.broken for run in found.runs)
+    parts = [f"{n} {what}" for n, what in ((broken, "broken"), (unknown, "not judged")) if n] or ["none broken"]
+    for how in ("interrupted", "killed"):
+        n = sum(run.ended == how and not run.broken for run in found.runs)
+        parts += [f"{n} {how}"] if n else []
+    return f"Post-mortem of {len(found.runs)} runs: {', '.join(parts)}"
+
+
+def _held_against(runs: Sequence[RunFindings]) -> list[tuple[str, list[str]]]:
+    """(rules in words, names of the runs they judged); no names where they judged all."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        found.setdefault(run.held_against, []).append(run.name)
+    return [(words, names if len(found) > 1 else []) for words, names in found.items()]
 
 
 def _version() -> str:
@@ -308,6 +329,7 @@ def _environment(*, html: bool) -> jinja2.Environment:
         "listed": lambda words, most=6: listed(list(words), most=most),
         "action": _action,
         "raw": Markup,
+        "indented": _indented,
     }
     return environment
 
@@ -318,6 +340,11 @@ def _resource(name: str) -> str:
 
 def _action(action: Sequence[float] | None) -> str:
     return "not measured" if action is None else ", ".join(number(part, 3) for part in action)
+
+
+def _indented(text: str) -> Markup:
+    """Text as a block of code in Markdown, where nothing in it is markup."""
+    return Markup("\n".join(f"    {line}" for line in text.splitlines()))
 
 
 def _markdown_text(value: Any) -> Any:

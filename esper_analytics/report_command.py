@@ -67,6 +67,7 @@ def _frames(runs: Runs, run_id: str, result: Result | None = None) -> plots.RunF
     name = runs.manifest(run_id).name
     return plots.RunFrames(
         name=name if names.count(name) == 1 else run_id,
+        label=plots.short_names({one: runs.manifest(one).name for one in runs.ids})[run_id],
         updates=runs[run_id].table("ppo_updates").collect(),
         episodes=runs[run_id].table("episodes").collect(),
         incidents=None if result is None else result.incidents.filter(pl.col("run_id") == run_id),

@@ -11,7 +11,7 @@ statistics from being used; parts as the recorder writes them have none and need
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,24 +91,28 @@ class TableScan:
             selects.append(f"SELECT {', '.join(terms)} WHERE false")
         return "\nUNION ALL\n".join(selects)
 
-    def frame(self, *, superseded: bool) -> pl.LazyFrame:
-        """The table as a LazyFrame, all rows with `superseded`, else those that count."""
+    def frame(self, *, superseded: bool, only: Collection[str] | None = None) -> pl.LazyFrame:
+        """The table as a LazyFrame, all rows with `superseded`, else those that count; `only` some of its columns."""
+        wanted = [c for c in columns(self.table) if only is None or c.name in only or c.name in ("attempt", "update")]
         frames = []
         for layout, paths in self.files.items():
             scanned = pl.scan_parquet(
                 list(paths), glob=False, hive_partitioning=False, use_statistics=not layout.float_statistics
             )
-            frames.append(self._of_contract(scanned, dict(layout.present), layout.cuts, superseded))
+            frames.append(self._of_contract(scanned, dict(layout.present), layout.cuts, superseded, wanted))
         for journal, cuts in self.journals:
             held = pl.from_arrow(journal)
             assert isinstance(held, pl.DataFrame)
-            frames.append(self._of_contract(held.lazy(), dict.fromkeys(journal.column_names, ""), cuts, superseded))
+            present = dict.fromkeys(journal.column_names, "")
+            frames.append(self._of_contract(held.lazy(), present, cuts, superseded, wanted))
         if not frames:
-            return pl.LazyFrame(schema={c.name: _POLARS_TYPES[c.type] for c in columns(self.table)})
+            return pl.LazyFrame(schema={c.name: _POLARS_TYPES[c.type] for c in wanted})
         return frames[0] if len(frames) == 1 else pl.concat(frames)
 
-    def _of_contract(self, raw: pl.LazyFrame, present: dict[str, str], cuts: Cuts, superseded: bool) -> pl.LazyFrame:
-        frame = raw.select(_polars_term(c, present.get(c.name)) for c in columns(self.table))
+    def _of_contract(
+        self, raw: pl.LazyFrame, present: dict[str, str], cuts: Cuts, superseded: bool, wanted: Sequence[Column]
+    ) -> pl.LazyFrame:
+        frame = raw.select(_polars_term(c, present.get(c.name)) for c in wanted)
         if superseded or not cuts:
             return frame
         hidden = pl.any_horizontal((pl.col.attempt == attempt) & (pl.col.update >= update) for attempt, update in cuts)

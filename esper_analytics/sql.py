@@ -55,7 +55,7 @@ def check(query: str) -> None:
         with duckdb.connect(":memory:") as connection:
             statements = connection.extract_statements(query)
     except duckdb.Error as error:
-        raise _explained(error, query, {}, (), "") from error
+        raise _explained(error, query, {}, (), "") from None
     if not statements:
         raise QueryError("There is no SQL statement to run. Write one SELECT.")
     if len(statements) > 1:
@@ -98,8 +98,8 @@ def run(
     with duckdb.connect(":memory:", config=settings) as connection:
         try:
             connection.execute(f"SET memory_limit = {literal(memory)}")
-        except duckdb.Error as error:
-            raise QueryError(f"{memory!r} is no amount of memory. Write it like 4GB or 500MB.") from error
+        except duckdb.Error:
+            raise QueryError(f"{memory!r} is no amount of memory. Write it like 4GB or 500MB.") from None
         connection.execute("SET TimeZone = 'UTC'")
         paths = [path for source in sources.values() if isinstance(source, tuple) for path in source[0].paths()]
         allowed = ", ".join(literal(str(path)) for path in dict.fromkeys(paths))
@@ -110,7 +110,9 @@ def run(
         try:
             types, table = _bounded(connection, query, timeout_s)
         except (duckdb.Error, MemoryError) as error:
-            raise _explained(_located(error, connection, query), query, sources, known, memory) from error
+            told = _explained(_located(error, connection, query), query, sources, known, memory)
+            # The engine's own words add nothing to a mistake in the query; to damaged data they do.
+            raise told from (error if isinstance(told, DataError) else None)
     return _frame(table, types)
 
 
@@ -186,10 +188,10 @@ def _series(name: str, column: pa.ChunkedArray, kind: str) -> pl.Series:
         return _intervals(name, column.to_pylist())
     try:
         series = pl.Series(name, pl.from_arrow(column))
-    except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
+    except (pl.exceptions.PolarsError, TypeError, ValueError):
         raise QueryError(
             f"The column {name} is of type {kind}, which an answer cannot hold. CAST it to VARCHAR."
-        ) from error
+        ) from None
     if kind in ("HUGEINT", "UHUGEINT"):
         fits = series.cast(pl.Int64, strict=False)
         return fits if fits.null_count() == series.null_count() else series
@@ -266,7 +268,10 @@ def _explained(
     if (found := _FUNCTION.search(text)) is not None:
         hint = near(found[1], MACROS) or ([found[2]] if found[2] else [])
         return QueryError(f"There is no function {found[1]}{where}.{f' Did you mean {hint[0]}?' if hint else ''}")
-    return QueryError(f"{_first_line(text)}{where}.")
+    told = f"{_first_line(text)}{where}."
+    if isinstance(error, duckdb.ParserException):
+        told += " One SELECT is expected, such as SELECT * FROM runs."
+    return QueryError(told)
 
 
 def _columns_hint(name: str, sources: Mapping[str, Source], text: str) -> str:

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import builtins
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,11 +50,28 @@ def open(path: str | os.PathLike[str]) -> Runs:  # noqa: A001 - as in `esper_ana
     return Runs(Path(path))
 
 
+_MOVE = "Move it out of the run's folder"
+_RESTORE = "Restore it from a copy, or move it away"
+_UPGRADE = "Upgrade esper-analytics to read it"
+
 _Known = tuple[tuple[int, int, int, str], Footer]
 
 
+@dataclass(frozen=True, slots=True)
+class RunTables:
+    """Some tables of one run: how many rows were recorded of each, superseded ones included, and those that count."""
+
+    run_id: str
+    rows: dict[str, int]
+    frames: dict[str, pl.LazyFrame]
+
+
 class Runs:
-    """Some runs, to be asked questions. `runs["ID"]` is one of them (the id's beginning is enough)."""
+    """Some runs, to be asked questions. `runs["ID"]` is one of them.
+
+    A run is named by its run_id, its folder's name, its name (of several runs of one name, the newest is meant), its
+    name with the last characters of the run_id (`hot-x1y2z3`), or a beginning of the run_id that fits no other.
+    """
 
     def __init__(
         self, path: Path, *, only: frozenset[str] | None = None, footers: dict[Path, _Known] | None = None
@@ -77,13 +96,17 @@ class Runs:
         return len(self._folders())
 
     def __getitem__(self, run_id: str) -> Runs:
-        """One run, by its run_id, its folder's name, or a beginning that fits only one."""
+        """One run, named as `Runs` says; of several runs of that name, the newest. Raises UnknownRunError."""
         return self.only([run_id])
 
     def only(self, run_ids: Iterable[str]) -> Runs:
         """Some of the runs, each named as in `runs["ID"]`. Raises UnknownRunError."""
         folders = self._folders()
         return Runs(self.path, only=frozenset(_named(r, folders).run_id for r in run_ids), footers=self._footers)
+
+    def of_name(self, name: str) -> builtins.list[str]:
+        """The run_ids of the runs of exactly this name, the newest first."""
+        return [run.run_id for run in _of_name(name, self._folders())]
 
     def list(self) -> pl.DataFrame:
         """A row a run: run_id, trainer, started, updates, progress, ended, alarms, complete."""
@@ -108,16 +131,11 @@ class Runs:
         Raises:
             DataError: it ran with rules, but their text is not in its folder.
         """
-        run = _named(run_id, self._folders())
-        sha256 = run.manifest.rules_sha256
-        if sha256 is None:
-            return None
-        path = run.path / "rules" / f"{Path(sha256).name}.toml"
-        try:
-            return run.manifest.rules_profile, path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            message = f"The rules that {run.run_id} ran with cannot be read from {path}: {error}. Give others."
-            raise DataError(message) from error
+        return _rules_text(_named(run_id, self._folders()))
+
+    def rules_texts(self) -> dict[str, tuple[str | None, str] | None]:
+        """What `rules_text` says, for every run. Raises DataError."""
+        return {run.run_id: _rules_text(run) for run in self._folders()}
 
     # --- questions --------------------------------------------------------------------------------------------------
 
@@ -127,6 +145,18 @@ class Runs:
             return self._runs_frame().lazy()
         table, superseded = _split(name)
         return self._scans([table], self._folders())[0][table].frame(superseded=superseded)
+
+    def by_run(self, tables: Mapping[str, Collection[str]]) -> Iterator[RunTables]:
+        """Some columns of some tables (and attempt and update), a run at a time, as the runs are now."""
+        for run in self._folders():
+            scans, _ = self._scans(tables, [run])
+            rows = {
+                table: sum(self._footer(run, path, table).rows for path in scan.paths())
+                + sum(journal.num_rows for journal, _ in scan.journals)
+                for table, scan in scans.items()
+            }
+            frames = {table: scan.frame(superseded=False, only=tables[table]) for table, scan in scans.items()}
+            yield RunTables(run.run_id, rows, frames)
 
     def sql(self, query: str, *, timeout_s: float = 60, memory: str = "4GB") -> pl.DataFrame:
         """The answer to one SELECT over the views, confined: it reads the recorded files and nothing else.
@@ -179,17 +209,17 @@ class Runs:
         for run in folders:
             files = list_row_files(run.path)
             cuts = run.superseded_from()
-            problems += (Problem(found.path, found.reason) for found in files.problems)
-            problems += (Problem(path, "not named like a part; it is left out") for path in files.strangers)
+            problems += (Problem(found.path, found.reason, partly=True) for found in files.problems)
+            problems += (Problem(path, "it is not named like a part", _MOVE) for path in files.strangers)
             for table in sorted(files.parts.keys() - TABLES.keys()):
-                problems.append(Problem(run.path / table, f"this version knows no table {table}; it is left out"))
+                problems.append(Problem(run.path / table, f"this version knows no table {table}", _UPGRADE))
             for table, scan in scans.items():
                 for path in files.parts.get(table, ()):
                     footer = self._footer(run, path, table)
                     if footer.problem is None:
                         scan.add_part(path, Layout(footer.present, footer.float_statistics, cuts))
                     else:
-                        problems.append(Problem(path, f"{footer.problem}; it is left out"))
+                        problems.append(Problem(path, footer.problem, _RESTORE))
                 if table in files.journal_rows:
                     scan.journals.append((files.journal_rows[table], cuts))
         self._met.update(dict.fromkeys(problems))
@@ -239,6 +269,18 @@ def _split(name: str) -> tuple[str, bool]:
     raise UnknownTableError(f"There is no table {name!r}. {did_you_mean(name, VIEWS, kind='tables')}")
 
 
+def _rules_text(run: RunFolder) -> tuple[str | None, str] | None:
+    sha256 = run.manifest.rules_sha256
+    if sha256 is None:
+        return None
+    path = run.path / "rules" / f"{Path(sha256).name}.toml"
+    try:
+        return run.manifest.rules_profile, path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"The rules that {run.run_id} ran with cannot be read from {path}: {error}. Give others."
+        raise DataError(message) from error
+
+
 def _named(asked: str, folders: list[RunFolder]) -> RunFolder:
     for run in folders:
         if asked == run.run_id:
@@ -246,7 +288,9 @@ def _named(asked: str, folders: list[RunFolder]) -> RunFolder:
     for run in folders:
         if asked == run.path.name:
             return run
-    begins = [run for run in folders if asked and run.run_id.startswith(asked)]
+    if namesakes := _of_name(asked, folders):
+        return namesakes[0]
+    begins = [run for run in folders if asked and (run.run_id.startswith(asked) or run.short_id == asked)]
     if len(begins) == 1:
         return begins[0]
     if begins:
@@ -254,3 +298,10 @@ def _named(asked: str, folders: list[RunFolder]) -> RunFolder:
         raise UnknownRunError(f"{asked!r} is the beginning of {len(begins)} runs: {ids}. Write more of it.")
     hint = did_you_mean(asked, [run.run_id for run in folders], kind="runs")
     raise UnknownRunError(f"There is no run {asked!r}. {hint}")
+
+
+def _of_name(name: str, folders: Iterable[RunFolder]) -> list[RunFolder]:
+    """The runs of exactly this name, the newest first."""
+    long_ago = datetime.min.replace(tzinfo=UTC)
+    alike = [run for run in folders if name and run.manifest.name == name]
+    return sorted(alike, key=lambda run: (run.manifest.started or long_ago, run.run_id), reverse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -28,6 +29,17 @@ def number(value: float | None, digits: int = 4) -> str:
         mantissa, exponent = f"{abs(value):.{digits - 2}e}".split("e")
         text = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     return f"−{text}" if value < 0 else text
+
+
+def setting(value: Any) -> str:
+    """A setting's value as it would be written in a file of settings.
+
+    >>> setting(0.0003), setting(None), setting(True), setting([1, 2])
+    ('0.0003', 'none', 'true', '[1, 2]')
+    """
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "none"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def count(n: int, one: str, many: str | None = None) -> str:

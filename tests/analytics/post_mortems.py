@@ -96,7 +96,7 @@ def wrecked(root: Path, **changes: Any) -> Path:
                     "value": None,
                     "value_target": 2.0,
                 }
-                for place, log_ratio in enumerate((2.25, 1.0, -0.5), 1)
+                for place, log_ratio in enumerate((math.log(9.5), 1.0, -0.5), 1)
             ],
             "gradient_layers": [
                 {"update": 4, "minibatch": 1, "layer": "policy.0.weight", "has_grad": True, "grad_norm": 12.0},

@@ -9,13 +9,21 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import polars as pl
 import pytest
 from typer.testing import CliRunner
 
+from esper_analytics.beside import endings
 from esper_analytics.cli import app
+from esper_analytics.command_words import Format, Plot, What
+from esper_analytics.replay.command import WHATS
+from esper_analytics.report_command import KINDS
+from esper_analytics.store import open as open_runs
+from esper_recorder.contract.rule import Severity
+from esper_recorder.contract.rules import profiles
 from esper_recorder.contract.tables import TABLES, all_columns
 from tests.builders import run_id_of, write_run
 
@@ -146,8 +154,109 @@ class TestTables:
         assert described[0]["table"] == "runs"
         assert all(column["meaning"] for table in described for column in table["columns"])
 
+    def test_columns_are_found_by_name_and_meaning_names_first(self):
+        found = esper("tables", "ppo_updates", "--find", "KL", "--format", "csv").stdout.splitlines()
+        names = [line.split(",")[0] for line in found]
+        assert names[:2] == ["column", "approx_kl"] and "k1_sum" in names
+        assert names.index("target_kl") < names.index("k1_sum")
+        everywhere = esper("tables", "--find", "kl", "--format", "csv").stdout.splitlines()
+        assert everywhere[0].startswith("table,column,")
+        assert any(line.startswith("minibatches,approx_kl,") for line in everywhere)
+        assert esper("tables", "gaps", "--find", "kl").stderr == "no column of gaps has 'kl' in its name or meaning\n"
+
     def test_an_unknown_table(self):
         assert "no table 'alarm'. Did you mean alarms?" in esper("tables", "alarm", code=2).stderr
+
+
+class TestSeveralRunsOfOneName:
+    def test_the_newest_is_taken_and_told(self, root):
+        manifest = {"started": "2026-02-01T00:00:00Z", "run_id": "a-20260201T000000Z-abc124"}
+        write_run(root, "a", updates=[{}], manifest=manifest)
+        told = "2 runs are named a; the newest, a-20260201T000000Z-abc124, is taken\n"
+        result = esper("show", root, "--run", "a", "--format", "json")
+        assert json.loads(result.stdout)["run"]["run_id"] == manifest["run_id"]
+        assert result.stderr == told
+        assert esper("replay", root, "--run", "a", "--rules", "default").stderr.startswith(told)
+        assert "is taken" not in esper("show", root, "--run", "b").stderr
+
+
+class TestNothingFound:
+    def test_a_query_without_rows(self, root):
+        result = esper("sql", root, "SELECT 1 AS x WHERE false", "--format", "csv")
+        assert (result.stdout, result.stderr) == ("x\n", "no rows\n")
+
+    def test_a_replay_without_incidents_and_without_difference(self, tmp_path):
+        write_run(tmp_path, "calm", updates=[{"approx_kl": 0.001}] * 3)
+        write_run(tmp_path, "still", updates=[{}] * 2)
+        result = esper("replay", tmp_path, "--format", "csv")
+        assert result.stdout.count("\n") == 1
+        assert "no incidents in 5 updates of 2 runs under the rules default\n" in result.stderr
+        assert (
+            "no firings in 3 updates of 1 run" in esper("replay", tmp_path, "--run", "calm", "--what", "firings").stderr
+        )
+        assert "no difference\n" in esper("replay", tmp_path, "--against", "default").stderr
+
+    def test_runs_that_did_not_end_well_are_told_in_a_line_each(self, root):
+        write_run(root, "c", updates=[{}], ended=None)
+        told = esper("replay", root, "--run", "b", "--run", "c").stderr.splitlines()
+        assert f"{run_id_of('b')} ended with an error: ValueError: wrecked" in told
+        assert f"{run_id_of('c')} was killed; its last rows may be missing" in told
+        write_run(root, "d", updates=[{}])
+        assert "ended" not in esper("replay", root, "--run", "d").stderr
+
+    def test_such_a_line_is_as_long_as_the_terminal_is_wide(self, root):
+        [line] = endings(open_runs(root), 40)
+        assert len(line) <= 40 and line.endswith("…")
+
+
+class TestWordsOfOptions:
+    def test_an_option_given_twice_is_refused_where_only_one_counts(self, root):
+        twice = esper("replay", root, "--rules", "default", "--rules", "seeds", code=2)
+        assert twice.stderr == "esper: --rules is given 2 times, and only one counts. Give it once.\n"
+        esper("replay", root, "--rules", "default", "--run", "b", "--run", run_id_of("b"))
+
+    def test_a_file_of_rules_without_its_ending_is_suggested(self, root, tmp_path, monkeypatch):
+        (tmp_path / "my.toml").touch()
+        monkeypatch.chdir(tmp_path)
+        told = esper("replay", root / run_id_of("b"), "--rules", "my", code=2).stderr
+        assert told.endswith("There is a file my.toml: write that.\n")
+
+    @pytest.mark.parametrize(
+        ("words", "sentence"),
+        [
+            (["replay", ".", "--what", "incidnts"], "--what incidnts is not known. Did you mean incidents?"),
+            (["replay", ".", "--fail-on", "critcal"], "There is no severity 'critcal'. Did you mean critical?"),
+            (["runs", ".", "--format", "jsn"], "There is no format 'jsn'. Did you mean json or ndjson?"),
+            (
+                ["plot", ".", "--kind", "compar", "-o", "x.png"],
+                "There is no plot of kind 'compar'. Did you mean compare?",
+            ),
+        ],
+    )
+    def test_a_word_that_is_no_choice_is_told_before_anything_is_read(self, words, sentence):
+        assert esper(*words, code=2).stderr == f"esper: {sentence}\n"
+
+    def test_the_choices_are_those_of_the_rooms(self):
+        assert tuple(What) == WHATS
+        assert tuple(Plot) == KINDS
+
+
+class TestHelp:
+    COMMANDS = ("runs", "show", "sql", "tables", "replay", "sweep", "report", "plot", "demo")
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_it_fits_80_columns_with_examples_and_whole_words(self, command, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "80")
+        text = esper(command, "--help").stdout
+        assert max(map(len, text.splitlines())) <= 80
+        assert f"esper {command}" in text.partition("Example")[2]
+        assert " ." not in text
+        words = {word.strip(",.()") for word in text.split()}
+        choices = {"runs": [*Format], "replay": [*What, *Severity, *profiles()], "plot": [*Plot]}
+        assert set(choices.get(command, ())) <= words
+
+    def test_against_says_that_it_prints_the_difference(self):
+        assert "prints diff" in " ".join(esper("replay", "--help").stdout.replace("│", " ").split())
 
 
 class TestExitCodes:
@@ -203,6 +312,19 @@ def test_help_loads_no_engine(run_python, words):
     printed = run_python(code, *words)
     assert HEAVY & set(json.loads(printed.splitlines()[-1])) == set()
     assert "Usage" in printed
+
+
+def test_the_versions_are_told_without_an_engine(run_python):
+    code = (
+        "import sys, json\n"
+        "from esper_analytics.cli import app\n"
+        "try:\n    app(['--version'], prog_name='esper')\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "print(json.dumps([*sys.modules]))"
+    )
+    *told, modules = run_python(code).splitlines()
+    assert told == [f"{name} {version(name)}" for name in ("esper-analytics", "esper-recorder")]
+    assert HEAVY & set(json.loads(modules)) == set()
 
 
 def test_the_command_is_installed():

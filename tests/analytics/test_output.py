@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pty
+import re
 import subprocess
 import sys
 from datetime import UTC, date, datetime, timedelta
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from esper_analytics import output
-from esper_analytics.cli import Format
+from esper_analytics.command_words import Format
 from esper_analytics.errors import UsageError
 from tests.builders import write_run
 
@@ -142,11 +143,11 @@ class TestRefusals:
 SHOW = "import sys, polars as pl; from esper_analytics import output; output.show(pl.DataFrame({}))"
 
 
-def on_a_terminal(frame: str, columns: int) -> str:
+def on_a_terminal(frame: str, columns: int, code: str = SHOW) -> str:
     """What `show` draws on a terminal so many columns wide."""
     keep, end = pty.openpty()
-    code = SHOW.format(frame)
-    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "dumb"}
+    code = code.format(frame)
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm"}
     process = subprocess.Popen([sys.executable, "-c", code], stdout=end, env=environment)
     os.close(end)
     text = b""
@@ -160,7 +161,7 @@ def on_a_terminal(frame: str, columns: int) -> str:
             break
     os.close(keep)
     assert process.wait(timeout=60) == 0
-    return text.decode()
+    return re.sub(r"\x1b\[[0-9;]*m", "", text.decode()).replace("\r\n", "\n")
 
 
 def test_a_wide_answer_on_a_terminal_is_a_block_a_row():
@@ -168,6 +169,46 @@ def test_a_wide_answer_on_a_terminal_is_a_block_a_row():
     assert "row 1" in drawn and "row 2" in drawn
     assert "column_39  39" in drawn and "column_39  NULL" in drawn
     assert max(len(line) for line in drawn.splitlines()) <= 80
+
+
+RUN_IDS = "['hot-20260101T120000Z-abc123', 'hot-20260102T120000Z-abc124']"
+
+
+def test_columns_that_do_not_fit_a_terminal_are_folded():
+    frame = (
+        f"{{'run_id': {RUN_IDS}, 'peak_update': [1, 2], 'rule': ['ratio_explosion'] * 2, 'what': ['one or two'] * 2}}"
+    )
+    lines = on_a_terminal(frame, 34).splitlines()
+    assert "".join(lines[1].split()) == "run_idupdaterulewhat"
+    assert lines[3].split() == ["hot-abc123", "1", "ratio_", "one"]
+    assert max(map(len, lines)) <= 34
+
+
+def test_a_run_id_is_shortened_only_where_it_must_be_and_stays_unambiguous():
+    frame = "{'run_id': %s, 'x': ['%s'] * 2}"
+    assert "hot-20260101T120000Z-abc123" in on_a_terminal(frame % (RUN_IDS, "fits"), 80)
+    assert "hot-abc123 " in on_a_terminal(frame % (RUN_IDS, "x " * 40), 80)
+    same = RUN_IDS.replace("124", "123")
+    assert "hot-20260102T120000Z-abc123" in on_a_terminal(frame % (same, "x " * 40), 80)
+
+
+def test_a_long_text_on_a_terminal_is_one_shortened_line():
+    drawn = on_a_terminal("{'error': ['ValueError: bad ' + 'tensor\\n' * 50]}", 160)
+    [line] = [line for line in drawn.splitlines() if "ValueError" in line]
+    assert line.rstrip().endswith("…") and len(line.rstrip()) <= 100
+
+
+def test_a_long_text_elsewhere_is_whole(capsys):
+    text = "x" * 500
+    for name in ("table", "csv", "markdown"):
+        assert text in printed(capsys, pl.DataFrame({"error": [text]}), name)
+
+
+def test_times_of_a_run_and_shares_are_short_on_a_terminal():
+    frame = "{'started': [__import__('datetime').datetime(2026, 1, 2, 3, 4, 5, 678000)], 'progress': [0.25]}"
+    keep = SHOW.replace("output.show(pl.DataFrame({}))", "output.show(pl.DataFrame({}), percent=('progress',))")
+    drawn = on_a_terminal(frame, 80, keep)
+    assert "2026-01-02 03:04:05 " in drawn and "25 %" in drawn
 
 
 def test_a_narrow_answer_on_a_terminal_is_a_table():

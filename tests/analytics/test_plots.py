@@ -14,6 +14,7 @@ import pytest
 from esper_analytics import plots
 from esper_analytics.panels import PANELS
 from esper_analytics.replay.incidents import INCIDENT_COLUMNS
+from esper_recorder.contract.rules import load_profile
 from tests.analytics.post_mortems import RULES
 
 PANEL = {panel.name: panel for panel in PANELS}
@@ -105,6 +106,30 @@ class TestLines:
     def test_the_kl_is_logarithmic_only_where_it_spans_two_orders_of_magnitude(self, values, scale):
         assert axes_of("kl", run_of(frame(approx_kl=values))).get_yscale() == scale
 
+    def test_a_zero_among_values_of_many_magnitudes_does_not_flatten_them(self):
+        axes = axes_of("kl", run_of(frame(approx_kl=[0.001, 0.0, 5.0])))
+        assert axes.get_yscale() == "log"
+        assert line(axes, "_below") == [[2], [0.03]]
+
+    def test_what_is_far_below_zero_keeps_the_axis_linear(self):
+        assert axes_of("kl", run_of(frame(approx_kl=[0.001, -3.0, 5.0]))).get_yscale() == "linear"
+
+    @pytest.mark.parametrize("values", [[1e7, 3e7], [1e-9, 3e-9], [1e6, 1e6 + 1], [-2e8, 5e8]])
+    def test_no_power_of_ten_stands_apart_from_the_numbers_of_an_axis(self, values):
+        figure = plots.single(
+            run_of(frame(explained_variance=[0.1, 0.2], return_std=values)), PANEL["explained_variance"]
+        )
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            assert axes.yaxis.get_offset_text().get_text() == ""
+        shown = [text.get_text() for text in figure.axes[1].get_yticklabels()]
+        assert len(set(shown)) == len(shown)
+
+    def test_an_update_that_was_cut_short_is_a_hollow_point(self):
+        updates = frame(approx_kl=[0.1, 0.2, 0.3]).with_columns(interrupted=pl.Series([None, False, True]))
+        axes = axes_of("kl", run_of(updates))
+        assert line(axes, "_cut") == [[3], [0.3]]
+
     @pytest.mark.parametrize("value", [None, NAN, math.inf, -math.inf, 0.0, -3.0, 1e300, 1e-300])
     def test_any_value_throughout_can_be_drawn(self, value, tmp_path):
         names = {name for panel in PANELS for name in panel.columns} - {"episode_return"}
@@ -124,6 +149,12 @@ class TestEpisodes:
         episodes = pl.DataFrame({"update": [1, 1, 2], "episode_return": [10.0, NAN, 7.0]})
         run = run_of(frame(ratio_max=[1.0, 1.0]), episodes=episodes)
         assert line(axes_of("return", run), "_nan")[0] == [1]
+
+    def test_the_axis_shows_the_whole_range_from_worst_to_best(self):
+        episodes = pl.DataFrame({"update": [1, 1, 2, 2], "episode_return": [-40.0, 60.0, 9.0, 11.0]})
+        axes = axes_of("return", run_of(frame(ratio_max=[1.0, 1.0]), episodes=episodes))
+        assert axes.get_ylim()[0] <= -40.0
+        assert axes.get_ylim()[1] >= 60.0
 
 
 class TestIncidents:
@@ -149,6 +180,51 @@ class TestIncidents:
         spans: list[Any] = [patch for patch in axes_of("ratio", run).patches if patch.get_alpha()]
         assert [(s.get_x(), s.get_width()) for s in spans] == [(1.5, 1.0), (2.5, 1.0), (3.5, 1.0)]
         assert spans[0].get_facecolor() == spans[2].get_facecolor() != spans[1].get_facecolor()
+
+    def test_every_incident_has_a_vertical_where_it_begins_above_the_shades(self):
+        run = run_of(
+            frame(ratio_max=[1.0] * 5),
+            incident("ratio_explosion", 2, 5),
+            incident("ratio_explosion", 4, 4, severity="warning"),
+            incident("ratio_explosion", 2, 3, severity="info"),
+        )
+        axes = axes_of("ratio", run)
+        onsets = [one for one in axes.get_lines() if one.get_label() == "_onset"]
+        assert sorted(one.get_xdata()[0] for one in onsets) == [1.5, 1.5, 3.5]
+        assert len({one.get_color() for one in onsets}) == 3
+        assert min(one.get_zorder() for one in onsets) > max(patch.get_zorder() for patch in axes.patches)
+        # of the two at update 2 the wider lies beneath
+        wide, narrow = sorted((o for o in onsets if o.get_xdata()[0] == 1.5), key=lambda o: -o.get_linewidth())
+        assert wide.get_zorder() < narrow.get_zorder()
+
+    def test_the_threshold_of_a_rule_that_fired_is_a_line_with_its_name(self):
+        axes = axes_of("ratio", run_of(frame(ratio_max=[1.0, 9.0]), incident("ratio_explosion", 2, 2)))
+        assert line(axes, "_threshold")[1] == [5.0, 5.0]
+        assert "ratio_explosion 5" in [text.get_text() for text in axes.texts]
+
+    def test_a_threshold_per_phase_has_no_line(self):
+        run = run_of(frame(explained_variance=[0.5, -0.9]), incident("value_collapse", 2, 2))
+        assert "_threshold" not in labels(axes_of("explained_variance", run))
+
+    @pytest.mark.parametrize(("target", "expected"), [(None, 1), (0.01, 0)])
+    def test_a_threshold_relative_to_a_setting_is_a_line_only_where_the_setting_is_absent(self, target, expected):
+        run = plots.RunFrames(
+            "r",
+            frame(approx_kl=[0.1, 0.9], target_kl=[target, target]),
+            incidents=pl.DataFrame([incident("kl_extreme", 2, 2)], schema=INCIDENT_COLUMNS),
+            rules=load_profile("default"),
+        )
+        assert labels(axes_of("kl", run)).count("_threshold") == expected
+
+    def test_keys_that_fired_alike_are_one_row_of_the_timeline(self):
+        run = run_of(
+            frame(ratio_max=[1.0] * 9),
+            *(incident("layer_gradient", 2, 3, key=key) for key in "abc"),
+            incident("layer_gradient", 2, 4, key="d"),
+        )
+        words = [text.get_text() for text in plots.timeline(run).axes[0].texts]
+        assert "layer_gradient (3 layers) (critical)" in words
+        assert "layer_gradient · d (critical)" in words
 
     def test_the_timeline_has_a_bar_for_each_and_a_row_for_each_rule(self):
         run = run_of(
@@ -197,6 +273,15 @@ class TestPanels:
         titles = [axes.get_title(loc="left") for axes in plots.postmortem(run).findobj(mpl.axes.Axes)]
         assert titles == ["", "Approximate KL", "Clip fraction"]
 
+    def test_a_post_mortem_explains_its_marks_within_its_margins(self):
+        run = run_of(frame(ratio_max=[1.0, 9.0, NAN], approx_kl=[0.1] * 3), incident("ratio_explosion", 2, 2))
+        figure = plots.postmortem(run)
+        figure.draw_without_rendering()
+        words = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert words == ["critical incident", "threshold", "peak", "not a number", "beyond the axis"]
+        box = figure.legends[0].get_window_extent()
+        assert box.x0 > 5 and box.x1 < figure.bbox.width - 5 and box.y0 > 5
+
 
 class TestCompare:
     def test_each_run_has_its_line_and_its_colour(self):
@@ -215,6 +300,30 @@ class TestCompare:
         runs = [plots.RunFrames("a", frame(approx_kl=[0.1])), plots.RunFrames("b", frame(approx_kl=[None]))]
         figure = plots.compare(runs)
         assert labels(figure.axes[0]) == ["run a", "_lone"]
+
+    def test_long_names_take_lines_of_their_own_and_no_height_from_the_panels(self):
+        heights, width = [], 0.0
+        for name in ("a", "a-rather-long-name-of-a-run-on-some-environment-with-its-settings"):
+            runs = [plots.RunFrames(f"{name}-{n}", frame(approx_kl=[0.1, 0.2])) for n in range(8)]
+            figure = plots.compare(runs)
+            figure.draw_without_rendering()
+            box = figure.axes[0].get_window_extent()
+            heights.append(box.height)
+            width = figure.bbox.width
+            legend = figure.legends[0].get_window_extent()
+            assert legend.x0 >= 0 and legend.x1 <= width
+        assert heights[1] > 0.95 * heights[0]
+
+    def test_a_single_panel_leaves_the_names_to_the_page(self):
+        runs = [plots.RunFrames("a", frame(approx_kl=[0.1]), label="x"), plots.RunFrames("b", frame(approx_kl=[0.1]))]
+        assert plots.compare_single(runs, PANEL["kl"]).axes[0].get_legend() is None
+        assert [name for _, name in plots.run_colours(runs)] == ["x", "b"]
+
+    def test_runs_of_one_name_are_told_apart_by_the_end_of_their_id(self):
+        names = {"hot-20260101T000000Z-abc123": "hot", "hot-20260102T000000Z-def456": "hot", "b-1": "b"}
+        assert list(plots.short_names(names).values()) == ["hot abc123", "hot def456", "b"]
+        same_end = {"hot-1-x": "hot", "hot-2-x": "hot"}
+        assert list(plots.short_names(same_end).values()) == ["hot-1-x", "hot-2-x"]
 
     def test_a_name_is_shown_as_it_is(self, tmp_path):
         names = ["_hidden", r"$\frac{$", "<b>&amp;"]

@@ -163,10 +163,10 @@ class TestContent:
         assert exemplars is not None
         assert exemplars.update == 3
         assert exemplars.summary == (
-            "Of the 3 worst transitions, 1 had become less likely and 2 more likely; all took action 1; "
-            "they were met in epoch 2."
+            "2 of the 3 worst transitions, those that had become more likely: all took action 1; met in epoch 2."
         )
-        assert exemplars.rows[0]["ratio"] == pytest.approx(math.exp(2.25))
+        assert exemplars.missing == ""  # the largest ratio is that of the first
+        assert exemplars.rows[0]["ratio"] == pytest.approx(9.5)
         assert exemplars.rows[0]["value"] is None
         assert "not measured" in text_of(html_of(root))
 

@@ -170,7 +170,11 @@ class TestMistakes:
                 "SELECT * FROM ppo_update",
                 "There is no view ppo_update (line 1, column 15). Did you mean ppo_updates or ppo_updates_all?",
             ),
-            ("SELEC 1", 'Syntax error at or near "SELEC" (line 1, column 1).'),
+            (
+                "SELEC 1",
+                'Syntax error at or near "SELEC" (line 1, column 1). '
+                "One SELECT is expected, such as SELECT * FROM runs.",
+            ),
             ("SELECT finit(1)", "There is no function finit (line 1, column 8). Did you mean finite?"),
             ("SELECT CAST('x' AS INT)", "Could not convert string 'x' to INT32 (line 1, column 8)."),
             ("SELECT error('mine')", "Mine."),
@@ -192,6 +196,7 @@ class TestMistakes:
         with pytest.raises(QueryError) as caught:
             runs.sql(query)
         assert str(caught.value) == sentence
+        assert caught.value.__cause__ is None and (caught.value.__suppress_context__ or not caught.value.__context__)
 
     def test_a_column_like_none_of_ours_points_to_the_list(self, runs):
         with pytest.raises(QueryError, match="There is no column zzz"):

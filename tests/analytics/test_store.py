@@ -138,6 +138,32 @@ class TestChoosingRuns:
         with pytest.raises(UnknownRunError, match=r"There is no run 'alpa-20260101T.*Did you mean alpha-"):
             runs["alpa-20260101T000000Z-abc123"]
 
+    @pytest.fixture
+    def namesakes(self, tmp_path):
+        for number, started in enumerate(["2026-01-02", "2026-01-03", "2026-01-01"], 1):
+            manifest = {
+                "started": f"{started}T00:00:00Z",
+                "run_id": f"hot-{started.replace('-', '')}T000000Z-abcde{number}",
+            }
+            write_run(tmp_path, "hot", updates=[{}] * number, manifest=manifest)
+        write_run(tmp_path, "hotter", updates=[{}])
+        return ea.open(tmp_path)
+
+    def test_of_several_runs_of_one_name_the_newest_is_taken(self, namesakes):
+        newest = ["hot-20260103T000000Z-abcde2", "hot-20260102T000000Z-abcde1", "hot-20260101T000000Z-abcde3"]
+        assert namesakes.of_name("hot") == newest
+        assert namesakes["hot"].ids == newest[:1]
+        assert updates_of(namesakes["hot"]) == [1, 2]
+        assert namesakes.manifest("hot").run_id == newest[0]
+
+    def test_a_name_is_taken_before_the_beginning_of_another(self, namesakes):
+        assert namesakes["hotter"].ids == [run_id_of("hotter")]
+        with pytest.raises(UnknownRunError, match="beginning of 4 runs"):
+            namesakes["ho"]
+
+    def test_a_run_is_known_by_its_id_without_the_time(self, namesakes):
+        assert namesakes["hot-abcde3"].ids == ["hot-20260101T000000Z-abcde3"]
+
     def test_a_beginning_of_two_runs_is_not_enough(self, runs):
         with pytest.raises(UnknownRunError, match=r"beginning of 2 runs: alps-.*, alpha-.*Write more"):
             runs["al"]
@@ -248,6 +274,7 @@ class TestDamage:
         assert problem.path == file
         assert reason in problem.reason
         assert problem in runs.problems_met
+        assert problem.advice and problem.told.count("left out") == problem.told.count(str(file)) == 1
         assert runs.list()["complete"].to_list() == [False]
 
     @pytest.mark.parametrize("keep", [0, 3, 100, -1, -200])
@@ -312,7 +339,9 @@ class TestDamage:
         assert runs.ids == [run_id_of("b")]
         [problem] = runs.problems
         assert problem.path == path / "run.json"
-        assert "damaged" in problem.reason
+        assert problem.told.count(str(path)) == 1 and problem.told.count("left out") == 1
+        assert problem.told.startswith(f"left out: {path / 'run.json'}: it is damaged: it is no JSON (")
+        assert problem.told.endswith("). Restore run.json from a copy, or move the folder away")
 
     def test_parts_without_a_manifest_are_told(self, tmp_path, path):
         write_run(tmp_path, "b", updates=[{}])
@@ -324,7 +353,8 @@ class TestDamage:
     def test_a_newer_schema_is_told(self, tmp_path):
         write_run(tmp_path, "b", updates=[{}], manifest={"schema_version": 99})
         [problem] = ea.open(tmp_path).problems
-        assert "schema version 99" in problem.reason
+        assert problem.told.startswith("not wholly read: ")
+        assert "schema version 99" in problem.told and "Upgrade esper-analytics" in problem.told
 
 
 class TestCopies:
@@ -381,7 +411,7 @@ class TestFoldersThatHoldNothing:
     def test_only_unreadable_runs_is_told_with_the_reason(self, tmp_path):
         path = write_run(tmp_path, "a")
         (path / "run.json").write_text("[]")
-        with pytest.raises(DataError, match=r"No run in .* can be read\. run\.json: .*no manifest"):
+        with pytest.raises(DataError, match=r"No run in .* can be read\. a-.*/run\.json: it is no manifest"):
             ea.open(tmp_path)
 
 
