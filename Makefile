@@ -35,14 +35,17 @@ lint: $(READY)  ## ruff, mypy, the walls between rooms, generated pages up to da
 	$(if $(SCRIPTS),$(PY) -m mypy $(SCRIPTS))
 	$(VENV)/bin/lint-imports
 	$(PY) docs/write_tables.py --check
+	$(PY) docs/write_rules.py --check
 
 fix: $(READY)  ## format the code and write the generated pages anew
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(PY) docs/write_tables.py
+	$(PY) docs/write_rules.py
 
 docs: $(READY)  ## write the generated pages anew
 	$(PY) docs/write_tables.py
+	$(PY) docs/write_rules.py
 
 bench: $(READY)  ## measure; the results go to benchmarks/results
 	@$(if $(BENCHMARKS),,echo "There are no benchmarks yet: nothing matches benchmarks/bench_*.py.")

@@ -1,0 +1,150 @@
+"""Made-up runs for the benchmarks of the replay, written as the recorder writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from esper_recorder.contract.rules import load_profile
+from esper_recorder.contract.tables import SCHEMA_VERSION, columns
+from esper_recorder.parquet import arrow_schema, write_part
+
+HEADS = ("slot", "blueprint", "style", "tempo", "alpha_target", "alpha_speed", "alpha_curve", "op")
+LAYERS = ("policy.0.weight", "policy.0.bias", "value.0.weight", "value.0.bias")
+UPDATES_PER_PART = 100_000
+
+Columns = Mapping[str, Any]
+
+
+def esper_run(root: Path, name: str, updates: int) -> None:
+    """A run with eight heads, a gradient norm and the state of an LSTM; alarms about one and a half an update."""
+
+    def rows(first: int, count: int, rng: np.random.Generator) -> dict[str, tuple[int, Columns]]:
+        bad = rng.random(count) < 0.1
+        ends = np.concatenate([[0], np.cumsum(bad)]).astype(np.int32)
+        own = {
+            "ratio_max": 1 + rng.lognormal(-1, 0.6, count),
+            "ratio_min": np.minimum(1, rng.lognormal(-0.3, 0.5, count)),
+            "value_loss": rng.lognormal(0, 0.8, count),
+            "bellman_error": rng.lognormal(0, 0.5, count),
+            "unforced_steps": rng.integers(0, 60, count).astype(float),
+            "grad_norm_clipped": rng.lognormal(1, 0.4, count),
+            "nonfinite_fields": pa.ListArray.from_arrays(pa.array(ends), repeated(["explained_variance"], bad.sum())),
+        }
+        states = {
+            "layer": repeated(["rollout_lstm", "rollout_lstm", "rollout_lstm", "lstm"], count),
+            "kind": repeated(["h", "c", "", ""], count),
+            "rms": rng.lognormal(0, 0.5, 4 * count),
+            "env_rms_max": rng.lognormal(0, 1, 4 * count),
+            "nan_found": np.zeros(4 * count, bool),
+            "inf_found": np.zeros(4 * count, bool),
+        }
+        heads = {"head": repeated(HEADS, count), "entropy_normalized_all": rng.beta(1, 8, 8 * count)}
+        return {"ppo_updates": (1, own), "heads": (len(HEADS), heads), "recurrent_state": (4, states)}
+
+    write_run(root, name, updates, rows)
+
+
+def plain_run(root: Path, name: str, updates: int) -> None:
+    """A healthy run with four minibatches and four layers an update, all that `default` reads filled in."""
+    read = load_profile("default").tables
+
+    def rows(first: int, count: int, rng: np.random.Generator) -> dict[str, tuple[int, Columns]]:
+        found: dict[str, tuple[int, Columns]] = {}
+        for table, per_update in (("ppo_updates", 1), ("minibatches", 4), ("gradient_layers", 4)):
+            own: dict[str, Any] = {}
+            for column in columns(table):
+                if column.name in read.get(table, ()) and column.type in ("int64", "float64"):
+                    numbers = rng.lognormal(-5, 0.5, per_update * count) + (column.name.startswith("ratio_m"))
+                    own[column.name] = numbers if column.type == "float64" else np.zeros(per_update * count, np.int64)
+            if table != "ppo_updates":
+                own["minibatch"] = np.tile(np.arange(1, 5), count)
+            if table == "gradient_layers":
+                own |= {"layer": repeated(LAYERS, count), "minibatch": np.full(4 * count, 4)}
+            found[table] = (per_update, own)
+        return found
+
+    write_run(root, name, updates, rows)
+
+
+def write_run(root: Path, name: str, updates: int, rows: Any) -> None:
+    """A run of so many updates, from a function that gives the rows of a stretch of them."""
+    run_id = f"{name}-20260101T000000Z-abc123"
+    path = root / run_id
+    rng = np.random.default_rng(list(name.encode()))
+    for seq, first in enumerate(range(1, updates + 1, UPDATES_PER_PART), 1):
+        count = min(UPDATES_PER_PART, updates - first + 1)
+        numbers = np.arange(first, first + count)
+        for table, (per_update, own) in rows(first, count, rng).items():
+            update = np.repeat(numbers, per_update)
+            filled = {
+                "run_id": repeated([run_id], len(update)),
+                "attempt": np.ones(len(update), np.int64),
+                "rank": np.zeros(len(update), np.int64),
+                "update": update,
+                "time": pa.array(1_767_225_600_000_000 + update * 1_000_000, pa.timestamp("us", tz="UTC")),
+                "elapsed_s": update.astype(float),
+                **own,
+            }
+            if table == "ppo_updates":
+                filled |= {"definition": repeated(["pooled"], count), "progress": update / updates}
+            part = path / table / f"part-a1-r0-{seq:06d}.parquet"
+            write_part(part, table, _arrow(table, filled, len(update)), durable=False)
+    (path / "run.json").write_text(json.dumps(_manifest(run_id, name, updates)))
+
+
+def repeated(texts: Any, times: int) -> pa.Array:
+    """The texts so many times over."""
+    places = pa.array(np.tile(np.arange(len(texts), dtype=np.int32), int(times)))
+    return pa.DictionaryArray.from_arrays(places, pa.array(list(texts))).cast(pa.string())
+
+
+def _arrow(table: str, filled: Columns, height: int) -> pa.Table:
+    arrays = []
+    for field in (schema := arrow_schema(table)):
+        value = filled.get(field.name)
+        if value is None:
+            arrays.append(pa.nulls(height, field.type))
+        else:
+            arrays.append(value if isinstance(value, pa.Array) else pa.array(value, field.type))
+    return pa.table(arrays, schema=schema)
+
+
+def _manifest(run_id: str, name: str, updates: int) -> dict[str, Any]:
+    started, ended = "2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"
+    attempt = {
+        "attempt": 1,
+        "rank": 0,
+        "pid": 1,
+        "host": "elsewhere",
+        "started": started,
+        "from_update": 1,
+        "ended": ended,
+        "how": "finished",
+        "error": None,
+        "updates": updates,
+        "lost": {"rows": 0, "writes": 0, "message": None},
+    }
+    return {
+        "format": 1,
+        "schema_version": SCHEMA_VERSION,
+        "run_id": run_id,
+        "name": name,
+        "started": started,
+        "trainer": {"name": "made up"},
+        "definition": "pooled",
+        "config": {},
+        "versions": {},
+        "host": "elsewhere",
+        "platform": "made up",
+        "level": "normal",
+        "rules": {"profile": None, "sha256": None},
+        "total_updates": updates,
+        "total_steps": None,
+        "attempts": [attempt],
+    }

@@ -1,0 +1,135 @@
+"""Write docs/rules.md from the shipped rules. `--check` writes nothing and fails where the page is out of date."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from esper_recorder.contract.rule import Condition, Rule, Test
+from esper_recorder.contract.rules import RuleSet, load_profile, profiles
+
+PAGE = Path(__file__).with_name("rules.md")
+
+HEAD = """\
+# Rules
+
+Generated from `recorder/esper_recorder/contract/rules/*.toml` by `make docs`; do not edit it here.
+
+## Writing one
+
+A file of rules is TOML. Start from a shipped one, and check yours as you write it:
+
+```console
+esper rules show default > my.toml
+esper rules check my.toml
+esper replay RUNS --rules my.toml
+```
+
+```toml
+[phases]                        # optional: shares of the training by name; a phase ends where the next begins
+warmup = 0.0
+late = 0.75
+
+[rules.value_off]
+severity = "warning"            # info, warning or critical
+table = "ppo_updates"           # the default; `esper tables` lists tables and columns
+column = "explained_variance"   # or expr = "residual_rms / return_std": + - * /, abs, min, max, a if b > c else d
+below = { phase = { warmup = -0.5, late = 0.1 } }
+for = 3                         # so many hits before it fires
+reset = 0.2                     # and only a value beyond this ends the streak
+unless = { column = "return_std", below = 0.1 }
+evidence = "Where the number comes from, in a sentence."
+
+[[tests]]                       # series in, the updates that must fire out
+name = "the third bad value fires; NaN and what was not measured change nothing"
+progress = "1.0x5"
+series."ppo_updates.explained_variance" = "0.0 0.0 nan 0.0 0.3"
+series."ppo_updates.return_std" = "1.0x5"
+fires.value_off = [4]
+abstains.value_off = 1
+```
+
+- **What is read.** One value per update: of a table with several rows per update `take` says which (`first`, `last`,
+  `max`, `min`, `sum`; `only`: there must be one). `key = "layer"` keeps a series for each layer or head.
+  `where = { kind = "h" }` leaves out other rows, `min_n = 100` rows with fewer transitions. A list stands for the
+  number of its entries.
+- **When it is a hit.** `above`, `below` (strict: a value at the threshold is no hit) or `nonfinite = true`. A threshold
+  is a number, or `{ phase = {...} }`, `{ key = {...}, otherwise = 0.1 }`, `{ column = "target_kl", times = 3.0 }`.
+  `any_of = [{...}, {...}]` holds alternatives.
+- **What it is taken against.** `drift = { momentum = 0.99, bias_correction = false, warmup = 0 }` replaces the value by
+  |value - average| / |average| of the values before it, `step = true` by its difference to the one before.
+- **When it fires.** At a hit, from the `for`-th on; `keep = true` goes on until a value is beyond `reset`. A rule that
+  `yields_to` another is silent where that one fires.
+- **When it could not look.** NULL, NaN, a closed `unless` and a recording gap are no "fine": the rule abstains, keeps
+  its state, and `esper replay --what coverage` counts it with the reason.
+
+`--set value_off.for=5` changes a number for one replay, `esper sweep` tries many.
+"""
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    return "\n".join([HEAD, *(_profile(load_profile(name)) for name in profiles())])
+
+
+def _profile(rules: RuleSet) -> str:
+    lines = [f"## {rules.name}", "", " ".join(rules.description.split()), ""]
+    if rules.phases:
+        lines += ["Phases: " + ", ".join(f"{name} from {start:g}" for name, start in rules.phases) + ".", ""]
+    lines += ["| rule | severity | fires where | evidence |", "|---|---|---|---|"]
+    lines += [
+        f"| `{rule.name}` | {rule.severity} | {_cell(_fires(rule))} | {_cell(rule.evidence)} |" for rule in rules.rules
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _fires(rule: Rule) -> str:
+    text = " or ".join(_condition(condition) for condition in rule.conditions)
+    if rule.key is not None:
+        text += f", for each {rule.key}"
+    if rule.streak > 1:
+        text += f", {rule.streak} times"
+    for condition in rule.conditions[:1]:
+        if condition.reset is not None:
+            number = condition.reset.number
+            level = f"{number:g}" if number is not None else f"{condition.reset.times:g} times the threshold"
+            text += f" (until beyond {level})"
+    if rule.unless:
+        text += "; unless " + " or ".join(f"`{gate.describe()}`" for gate in rule.unless)
+    return text + (f"; not where `{rule.yields_to}` fires" if rule.yields_to is not None else "")
+
+
+def _condition(condition: Condition) -> str:
+    what = f"`{condition.signal.describe()}`"
+    if condition.drift is not None:
+        what = f"the drift of {what}"
+    elif condition.step:
+        what = f"the step of {what}"
+    if condition.test is Test.NONFINITE:
+        return f"{what} is not finite"
+    threshold = condition.threshold
+    assert threshold is not None  # only `nonfinite` has none
+    parts = [f"{number:g} ({name})" for name, number in threshold.values.items()]
+    if threshold.signal is not None:
+        parts.append(f"{threshold.times:g} times `{threshold.signal.describe()}`")
+    if threshold.number is not None:
+        parts.append(f"{threshold.number:g}" + (" otherwise" if parts else ""))
+    return f"{what} is {condition.test} {', '.join(parts)}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|").replace("<", "&lt;")
+
+
+def main(arguments: list[str]) -> None:
+    if arguments == ["--check"]:
+        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page():
+            sys.exit(f"{PAGE.parent.name}/{PAGE.name} is not what the rules say. Write it anew: make docs")
+    elif arguments:
+        sys.exit(f"{Path(__file__).name} knows --check and nothing else.")
+    else:
+        PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
