@@ -108,11 +108,23 @@ class TestCompleteness:
         listed = set(re.findall(r"^\| \**(\w+)\** \|", sections["every table"] + sections[table], flags=re.MULTILINE))
         assert set(column_names(table)) <= listed
 
-    def test_the_generated_pages_are_up_to_date(self):
+    @pytest.mark.parametrize("writer", ["write_tables.py", "write_rules.py"])
+    def test_the_generated_pages_are_up_to_date(self, writer):
         done = subprocess.run(
-            [sys.executable, ROOT / "docs" / "write_tables.py", "--check"], capture_output=True, text=True, check=False
+            [sys.executable, ROOT / "docs" / writer, "--check"], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_the_rules_that_are_shown_pass_their_own_test():
+    from esper_recorder.contract.rule_tests import read_tests
+    from esper_recorder.contract.rules import RuleSet
+
+    shown = re.findall(r"^```toml\n(.*?)^```$", (ROOT / "docs" / "rules.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert shown
+    for text in shown:
+        rules = RuleSet.parse(text)
+        assert [problem for test in read_tests(rules) for problem in test.run(rules)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
