@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def measure(what: str, folder: str, turns: int) -> dict[str, Any]:
 
     runs = ea.open(folder)
     values = [1.5 + place * 0.005 for place in range(1000)]
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "read": lambda: read_columns(runs, PROFILE),
         "replay": lambda: ea.replay(runs, PROFILE),
         "default": lambda: ea.replay(runs, "default"),

@@ -130,6 +130,12 @@ class Engine:
             self._states = {**self._states, **ended}
         self._fire(tasks, found, block, offset)
 
+    def lost_up_to(self, run_id: str, update: int) -> None:
+        """Updates of a run up to this one are known to have been made: those without a row are a recording gap."""
+        if run_id in self._runs:
+            place = self._runs.index(run_id)
+            self._last[place] = max(self._last[place], update)
+
     def finish(self) -> Evaluation:
         """All that the blocks came to."""
         rules, runs = self._rules.rules, self._runs

@@ -36,6 +36,7 @@ def evaluations(runs: Runs, held: Mapping[str, RuleSet], progress: Told | None =
     for rules in {rules.sha256: rules for rules in held.values()}.values():
         for table, names in rules.tables.items():
             tables[table] = tables.get(table, frozenset()) | names
+    tables["gaps"] = frozenset({"table_name", "last_update"})
     found = [run for run in runs.by_run(tables) if run.run_id in held and run.rows[UPDATE_TABLE]]
     counter = _Counter(sum(run.rows[UPDATE_TABLE] for run in found), progress)
     for rules, batch in _batches(found, held):
@@ -46,6 +47,8 @@ def evaluations(runs: Runs, held: Mapping[str, RuleSet], progress: Told | None =
             frames = {table: [run.frames[table] for run in batch] for table in rules.tables}
             engine.feed(Block(rules, read(rules, frames), [run.run_id for run in batch]))
             counter.add(sum(run.rows[UPDATE_TABLE] for run in batch))
+        for run in batch:
+            engine.lost_up_to(run.run_id, _last_lost(run))
         yield engine.finish()
     counter.end()
 
@@ -63,6 +66,14 @@ class _Counter:
         """Rows that a resumed run hides were to be done, and are not."""
         if self._done < self._total:
             self.add(self._total - self._done)
+
+
+def _last_lost(run: RunTables) -> int:
+    """The last update whose own row is known to be lost, 0 where there is none."""
+    if not run.rows["gaps"]:
+        return 0
+    gaps = run.frames["gaps"].filter(pl.col("table_name").is_in(["*", UPDATE_TABLE]))
+    return gaps.select(pl.col("last_update").max()).collect().item() or 0
 
 
 def _cells(run: RunTables, rules: RuleSet) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -144,11 +145,10 @@ def replay(
     texts = runs.rules_texts()
     parsed: dict[tuple[str | None, str], RuleSet] = {}
     for run_id, text in texts.items():
-        if text is not None and text not in parsed:
+        ran_with[run_id] = None if text is None else (text[0], hashlib.sha256(text[1].encode()).hexdigest())
+        if given is None and text is not None and text not in parsed:
             parsed[text] = _own_rules(run_id, *text)
-        own = None if text is None else parsed[text]
-        ran_with[run_id] = None if own is None else (own.name, own.sha256)
-        held[run_id] = given or own or default
+        held[run_id] = given or (default if text is None else parsed[text])
     held = _with_values(held, values or {})
     found = list(evaluations(runs, held, progress))
     judged = {run_id for f in found for run_id in f.coverage.get_column("run_id").unique()}

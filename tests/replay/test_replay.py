@@ -103,6 +103,15 @@ def test_a_run_without_updates_is_not_passed_over(tmp_path: Path) -> None:
     assert result.blind.height == len(load_profile("seeds").rules)
 
 
+def test_updates_lost_after_the_last_one_recorded_are_a_gap(tmp_path: Path) -> None:
+    gap = {"table_name": "*", "reason": "queue_full", "first_update": 3, "last_update": 7, "rows": None}
+    other = {"table_name": "minibatches", "reason": "write_failed", "first_update": 1, "last_update": 99}
+    write_run(tmp_path, "a", updates=updates(1.0, 1.0), tables={"gaps": [gap, other]})
+    coverage = ea.replay(ea.open(tmp_path), "seeds").coverage
+    row = coverage.filter(pl.col("rule") == "ratio_explosion").row(0, named=True)
+    assert (row["evaluated"], row["abstained"], row["reason"]) == (2, 5, "recording gap")
+
+
 def test_a_rule_that_never_could_look_is_told_beside_every_table(tmp_path: Path) -> None:
     write_run(tmp_path, "a", updates=updates(1.0, 1.0))
     for what in ("incidents", "firings", "coverage"):
@@ -199,3 +208,15 @@ assert room is ea.replay
 print(sorted(ea.__all__) == list(ea.__all__))
 """
     assert run_python(code).strip() == "True"
+
+
+def test_a_run_whose_own_rules_are_broken_can_be_judged_by_others(tmp_path):
+    path = write_run(
+        tmp_path, updates=[{"update": 1, "ratio_max": 1.0}], manifest={"rules": {"profile": "x", "sha256": "0"}}
+    )
+    (path / "rules").mkdir(exist_ok=True)
+    (path / "rules" / "0.toml").write_text("[rules.broken]\nno = 'rule'\n")
+    runs = ea.open(tmp_path)
+    with pytest.raises(ea.DataError, match="cannot be used"):
+        ea.replay(runs)
+    assert ea.replay(runs, "default").firings.height == 0
