@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+
+from generated import cell, write_or_check
 
 from esper_recorder.contract.rule import Condition, Rule, Test
 from esper_recorder.contract.rules import RuleSet, load_profile, profiles
@@ -78,7 +79,7 @@ def _profile(rules: RuleSet) -> str:
         lines += ["Phases: " + ", ".join(f"{name} from {start:g}" for name, start in rules.phases) + ".", ""]
     lines += ["| rule | severity | fires where | evidence |", "|---|---|---|---|"]
     lines += [
-        f"| `{rule.name}` | {rule.severity} | {_cell(_fires(rule))} | {_cell(rule.evidence)} |" for rule in rules.rules
+        f"| `{rule.name}` | {rule.severity} | {cell(_fires(rule))} | {cell(rule.evidence)} |" for rule in rules.rules
     ]
     return "\n".join(lines) + "\n"
 
@@ -117,19 +118,5 @@ def _condition(condition: Condition) -> str:
     return f"{what} is {condition.test} {', '.join(parts)}"
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", r"\|").replace("<", "&lt;")
-
-
-def main(arguments: list[str]) -> None:
-    if arguments == ["--check"]:
-        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page():
-            sys.exit(f"{PAGE.parent.name}/{PAGE.name} is not what the rules say. Write it anew: make docs")
-    elif arguments:
-        sys.exit(f"{Path(__file__).name} knows --check and nothing else.")
-    else:
-        PAGE.write_text(page(), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    write_or_check(PAGE, page, "the rules")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+
+from generated import cell, write_or_check
 
 from esper_recorder.contract.tables import SCHEMA_VERSION, TABLES, Column, Reducer, columns
 
@@ -41,23 +42,9 @@ def _listing(listed: list[Column]) -> str:
     rows = ["| column | type | unit | meaning | merged by | NULL means |", "|---|---|---|---|---|---|"]
     for c in listed:
         name = f"**{c.name}**" if c.reducer is Reducer.KEY else c.name
-        rows.append(f"| {name} | {_cell(c.type)} | {c.unit} | {_cell(c.meaning)} | {c.reducer} | {_cell(c.null)} |")
+        rows.append(f"| {name} | {cell(c.type)} | {c.unit} | {cell(c.meaning)} | {c.reducer} | {cell(c.null)} |")
     return "\n".join(rows) + "\n"
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", r"\|").replace("<", "&lt;")
-
-
-def main(arguments: list[str]) -> None:
-    if arguments == ["--check"]:
-        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page():
-            sys.exit(f"{PAGE.parent.name}/{PAGE.name} is not what the contract says. Write it anew: make docs")
-    elif arguments:
-        sys.exit(f"{Path(__file__).name} knows --check and nothing else.")
-    else:
-        PAGE.write_text(page(), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    write_or_check(PAGE, page, "the tables of the contract")
