@@ -40,6 +40,22 @@ settings.load_profile("esper")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+# Workers take a file at a time; the long ones first, so that none is left to one worker alone at the end. Two that wait
+# for the demo do not stand side by side.
+LONG_FILES = (
+    "test_docs.py",
+    "test_sb3_scalars.py",
+    "test_two_evaluators.py",
+    "test_end_to_end.py",
+    "test_durability.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_network() -> Iterator[None]:
     """Nothing we do needs a network, so a test that reaches for one fails with a sentence."""
