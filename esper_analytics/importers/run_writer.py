@@ -181,7 +181,7 @@ class RunWriter:
             return
         self._seq += 1
         for table, pieces in held.items():
-            rows = _identified(table, pa.concat_tables(pieces), self.run_id)
+            rows = _identified(table, pa.concat_tables(pieces, promote_options="default"), self.run_id)
             path = self.folder / table / RowFileName(1, 0, self._seq).part
             write_part(path, table, rows, compact=True)
 

@@ -104,14 +104,10 @@ class Entries:
     def __len__(self) -> int:
         return len(self.datas)
 
-    def keys(self) -> tuple[str, ...]:
-        """The keys of every one's data."""
-        return tuple(self.datas[0]) if self.datas else ()
-
     def values(self) -> Iterator[tuple[str, Sequence[Any]]]:
         """Each key with the values of all, where not all are None: an explicit null says no more than no key."""
         everything = zip(*(data.values() for data in self.datas), strict=True)
-        for key, values in zip(self.keys(), everything, strict=True):
+        for key, values in zip(self.datas[0], everything, strict=True):
             if values.count(None) < len(values):
                 yield key, values
 
@@ -194,7 +190,10 @@ def column_types(table: str) -> dict[str, str]:
 
 def as_text(value: Any) -> str:
     """A value as JSON (with the tokens NaN and Infinity, as Esper writes them)."""
-    return json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except RecursionError:
+        return f"a {type(value).__name__} that is nested too deeply"
 
 
 def moment(value: Any) -> datetime:

@@ -99,8 +99,8 @@ def _map_shape(members: Sequence[tuple[Entry, Mapping[str, Any]]], out: Mapped) 
         return
     known = event_type in WITHOUT_TABLE
     (out.kept if known else out.rejected)[label] += len(entries)
-    for place, envelope in enumerate(entries.envelopes):
-        entries.keep(place, "", NO_TABLE if known else UNKNOWN_EVENT, envelope, whole=True)
+    for place, event in enumerate(entries.envelopes):
+        entries.keep(place, "", NO_TABLE if known else UNKNOWN_EVENT, event, whole=True)
 
 
 def _map_envelope(entries: Entries, kind: str | None) -> None:

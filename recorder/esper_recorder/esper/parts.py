@@ -39,7 +39,7 @@ def of_ppo_update(entries: Entries, rest: Rest) -> Block:
         ],
         "progress": [_share(event.get("epoch"), total) for event in entries.envelopes],
     }
-    if "early_stop_epoch" in entries.keys():
+    if "early_stop_epoch" in entries.datas[0]:
         # Here null is an answer: the update was not stopped.
         derived["stopped_early"] = [data["early_stop_epoch"] is not None for data in entries.datas]
     return derived

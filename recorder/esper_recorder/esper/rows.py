@@ -16,7 +16,7 @@ Rest = dict[str, Sequence[Any]]
 def take_columns(
     entries: Entries, kind: Kind, told: Iterable[tuple[str, Sequence[Any]]] | None = None
 ) -> tuple[Block, Rest]:
-    """The columns a kind names, and what is left over, of some keys and values; of all the data's where none are told."""
+    """The columns a kind names, and what is left over: of some keys and values, or else of all the data's."""
     columns: Block = {name: [value] * len(entries) for name, value in kind.constants.items()}
     rest: Rest = {}
     for key, values in entries.values() if told is None else told:
