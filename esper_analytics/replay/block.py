@@ -16,14 +16,12 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from esper_analytics.replay.columns import compiled
+from esper_analytics.replay.columns import Flags, Floats, evaluate
 from esper_recorder.contract.rules import RuleSet
 from esper_recorder.contract.signals import ORDER_COLUMNS, UPDATE_TABLE, Reason, Signal, Take, own_keys, total
 from esper_recorder.contract.tables import columns
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
 Codes = np.ndarray[Any, np.dtype[np.uint8]]
 
 REASONS: Final = tuple(Reason)
@@ -128,7 +126,7 @@ class Block:
 
     def column(self, signal: Signal) -> tuple[Floats, Flags | None]:
         """A column of `ppo_updates`: its numbers, and where it is NULL (None for nowhere)."""
-        return _numbers(self._own.frame.select(_value(signal)).to_series())
+        return self._own.values(signal)
 
     def of(self, signal: Signal) -> dict[str, Reading]:
         """By key, in alphabetical order; without a key column by "", which is always there."""
@@ -143,7 +141,7 @@ class Block:
             if signal.key is None:
                 yield "", nothing
             return
-        values, missing = _numbers(table.frame.select(_value(signal)).to_series())
+        values, missing = table.values(signal)
         met = False
         for key, chosen, rows in table.chosen(signal):
             met = True
@@ -201,6 +199,18 @@ class _Rows:
     places: Ints | None = None
     per_update: int = 1
     _repeating: dict[str, list[Any] | None] = field(default_factory=dict)
+
+    def values(self, signal: Signal) -> tuple[Floats, Flags | None]:
+        """A signal's value in each row, and where there is none (None for nowhere)."""
+        if signal.expression is None:
+            return _numbers(self.frame.get_column(signal.column or ""))
+        read = {name: _numbers(self.frame.get_column(name)) for name in signal.expression.columns}
+        values = evaluate(signal.expression, {name: numbers for name, (numbers, _) in read.items()})
+        lacking = [missing for _, missing in read.values() if missing is not None]
+        if not lacking:
+            return values, None
+        missing = functools.reduce(np.logical_or, lacking)
+        return np.where(missing, math.nan, values), missing
 
     def chosen(self, signal: Signal) -> Iterator[tuple[str, slice | tuple[slice, ...] | Ints, Ints | None]]:
         """For each key of a signal: its rows, and the place of each row's update (None: each once, in order).
@@ -272,7 +282,7 @@ def _reduced(
 ) -> Reading:
     """One value per update from the rows chosen, whose updates are at `places`."""
     if signal.min_n is not None:
-        counted, unknown = _numbers(frame.get_column("n").cast(pl.Float64))
+        counted, unknown = _numbers(frame.get_column("n"))
         enough = counted[chosen] >= signal.min_n
         if unknown is not None:
             enough &= ~unknown[chosen]
@@ -408,7 +418,10 @@ def _find(run: Ints, update: Ints, asked_run: Ints, asked_update: Ints) -> Ints:
 
 
 def _numbers(series: pl.Series) -> tuple[Floats, Flags | None]:
-    """Values with NaN for NULL, and where NULL is; None for nowhere."""
+    """Numbers, or numbers of entries, with NaN for NULL, and where NULL is; None for nowhere."""
+    if series.dtype == pl.List:
+        series = series.list.len()
+    series = series.cast(pl.Float64)
     if not series.null_count():
         return series.to_numpy(), None
     return series.fill_null(math.nan).to_numpy(), series.is_null().to_numpy()
@@ -441,13 +454,6 @@ def _select(frames: Sequence[pl.LazyFrame], table: str, names: frozenset[str]) -
         number = [pl.lit(run, pl.Int64).alias(RUN)] if len(frames) > 1 else []
         selected.append(frame.select(*number, *terms))
     return selected[0] if len(selected) == 1 else pl.concat(selected)
-
-
-def _value(signal: Signal) -> pl.Expr:
-    if signal.expression is not None:
-        return compiled(signal.expression)
-    value = pl.col(signal.column or "")
-    return (value.list.len() if signal.counts else value).cast(pl.Float64)
 
 
 def _whole(signal: Signal) -> bool:
