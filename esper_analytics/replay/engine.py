@@ -6,7 +6,7 @@ through the contract's own accumulator. A property test holds both evaluators to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import polars as pl
 
-from esper_analytics.replay.block import REASONS, Block, Floats, Ints, code, read
+from esper_analytics.replay.block import REASONS, Block, Flags, Floats, Ints, code, read
 from esper_analytics.replay.series import FIRST_GATE, Found, Judged, State, Values, combine, gate_codes, judge, moved
 from esper_recorder.contract.evaluator import gate_reason
 from esper_recorder.contract.rule import Condition, Rule
@@ -139,17 +139,17 @@ class Engine:
     def finish(self) -> Evaluation:
         """All that the blocks came to."""
         rules, runs = self._rules.rules, self._runs
-        firings = pl.concat([pl.DataFrame(schema=_FOUND), *self._firings])
+        found = pl.concat([pl.DataFrame(schema=_FOUND), *self._firings])
         names = [name for name, _ in self._rules.phases]
-        firings = firings.select(
-            _text("run", runs, "run_id"),
+        firings = found.select(
+            _texts(found["run"], runs, "run_id"),
             "update",
-            _text("rule", [rule.name for rule in rules]),
-            _text("key", list(self._keys)),
-            _text("rule", [str(rule.severity) for rule in rules], "severity"),
+            _texts(found["rule"], [rule.name for rule in rules], "rule"),
+            _texts(found["key"], list(self._keys), "key"),
+            _texts(found["rule"], [str(rule.severity) for rule in rules], "severity"),
             "value",
-            pl.col("threshold").fill_nan(None),
-            _text("phase", names),
+            "threshold",
+            _texts(found["phase"], names, "phase"),
             "progress",
             "looked",
             "worse",
@@ -164,55 +164,64 @@ class Engine:
         of_rule = pl.col("run").cast(pl.Int64) * len(self._rules.rules) + pl.col("rule")
         return of_rule * len(self._keys) + pl.col("key")
 
-    def _fire(self, tasks: list[_Task], found: list[Found], block: Block, offset: int) -> None:
-        loud = {(task.place, task.key): one for task, one in zip(tasks, found, strict=True)}
-        keys = sorted({task.key for task in tasks})
-        numbers = {key: number for number, key in enumerate(keys)}
-        for key in keys:
+    def _fire(self, tasks: Sequence[_Task], found: Sequence[Found], block: Block, offset: int) -> None:
+        """Take in the firings of a block, by update and then in the order of the tasks: that of rules and keys."""
+        for key in sorted({task.key for task in tasks}):
             self._keys.setdefault(key, len(self._keys))
-        known = np.array([self._keys[key] for key in keys], np.int64)
-        parts: list[dict[str, Any]] = []
-        for task, one in zip(tasks, found, strict=True):
-            rows, kept = task.rows_of(one.at), np.ones(len(one.at), bool)
-            if task.place in self._silent and len(rows):
-                other = loud.get((self._silent[task.place], task.key))
-                if other is not None and len(other.at):
-                    # the louder rule has the same key column, but perhaps rows at other updates
-                    others = next(t for t in tasks if t.place == self._silent[task.place] and t.key == task.key)
-                    kept = ~np.isin(rows, others.rows_of(other.at), assume_unique=True)
-            if not len(rows[kept]):
-                continue
-            parts.append(
+        firing = [
+            (task, one, *self._heard(task, one, tasks, found))
+            for task, one in zip(tasks, found, strict=True)
+            if len(one.at)
+        ]
+        # a counting sort: how many fire at each update, then each series' firings to their places
+        places = np.zeros(block.height + 1, np.int64)
+        for _, _, rows, _ in firing:
+            places[rows + 1] += 1
+        np.cumsum(places, out=places)
+        count = int(places[-1])
+        row = np.empty(count, np.int64)
+        out = {name: np.empty(count, kind) for name, kind in _SORTED.items()}
+        for task, one, rows, kept in firing:
+            at = places[rows]
+            places[rows] += 1
+            row[at] = rows
+            out["rule"][at] = task.place
+            out["key"][at] = self._keys[task.key]
+            for name in ("value", "threshold", "looked", "worse"):
+                values = getattr(one, name)
+                out[name][at] = values if kept is None else values[kept]
+        if not count:
+            return
+        self._firings.append(
+            pl.DataFrame(
                 {
-                    "row": rows[kept],
-                    "rule": np.full(len(rows[kept]), task.place, np.int32),
-                    "number": np.full(len(rows[kept]), numbers[task.key], np.int32),
-                    "value": one.value[kept],
-                    "threshold": one.threshold[kept],
-                    "looked": one.looked[kept],
-                    "worse": one.worse[kept],
+                    "run": (block.run[row] + offset).astype(np.int32),
+                    "update": block.update[row],
+                    **out,
+                    "phase": block.phase[row].astype(np.int32),
                 }
             )
-        if not parts:
-            return
-        frame = pl.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
-        if len(parts) > 1:
-            frame = frame.sort("row", "rule", "number")
-        row = frame.get_column("row").to_numpy()
-        self._firings.append(
-            frame.select(
-                pl.Series("run", block.run[row] + offset, pl.UInt32),
-                pl.Series("update", block.update[row], pl.Int64),
-                "rule",
-                pl.Series("key", known[frame.get_column("number").to_numpy()]),
-                "value",
-                "threshold",
-                pl.Series("phase", block.phase[row], pl.Int32),
-                block.progress[row].alias("progress"),
-                "looked",
-                "worse",
+            .select(
+                pl.col("threshold").fill_nan(None),
+                block.progress.gather(row).alias("progress"),
+                pl.exclude("threshold", "progress"),
             )
+            .select(list(_FOUND))
         )
+
+    def _heard(
+        self, task: _Task, one: Found, tasks: Sequence[_Task], found: Sequence[Found]
+    ) -> tuple[Ints, Flags | None]:
+        """The updates it is told at, as places in the block, and which of its firings these are (None for all)."""
+        rows = task.rows_of(one.at)
+        if task.place not in self._silent:
+            return rows, None
+        for other, louder in zip(tasks, found, strict=True):
+            if other.place == self._silent[task.place] and other.key == task.key and len(louder.at):
+                # the louder rule has the same key column, but perhaps rows at other updates
+                kept = ~np.isin(rows, other.rows_of(louder.at), assume_unique=True)
+                return rows[kept], kept
+        return rows, None
 
     def _cover(self, task: _Task, one: Found, offset: int, done_before: int, starts: Ints) -> None:
         begins = np.array(task.begins, np.int64)
@@ -305,16 +314,24 @@ class Engine:
 
 
 _FOUND: Final = {
-    "run": pl.UInt32,
+    "run": pl.Int32,
     "update": pl.Int64,
     "rule": pl.Int32,
-    "key": pl.Int64,
+    "key": pl.Int32,
     "value": pl.Float64,
     "threshold": pl.Float64,
     "phase": pl.Int32,
     "progress": pl.Float64,
     "looked": pl.Int64,
     "worse": pl.Float64,
+}
+_SORTED: Final = {
+    "rule": np.int32,
+    "key": np.int32,
+    "value": np.float64,
+    "threshold": np.float64,
+    "looked": np.int64,
+    "worse": np.float64,
 }
 _SPANS: Final = {"run": pl.Int64, "updates": pl.Int64, "last": pl.Int64}
 _SERIES: Final = {
@@ -453,6 +470,15 @@ def _text(column: str, texts: list[str], name: str | None = None) -> pl.Expr:
         return pl.lit(None, pl.String).alias(name)
     place = pl.when(pl.col(column) >= 0).then(pl.col(column))
     return pl.lit(pl.Series(texts, dtype=pl.String)).gather(place).alias(name)
+
+
+def _texts(places: pl.Series, texts: Sequence[str], name: str) -> pl.Series:
+    """The text at each of the places; NULL where that is negative."""
+    if not texts:
+        return pl.Series(name, [None], pl.String).new_from_index(0, len(places))
+    if (places < 0).any():
+        places = places.replace(-1, None)
+    return pl.Series(name, texts, pl.String).gather(places)
 
 
 def _code(reason: Reason) -> pl.Expr:
