@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from esper_analytics.replay.columns import Floats
+from esper_analytics.replay.columns import Floats, Ints
 from esper_recorder.contract.ema import Average, Drift, step
 
 _WORTH: Final = 8
@@ -32,7 +32,10 @@ _ROUNDS: Final = 4
 """Pieces begin anew so many times; if ends are still open then, the rest is walked one by one."""
 
 _STRIDE: Final = 64
-"""Whether two walks have met is looked at every so many steps."""
+"""Whether two walks have met, or one has come to rest, is looked at every so many steps."""
+
+_REPEATS: Final = 16
+"""A series that changes less often than every so many values is walked by its stretches of one value."""
 
 
 def held_against(form: Drift, averages: Sequence[Average], values: Floats, bounds: Sequence[int]) -> Floats:
@@ -93,6 +96,9 @@ def _walk(momentum: float, sums: Floats, steps: Floats) -> None:
 
 def _chain(momentum: float, initial: float, steps: Floats) -> Floats:
     """One chain, its initial sum included."""
+    changes = np.flatnonzero(steps[1:] != steps[:-1]) + 1
+    if len(steps) > _STRIDE and len(changes) * _REPEATS < len(steps):
+        return _with_rests(momentum, initial, steps, changes)
     length = max(_SHORTEST, math.ceil(_MEETS / (1.0 - momentum)))
     pieces = len(steps) // length
     if pieces < _WORTH:
@@ -116,6 +122,23 @@ def _chain(momentum: float, initial: float, steps: Floats) -> Floats:
     chain[1 : true * length + 1] = sums[1:, :true].T.ravel()
     rest = true * length
     chain[rest:] = _one_by_one(momentum, float(chain[rest]), steps[rest:])
+    return chain
+
+
+def _with_rests(momentum: float, initial: float, steps: Floats, changes: Ints) -> Floats:
+    """One chain of stretches that repeat a value: where a step leads to where it began, so do all that are alike.
+
+    Rounding leaves many numbers at which a walk can rest, so walks from next to the same number need never meet.
+    """
+    chain = np.empty(len(steps) + 1)
+    chain[0] = initial
+    for start, end in pairwise([0, *changes.tolist(), len(steps)]):
+        for at in range(start, end, _STRIDE):
+            until = min(at + _STRIDE, end)
+            chain[at : until + 1] = _one_by_one(momentum, float(chain[at]), steps[at:until])
+            if chain[until] == chain[until - 1]:
+                chain[until : end + 1] = chain[until]
+                break
     return chain
 
 

@@ -16,12 +16,11 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from esper_analytics.replay.columns import Flags, Floats, evaluate
+from esper_analytics.replay.columns import Flags, Floats, Ints, evaluate
 from esper_recorder.contract.rules import RuleSet
 from esper_recorder.contract.signals import ORDER_COLUMNS, UPDATE_TABLE, Reason, Signal, Take, own_keys, total
 from esper_recorder.contract.tables import columns
 
-Ints = np.ndarray[Any, np.dtype[np.int64]]
 Codes = np.ndarray[Any, np.dtype[np.uint8]]
 
 REASONS: Final = tuple(Reason)

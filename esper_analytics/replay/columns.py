@@ -15,6 +15,7 @@ import numpy as np
 from esper_recorder.contract.expressions import Expression
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
