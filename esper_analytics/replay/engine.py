@@ -14,9 +14,10 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import polars as pl
 
-from esper_analytics.replay.block import REASONS, Block, Flags, Floats, Ints, code, read
-from esper_analytics.replay.series import FIRST_GATE, Found, Judged, State, Values, combine, gate_codes, judge, moved
-from esper_recorder.contract.evaluator import gate_reason
+from esper_analytics.replay.block import Block, Codes, code, read
+from esper_analytics.replay.columns import Flags, Floats, Ints
+from esper_analytics.replay.coverage import Coverage, Seen, texts_at
+from esper_analytics.replay.series import Found, Judged, State, Values, combine, gate_codes, judge, moved
 from esper_recorder.contract.rule import Condition, Rule
 from esper_recorder.contract.rules import RuleSet
 from esper_recorder.contract.signals import UPDATE_TABLE, Reason, Signal
@@ -31,14 +32,6 @@ FIRING_COLUMNS: Final = {
     "threshold": pl.Float64,
     "phase": pl.String,
     "progress": pl.Float64,
-}
-COVERAGE_COLUMNS: Final = {
-    "run_id": pl.String,
-    "rule": pl.String,
-    "key": pl.String,
-    "evaluated": pl.Int64,
-    "reason": pl.String,
-    "abstained": pl.Int64,
 }
 
 
@@ -86,8 +79,7 @@ class Engine:
         self._states: dict[tuple[int, str], State] = {}
         self._keys: dict[str, int] = {"": 0}
         self._firings: list[pl.DataFrame] = []
-        self._series: list[pl.DataFrame] = []
-        self._counts: list[pl.DataFrame] = []
+        self._coverage = Coverage(rules)
         self._silent = _places_that_yield(rules)
 
     def feed(self, block: Block, *, continued: bool = False, continues: bool = False) -> None:
@@ -123,7 +115,7 @@ class Engine:
             ]
             found = workers.each(_Task.run, tasks)
         for task, one in zip(tasks, found, strict=True):
-            self._cover(task, one, offset, done_before, starts)
+            self._coverage.add((task.place, task.key), task.seen(one.reasons, offset, done_before, starts))
         if continues:
             last = int(block.run[-1])
             ended = {(t.place, t.key): t.states[-1] for t in tasks if t.last_run == last}
@@ -142,22 +134,21 @@ class Engine:
         found = pl.concat([pl.DataFrame(schema=_FOUND), *self._firings])
         names = [name for name, _ in self._rules.phases]
         firings = found.select(
-            _texts(found["run"], runs, "run_id"),
+            texts_at("run_id", found["run"], runs),
             "update",
-            _texts(found["rule"], [rule.name for rule in rules], "rule"),
-            _texts(found["key"], list(self._keys), "key"),
-            _texts(found["rule"], [str(rule.severity) for rule in rules], "severity"),
+            texts_at("rule", found["rule"], [rule.name for rule in rules]),
+            texts_at("key", found["key"], list(self._keys)),
+            texts_at("severity", found["rule"], [str(rule.severity) for rule in rules]),
             "value",
             "threshold",
-            _texts(found["phase"], names, "phase"),
+            texts_at("phase", found["phase"], names),
             "progress",
             "looked",
             "worse",
             self._number().alias("series"),
         )
-        coverage = pl.concat([pl.DataFrame(schema=_COVERED), *(self._covered(p, rule) for p, rule in enumerate(rules))])
-        number = _text("run", runs, "run_id")
-        return Evaluation(firings, coverage.select(number, *list(COVERAGE_COLUMNS)[1:], "looked", "series"))
+        updates, last = (np.array(numbers, np.int64) for numbers in (self._updates, self._last))
+        return Evaluation(firings, self._coverage.frame(runs, updates, last, self._keys))
 
     def _number(self) -> pl.Expr:
         """A number for each run, rule and key."""
@@ -223,95 +214,6 @@ class Engine:
                 return rows[kept], kept
         return rows, None
 
-    def _cover(self, task: _Task, one: Found, offset: int, done_before: int, starts: Ints) -> None:
-        begins = np.array(task.begins, np.int64)
-        rows = np.diff(np.append(begins, task.height))
-        first = begins if task.rows is None else task.rows[begins]
-        run = task.block.run[first]
-        before = first - starts[np.searchsorted(task.block.run[starts], run)]
-        before = np.where(run == 0, before + done_before, before)
-        abstained = np.zeros(len(begins), np.int64)
-        for reason in () if one.reasons is None else np.flatnonzero(np.bincount(one.reasons)).tolist():
-            if reason == 0:
-                continue
-            times = np.add.reduceat(one.reasons == reason, begins, dtype=np.int64)
-            abstained += times
-            self._counts.append(
-                pl.DataFrame({"run": run + offset, "count": times})
-                .filter(pl.col("count") > 0)
-                .with_columns(rule=pl.lit(task.place), key=pl.lit(task.key), code=pl.lit(reason, pl.UInt8))
-            )
-        self._series.append(
-            pl.DataFrame(
-                {
-                    "run": run + offset,
-                    "since": task.block.update[first],
-                    "before": before,
-                    "rows": rows,
-                    "evaluated": rows - abstained,
-                }
-            ).with_columns(rule=pl.lit(task.place), key=pl.lit(task.key))
-        )
-
-    def _covered(self, place: int, rule: Rule) -> pl.DataFrame:
-        """The coverage of one rule over all runs."""
-        spans = pl.DataFrame(
-            {"run": range(len(self._runs)), "updates": self._updates, "last": self._last}, _SPANS
-        ).filter(pl.col("updates") > 0)
-        series = (
-            self._of_rule(self._series, _SERIES, place)
-            .group_by("run", "key")
-            .agg(pl.col("since", "before").min(), pl.col("rows", "evaluated").sum())
-        )
-        if rule.key is None:
-            series = series.with_columns(since=pl.lit(1, pl.Int64), before=pl.lit(0, pl.Int64))
-        unseen = spans.join(series, on="run", how="anti").select(
-            "run",
-            key=pl.lit(""),
-            since=pl.lit(1, pl.Int64),
-            before=pl.lit(0, pl.Int64),
-            rows=pl.lit(0, pl.Int64),
-            evaluated=pl.lit(0, pl.Int64),
-        )
-        series = pl.concat([series, unseen]).join(spans, on="run")
-        there = pl.col("updates") - pl.col("before")
-        absent = series.select("run", "key", (there - pl.col("rows")).alias("count"), _code(Reason.NOT_RECORDED))
-        lost = series.select(
-            "run", "key", (pl.col("last") - pl.col("since") + 1 - there).alias("count"), _code(Reason.GAP)
-        )
-        counts = self._of_rule(self._counts, _COUNTS, place).select("run", "key", "count", "code")
-        texts = {0: "", **{code(reason): str(reason) for reason in REASONS}}
-        texts |= {FIRST_GATE + i: gate_reason(gate) for i, gate in enumerate(rule.unless)}
-        abstained = (
-            pl.concat([counts, absent, lost])
-            .filter(pl.col("count") > 0)
-            .group_by("run", "key", "code")
-            .agg(pl.col("count").sum())
-            .with_columns(reason=pl.col("code").replace_strict(texts, return_dtype=pl.String))
-        )
-        return (
-            series.join(abstained, on=["run", "key"], how="left")
-            .select(
-                "run",
-                pl.lit(rule.name).alias("rule"),
-                "key",
-                "evaluated",
-                pl.col("reason").fill_null(""),
-                pl.col("count").fill_null(0).alias("abstained"),
-                pl.col("evaluated").alias("looked"),
-                (
-                    (pl.col("run") * len(self._rules.rules) + place) * len(self._keys)
-                    + pl.col("key").replace_strict(self._keys, default=0, return_dtype=pl.Int64)
-                ).alias("series"),
-            )
-            .sort("run", "key", "abstained", "reason", descending=[False, False, True, False])
-        )
-
-    def _of_rule(self, frames: list[pl.DataFrame], schema: Mapping[str, Any], place: int) -> pl.DataFrame:
-        if len(frames) > 1:
-            frames[:] = [pl.concat(frames)]
-        return pl.concat([pl.DataFrame(schema=schema), *frames]).filter(pl.col("rule") == place).drop("rule")
-
 
 _FOUND: Final = {
     "run": pl.Int32,
@@ -333,24 +235,6 @@ _SORTED: Final = {
     "looked": np.int64,
     "worse": np.float64,
 }
-_SPANS: Final = {"run": pl.Int64, "updates": pl.Int64, "last": pl.Int64}
-_SERIES: Final = {
-    "run": pl.Int64,
-    "since": pl.Int64,
-    "before": pl.Int64,
-    "rows": pl.Int64,
-    "evaluated": pl.Int64,
-    "rule": pl.Int32,
-    "key": pl.String,
-}
-_COUNTS: Final = {"run": pl.Int64, "count": pl.Int64, "rule": pl.Int32, "key": pl.String, "code": pl.UInt8}
-_COVERED: Final = {
-    "run": pl.Int64,
-    **{name: type_ for name, type_ in COVERAGE_COLUMNS.items() if name != "run_id"},
-    "looked": pl.Int64,
-    "series": pl.Int64,
-}
-
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -404,6 +288,22 @@ class _Task:
             gate = gate_codes(rule.unless, [self._reading(gate.signal) for gate in rule.unless], self.height)
             judged = [self._judged(condition, i, gate) for i, condition in enumerate(rule.conditions)]
             return combine(rule, judged, gate, self.begins, self.states)
+
+    def seen(self, reasons: Codes | None, offset: int, done_before: int, starts: Ints) -> Seen:
+        """What the block holds of it.
+
+        Args:
+            reasons: what it came to.
+            offset: the number of the block's first run.
+            done_before: how many updates of that run were in blocks before this one.
+            starts: where in the block each run begins.
+        """
+        begins = np.array(self.begins, np.int64)
+        first = begins if self.rows is None else self.rows[begins]
+        run = self.block.run[first]
+        before = first - starts[np.searchsorted(self.block.run[starts], run)]
+        before += np.where(run == 0, done_before, 0)
+        return Seen(run + offset, self.block.update[first], before, begins, self.height, reasons)
 
     def rows_of(self, at: Ints) -> Ints:
         """The places in the block."""
@@ -461,25 +361,3 @@ def _places_that_yield(rules: RuleSet) -> dict[int, int]:
     """The place of a rule that yields -> that of the one it yields to."""
     places = {rule.name: place for place, rule in enumerate(rules.rules)}
     return {places[rule.name]: places[rule.yields_to] for rule in rules.rules if rule.yields_to is not None}
-
-
-def _text(column: str, texts: list[str], name: str | None = None) -> pl.Expr:
-    """The text at the place that a column says; NULL where that is negative."""
-    name = column if name is None else name
-    if not texts:
-        return pl.lit(None, pl.String).alias(name)
-    place = pl.when(pl.col(column) >= 0).then(pl.col(column))
-    return pl.lit(pl.Series(texts, dtype=pl.String)).gather(place).alias(name)
-
-
-def _texts(places: pl.Series, texts: Sequence[str], name: str) -> pl.Series:
-    """The text at each of the places; NULL where that is negative."""
-    if not texts:
-        return pl.Series(name, [None], pl.String).new_from_index(0, len(places))
-    if (places < 0).any():
-        places = places.replace(-1, None)
-    return pl.Series(name, texts, pl.String).gather(places)
-
-
-def _code(reason: Reason) -> pl.Expr:
-    return pl.lit(code(reason), pl.UInt8).alias("code")
