@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from esper_analytics.replay.columns import Flags, Floats, Ints, evaluate
+from esper_analytics.replay.reading import RUN
 from esper_recorder.contract.rules import RuleSet
 from esper_recorder.contract.signals import ORDER_COLUMNS, UPDATE_TABLE, Reason, Signal, Take, own_keys, total
 from esper_recorder.contract.tables import columns
@@ -58,37 +59,6 @@ class Reading:
         values[self.rows] = self.values
         reasons[self.rows] = 0 if self.reasons is None else self.reasons
         return (values, reasons) if rows is None else (values[rows], reasons[rows])
-
-
-RUN = "run"
-"""The column that numbers the runs, in tables that hold several."""
-
-
-def read(rules: RuleSet, frames: Mapping[str, Sequence[pl.LazyFrame]]) -> dict[str, pl.DataFrame]:
-    """The columns of the tables that the rules read, NULL where a table has none.
-
-    Args:
-        rules: what reads them.
-        frames: by table, a frame for each run; of several, each row gets its run's place as `RUN`.
-    """
-    lazy = {table: _select(frames[table], table, names) for table, names in rules.tables.items() if frames.get(table)}
-    return dict(zip(lazy, pl.collect_all(lazy.values()), strict=True))
-
-
-def stretches(tables: Mapping[str, pl.DataFrame], updates: int) -> Iterator[dict[str, pl.DataFrame]]:
-    """The tables of one run cut into stretches of so many updates, in their order."""
-    tables = {table: frame if frame["update"].is_sorted() else frame.sort("update") for table, frame in tables.items()}
-    own = tables[UPDATE_TABLE].get_column("update")
-    bounds = own.gather(list(range(updates, own.len(), updates)))
-    cuts = {
-        table: [0, *frame.get_column("update").search_sorted(bounds, side="left").to_list(), frame.height]
-        for table, frame in tables.items()
-    }
-    for place in range(bounds.len() + 1):
-        yield {
-            table: frame.slice(at[place], at[place + 1] - at[place])
-            for (table, frame), at in zip(tables.items(), cuts.values(), strict=True)
-        }
 
 
 class Block:
@@ -430,29 +400,6 @@ def _phases(rules: RuleSet, progress: pl.Series) -> np.ndarray[Any, np.dtype[np.
     values = progress.fill_null(math.nan).to_numpy()
     known = values >= 0.0 if rules.phases else np.zeros(len(values), bool)
     return np.where(known, np.searchsorted([start for _, start in rules.phases], values, side="right") - 1, -1)
-
-
-_TYPES: Final[Mapping[str, pl.DataType | type[pl.DataType]]] = {
-    "int64": pl.Int64,
-    "float64": pl.Float64,
-    "bool": pl.Boolean,
-    "string": pl.String,
-    "list<int64>": pl.List(pl.Int64),
-    "list<float64>": pl.List(pl.Float64),
-    "list<string>": pl.List(pl.String),
-}
-
-
-def _select(frames: Sequence[pl.LazyFrame], table: str, names: frozenset[str]) -> pl.LazyFrame:
-    wanted = ["update", *sorted(names - {"run_id", "update"})]
-    types = {c.name: _TYPES[c.type] for c in columns(table) if c.name in wanted}
-    selected = []
-    for run, frame in enumerate(frames):
-        there = frame.collect_schema().names()
-        terms = [pl.col(n) if n in there else pl.lit(None, types[n]).alias(n) for n in wanted]
-        number = [pl.lit(run, pl.Int64).alias(RUN)] if len(frames) > 1 else []
-        selected.append(frame.select(*number, *terms))
-    return selected[0] if len(selected) == 1 else pl.concat(selected)
 
 
 def _whole(signal: Signal) -> bool:

@@ -14,9 +14,10 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import polars as pl
 
-from esper_analytics.replay.block import Block, Codes, code, read
+from esper_analytics.replay.block import Block, Codes, code
 from esper_analytics.replay.columns import Flags, Floats, Ints
 from esper_analytics.replay.coverage import Coverage, Seen, texts_at
+from esper_analytics.replay.reading import read
 from esper_analytics.replay.series import Found, Judged, State, Values, combine, gate_codes, judge, moved
 from esper_recorder.contract.rule import Condition, Rule
 from esper_recorder.contract.rules import RuleSet
@@ -81,6 +82,11 @@ class Engine:
         self._firings: list[pl.DataFrame] = []
         self._coverage = Coverage(rules)
         self._silent = _places_that_yield(rules)
+
+    @property
+    def begun(self) -> bool:
+        """A block was fed."""
+        return bool(self._runs)
 
     def feed(self, block: Block, *, continued: bool = False, continues: bool = False) -> None:
         """Judge a block.
