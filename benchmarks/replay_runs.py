@@ -17,6 +17,7 @@ from esper_recorder.parquet import arrow_schema, write_part
 HEADS = ("slot", "blueprint", "style", "tempo", "alpha_target", "alpha_speed", "alpha_curve", "op")
 LAYERS = ("policy.0.weight", "policy.0.bias", "value.0.weight", "value.0.bias")
 UPDATES_PER_PART = 100_000
+IDENTITY = frozenset({"attempt", "rank", "update", "time", "elapsed_s"})
 
 Columns = Mapping[str, Any]
 
@@ -59,7 +60,7 @@ def plain_run(root: Path, name: str, updates: int) -> None:
         for table, per_update in (("ppo_updates", 1), ("minibatches", 4), ("gradient_layers", 4)):
             own: dict[str, Any] = {}
             for column in columns(table):
-                if column.name in read.get(table, ()) and column.type in ("int64", "float64"):
+                if column.name in read.get(table, ()) - IDENTITY and column.type in ("int64", "float64"):
                     numbers = rng.lognormal(-5, 0.5, per_update * count) + (column.name.startswith("ratio_m"))
                     own[column.name] = numbers if column.type == "float64" else np.zeros(per_update * count, np.int64)
             if table != "ppo_updates":
