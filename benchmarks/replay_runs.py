@@ -61,16 +61,30 @@ def plain_run(root: Path, name: str, updates: int) -> None:
             own: dict[str, Any] = {}
             for column in columns(table):
                 if column.name in read.get(table, ()) - IDENTITY and column.type in ("int64", "float64"):
-                    numbers = rng.lognormal(-5, 0.5, per_update * count) + (column.name.startswith("ratio_m"))
+                    numbers = healthy(column.name, rng, per_update * count)
                     own[column.name] = numbers if column.type == "float64" else np.zeros(per_update * count, np.int64)
             if table != "ppo_updates":
                 own["minibatch"] = np.tile(np.arange(1, 5), count)
+            if table == "minibatches":
+                for name in own.keys() & {"ratio_max", "ratio_min"}:
+                    own[name][::4] = 1.0  # the first is evaluated with the policy that acted
             if table == "gradient_layers":
                 own |= {"layer": repeated(LAYERS, count), "minibatch": np.full(4 * count, 4)}
             found[table] = (per_update, own)
         return found
 
     write_run(root, name, updates, rows)
+
+
+def healthy(column: str, rng: np.random.Generator, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Numbers such as a run that goes well has them."""
+    if column.startswith("entropy"):
+        return rng.beta(20, 20, count)
+    if column.startswith("ratio_m"):
+        return 1 + rng.lognormal(-3, 0.3, count) * (1 if column == "ratio_max" else -1)
+    if column == "target_kl":
+        return np.full(count, 0.02)
+    return rng.lognormal(-5, 0.2, count)
 
 
 def write_run(root: Path, name: str, updates: int, rows: Any) -> None:
