@@ -6,7 +6,7 @@ through the contract's own accumulator. A property test holds both evaluators to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -14,9 +14,9 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import polars as pl
 
-from esper_analytics.replay.block import REASONS, Block, Floats, Ints, code, read
+from esper_analytics.replay.block import REASONS, Block, Floats, Ints, Loss, code, read
 from esper_analytics.replay.series import FIRST_GATE, Found, Judged, State, Values, combine, gate_codes, judge, moved
-from esper_recorder.contract.evaluator import gate_reason
+from esper_recorder.contract.judging import gate_reason
 from esper_recorder.contract.rule import Condition, Rule
 from esper_recorder.contract.rules import RuleSet
 from esper_recorder.contract.signals import UPDATE_TABLE, Reason, Signal
@@ -57,18 +57,21 @@ class Evaluation:
     coverage: pl.DataFrame
 
 
-def evaluate(rules: RuleSet, frames: Mapping[str, pl.LazyFrame]) -> Evaluation:
+def evaluate(
+    rules: RuleSet, frames: Mapping[str, pl.LazyFrame], losses: Mapping[str, Sequence[Loss]] | None = None
+) -> Evaluation:
     """Run the rules over every run of the tables.
 
     Args:
         rules: what to look for.
         frames: by table, rows of one or more runs. A table not given was not recorded, nor a column not in it.
+        losses: by run, the rows that are known to be lost.
     """
     runs = frames[UPDATE_TABLE].select(pl.col("run_id").unique().sort()).collect().to_series().to_list()
     engine = Engine(rules)
     for run_id in runs:
         own = {table: [frame.filter(pl.col("run_id") == run_id)] for table, frame in frames.items()}
-        engine.feed(Block(rules, read(rules, own), [run_id]))
+        engine.feed(Block(rules, read(rules, own), [run_id], losses))
     return engine.finish()
 
 
@@ -84,6 +87,10 @@ class Engine:
         self._updates: list[int] = []  # of each run, how many there are, and the number of the last
         self._last: list[int] = []
         self._states: dict[tuple[int, str], State] = {}
+        self._recorded: dict[frozenset[str], set[int]] = {_tables(rule): set() for rule in rules.rules}
+        self._lost: dict[
+            tuple[int, int], list[int]
+        ] = {}  # rule, run -> its updates that lost rows of the rule's tables
         self._keys: dict[str, int] = {"": 0}
         self._firings: list[pl.DataFrame] = []
         self._series: list[pl.DataFrame] = []
@@ -113,6 +120,9 @@ class Engine:
         for run, start, size in zip(block.run[starts].tolist(), starts.tolist(), sizes.tolist(), strict=True):
             self._updates[offset + run] += size
             self._last[offset + run] = int(block.update[start + size - 1])
+        for tables, recorded in self._recorded.items():
+            recorded.update(offset + run for table in tables for run in block.runs_that_record(table))
+        self._lose(block, offset)
         signals = dict.fromkeys(signal for rule in self._rules.rules for signal in rule.signals)
         with _Workers(block.height) as workers:
             workers.each(block.of, signals)
@@ -158,6 +168,12 @@ class Engine:
         coverage = pl.concat([pl.DataFrame(schema=_COVERED), *(self._covered(p, rule) for p, rule in enumerate(rules))])
         number = _text("run", runs, "run_id")
         return Evaluation(firings, coverage.select(number, *list(COVERAGE_COLUMNS)[1:], "looked", "series"))
+
+    def _lose(self, block: Block, offset: int) -> None:
+        for place, rule in enumerate(self._rules.rules):
+            lost = block.lost(_tables(rule)) if rule.key is not None else None
+            for row in () if lost is None else np.flatnonzero(lost).tolist():
+                self._lost.setdefault((place, offset + int(block.run[row])), []).append(int(block.update[row]))
 
     def _number(self) -> pl.Expr:
         """A number for each run, rule and key."""
@@ -232,6 +248,10 @@ class Engine:
                 .filter(pl.col("count") > 0)
                 .with_columns(rule=pl.lit(task.place), key=pl.lit(task.key), code=pl.lit(reason, pl.UInt8))
             )
+        lost = task.block.lost(_tables(task.rule)) if task.rows is not None else None
+        lost_there = np.zeros(len(begins), np.int64)
+        if lost is not None:
+            lost_there = np.add.reduceat(lost[task.rows], begins, dtype=np.int64)
         self._series.append(
             pl.DataFrame(
                 {
@@ -240,6 +260,7 @@ class Engine:
                     "before": before,
                     "rows": rows,
                     "evaluated": rows - abstained,
+                    "lost_there": lost_there,
                 }
             ).with_columns(rule=pl.lit(task.place), key=pl.lit(task.key))
         )
@@ -252,7 +273,7 @@ class Engine:
         series = (
             self._of_rule(self._series, _SERIES, place)
             .group_by("run", "key")
-            .agg(pl.col("since", "before").min(), pl.col("rows", "evaluated").sum())
+            .agg(pl.col("since", "before").min(), pl.col("rows", "evaluated", "lost_there").sum())
         )
         if rule.key is None:
             series = series.with_columns(since=pl.lit(1, pl.Int64), before=pl.lit(0, pl.Int64))
@@ -263,10 +284,17 @@ class Engine:
             before=pl.lit(0, pl.Int64),
             rows=pl.lit(0, pl.Int64),
             evaluated=pl.lit(0, pl.Int64),
+            lost_there=pl.lit(0, pl.Int64),
         )
         series = pl.concat([series, unseen]).join(spans, on="run")
         there = pl.col("updates") - pl.col("before")
-        absent = series.select("run", "key", (there - pl.col("rows")).alias("count"), _code(Reason.NOT_RECORDED))
+        of_table = series.select("run", "key", self._lost_without_rows(place, series).alias("count"), _code(Reason.GAP))
+        absent = series.select(
+            "run",
+            "key",
+            (there - pl.col("rows") - of_table.get_column("count")).alias("count"),
+            _code(Reason.NOT_RECORDED),
+        )
         lost = series.select(
             "run", "key", (pl.col("last") - pl.col("since") + 1 - there).alias("count"), _code(Reason.GAP)
         )
@@ -274,8 +302,9 @@ class Engine:
         texts = {0: "", **{code(reason): str(reason) for reason in REASONS}}
         texts |= {FIRST_GATE + i: gate_reason(gate) for i, gate in enumerate(rule.unless)}
         abstained = (
-            pl.concat([counts, absent, lost])
+            pl.concat([counts, absent, of_table, lost])
             .filter(pl.col("count") > 0)
+            .with_columns(_never_recorded(self._recorded[_tables(rule)]).alias("code"))
             .group_by("run", "key", "code")
             .agg(pl.col("count").sum())
             .with_columns(reason=pl.col("code").replace_strict(texts, return_dtype=pl.String))
@@ -297,6 +326,15 @@ class Engine:
             )
             .sort("run", "key", "abstained", "reason", descending=[False, False, True, False])
         )
+
+    def _lost_without_rows(self, place: int, series: pl.DataFrame) -> pl.Series:
+        """Of each series of a rule: the updates since its first that lost rows of the table, and it has none at."""
+        counts = pl.Series(np.zeros(series.height, np.int64))
+        for row, (run, since, there) in enumerate(series.select("run", "since", "lost_there").rows()):
+            updates = self._lost.get((place, run), ())
+            if updates:
+                counts[row] = sum(update >= since for update in updates) - there
+        return counts
 
     def _of_rule(self, frames: list[pl.DataFrame], schema: Mapping[str, Any], place: int) -> pl.DataFrame:
         if len(frames) > 1:
@@ -323,6 +361,7 @@ _SERIES: Final = {
     "before": pl.Int64,
     "rows": pl.Int64,
     "evaluated": pl.Int64,
+    "lost_there": pl.Int64,
     "rule": pl.Int32,
     "key": pl.String,
 }
@@ -401,9 +440,14 @@ class _Task:
     def _reading(self, signal: Signal) -> Values:
         found = self.block.of(signal).get(self.key if signal.key is not None else "")
         if found is None:
-            codes = np.full(self.height, code(Reason.NOT_RECORDED), np.uint8)
-            return np.full(self.height, np.nan), codes
-        return found.at(self.rows, self.block.height)
+            values, codes = np.full(self.height, np.nan), np.full(self.height, code(Reason.NOT_RECORDED), np.uint8)
+        else:
+            values, codes = found.at(self.rows, self.block.height)
+        lost = None if codes is None else self.block.lost(frozenset({signal.table}))
+        if lost is not None:
+            gone = (codes == code(Reason.NOT_RECORDED)) & (lost if self.rows is None else lost[self.rows])
+            codes = np.where(gone, code(Reason.GAP), codes).astype(np.uint8)
+        return values, codes
 
     def _threshold(self, condition: Condition) -> Floats | float:
         """NaN where there is none."""
@@ -440,6 +484,11 @@ def _keys(rule: Rule, block: Block) -> list[str]:
     return sorted({key for condition in rule.conditions for key in block.of(condition.signal)})
 
 
+def _tables(rule: Rule) -> frozenset[str]:
+    """The tables that its conditions read."""
+    return frozenset(condition.signal.table for condition in rule.conditions)
+
+
 def _places_that_yield(rules: RuleSet) -> dict[int, int]:
     """The place of a rule that yields -> that of the one it yields to."""
     places = {rule.name: place for place, rule in enumerate(rules.rules)}
@@ -453,6 +502,12 @@ def _text(column: str, texts: list[str], name: str | None = None) -> pl.Expr:
         return pl.lit(None, pl.String).alias(name)
     place = pl.when(pl.col(column) >= 0).then(pl.col(column))
     return pl.lit(pl.Series(texts, dtype=pl.String)).gather(place).alias(name)
+
+
+def _never_recorded(recorded: set[int]) -> pl.Expr:
+    """The code of the reason: of a run that records no table of the rule, that is it, but for the gaps."""
+    no_table = ~pl.col("run").is_in(list(recorded)) & (pl.col("code") != code(Reason.GAP))
+    return pl.when(no_table).then(pl.lit(code(Reason.NO_TABLE), pl.UInt8)).otherwise(pl.col("code"))
 
 
 def _code(reason: Reason) -> pl.Expr:

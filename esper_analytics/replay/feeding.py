@@ -7,7 +7,7 @@ from typing import Final
 
 import polars as pl
 
-from esper_analytics.replay.block import Block, read, stretches
+from esper_analytics.replay.block import Block, Loss, read, stretches
 from esper_analytics.replay.engine import Engine, Evaluation
 from esper_analytics.store import Runs, RunTables
 from esper_recorder.contract.rules import RuleSet
@@ -36,7 +36,7 @@ def evaluations(runs: Runs, held: Mapping[str, RuleSet], progress: Told | None =
     for rules in {rules.sha256: rules for rules in held.values()}.values():
         for table, names in rules.tables.items():
             tables[table] = tables.get(table, frozenset()) | names
-    tables["gaps"] = frozenset({"table_name", "last_update"})
+    tables["gaps"] = frozenset({"table_name", "first_update", "last_update"})
     found = [run for run in runs.by_run(tables) if run.run_id in held and run.rows[UPDATE_TABLE]]
     counter = _Counter(sum(run.rows[UPDATE_TABLE] for run in found), progress)
     for rules, batch in _batches(found, held):
@@ -45,7 +45,8 @@ def evaluations(runs: Runs, held: Mapping[str, RuleSet], progress: Told | None =
             _feed_one(engine, rules, batch[0], counter)
         else:
             frames = {table: [run.frames[table] for run in batch] for table in rules.tables}
-            engine.feed(Block(rules, read(rules, frames), [run.run_id for run in batch]))
+            losses = {run.run_id: _losses(run) for run in batch}
+            engine.feed(Block(rules, read(rules, frames), [run.run_id for run in batch], losses))
             counter.add(sum(run.rows[UPDATE_TABLE] for run in batch))
         for run in batch:
             engine.lost_up_to(run.run_id, _last_lost(run))
@@ -74,6 +75,14 @@ def _last_lost(run: RunTables) -> int:
         return 0
     gaps = run.frames["gaps"].filter(pl.col("table_name").is_in(["*", UPDATE_TABLE]))
     return gaps.select(pl.col("last_update").max()).collect().item() or 0
+
+
+def _losses(run: RunTables) -> list[Loss]:
+    """What the run is known to have lost."""
+    if not run.rows["gaps"]:
+        return []
+    gaps = run.frames["gaps"].select("table_name", "first_update", "last_update").collect()
+    return gaps.drop_nulls().rows()
 
 
 def _cells(run: RunTables, rules: RuleSet) -> int:
@@ -107,11 +116,12 @@ def _feed_one(engine: Engine, rules: RuleSet, run: RunTables, counter: _Counter)
     if windows > 1:
         last = run.frames[UPDATE_TABLE].select(pl.col("update").max()).collect().item() or 0
     bounds = [-(-last * window // windows) for window in range(1, windows)]
+    losses = {run.run_id: _losses(run)}
     begun = False
     for low, high in zip([None, *bounds], [*bounds, None], strict=True):
         frames = {table: [_window(run.frames[table], low, high)] for table in rules.tables}
         for stretch in stretches(read(rules, frames), UPDATES_AT_ONCE):
-            engine.feed(Block(rules, stretch, [run.run_id]), continued=begun, continues=True)
+            engine.feed(Block(rules, stretch, [run.run_id], losses), continued=begun, continues=True)
             begun = True
             counter.add(stretch[UPDATE_TABLE].height)
 
