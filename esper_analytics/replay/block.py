@@ -362,6 +362,9 @@ def _grouped(
             told = np.add.reduceat(values if missing is None else np.where(missing, 0.0, values), begins)
         case _:
             told = _exact_sums(values, missing, begins, ends)
+            if signal.take is Take.MEAN:
+                measured = ends - begins + 1 if missing is None else np.add.reduceat(~missing, begins, dtype=np.int64)
+                told /= np.maximum(measured, 1)
     lacking = None if missing is None else np.logical_and.reduceat(missing, begins)
     if lacking is not None:
         told[lacking] = math.nan

@@ -67,7 +67,7 @@ def signals(draw: st.DrawFn, key: bool | None = None, table: str | None = None) 
     else:
         raw["column"] = WHOLE[table] if kind == "whole" else draw(st.sampled_from(names))
     if table != "ppo_updates":
-        raw["take"] = draw(st.sampled_from(["first", "last", "max", "min", "sum", "only"]))
+        raw["take"] = draw(st.sampled_from(["first", "last", "max", "min", "sum", "mean", "only"]))
     if key is None:
         key = table in KEYS and draw(st.booleans())
     if key:
@@ -109,6 +109,8 @@ def conditions(draw: st.DrawFn, signal: dict[str, Any]) -> dict[str, Any]:
                 "momentum": draw(st.sampled_from([0.0, 0.5, 0.99])),
                 "bias_correction": draw(st.booleans()),
                 "warmup": draw(st.integers(0, 3)),
+                "epsilon": draw(st.sampled_from([1e-8, 0.5])),
+                "signed": draw(st.booleans()),
             }
         case 1:
             raw["step"] = True

@@ -37,7 +37,7 @@ def reader(signal: Signal) -> Read:
                 return Reason.NOT_MEASURED if value is None else float(value)
             return signal.value_of(chosen)
 
-        single = plain and signal.take is not Take.SUM  # every other way of taking gives the value itself
+        single = plain and signal.take is not Take.SUM  # but for its negative zero, each way gives the value itself
         return read_rows
 
     if plain:

@@ -28,6 +28,7 @@ class Take(StrEnum):
     MAX = "max"  # the largest number; NaN only where there is no number; NULL only where nothing was measured
     MIN = "min"
     SUM = "sum"  # of what was measured; NaN if a NaN was
+    MEAN = "mean"  # that sum divided by how many were measured
     ONLY = "only"  # there must be no second row
 
 
@@ -144,8 +145,8 @@ class Signal:
         measured = [value for row in rows if not isinstance(value := self._value(row), Reason)]
         if not measured:
             return Reason.NOT_MEASURED
-        if take is Take.SUM:
-            return total(measured)
+        if take is Take.SUM or take is Take.MEAN:
+            return total(measured) / (1 if take is Take.SUM else len(measured))
         numbers = [value for value in measured if value == value]
         if not numbers:
             return math.nan
