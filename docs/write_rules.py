@@ -51,7 +51,7 @@ abstains.value_off = 1
 ```
 
 - **What is read.** One value per update: of a table with several rows per update `take` says which (`first`, `last`,
-  `max`, `min`, `sum`; `only`: there must be one). `key = "layer"` keeps a series for each layer or head.
+  `max`, `min`, `sum`, `mean`; `only`: there must be one). `key = "layer"` keeps a series for each layer or head.
   `where = { kind = "h" }` leaves out other rows, `min_n = 100` rows with fewer transitions. A list stands for the
   number of its entries.
 - **When it is a hit.** `above`, `below` (strict: a value at the threshold is no hit) or `nonfinite = true`. A threshold

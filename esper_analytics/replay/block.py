@@ -18,6 +18,7 @@ import polars as pl
 
 from esper_analytics.replay.columns import Flags, Floats, Ints, evaluate
 from esper_analytics.replay.reading import RUN
+from esper_recorder.contract.evaluator import ALL_TABLES
 from esper_recorder.contract.rules import RuleSet
 from esper_recorder.contract.signals import ORDER_COLUMNS, UPDATE_TABLE, Reason, Signal, Take, own_keys, total
 from esper_recorder.contract.tables import columns
@@ -61,6 +62,10 @@ class Reading:
         return (values, reasons) if rows is None else (values[rows], reasons[rows])
 
 
+Loss = tuple[str, int, int]
+"""Rows of a table (or of `ALL_TABLES`) are lost from one update to another."""
+
+
 class Block:
     """The tables of some runs, as far as a rule set reads them.
 
@@ -74,8 +79,14 @@ class Block:
         phases: the names of the rules' phases.
     """
 
-    def __init__(self, rules: RuleSet, tables: Mapping[str, pl.DataFrame], runs: Sequence[str]) -> None:
-        """Take in what `read` read of these runs."""
+    def __init__(
+        self,
+        rules: RuleSet,
+        tables: Mapping[str, pl.DataFrame],
+        runs: Sequence[str],
+        losses: Mapping[str, Sequence[Loss]] | None = None,
+    ) -> None:
+        """Take in what `read` read of these runs, and the rows that each is known to have lost."""
         read = dict(tables)
         own = read.pop(UPDATE_TABLE)
         self.runs = tuple(runs)
@@ -86,7 +97,33 @@ class Block:
         self.phase = _phases(rules, self.progress)
         self.phases = tuple(name for name, _ in rules.phases)
         self._tables = {table: self._placed(frame) for table, frame in read.items()}
+        self._losses = [(place, *loss) for place, run in enumerate(runs) for loss in (losses or {}).get(run, ())]
+        self._lost: dict[frozenset[str], Flags | None] = {}
         self._known: dict[Signal, dict[str, Reading]] = {}
+
+    def lost(self, tables: frozenset[str]) -> Flags | None:
+        """The updates at which rows of any of the tables are known to be lost; None for none."""
+        if not self._losses:
+            return None
+        if tables not in self._lost:
+            lost = np.zeros(self.height, bool)
+            for run, table, first, last in self._losses:
+                if table == ALL_TABLES or table in tables:
+                    lost |= (self.run == run) & (self.update >= first) & (self.update <= last)
+            self._lost[tables] = lost if lost.any() else None
+        return self._lost[tables]
+
+    def runs_that_record(self, table: str) -> set[int]:
+        """The numbers of the runs with a row of the table, or one that is known to be lost."""
+        if table == UPDATE_TABLE:
+            return set(range(len(self.runs)))
+        told = {run for run, lost, _, _ in self._losses if lost == table}
+        rows = self._tables.get(table)
+        if rows is None or not len(rows.run):
+            return told
+        if len(self.runs) == 1:
+            return {0}
+        return told | set(rows.run[np.flatnonzero(np.diff(rows.run, prepend=-1))].tolist())
 
     def of_update(self, signal: Signal) -> Reading:
         """A signal of `ppo_updates`."""
@@ -304,6 +341,9 @@ def _grouped(
             told = np.add.reduceat(values if missing is None else np.where(missing, 0.0, values), begins)
         case _:
             told = _exact_sums(values, missing, begins, ends)
+            if signal.take is Take.MEAN:
+                measured = ends - begins + 1 if missing is None else np.add.reduceat(~missing, begins, dtype=np.int64)
+                told /= np.maximum(measured, 1)
     lacking = None if missing is None else np.logical_and.reduceat(missing, begins)
     if lacking is not None:
         told[lacking] = math.nan

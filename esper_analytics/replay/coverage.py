@@ -8,10 +8,11 @@ from typing import Final, NamedTuple
 import numpy as np
 import polars as pl
 
-from esper_analytics.replay.block import REASONS, Codes, code
-from esper_analytics.replay.columns import Ints
+from esper_analytics.replay.block import REASONS, Block, Codes, code
+from esper_analytics.replay.columns import Flags, Ints
 from esper_analytics.replay.series import FIRST_GATE
-from esper_recorder.contract.evaluator import gate_reason
+from esper_recorder.contract.judging import gate_reason
+from esper_recorder.contract.rule import Rule
 from esper_recorder.contract.rules import RuleSet
 from esper_recorder.contract.signals import Reason
 
@@ -38,6 +39,7 @@ class Seen(NamedTuple):
         begins: where the run's rows begin.
         height: how many rows there are in all.
         reasons: the code of every row, 0 where the rule looked; None where it always did.
+        lost: of a rule with keys, the rows at whose updates others are known to be lost; None for none.
     """
 
     run: Ints
@@ -46,6 +48,7 @@ class Seen(NamedTuple):
     begins: Ints
     height: int
     reasons: Codes | None
+    lost: Flags | None
 
 
 class Coverage:
@@ -55,11 +58,23 @@ class Coverage:
         self._rules = rules.rules
         self._seen: dict[Series, list[tuple[Ints, ...]]] = {}
         self._abstained: dict[Series, list[tuple[int, Ints, Ints]]] = {}
+        self._recorded: dict[frozenset[str], set[int]] = {tables_of(rule): set() for rule in self._rules}
+        self._lost: dict[int, list[tuple[Ints, Ints]]] = {}
+
+    def begin(self, block: Block, offset: int) -> None:
+        """Take in what a block tells of its runs, whose numbers begin at `offset`."""
+        for tables, recorded in self._recorded.items():
+            recorded.update(offset + run for table in tables for run in block.runs_that_record(table))
+        for place, rule in enumerate(self._rules):
+            lost = block.lost(tables_of(rule)) if rule.key is not None else None
+            if lost is not None:
+                self._lost.setdefault(place, []).append((block.run[lost] + offset, block.update[lost]))
 
     def add(self, series: Series, seen: Seen) -> None:
         """Take in what a block held of a series."""
         rows = np.diff(seen.begins, append=seen.height)
-        self._seen.setdefault(series, []).append((seen.run, seen.since, seen.before, rows))
+        lost = 0 * rows if seen.lost is None else np.add.reduceat(seen.lost, seen.begins, dtype=np.int64)
+        self._seen.setdefault(series, []).append((seen.run, seen.since, seen.before, rows, lost))
         if seen.reasons is None:
             return
         for reason in np.flatnonzero(np.bincount(seen.reasons)).tolist():
@@ -126,43 +141,79 @@ class Coverage:
         """The runs that have a series, and for each reason's code how often it was one; for 0 how often it looked."""
         for place, rule in enumerate(self._rules):
             unseen = updates > 0
+            recorded = np.isin(np.arange(len(updates)), list(self._recorded[tables_of(rule)]))
             for series in [series for series in self._seen if series[0] == place]:
                 run, counts = self._of(series, updates, last)
                 unseen[run] = False
-                yield series, run, counts
+                yield series, run, _named(counts, recorded[run])
             run = np.flatnonzero(unseen)
             if rule.key is not None and len(run):  # no row of any key: it never could look
-                gaps = last[run] - updates[run]
-                yield (
-                    (place, ""),
-                    run,
-                    {0: 0 * run, code(Reason.NOT_RECORDED): updates[run], code(Reason.GAP): gaps},
-                )
+                none = np.zeros(len(updates), np.int64)
+                counts = self._absent(place, run, updates, last, none + 1, none, none, none)
+                yield (place, ""), run, _named({0: 0 * run, **counts}, recorded[run])
 
     def _of(self, series: Series, updates: Ints, last: Ints) -> tuple[Ints, dict[int, Ints]]:
-        count = len(updates)
-        since, before = np.full((2, count), np.iinfo(np.int64).max)
-        rows = np.zeros(count, np.int64)
-        for run, first, passed, own in self._seen[series]:
+        """The runs that have rows of a series, and the counts of each."""
+        since, before = np.full((2, len(updates)), np.iinfo(np.int64).max)
+        rows, lost = np.zeros((2, len(updates)), np.int64)
+        for run, first, passed, own, gone in self._seen[series]:
             np.minimum.at(since, run, first)
             np.minimum.at(before, run, passed)
             np.add.at(rows, run, own)
-        counts: dict[int, Ints] = {}
-        for reason, run, times in self._abstained.get(series, ()):
-            np.add.at(counts.setdefault(reason, np.zeros(count, np.int64)), run, times)
+            np.add.at(lost, run, gone)
         run = np.flatnonzero(rows)
-        counts = {0: rows[run] - sum(times[run] for times in counts.values())} | {
-            reason: times[run] for reason, times in counts.items()
-        }
         if self._rules[series[0]].key is None:
             since[run], before[run] = 1, 0
-        made = updates[run] - before[run]
-        for reason, times in (
-            (code(Reason.NOT_RECORDED), made - rows[run]),
-            (code(Reason.GAP), last[run] - since[run] + 1 - made),
-        ):
+        counts = {0: rows[run]}
+        for reason, at, times in self._abstained.get(series, ()):
+            whole = np.zeros(len(updates), np.int64)
+            np.add.at(whole, at, times)
+            counts[reason] = counts.get(reason, 0) + whole[run]
+            counts[0] = counts[0] - whole[run]
+        for reason, times in self._absent(series[0], run, updates, last, since, before, rows, lost).items():
             counts[reason] = counts.get(reason, 0) + times
         return run, counts
+
+    def _absent(
+        self, place: int, run: Ints, updates: Ints, last: Ints, since: Ints, before: Ints, rows: Ints, lost: Ints
+    ) -> dict[int, Ints]:
+        """How many updates have no row of a series since its first, by reason.
+
+        Args:
+            place: of the rule.
+            run: the runs that are asked for; the arrays that follow have an entry for every run.
+            updates: how many updates it has.
+            last: its last update.
+            since: the series' first update.
+            before: how many updates lie before that.
+            rows: at how many updates the series has a row.
+            lost: at how many of these the tables lost others.
+        """
+        gone = np.zeros(len(updates), np.int64)
+        for at, update in self._lost.get(place, ()):
+            np.add.at(gone, at, update >= since[at])
+        gone -= lost
+        made = updates - before
+        not_made = last - since + 1 - made
+        return {
+            code(Reason.NOT_RECORDED): (made - rows - gone)[run],
+            code(Reason.GAP): (not_made + gone)[run],
+        }
+
+
+def tables_of(rule: Rule) -> frozenset[str]:
+    """The tables that a rule's conditions read."""
+    return frozenset(condition.signal.table for condition in rule.conditions)
+
+
+def _named(counts: dict[int, Ints], recorded: Flags) -> dict[int, Ints]:
+    """Of a run that records no table of the rule, that is the reason, but for the gaps."""
+    if recorded.all():
+        return counts
+    kept = (0, code(Reason.GAP))
+    others = sum((times for reason, times in counts.items() if reason not in kept), np.zeros(len(recorded), np.int64))
+    named = {reason: times if reason in kept else times * recorded for reason, times in counts.items()}
+    return named | {code(Reason.NO_TABLE): others * ~recorded}
 
 
 _COUNTED: Final = ("run", "rule", "key", "evaluated", "reason", "abstained")

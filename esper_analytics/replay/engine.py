@@ -14,9 +14,9 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import polars as pl
 
-from esper_analytics.replay.block import Block, Codes, code
+from esper_analytics.replay.block import Block, Codes, Loss, code
 from esper_analytics.replay.columns import Flags, Floats, Ints
-from esper_analytics.replay.coverage import Coverage, Seen, texts_at
+from esper_analytics.replay.coverage import Coverage, Seen, tables_of, texts_at
 from esper_analytics.replay.reading import read
 from esper_analytics.replay.series import Found, Judged, State, Values, combine, gate_codes, judge, moved
 from esper_recorder.contract.rule import Condition, Rule
@@ -51,18 +51,21 @@ class Evaluation:
     coverage: pl.DataFrame
 
 
-def evaluate(rules: RuleSet, frames: Mapping[str, pl.LazyFrame]) -> Evaluation:
+def evaluate(
+    rules: RuleSet, frames: Mapping[str, pl.LazyFrame], losses: Mapping[str, Sequence[Loss]] | None = None
+) -> Evaluation:
     """Run the rules over every run of the tables.
 
     Args:
         rules: what to look for.
         frames: by table, rows of one or more runs. A table not given was not recorded, nor a column not in it.
+        losses: by run, the rows that are known to be lost.
     """
     runs = frames[UPDATE_TABLE].select(pl.col("run_id").unique().sort()).collect().to_series().to_list()
     engine = Engine(rules)
     for run_id in runs:
         own = {table: [frame.filter(pl.col("run_id") == run_id)] for table, frame in frames.items()}
-        engine.feed(Block(rules, read(rules, own), [run_id]))
+        engine.feed(Block(rules, read(rules, own), [run_id], losses))
     return engine.finish()
 
 
@@ -111,6 +114,7 @@ class Engine:
         for run, start, size in zip(block.run[starts].tolist(), starts.tolist(), sizes.tolist(), strict=True):
             self._updates[offset + run] += size
             self._last[offset + run] = int(block.update[start + size - 1])
+        self._coverage.begin(block, offset)
         signals = dict.fromkeys(signal for rule in self._rules.rules for signal in rule.signals)
         with _Workers(block.height) as workers:
             workers.each(block.of, signals)
@@ -309,7 +313,9 @@ class _Task:
         run = self.block.run[first]
         before = first - starts[np.searchsorted(self.block.run[starts], run)]
         before += np.where(run == 0, done_before, 0)
-        return Seen(run + offset, self.block.update[first], before, begins, self.height, reasons)
+        lost = None if self.rule.key is None else self.block.lost(tables_of(self.rule))
+        lost = lost if lost is None or self.rows is None else lost[self.rows]
+        return Seen(run + offset, self.block.update[first], before, begins, self.height, reasons, lost)
 
     def rows_of(self, at: Ints) -> Ints:
         """The places in the block."""
@@ -324,9 +330,14 @@ class _Task:
     def _reading(self, signal: Signal) -> Values:
         found = self.block.of(signal).get(self.key if signal.key is not None else "")
         if found is None:
-            codes = np.full(self.height, code(Reason.NOT_RECORDED), np.uint8)
-            return np.full(self.height, np.nan), codes
-        return found.at(self.rows, self.block.height)
+            values, codes = np.full(self.height, np.nan), np.full(self.height, code(Reason.NOT_RECORDED), np.uint8)
+        else:
+            values, codes = found.at(self.rows, self.block.height)
+        lost = None if codes is None else self.block.lost(frozenset({signal.table}))
+        if lost is not None:
+            gone = (codes == code(Reason.NOT_RECORDED)) & (lost if self.rows is None else lost[self.rows])
+            codes = np.where(gone, code(Reason.GAP), codes).astype(np.uint8)
+        return values, codes
 
     def _threshold(self, condition: Condition) -> Floats | float:
         """NaN where there is none."""

@@ -10,10 +10,11 @@ from typing import Final
 
 import polars as pl
 
-from esper_analytics.replay.block import Block
+from esper_analytics.replay.block import Block, Loss
 from esper_analytics.replay.engine import Engine, Evaluation
 from esper_analytics.replay.reading import read, read_runs, stretches
 from esper_analytics.store import Runs, RunTables
+from esper_recorder.contract.evaluator import ALL_TABLES
 from esper_recorder.contract.rules import RuleSet
 from esper_recorder.contract.signals import UPDATE_TABLE
 
@@ -40,19 +41,23 @@ def evaluations(runs: Runs, held: Mapping[str, RuleSet], progress: Told | None =
     for rules in {rules.sha256: rules for rules in held.values()}.values():
         for table, names in rules.tables.items():
             tables[table] = tables.get(table, frozenset()) | names
-    tables["gaps"] = frozenset({"table_name", "last_update"})
+    tables["gaps"] = frozenset({"table_name", "first_update", "last_update"})
     found = [run for run in runs.by_run(tables) if run.run_id in held and run.rows(UPDATE_TABLE)]
     counter = _Counter(sum(run.rows(UPDATE_TABLE) for run in found), progress)
     engine = None
     for load, read_ahead in _ahead(_loads(found, held)):
         engine = Engine(load.rules) if engine is None else engine
         run_ids = [run.run_id for run in load.runs]
+        losses = {run.run_id: _losses(run) for run in load.runs}
         for stretch in stretches(read_ahead, UPDATES_AT_ONCE) if len(run_ids) == 1 else [read_ahead]:
-            engine.feed(Block(load.rules, stretch, run_ids), continued=engine.begun, continues=len(run_ids) == 1)
+            engine.feed(
+                Block(load.rules, stretch, run_ids, losses), continued=engine.begun, continues=len(run_ids) == 1
+            )
             counter.add(stretch[UPDATE_TABLE].height)
         if load.until is None:
             for run in load.runs:
-                engine.lost_up_to(run.run_id, _last_lost(run))
+                told = [last for table, _, last in losses[run.run_id] if table in (ALL_TABLES, UPDATE_TABLE)]
+                engine.lost_up_to(run.run_id, max(told, default=0))
             yield engine.finish()
             engine = None
     counter.end()
@@ -110,12 +115,12 @@ class _Counter:
             self.add(self._total - self._done)
 
 
-def _last_lost(run: RunTables) -> int:
-    """The last update whose own row is known to be lost, 0 where there is none."""
+def _losses(run: RunTables) -> list[Loss]:
+    """What the run is known to have lost."""
     if not run.rows("gaps"):
-        return 0
-    gaps = run.frame("gaps").filter(pl.col("table_name").is_in(["*", UPDATE_TABLE]))
-    return gaps.select(pl.col("last_update").max()).collect().item() or 0
+        return []
+    gaps = run.frame("gaps").select("table_name", "first_update", "last_update").collect()
+    return gaps.drop_nulls().rows()
 
 
 def _cells(run: RunTables, rules: RuleSet) -> int:

@@ -110,7 +110,8 @@ def moved(
                 previous.push(float(values[end - 1]))
     warming = np.isnan(told)  # an average and a value before are finite, or have grown to an infinity
     if condition.drift is not None:
-        result = np.abs(values - told) / (np.abs(told) + condition.drift.epsilon)
+        change = values - told
+        result = (change if condition.drift.signed else np.abs(change)) / (np.abs(told) + condition.drift.epsilon)
     else:
         result = values - told
     if rows is None and not warming.any():

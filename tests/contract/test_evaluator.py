@@ -102,7 +102,7 @@ def test_a_keyed_rule_that_never_saw_a_key_says_so_once_for_all() -> None:
     for u in (1, 2):
         assert rule.update(u, None, {"ppo_updates": [{}]}) == []
     (covered,) = rule.coverage()
-    assert (covered.key, covered.evaluated, covered.abstained) == ("", 0, {"not recorded": 2})
+    assert (covered.key, covered.evaluated, covered.abstained) == ("", 0, {"table not recorded by this run": 2})
 
 
 def test_a_closed_gate_and_one_that_was_not_measured_both_abstain_with_their_reason() -> None:

@@ -17,7 +17,8 @@ class Drift:
     """How far a value lies from the average of the values before it, relative to that average.
 
     drift = |x - average| / (|average| + epsilon), where the average does not hold x yet. Then x enters:
-    average = momentum * average + (1 - momentum) * x.
+    average = momentum * average + (1 - momentum) * x. A signed drift is (x - average) / (|average| + epsilon): negative
+    where the value has fallen.
 
     Plain form: the first value is the first average. With bias correction the average starts at zero and is divided
     by 1 - momentum^t, t values in, so that the first value weighs no more than it should.
@@ -30,6 +31,7 @@ class Drift:
     bias_correction: bool = False
     warmup: int = 0
     epsilon: float = 1e-8
+    signed: bool = False
 
 
 Number = TypeVar("Number", bound=Any)
@@ -65,7 +67,7 @@ class Average:
         """Take in values in their order and return the drift of each."""
         form = self._drift
         momentum, epsilon, corrected, first_told = form.momentum, form.epsilon, form.bias_correction, form.warmup + 1
-        rest = 1.0 - momentum
+        rest, signed = 1.0 - momentum, form.signed
         seen, total, weight = self.seen, self.total, self.weight
         finite = math.isfinite
         drifts: list[float | None] = []
@@ -82,7 +84,8 @@ class Average:
                     append(None)
                 else:
                     average = total / (1.0 - weight) if corrected else total
-                    append(abs(value - average) / (abs(average) + epsilon))
+                    change = value - average
+                    append((change if signed else abs(change)) / (abs(average) + epsilon))
                 total = step(momentum, total, rest * value)
             weight *= momentum
             seen += 1
