@@ -75,9 +75,8 @@ class TableScan:
         return sum(self.heights.values()) + sum(journal.num_rows for journal, _ in self.journals)
 
     def parts(self) -> list[tuple[Layout, Path, int]] | None:
-        """Every part with its layout and rows, where these are the table's rows as they are; None where they are not:
-        some are superseded, or in journals."""
-        if self.journals or any(layout.cuts for layout in self.files):
+        """Every part with its layout and number of rows; None where a part's rows may not count as they are."""
+        if self.journals or any(layout != Layout(layout.present, layout.float_statistics, ()) for layout in self.files):
             return None
         return [(layout, path, self.heights[path]) for layout, paths in self.files.items() for path in paths]
 

@@ -99,6 +99,7 @@ class Block:
         self._tables = {table: self._placed(frame) for table, frame in read.items()}
         self._losses = [(place, *loss) for place, run in enumerate(runs) for loss in (losses or {}).get(run, ())]
         self._lost: dict[frozenset[str], Flags | None] = {}
+        self._recording: dict[str, Ints] = {}
         self._known: dict[Signal, dict[str, Reading]] = {}
 
     def lost(self, tables: frozenset[str]) -> Flags | None:
@@ -113,17 +114,17 @@ class Block:
             self._lost[tables] = lost if lost.any() else None
         return self._lost[tables]
 
-    def runs_that_record(self, table: str) -> set[int]:
+    def runs_that_record(self, table: str) -> Ints:
         """The numbers of the runs with a row of the table, or one that is known to be lost."""
         if table == UPDATE_TABLE:
-            return set(range(len(self.runs)))
-        told = {run for run, lost, _, _ in self._losses if lost == table}
-        rows = self._tables.get(table)
-        if rows is None or not len(rows.run):
-            return told
-        if len(self.runs) == 1:
-            return {0}
-        return told | set(rows.run[np.flatnonzero(np.diff(rows.run, prepend=-1))].tolist())
+            return np.arange(len(self.runs))
+        if table not in self._recording:
+            told = {run for run, lost, _, _ in self._losses if lost == table}
+            rows = self._tables.get(table)
+            if rows is not None and len(rows.run):
+                told |= set(rows.run[np.flatnonzero(np.diff(rows.run, prepend=-1))].tolist())
+            self._recording[table] = np.array(sorted(told), np.int64)
+        return self._recording[table]
 
     def of_update(self, signal: Signal) -> Reading:
         """A signal of `ppo_updates`."""
@@ -361,12 +362,20 @@ def _furthest(signal: Signal, values: list[Floats], missing: list[Flags]) -> Rea
 
 
 def _exact_sums(values: Floats, missing: Flags | None, begins: Ints, ends: Ints) -> Floats:
-    """Sums as the watcher takes them: exactly rounded."""
-    kept: list[float | None] = values.tolist()
-    for place in () if missing is None else np.flatnonzero(missing).tolist():
-        kept[place] = None
-    groups = (kept[a : b + 1] for a, b in zip(begins.tolist(), ends.tolist(), strict=True))
-    return np.array([total(v for v in group if v is not None) for group in groups])
+    """Sums as the watcher takes them: exactly rounded, which of two numbers any sum is."""
+    group = np.repeat(np.arange(len(begins)), ends - begins + 1)
+    if missing is not None:
+        values, group = values[~missing], group[~missing]
+    count = np.bincount(group, minlength=len(begins))
+    start = np.cumsum(count) - count
+    told = np.zeros(len(begins))
+    for several in (1, 2):
+        first = start[count == several]
+        told[count == several] = values[first] + (values[first + 1] if several == 2 else 0.0)
+    many = np.flatnonzero(count > 2)
+    numbers = values.tolist() if len(many) else []
+    told[many] = [total(numbers[a : a + n]) for a, n in zip(start[many].tolist(), count[many].tolist(), strict=True)]
+    return told
 
 
 def _order(signal: Signal, frame: pl.DataFrame, chosen: slice | Ints, places: Ints) -> Ints | None:

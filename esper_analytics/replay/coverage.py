@@ -64,7 +64,8 @@ class Coverage:
     def begin(self, block: Block, offset: int) -> None:
         """Take in what a block tells of its runs, whose numbers begin at `offset`."""
         for tables, recorded in self._recorded.items():
-            recorded.update(offset + run for table in tables for run in block.runs_that_record(table))
+            for table in tables:
+                recorded.update((block.runs_that_record(table) + offset).tolist())
         for place, rule in enumerate(self._rules):
             lost = block.lost(tables_of(rule)) if rule.key is not None else None
             if lost is not None:

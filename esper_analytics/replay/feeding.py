@@ -123,10 +123,6 @@ def _losses(run: RunTables) -> list[Loss]:
     return gaps.drop_nulls().rows()
 
 
-def _cells(run: RunTables, rules: RuleSet) -> int:
-    return sum(run.rows(table) * (len(names) + 1) for table, names in rules.tables.items())
-
-
 def _loads(found: Sequence[RunTables], held: Mapping[str, RuleSet]) -> Iterator[_Load]:
     """Small runs of the same rules together, as many as may be read at once; a long run alone, in windows."""
     same: dict[str, list[RunTables]] = {}
@@ -134,10 +130,11 @@ def _loads(found: Sequence[RunTables], held: Mapping[str, RuleSet]) -> Iterator[
         same.setdefault(held[run.run_id].sha256, []).append(run)
     for chosen in same.values():
         rules = held[chosen[0].run_id]
+        widths = {table: len(names) + 1 for table, names in rules.tables.items()}
         batch: list[RunTables] = []
         cells = updates = 0
         for run in chosen:
-            own = _cells(run, rules)
+            own = sum(run.rows(table) * width for table, width in widths.items())
             updates += run.rows(UPDATE_TABLE)
             if batch and (cells + own > CELLS_AT_ONCE or updates > UPDATES_AT_ONCE or len(batch) == RUNS_AT_ONCE):
                 yield from _whole(rules, batch, cells)
