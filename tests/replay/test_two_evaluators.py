@@ -10,8 +10,9 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from esper_analytics.replay.block import Block, read, stretches
+from esper_analytics.replay.block import Block
 from esper_analytics.replay.engine import Engine, Evaluation, evaluate
+from esper_analytics.replay.reading import read, stretches
 from esper_recorder.contract.evaluator import RuleEvaluator
 from tests.replay.random_cases import Case, cases
 
