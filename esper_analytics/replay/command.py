@@ -97,10 +97,10 @@ def _unrecorded(result: Result, blind: pl.DataFrame) -> Iterator[str]:
         rules = [rule for rule in result.rules_by_run[run_id].rules if rule.name in names]
         tables = sorted({condition.signal.table for rule in rules for condition in rule.conditions})
         alike.setdefault((len(rules), tuple(tables)), []).append(run_id)
-    for (rules_count, tables), run_ids in alike.items():
+    for (rules_count, unrecorded), run_ids in alike.items():
         runs, records = (run_ids[0], "records") if len(run_ids) == 1 else (f"{len(run_ids)} runs", "record")
         rules_say = "1 rule on that says" if rules_count == 1 else f"{rules_count} rules on that say"
-        yield f"{runs} {records} no {' and no '.join(tables)}: the {rules_say} nothing"
+        yield f"{runs} {records} no {' and no '.join(unrecorded)}: the {rules_say} nothing"
 
 
 def meets(result: Result, severity: Severity) -> bool:

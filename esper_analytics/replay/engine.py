@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import polars as pl
 
-from esper_analytics.replay.block import Block, Codes, Loss, code
+from esper_analytics.replay.block import Block, Codes, Loss, Reading, code
 from esper_analytics.replay.columns import Flags, Floats, Ints
 from esper_analytics.replay.coverage import Coverage, Seen, tables_of, texts_at
 from esper_analytics.replay.reading import read
@@ -329,12 +329,10 @@ class _Task:
 
     def _reading(self, signal: Signal) -> Values:
         found = self.block.of(signal).get(self.key if signal.key is not None else "")
-        if found is None:
-            values, codes = np.full(self.height, np.nan), np.full(self.height, code(Reason.NOT_RECORDED), np.uint8)
-        else:
-            values, codes = found.at(self.rows, self.block.height)
-        lost = None if codes is None else self.block.lost(frozenset({signal.table}))
-        if lost is not None:
+        nothing = Reading(np.empty(0, np.int64), np.empty(0), None)
+        values, codes = (found or nothing).at(self.rows, self.block.height)
+        lost = self.block.lost(frozenset({signal.table}))
+        if codes is not None and lost is not None:
             gone = (codes == code(Reason.NOT_RECORDED)) & (lost if self.rows is None else lost[self.rows])
             codes = np.where(gone, code(Reason.GAP), codes).astype(np.uint8)
         return values, codes

@@ -121,6 +121,43 @@ def test_a_rule_that_never_could_look_is_told_beside_every_table(tmp_path: Path)
         assert "never" not in done.stdout
 
 
+def test_rules_on_tables_that_a_run_does_not_record_share_one_line_and_are_not_called_blind(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path, name, updates=updates(1.0, 1.0))
+    text = (
+        OWN
+        + '[rules.heads]\nseverity = "info"\ntable = "heads"\nkey = "head"\ncolumn = "ratio_max"\nabove = 2\n'
+        + '[rules.state]\nseverity = "info"\ntable = "recurrent_state"\ntake = "max"\ncolumn = "rms"\nabove = 2\n'
+    )
+    (tmp_path / "own.toml").write_text(text)
+    done = esper("replay", str(tmp_path), "--rules", str(tmp_path / "own.toml"))
+    assert "2 runs record no heads and no recurrent_state: the 2 rules on that say nothing\n" in done.stderr
+    assert "never could look" not in done.stderr
+    blind = ea.replay(ea.open(tmp_path), tmp_path / "own.toml").blind
+    assert blind.select("rule", "evaluated", "abstained", "reason").unique().sort("rule").rows() == [
+        ("heads", 0, 2, "table not recorded by this run"),
+        ("state", 0, 2, "table not recorded by this run"),
+    ]
+
+
+def test_a_gap_in_one_table_is_a_recording_gap_to_the_rules_on_it(tmp_path: Path) -> None:
+    gap = {"table_name": "heads", "reason": "write_failed", "first_update": 2, "last_update": 3, "update": 3}
+    heads = [{"update": u, "head": "op", "ratio_max": 1.0} for u in (1, 4)]
+    write_run(tmp_path, "a", updates=updates(1.0, 1.0, 1.0, 1.0, 1.0), tables={"gaps": [gap], "heads": heads})
+    write_run(tmp_path, "b", updates=updates(1.0, 1.0, 1.0), tables={"gaps": [gap]})
+    rules = RuleSet.parse(
+        OWN + '[rules.h]\nseverity = "info"\ntable = "heads"\nkey = "head"\ncolumn = "ratio_max"\nabove = 2\n'
+    )
+    runs = ea.open(tmp_path)
+    of_heads = ea.replay(runs, rules).coverage.filter(pl.col("rule") == "h").drop("rule")
+    assert of_heads.rows() == [
+        (A, "op", 2, 3, "recording gap (2), not recorded (1)"),
+        (B, "", 0, 3, "recording gap (2), not recorded (1)"),
+    ]
+    told = esper("replay", str(tmp_path), "--run", B, "--rules", "default").stderr
+    assert f"{B}: never could look (recording gap (2), not recorded (1)): nonfinite_head" in told
+
+
 def test_fail_on_ends_with_one_where_an_incident_is_that_severe(tmp_path: Path) -> None:
     write_run(tmp_path, "a", updates=updates(1.0, 3.0), rules=OWN)
     codes = [esper("replay", str(tmp_path), "--fail-on", s).exit_code for s in ("info", "warning", "critical")]

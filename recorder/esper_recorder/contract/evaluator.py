@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from esper_recorder.contract.judging import BEYOND, HELD, HIT, Judgement, State, gate_keeper, judge, new_state
-from esper_recorder.contract.reading import Rows, key_reader, reader
+from esper_recorder.contract.reading import Rows, reader
 from esper_recorder.contract.rule import Rule
 from esper_recorder.contract.rules import RuleSet
 from esper_recorder.contract.signals import UPDATE_TABLE, Reading, Reason, Signal
@@ -51,8 +51,7 @@ class RuleEvaluator:
         places = {signal: place for place, signal in enumerate(signals)}
         self._phase = rules.phase
         self._tables = tuple(signal.table for signal in signals)
-        self._readers = [None if signal.key is not None else reader(signal) for signal in signals]
-        self._key_readers = [None if signal.key is None else key_reader(signal) for signal in signals]
+        self._readers = [reader(signal) for signal in signals]
         self._runners = [(_KeyedRunner if rule.key else _Runner)(rule, places) for rule in rules.rules]
         self._yields = {rule.name: rule.yields_to for rule in rules.rules if rule.yields_to is not None}
         self._unmet = set(self._tables) - {UPDATE_TABLE}
@@ -88,10 +87,7 @@ class RuleEvaluator:
         row = own[0]
         if self._unmet:
             self._unmet -= {table for table in self._unmet if rows.get(table)}
-        readings = [
-            read(row, rows) if read is not None else read_keys(rows)  # type: ignore[misc]  # one of the two is there
-            for read, read_keys in zip(self._readers, self._key_readers, strict=True)
-        ]
+        readings: list[Any] = [read(row, rows) for read in self._readers]
         lost = self._lost_at(update) if self._losses else _NOTHING
         if lost:
             readings = [
@@ -265,7 +261,7 @@ class _KeyedRunner(_Runner):
             if key not in there:
                 series.abstain(whole)
                 continue
-            shut = self._shut(key, readings)
+            shut = self._shut(key, readings) if self._gates else None
             if shut is not None:
                 series.abstain(shut)
                 continue

@@ -113,7 +113,8 @@ def _threshold(
 
 def gate_keeper(gate: Gate) -> GateKeeper:
     """Whether a gate is closed."""
-    reason, number, test = gate_reason(gate), gate.number, gate.test
+    reason, test = gate_reason(gate), gate.test
+    number = math.nan if gate.number is None else gate.number  # `nonfinite` has none
     shuts = gt if test is Test.ABOVE else lt
 
     def keep_nonfinite(reading: Reading) -> str | None:

@@ -17,12 +17,16 @@ Rows = Mapping[str, Sequence[Row]]
 Read = Callable[[Row, Rows], Reading]
 """From the update's own row and all its rows."""
 
-ReadKeys = Callable[[Rows], Mapping[str, Reading]]
-"""By key; a key without a row is not there."""
+ReadKeys = Callable[[Row, Rows], Mapping[str, Reading]]
+"""The same by key; a key without a row is not there."""
 
 
-def reader(signal: Signal) -> Read:
-    """How to read a signal without a key column."""
+def reader(signal: Signal) -> Read | ReadKeys:
+    """How to read a signal."""
+    return _whole_reader(signal) if signal.key is None else _key_reader(signal)
+
+
+def _whole_reader(signal: Signal) -> Read:
     table, column, where, minimum = signal.table, signal.column, signal.where, signal.min_n
     plain = column is not None and minimum is None and not signal.counts
 
@@ -50,17 +54,16 @@ def reader(signal: Signal) -> Read:
     return lambda row, rows: signal.value_of((row,))
 
 
-def key_reader(signal: Signal) -> ReadKeys:
-    """How to read a signal with a key column."""
+def _key_reader(signal: Signal) -> ReadKeys:
     table, column, key = signal.table, signal.column, signal.key
     if column is None or signal.counts or signal.min_n is not None or signal.where or signal.take is not Take.ONLY:
-        return lambda rows: signal.read(rows.get(table, ()))
+        return lambda row, rows: signal.read(rows.get(table, ()))
     assert key is not None
 
-    def read_column(rows: Rows) -> dict[str, Reading]:
+    def read_column(row: Row, rows: Rows) -> dict[str, Reading]:
         found: dict[str, Reading] = {}
-        for row in rows.get(table, ()):
-            name, value = row.get(key), row.get(column)
+        for one in rows.get(table, ()):
+            name, value = one.get(key), one.get(column)
             name = "" if name is None else str(name)
             reading = Reason.NOT_MEASURED if value is None else float(value)
             found[name] = Reason.SEVERAL_ROWS if name in found else reading

@@ -98,7 +98,7 @@ class Signal:
     @property
     def counts(self) -> bool:
         """The column holds lists, and the value is the number of entries."""
-        return self.column is not None and _types(self.table)[self.column].startswith("list<")
+        return _is_list(self.table, self.column)
 
     def describe(self) -> str:
         """As a person would name it: `ppo_updates.ratio_max`, `first of minibatches.ratio_max`."""
@@ -137,11 +137,9 @@ class Signal:
         if take is Take.ONLY:
             return Reason.SEVERAL_ROWS if len(rows) > 1 else self._value(rows[0])
         if take is Take.FIRST or take is Take.LAST:
-            if len(rows) > 1:
-                order = order_columns(self)
-                ordered = sorted(rows, key=lambda row: [_place(row.get(name)) for name in order])
-                return self._value(ordered[0 if take is Take.FIRST else -1])
-            return self._value(rows[0])
+            order = order_columns(self)
+            ordered = sorted(rows, key=lambda row: [_place(row.get(name)) for name in order]) if order else rows
+            return self._value(ordered[0 if take is Take.FIRST else -1])
         measured = [value for row in rows if not isinstance(value := self._value(row), Reason)]
         if not measured:
             return Reason.NOT_MEASURED
@@ -192,8 +190,8 @@ def total(values: Iterable[float]) -> float:
 
 
 @functools.cache
-def _types(table: str) -> dict[str, str]:
-    return {column.name: column.type for column in columns(table)}
+def _is_list(table: str, column: str | None) -> bool:
+    return any(declared.name == column and declared.type.startswith("list<") for declared in columns(table))
 
 
 def _place(value: Any) -> float:
