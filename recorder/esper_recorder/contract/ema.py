@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,9 @@ class Drift:
     signed: bool = False
 
 
-Number = TypeVar("Number", bound=Any)
-
-
-def step(momentum: float, total: Number, share: Number) -> Number:
+def step(momentum: float, total: Any, share: Any) -> Any:
     """The next sum, from the last one and (1 - momentum) * x of the value that enters; numbers or arrays of them."""
-    return momentum * total + share  # type: ignore[no-any-return]
+    return momentum * total + share
 
 
 class Average:
