@@ -39,7 +39,7 @@ def measure(what: str, folder: str, turns: int) -> dict[str, Any]:
     import esper_analytics as ea
 
     values = [1.5 + place * 0.005 for place in range(1000)]
-    runs = None if turns == 1 else ea.open(folder)
+    runs = ea.open(folder)
     calls: dict[str, Callable[[], object]] = {
         "read": lambda: read_columns(runs, PROFILE),
         "replay": lambda: ea.replay(runs, PROFILE),

@@ -59,12 +59,12 @@ def plain_run(root: Path, name: str, updates: int) -> None:
     read = load_profile("default").tables
 
     def rows(first: int, count: int, rng: np.random.Generator) -> dict[str, tuple[int, Columns]]:
-        found: dict[str, tuple[int, dict[str, Any]]] = {}
+        found: dict[str, tuple[int, Any]] = {}
         for table, per_update in (("ppo_updates", 1), ("minibatches", 4), ("gradient_layers", 4), ("episodes", 2)):
             height = per_update * count
             own: dict[str, Any] = {}
             for column in columns(table):
-                if column.name in read.get(table, ()) - IDENTITY:
+                if column.name in read.get(table, frozenset()) - IDENTITY:
                     match column.type:
                         case "float64":
                             own[column.name] = healthy(column.name, rng, height)

@@ -44,8 +44,11 @@ def nothing_found(result: Result, what: str) -> str:
 
 def endings(runs: Runs, width: int) -> Iterator[str]:
     """A line, of at most `width` characters, for each run that did not end well."""
+    manifests = runs.manifests()
     for run_id, ended in runs.list().select("run_id", "ended").iter_rows():
-        ending = ending_of(ended, runs.manifest(run_id))
+        if run_id not in manifests:
+            continue  # it came meanwhile
+        ending = ending_of(ended, manifests[run_id])
         if ending.how == "raised":
             yield shortened(f"{run_id} ended with an error: {ending.line}", width)
         elif ending.how == "interrupted":

@@ -72,7 +72,7 @@ class TableScan:
     @property
     def rows(self) -> int:
         """How many rows there are, superseded ones included."""
-        return sum(self.heights.values()) + sum(journal.num_rows for journal, _ in self.journals)
+        return sum(self.heights.values()) + sum(int(journal.num_rows) for journal, _ in self.journals)
 
     def parts(self) -> list[tuple[Layout, Path, int]] | None:
         """Every part with its layout and number of rows; None where a part's rows may not count as they are."""

@@ -124,6 +124,10 @@ class Runs:
         """What a run's `run.json` says. Raises UnknownRunError."""
         return _named(run_id, self._folders()).manifest
 
+    def manifests(self) -> dict[str, Manifest]:
+        """What every run's `run.json` says, by run_id, of one listing."""
+        return {run.run_id: run.manifest for run in self._folders()}
+
     def folder(self, run_id: str) -> Path:
         """The folder a run is read from. Raises UnknownRunError."""
         return _named(run_id, self._folders()).path

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from esper_analytics.replay.block import Floats, Ints
+from esper_analytics.replay.columns import Floats, Ints
 from esper_analytics.replay.engine import Evaluation
 
 INCIDENT_COLUMNS: Final = {

@@ -34,7 +34,7 @@ def read(rules: RuleSet, frames: Mapping[str, Sequence[pl.LazyFrame]]) -> dict[s
 def read_runs(rules: RuleSet, runs: Sequence[RunTables]) -> dict[str, pl.DataFrame]:
     """The same of several runs: files of one layout in one scan, which takes a tenth of the time of a scan for each."""
     lazy: list[pl.LazyFrame] = []
-    numbers: list[tuple[str, list[int], list[int]]] = []  # of each frame: its table, run by run its number and rows
+    numbers: list[tuple[str, list[int], list[int]]] = []  # of each frame its table, of each file the run and rows
     for table, names in rules.tables.items():
         together: dict[Layout, list[tuple[int, Path, int]]] = {}
         for number, run in enumerate(runs):
@@ -49,11 +49,11 @@ def read_runs(rules: RuleSet, runs: Sequence[RunTables]) -> dict[str, pl.DataFra
             lazy.append(_select(scan.frame(superseded=False, only=names), table, names))
             numbers.append((table, [number for number, _, _ in found], [rows for _, _, rows in found]))
     tables: dict[str, list[pl.DataFrame]] = {}
-    for frame, (table, run, rows) in zip(pl.collect_all(lazy), numbers, strict=True):
+    for frame, (table, of_file, heights) in zip(pl.collect_all(lazy), numbers, strict=True):
         if RUN not in frame.columns:
-            if frame.height != sum(rows):
+            if frame.height != sum(heights):
                 raise DataError(f"Files of {table} changed while they were read. Ask again.")
-            frame.insert_column(0, pl.Series(RUN, np.repeat(run, rows), pl.Int64))
+            frame.insert_column(0, pl.Series(RUN, np.repeat(np.array(of_file, np.int64), heights)))
         tables.setdefault(table, []).append(frame)
     return {
         table: frames[0] if len(frames) == 1 else pl.concat(frames, how="diagonal") for table, frames in tables.items()

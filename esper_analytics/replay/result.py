@@ -175,7 +175,7 @@ def live(runs: Runs) -> pl.DataFrame:
     """
     alarms = runs.table("alarms").select("run_id", "rule", pl.col("key").fill_null(""), "update").collect()
     raised = set(alarms.get_column("run_id").unique())
-    silent = [run_id for run_id in runs.ids if run_id not in raised and runs.manifest(run_id).rules_sha256 is None]
+    silent = [run for run, told in runs.manifests().items() if run not in raised and told.rules_sha256 is None]
     if silent:
         raise UsageError(
             f"{silent[0]} ran with no rules, so it has no alarms of its own to compare with. "

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from esper_analytics.replay.averages import held_against
-from esper_analytics.replay.block import Codes, Flags, Floats, Ints, code
+from esper_analytics.replay.block import Codes, code
+from esper_analytics.replay.columns import Flags, Floats, Ints
 from esper_recorder.contract.ema import Average, Previous
 from esper_recorder.contract.rule import Condition, Gate, Rule, Test
 from esper_recorder.contract.signals import Reason
