@@ -83,11 +83,12 @@ def arrange(
             its steps are counted as updates are.
         hyperparameters: where the library's `settings` and `total_steps` are looked up.
     """
+    sessions = list(sessions)
     result = Arranged()
     told = _Told(recognised, hyperparameters or {})
     numbering = _Numbering(recognised)
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    steps = sorted({one.step for values in (sessions := list(sessions)) for one in values if one.step is not None})
+    steps = sorted({one.step for values in sessions for one in values if one.step is not None})
     for values in sessions:
         groups, left = _groups(values, recognised)
         result.repeated += sum(group.repeated for group in groups)
