@@ -52,6 +52,41 @@ def import_esper_jsonl(
     report_imported(imported, to, form, output, strict=strict)
 
 
+@import_app.command(
+    "tensorboard",
+    examples=["esper import tensorboard logs/ --to runs", "esper import tensorboard 'logs/PPO_*' --to runs"],
+)
+def import_tensorboard(
+    sources: SourcesArgument,
+    to: ToOption,
+    form: FormatOption = None,
+    output: OutputOption = None,
+    strict: StrictImport = False,
+) -> None:
+    """TensorBoard event files of Stable-Baselines3, CleanRL, rsl_rl or TorchRL, a run a folder."""
+    from esper_analytics.importers import tensorboard
+
+    with bytes_bar() as told:
+        imported = tensorboard.import_files(sources, to, told)
+    report_imported(imported, to, form, output, strict=strict)
+
+
+@import_app.command("sb3-csv", examples=["esper import sb3-csv logs/ --to runs"])
+def import_sb3_csv(
+    sources: SourcesArgument,
+    to: ToOption,
+    form: FormatOption = None,
+    output: OutputOption = None,
+    strict: StrictImport = False,
+) -> None:
+    """The progress.csv of Stable-Baselines3, a run a file."""
+    from esper_analytics.importers import sb3_csv
+
+    with bytes_bar() as told:
+        imported = sb3_csv.import_files(sources, to, told)
+    report_imported(imported, to, form, output, strict=strict)
+
+
 @contextmanager
 def bytes_bar() -> Iterator[Callable[[int, int], None] | None]:
     """Called with bytes done and of how much: a bar that counts megabytes."""
@@ -68,7 +103,7 @@ def report_imported(
     """
     from esper_analytics.importers.load_report import report_frame
 
-    emit(report_frame({stored.run_id: report for stored, report in imported}), form, output)
+    emit(report_frame({stored.run_id: report for stored, report in imported if stored.run_id}), form, output)
     lost = False
     for stored, report in imported:
         match stored.what:
@@ -80,6 +115,10 @@ def report_imported(
                 tell(f"{stored.run_id}: imported anew, since {report.source} has changed")
             case "imported":
                 tell(f"{stored.run_id}: imported from {report.source}")
+            case "empty":
+                tell(f"{report.source}: left out, for it holds nothing to import")
+        for note in report.notes:
+            tell(f"{stored.run_id}: {note}")
         if losses := report.losses:
             lost = True
             tell(f'{stored.run_id}: {", ".join(losses)}; `esper sql {to} "SELECT * FROM raw_events"` shows them')

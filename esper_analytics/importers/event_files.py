@@ -8,6 +8,7 @@ the package's own protobufs. TensorFlow is not needed, and not loaded where it i
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,7 +24,19 @@ MARK = "tfevents"
 
 _HEADER = 12
 _FOOTER = 4
+_KINDS = {"histo": "histograms", "image": "images", "scalars": "scalars that are no number"}
 _TEXT_SUFFIX = "/text_summary"  # torch's SummaryWriter adds it to the tag of a text
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One text."""
+
+    tag: str
+    text: str
+    record: int
+    """Where it stood in its file, counted from 1."""
+    time: float
 
 
 @dataclass(slots=True)
@@ -31,16 +44,17 @@ class EventFile:
     """What one event file held."""
 
     path: Path
+    sha256: str
+    """Of its content."""
     values: list[Logged] = field(default_factory=list)
     """The scalars, in the order they were written."""
-    texts: dict[str, str] = field(default_factory=dict)
-    """Tag -> the text written last."""
+    texts: list[Text] = field(default_factory=list)
     hparams: dict[str, Any] = field(default_factory=dict)
     """Hyperparameters, as `SummaryWriter.add_hparams` and SB3's `HParam` write them."""
     records: int = 0
     """Records that are whole."""
     kept_out: Counter[str] = field(default_factory=Counter)
-    """Kind of summary that no table holds (text, histograms, images, ...) -> how many."""
+    """Kind of summary that no table holds (histograms, images, ...) -> how many."""
     damaged: int = 0
     """Stretches of records that could not be read."""
     skipped_bytes: int = 0
@@ -76,7 +90,7 @@ def read_event_file(path: Path, progress: Callable[[int], None] | None = None) -
     from tensorboard.compat.proto.event_pb2 import Event
 
     data = path.read_bytes()
-    found = EventFile(path)
+    found = EventFile(path, hashlib.sha256(data).hexdigest())
     for start, record in _records(data, found):
         event = Event()
         try:
@@ -89,7 +103,7 @@ def read_event_file(path: Path, progress: Callable[[int], None] | None = None) -
         if found.first_time is None:
             found.first_time = event.wall_time
         for value in event.summary.value:
-            _take(value, event.step, event.wall_time, found)
+            _take(value, event, found)
         if progress is not None and found.records % 1000 == 0:
             progress(start)
     if progress is not None:
@@ -164,24 +178,22 @@ def _checksum(data: bytes) -> int:
 # --- what a record holds ----------------------------------------------------------------------------------------------
 
 
-def _take(value: Any, step: int, wall_time: float, found: EventFile) -> None:
+def _take(value: Any, event: Any, found: EventFile) -> None:
     kind = value.WhichOneof("value")
     plugin = value.metadata.plugin_data.plugin_name
+    number = value.simple_value if kind == "simple_value" else None
+    if kind == "tensor" and plugin == "scalars":
+        number = _number(value.tensor)
     if plugin == "hparams":
         found.kept_out["hparams"] += 1
         found.hparams |= _hyperparameters(value.metadata.plugin_data.content)
-    elif kind == "simple_value":
-        found.values.append(Logged(value.tag, step, value.simple_value, wall_time))
-    elif kind == "tensor" and plugin == "scalars":
-        number = _number(value.tensor)
-        if number is None:
-            found.kept_out["scalars that are no number"] += 1
-        else:
-            found.values.append(Logged(value.tag, step, number, wall_time))
+    elif number is not None:
+        found.values.append(Logged(value.tag, event.step, number, found.records, event.wall_time))
+    elif kind == "tensor" and plugin == "text":
+        tag = value.tag.removesuffix(_TEXT_SUFFIX)
+        found.texts.append(Text(tag, _text(value.tensor), found.records, event.wall_time))
     else:
-        if kind == "tensor" and plugin == "text":
-            found.texts[value.tag.removesuffix(_TEXT_SUFFIX)] = _text(value.tensor)
-        found.kept_out[{"histo": "histograms", "image": "images"}.get(kind, plugin or kind or "empty summaries")] += 1
+        found.kept_out[_KINDS.get(plugin or kind or "", plugin or kind or "empty summaries")] += 1
 
 
 def _number(tensor: Any) -> float | None:

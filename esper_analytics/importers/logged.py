@@ -12,7 +12,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -30,12 +30,12 @@ class Logged:
     tag: str
     step: int | None
     value: float
+    line: int
+    """Where it stood: the line of a text file, the record of an event file, counted from 1."""
     time: float | None = None
     """Wall clock, seconds since 1970; None where it was not kept."""
     elapsed: float | None = None
     """Seconds since the training began, where the trainer told that."""
-    line: int | None = None
-    """The row it stood in, where values are kept a row at a time: those of one row were logged together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +53,25 @@ class Stretch:
 class Arranged:
     """The rows of one run, without its run_id."""
 
-    columns: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
-    """Table -> column -> values; rows in the order of attempts and updates."""
+    columns: dict[str, dict[int, dict[str, list[Any]]]] = field(default_factory=dict)
+    """Table -> attempt -> column -> values; rows in the order of their updates."""
     stretches: list[Stretch] = field(default_factory=list)
-    in_updates: int = 0
-    """Values that became a column of `ppo_updates`."""
-    in_episodes: int = 0
-    """Values that became a column of `episodes`."""
+    typed: Counter[str] = field(default_factory=Counter)
+    """Tag -> values that became a column of `ppo_updates` or `episodes`."""
+    kept: Counter[str] = field(default_factory=Counter)
+    """Tag -> values that became a row of `scalars`."""
     repeated: int = 0
     """Values that an update logged again: the last one counts, the earlier ones are scalars."""
     superseded: int = 0
     """Updates that a later attempt made again."""
-
-    def rows(self, table: str) -> int:
-        """Number of rows of a table."""
-        return len(self.columns.get(table, {}).get("update", ()))
 
 
 def arrange(
     sessions: Iterable[Sequence[Logged]],
     recognised: Recognised | None,
     hyperparameters: Mapping[str, Any] | None = None,
+    *,
+    by_line: bool = False,
 ) -> Arranged:
     """The rows of one run.
 
@@ -82,6 +80,7 @@ def arrange(
         recognised: the library that logged it; None where that is not known: everything becomes a scalar then, and
             its steps are counted as updates are.
         hyperparameters: where the library's `settings` and `total_steps` are looked up.
+        by_line: what stands in one line was logged together; else what has one step.
     """
     sessions = list(sessions)
     result = Arranged()
@@ -90,7 +89,7 @@ def arrange(
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     steps = sorted({one.step for values in sessions for one in values if one.step is not None})
     for values in sessions:
-        groups, left = _groups(values, recognised)
+        groups, left = _groups(values, recognised, by_line)
         result.repeated += sum(group.repeated for group in groups)
         numbering.number(groups)
         if recognised is None:
@@ -102,16 +101,22 @@ def arrange(
             rows["ppo_updates"].append(
                 identify.row(group.last, group.attempt, group.update) | _update(group, told, recognised)
             )
-            result.in_updates += len(group.values)
+            result.typed.update(group.values.keys())
         if recognised is not None and recognised.library.episode_return is not None:
+            before = Counter(values[index].tag for index in left)
             left = _episodes(values, left, recognised.library, identify, rows["episodes"])
-            result.in_episodes += len(values) - len(left) - sum(len(group.values) for group in groups)
+            result.typed += before - Counter(values[index].tag for index in left)
         for index in left:
             one = values[index]
-            rows["scalars"].append(identify.row(index) | {"name": one.tag, "step": one.step, "value": one.value})
+            row = {"name": one.tag, "step": one.step, "line": one.line, "value": one.value}
+            rows["scalars"].append(identify.row(index) | row)
+            result.kept[one.tag] += 1
     for table, of_table in rows.items():
         if of_table:
-            result.columns[table] = _columns(of_table)
+            of_table.sort(key=lambda row: (row["attempt"], row["update"]))
+            result.columns[table] = {
+                attempt: _columns(list(own)) for attempt, own in itertools.groupby(of_table, lambda row: row["attempt"])
+            }
     result.stretches = _stretches(rows)
     result.superseded = _superseded(rows["ppo_updates"], result.stretches)
     return result
@@ -132,8 +137,8 @@ def moment(seconds: float | None) -> datetime | None:
 class _Group:
     """Values of one update."""
 
+    key: int | None
     step: int | None
-    line: int | None
     first: int
     last: int
     values: dict[str, Logged] = field(default_factory=dict)
@@ -143,7 +148,7 @@ class _Group:
     update: int = 0
 
 
-def _groups(values: Sequence[Logged], recognised: Recognised | None) -> tuple[list[_Group], list[int]]:
+def _groups(values: Sequence[Logged], recognised: Recognised | None, by_line: bool) -> tuple[list[_Group], list[int]]:
     """The updates among the values, and the positions of the values that are in none."""
     if recognised is None:
         return [], list(range(len(values)))
@@ -153,8 +158,9 @@ def _groups(values: Sequence[Logged], recognised: Recognised | None) -> tuple[li
         if one.tag not in recognised.columns:
             left.append(index)
             continue
-        if not groups or (groups[-1].step, groups[-1].line) != (one.step, one.line):
-            groups.append(_Group(one.step, one.line, index, index))
+        key = one.line if by_line else one.step
+        if not groups or groups[-1].key != key:
+            groups.append(_Group(key, one.step, index, index))
         group = groups[-1]
         if one.tag in group.values:
             left.append(group.places[one.tag])
@@ -325,7 +331,6 @@ def _episodes(
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    rows.sort(key=lambda row: (row["attempt"], row["update"]))
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 
@@ -341,9 +346,7 @@ def _stretches(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Stretch]
     for attempt in sorted(found):
         times = [row["time"] for row in found[attempt] if row["time"] is not None]
         first = min(made[attempt], default=1) if attempt > 1 else 1
-        result.append(
-            Stretch(attempt, first, min(times, default=None), max(times, default=None), len(made[attempt]))
-        )
+        result.append(Stretch(attempt, first, min(times, default=None), max(times, default=None), len(made[attempt])))
     return result
 
 

@@ -1,0 +1,142 @@
+"""A run that was logged as scalars, from whatever file, made into a run of ours with its load report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from esper_analytics.importers.libraries import LIBRARIES, recognise
+from esper_analytics.importers.load_report import LoadReport
+from esper_analytics.importers.logged import Arranged, Logged, arrange
+from esper_analytics.importers.run_writer import Origin, RunWriter, Stored, imported_run_id
+from esper_analytics.wording import listed
+from esper_recorder.manifest import Attempt, Manifest, plain_json
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """Something that no column takes, kept as text in `raw_events`."""
+
+    line: int
+    kind: str
+    """What kind of entry it is, for the load report."""
+    text: str
+    reason: str
+    """As `raw_events.reason` lists them."""
+    key: str = ""
+    """The column it stood in; empty for a whole line."""
+
+
+@dataclass(slots=True)
+class ScalarRun:
+    """What was read of one run."""
+
+    format: str
+    """The word of the command."""
+    name: str
+    source: Path
+    identity: bytes
+    """What tells the run from all others, and does not change as it grows."""
+    sha256: str
+    sessions: Sequence[Sequence[Logged]]
+    """What each process logged, the oldest first."""
+    started: datetime | None = None
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    by_line: bool = False
+    raw: Sequence[Raw] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Kind of entry that no table is meant for -> how many."""
+    damage: Sequence[str] = ()
+    """What could not be read, as parts of a sentence."""
+    notes: Sequence[str] = ()
+
+
+def store(run: ScalarRun, to: Path) -> tuple[Stored, LoadReport]:
+    """Write a run under `to`, where it holds any value.
+
+    Raises:
+        UsageError: `to` cannot be written to.
+        OSError: the disk does not take it.
+    """
+    found = recognise({one.tag for values in run.sessions for one in values})
+    arranged = arrange(run.sessions, found, run.hyperparameters, by_line=run.by_line)
+    report = _report(run, arranged, None if found is None else found.library.name)
+    entries = sum(map(len, run.sessions)) + len(run.raw)
+    if not entries:
+        return Stored("", "empty"), report
+    run_id = imported_run_id(run.name, run.started, run.identity)
+    total_steps = found.library.total_steps if found is not None else None
+    total = run.hyperparameters.get(total_steps) if total_steps else None
+    manifest = Manifest(
+        run_id=run_id,
+        name=run.name,
+        started=run.started,
+        trainer={} if found is None else {"name": found.library.name},
+        definition=None if found is None else found.library.definition,
+        config=plain_json(run.hyperparameters) or None,
+        total_steps=total if isinstance(total, int) else None,
+        attempts=tuple(
+            Attempt(
+                attempt=one.attempt,
+                started=one.started,
+                from_update=one.from_update,
+                ended=one.ended,
+                updates=one.updates,
+            )
+            for one in arranged.stretches
+        )
+        or (Attempt(),),
+    )
+    with RunWriter(to, run_id) as writer:
+        for table, attempts in arranged.columns.items():
+            for attempt, columns in attempts.items():
+                writer.write(table, columns, attempt=attempt)
+        if run.raw:
+            writer.write("raw_events", _raw_columns(run.raw))
+        origin = Origin(run.format, str(run.source), run.sha256, entries)
+        return writer.publish(manifest, origin, report), report
+
+
+def _report(run: ScalarRun, arranged: Arranged, library: str | None) -> LoadReport:
+    report = LoadReport(source=str(run.source), damage="; ".join(run.damage) or None, notes=list(run.notes))
+    for tag, count in arranged.typed.items():
+        report.of(tag).typed += count
+    for tag, count in arranged.kept.items():
+        report.of(tag).kept += count
+    for kind, count in run.left_out.items():
+        report.of(kind).left_out += count
+    for raw in run.raw:
+        tally = report.of(raw.kind)
+        if raw.reason == "no_table":
+            tally.kept += 1
+        else:
+            tally.rejected += 1
+        report.reasons[raw.reason] += 1
+    if library is None and arranged.kept:
+        known = listed([one.name for one in LIBRARIES])
+        report.notes.append(f"its tags are of no trainer that is known ({known}), so every value is in `scalars`")
+    if arranged.repeated:
+        report.notes.append(
+            f"{arranged.repeated:,} values were logged again at the step of their update: the last one is in "
+            "`ppo_updates`, the earlier ones are in `scalars`"
+        )
+    if arranged.superseded:
+        report.notes.append(
+            f"{arranged.superseded:,} updates were made again after the training was taken up from an earlier point; "
+            "what they replace is in `ppo_updates_all`"
+        )
+    return report
+
+
+def _raw_columns(raw: Sequence[Raw]) -> dict[str, list[Any]]:
+    return {
+        "update": [1] * len(raw),
+        "line": [one.line for one in raw],
+        "key": [one.key for one in raw],
+        "event_type": [one.kind for one in raw],
+        "reason": [one.reason for one in raw],
+        "text": [one.text for one in raw],
+    }
