@@ -59,6 +59,8 @@ class EventFile:
     """Stretches of records that could not be read."""
     skipped_bytes: int = 0
     """Bytes in those."""
+    unreadable: str | None = None
+    """Why the file could not be opened."""
     torn_bytes: int = 0
     """Bytes of a last record that was not wholly written."""
     first_time: float | None = None

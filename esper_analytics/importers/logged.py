@@ -39,6 +39,16 @@ class Logged:
 
 
 @dataclass(frozen=True, slots=True)
+class Session:
+    """What one process logged."""
+
+    values: Sequence[Logged]
+    """In the order it logged them."""
+    started: float | None = None
+    """Wall clock when it opened its log, seconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stretch:
     """An attempt, as the logs show it."""
 
@@ -67,7 +77,7 @@ class Arranged:
 
 
 def arrange(
-    sessions: Iterable[Sequence[Logged]],
+    sessions: Iterable[Session],
     recognised: Recognised | None,
     hyperparameters: Mapping[str, Any] | None = None,
     *,
@@ -76,7 +86,7 @@ def arrange(
     """The rows of one run.
 
     Args:
-        sessions: what was logged without a break, the oldest first: an event file each.
+        sessions: the oldest first.
         recognised: the library that logged it; None where that is not known: everything becomes a scalar then, and
             its steps are counted as updates are.
         hyperparameters: where the library's `settings` and `total_steps` are looked up.
@@ -87,8 +97,9 @@ def arrange(
     told = _Told(recognised, hyperparameters or {})
     numbering = _Numbering(recognised)
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    steps = sorted({one.step for values in sessions for one in values if one.step is not None})
-    for values in sessions:
+    steps = sorted({one.step for session in sessions for one in session.values if one.step is not None})
+    for session in sessions:
+        values = session.values
         groups, left = _groups(values, recognised, by_line)
         result.repeated += sum(group.repeated for group in groups)
         numbering.number(groups)
@@ -96,7 +107,7 @@ def arrange(
             places = [(1, bisect.bisect_left(steps, one.step) + 1 if one.step is not None else 1) for one in values]
         else:
             places = _places(values, groups, recognised.library, numbering)
-        identify = _Identity(values, places)
+        identify = _Identity(values, places, session.started)
         for group in groups:
             rows["ppo_updates"].append(
                 identify.row(group.last, group.attempt, group.update) | _update(group, told, recognised)
@@ -243,10 +254,12 @@ def _places(
 class _Identity:
     """Fills in the columns every row begins with."""
 
-    def __init__(self, values: Sequence[Logged], places: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, values: Sequence[Logged], places: Sequence[tuple[int, int]], started: float | None) -> None:
         self._values = values
         self._places = places
         self._starts: dict[int, float] = {}
+        if started is not None and places:
+            self._starts[min(attempt for attempt, _ in places)] = started
         for one, (attempt, _) in zip(values, places, strict=True):
             if one.time is not None:
                 self._starts[attempt] = min(one.time, self._starts.get(attempt, one.time))
@@ -345,7 +358,7 @@ def _stretches(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Stretch]
     result = []
     for attempt in sorted(found):
         times = [row["time"] for row in found[attempt] if row["time"] is not None]
-        first = min(made[attempt], default=1) if attempt > 1 else 1
+        first = min(made[attempt], default=1)
         result.append(Stretch(attempt, first, min(times, default=None), max(times, default=None), len(made[attempt])))
     return result
 

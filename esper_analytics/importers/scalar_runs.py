@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,7 +11,7 @@ from typing import Any
 
 from esper_analytics.importers.libraries import LIBRARIES, recognise
 from esper_analytics.importers.load_report import LoadReport
-from esper_analytics.importers.logged import Arranged, Logged, arrange
+from esper_analytics.importers.logged import Arranged, Session, arrange
 from esper_analytics.importers.run_writer import Origin, RunWriter, Stored, imported_run_id
 from esper_analytics.wording import listed
 from esper_recorder.manifest import Attempt, Manifest, plain_json
@@ -41,7 +42,7 @@ class ScalarRun:
     identity: bytes
     """What tells the run from all others, and does not change as it grows."""
     sha256: str
-    sessions: Sequence[Sequence[Logged]]
+    sessions: Sequence[Session]
     """What each process logged, the oldest first."""
     started: datetime | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
@@ -61,10 +62,10 @@ def store(run: ScalarRun, to: Path) -> tuple[Stored, LoadReport]:
         UsageError: `to` cannot be written to.
         OSError: the disk does not take it.
     """
-    found = recognise({one.tag for values in run.sessions for one in values})
+    found = recognise({one.tag for session in run.sessions for one in session.values})
     arranged = arrange(run.sessions, found, run.hyperparameters, by_line=run.by_line)
     report = _report(run, arranged, None if found is None else found.library.name)
-    entries = sum(map(len, run.sessions)) + len(run.raw)
+    entries = sum(len(session.values) for session in run.sessions) + len(run.raw)
     if not entries:
         return Stored("", "empty"), report
     run_id = imported_run_id(run.name, run.started, run.identity)
@@ -95,7 +96,7 @@ def store(run: ScalarRun, to: Path) -> tuple[Stored, LoadReport]:
             for attempt, columns in attempts.items():
                 writer.write(table, columns, attempt=attempt)
         if run.raw:
-            writer.write("raw_events", _raw_columns(run.raw))
+            writer.write("raw_events", _raw_columns(run.raw, arranged))
         origin = Origin(run.format, str(run.source), run.sha256, entries)
         return writer.publish(manifest, origin, report), report
 
@@ -109,11 +110,10 @@ def _report(run: ScalarRun, arranged: Arranged, library: str | None) -> LoadRepo
     for kind, count in run.left_out.items():
         report.of(kind).left_out += count
     for raw in run.raw:
-        tally = report.of(raw.kind)
         if raw.reason == "no_table":
-            tally.kept += 1
+            report.of(raw.kind).kept += 1
         else:
-            tally.rejected += 1
+            report.of(raw.kind).rejected += 1
         report.reasons[raw.reason] += 1
     if library is None and arranged.kept:
         known = listed([one.name for one in LIBRARIES])
@@ -131,9 +131,17 @@ def _report(run: ScalarRun, arranged: Arranged, library: str | None) -> LoadRepo
     return report
 
 
-def _raw_columns(raw: Sequence[Raw]) -> dict[str, list[Any]]:
+def _raw_columns(raw: Sequence[Raw], arranged: Arranged) -> dict[str, list[Any]]:
+    scalars = arranged.columns.get("scalars", {}).get(1, {"line": [], "update": []})
+    places = sorted(zip(scalars["line"], scalars["update"], strict=True))
+
+    def update(line: int) -> int:
+        """The update that the last scalar before it belongs to."""
+        before = bisect.bisect_right(places, line, key=lambda place: place[0])
+        return int(places[before - 1][1]) if before else 1
+
     return {
-        "update": [1] * len(raw),
+        "update": [update(one.line) for one in raw],
         "line": [one.line for one in raw],
         "key": [one.key for one in raw],
         "event_type": [one.kind for one in raw],

@@ -12,14 +12,15 @@ import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from esper_analytics.errors import DataError, UsageError
+from esper_analytics.errors import DataError
 from esper_analytics.importers.event_files import MARK, EventFile, need_tensorboard, read_event_file
 from esper_analytics.importers.libraries import LIBRARIES
 from esper_analytics.importers.load_report import LoadReport
-from esper_analytics.importers.logged import moment
+from esper_analytics.importers.logged import Session, moment
 from esper_analytics.importers.run_writer import Stored
 from esper_analytics.importers.scalar_runs import Raw, ScalarRun, store
 from esper_analytics.importers.sources import find_files
@@ -41,7 +42,7 @@ def import_files(words: Sequence[str], to: Path, progress: Progress | None = Non
         For each run, what became of it and its load report.
 
     Raises:
-        UsageError: there is no such file, one cannot be read, `to` cannot be written, or `tensorboard` is missing.
+        UsageError: there is no such file, `to` cannot be written, or the package `tensorboard` is missing.
         DataError: no file holds anything that can be read.
     """
     need_tensorboard()
@@ -56,9 +57,7 @@ def import_files(words: Sequence[str], to: Path, progress: Progress | None = Non
     for folder in sorted(folders, key=lambda path: (-len(path.parts), path)):
         files = []
         for file in folders[folder]:
-            files.append(
-                _read(file, None if progress is None else lambda at, so_far=done: progress(so_far + at, total))
-            )
+            files.append(_read(file, None if progress is None else partial(_told, progress, done, total)))
             done += _size(file)
         above = next((path for path in folder.parents if path in folders), None)
         if above is not None and all(_is_part(file) for file in files):
@@ -70,18 +69,22 @@ def import_files(words: Sequence[str], to: Path, progress: Progress | None = Non
     return imported
 
 
+def _told(progress: Progress, before: int, total: int, read: int) -> None:
+    progress(before + read, total)
+
+
 def _size(file: Path) -> int:
     try:
         return file.stat().st_size
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror or error}.") from error
+    except OSError:
+        return 0
 
 
 def _read(file: Path, progress: Callable[[int], None] | None) -> EventFile:
     try:
         return read_event_file(file, progress)
     except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror or error}.") from error
+        return EventFile(file, "", unreadable=error.strerror or str(error))
 
 
 def _run(folder: Path, files: Sequence[EventFile]) -> ScalarRun:
@@ -104,7 +107,7 @@ def _run(folder: Path, files: Sequence[EventFile]) -> ScalarRun:
         source=folder,
         identity=f"{oldest.path.name} {oldest.first_time!r}".encode(),
         sha256=hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest(),
-        sessions=[file.values for file in files],
+        sessions=[Session(file.values, file.first_time) for file in files],
         started=moment(oldest.first_time),
         hyperparameters=hyperparameters,
         raw=raw,
@@ -115,6 +118,8 @@ def _run(folder: Path, files: Sequence[EventFile]) -> ScalarRun:
 
 def _damage(file: EventFile) -> list[str]:
     name, found = file.path.name, []
+    if file.unreadable:
+        found.append(f"{name} cannot be read ({file.unreadable})")
     if file.damaged:
         found.append(f"{name}: {file.damaged:,} damaged (left out, {file.skipped_bytes:,} bytes)")
     if file.torn_bytes:
