@@ -9,6 +9,7 @@ What each logs is printed as JSON, value by value, so that a test can hold an im
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
@@ -210,8 +211,6 @@ def rsl_rl(folder: Path) -> list[tuple[str, float, int]]:
         return writer
 
     tensorboard.SummaryWriter = heard_writer  # type: ignore[assignment,misc]
-    import copy
-
     runner = OnPolicyRunner(Walk(), copy.deepcopy(config), log_dir=str(folder), device="cpu")
     runner.learn(UPDATES)
     runner.logger.writer.close()
@@ -219,6 +218,7 @@ def rsl_rl(folder: Path) -> list[tuple[str, float, int]]:
     again.load(str(folder / f"model_{UPDATES - 1}.pt"))
     again.learn(2)
     again.logger.writer.close()
+    tensorboard.SummaryWriter = writer_class  # type: ignore[misc]
     return said
 
 
