@@ -121,6 +121,7 @@ def report_imported(
             tell(f"{stored.run_id}: {note}")
         if losses := report.losses:
             lost = True
-            tell(f'{stored.run_id}: {", ".join(losses)}; `esper sql {to} "SELECT * FROM raw_events"` shows them')
+            shown = f'; `esper sql {to} "SELECT * FROM raw_events"` shows them' if report.reasons else ""
+            tell(f"{stored.run_id or report.source}: {', '.join(losses)}{shown}")
     if lost and strict:
         raise DataError("Not everything found its column (--strict).")

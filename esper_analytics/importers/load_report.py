@@ -66,6 +66,13 @@ class LoadReport:
         """The tally of a kind of entry."""
         return self.tallies.setdefault(kind, Tally())
 
+    def join(self, later: LoadReport) -> None:
+        """Count what another part of the same source holds."""
+        for kind, tally in later.tallies.items():
+            self.of(kind).add(tally)
+        self.reasons.update(later.reasons)
+        self.blank += later.blank
+
     @property
     def read(self) -> int:
         return sum(tally.read for tally in self.tallies.values())

@@ -183,7 +183,8 @@ class RunWriter:
             return
         self._seq += 1
         for (table, attempt), pieces in held.items():
-            rows = _identified(table, pa.concat_tables(pieces), self.run_id, attempt)
+            whole = pa.concat_tables(pieces, promote_options="default")
+            rows = _identified(table, whole, self.run_id, attempt)
             path = self.folder / table / RowFileName(attempt, 0, self._seq).part
             write_part(path, table, rows, compact=True)
 

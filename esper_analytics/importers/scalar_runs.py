@@ -9,11 +9,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from esper_analytics.errors import DataError
 from esper_analytics.importers.libraries import LIBRARIES, recognise
 from esper_analytics.importers.load_report import LoadReport
 from esper_analytics.importers.logged import Arranged, Session, arrange
 from esper_analytics.importers.run_writer import Origin, RunWriter, Stored, imported_run_id
-from esper_analytics.wording import listed
+from esper_analytics.wording import count, listed
 from esper_recorder.manifest import Attempt, Manifest, plain_json
 
 
@@ -60,8 +61,15 @@ def store(run: ScalarRun, to: Path) -> tuple[Stored, LoadReport]:
 
     Raises:
         UsageError: `to` cannot be written to.
-        OSError: the disk does not take it.
+        DataError: the disk does not take it.
     """
+    try:
+        return _store(run, to)
+    except OSError as error:
+        raise DataError(f"{run.source} could not be imported: {error}. Nothing of it was stored.") from error
+
+
+def _store(run: ScalarRun, to: Path) -> tuple[Stored, LoadReport]:
     found = recognise({one.tag for session in run.sessions for one in session.values})
     arranged = arrange(run.sessions, found, run.hyperparameters, by_line=run.by_line)
     report = _report(run, arranged, None if found is None else found.library.name)
@@ -103,12 +111,12 @@ def store(run: ScalarRun, to: Path) -> tuple[Stored, LoadReport]:
 
 def _report(run: ScalarRun, arranged: Arranged, library: str | None) -> LoadReport:
     report = LoadReport(source=str(run.source), damage="; ".join(run.damage) or None, notes=list(run.notes))
-    for tag, count in arranged.typed.items():
-        report.of(tag).typed += count
-    for tag, count in arranged.kept.items():
-        report.of(tag).kept += count
-    for kind, count in run.left_out.items():
-        report.of(kind).left_out += count
+    for tag, number in arranged.typed.items():
+        report.of(tag).typed += number
+    for tag, number in arranged.kept.items():
+        report.of(tag).kept += number
+    for kind, number in run.left_out.items():
+        report.of(kind).left_out += number
     for raw in run.raw:
         if raw.reason == "no_table":
             report.of(raw.kind).kept += 1
@@ -120,13 +128,13 @@ def _report(run: ScalarRun, arranged: Arranged, library: str | None) -> LoadRepo
         report.notes.append(f"its tags are of no trainer that is known ({known}), so every value is in `scalars`")
     if arranged.repeated:
         report.notes.append(
-            f"{arranged.repeated:,} values were logged again at the step of their update: the last one is in "
-            "`ppo_updates`, the earlier ones are in `scalars`"
+            f"{count(arranged.repeated, 'value')} of an update came again at the same step: the last one is in "
+            "`ppo_updates`, those before are in `scalars`"
         )
     if arranged.superseded:
         report.notes.append(
-            f"{arranged.superseded:,} updates were made again after the training was taken up from an earlier point; "
-            "what they replace is in `ppo_updates_all`"
+            f"{count(arranged.superseded, 'update')} made again after the training was taken up from an earlier "
+            "point; what that replaced is in `ppo_updates_all`"
         )
     return report
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import glob
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -116,11 +115,3 @@ class Source:
                     pieces = []
                 if not piece:
                     return
-
-
-def content_sha256(blocks: Iterable[bytes]) -> str:
-    """The hash of some content."""
-    digest = hashlib.sha256()
-    for block in blocks:
-        digest.update(block)
-    return digest.hexdigest()

@@ -121,7 +121,8 @@ def _damage(file: EventFile) -> list[str]:
     if file.unreadable:
         found.append(f"{name} cannot be read ({file.unreadable})")
     if file.damaged:
-        found.append(f"{name}: {file.damaged:,} damaged (left out, {file.skipped_bytes:,} bytes)")
+        stretches = "1 damaged stretch" if file.damaged == 1 else f"{file.damaged:,} damaged stretches"
+        found.append(f"{name}: {stretches} of {file.skipped_bytes:,} bytes left out")
     if file.torn_bytes:
         found.append(f"{name}: the last record is cut off ({file.torn_bytes:,} bytes)")
     return found

@@ -200,4 +200,3 @@ def test_times_come_from_the_wall_clock_and_begin_with_the_file():
     result = arranged(session(*update(20), started=-3.0))
     assert table(result, "ppo_updates", "time", "elapsed_s") == [(moment(3.0), 6.0)]
     assert moment(1e300) is None and moment(math.nan) is None and moment(None) is None
-

@@ -1,7 +1,7 @@
 """What four libraries really log arrives whole, under columns that mean the same.
 
-The files are written by the libraries in the test run: Stable-Baselines3, rsl_rl and TorchRL as they come from PyPI, and
-the training loop of CleanRL's `ppo.py`, which is a script to copy and no package, as `trainings.py` has it.
+The files are written in the test run: by Stable-Baselines3, rsl_rl and TorchRL as they come from PyPI, and by the
+training loop of CleanRL's `ppo.py`, which is a script to copy and no package, as `trainings.py` has it.
 """
 
 from __future__ import annotations
@@ -107,15 +107,18 @@ class TestCleanRl:
         assert all(row["episode_return"] == row["episode_length"] for row in episodes), "CartPole pays 1 a step"
 
 
+PLACES = [(1, 1), (1, 2), (1, 3), (2, 3), (2, 4)]
+"""(attempt, update) of iterations 0, 1 and 2; then, from the checkpoint after them, of 2 again and 3."""
+
+
 class TestRslRl:
     def test_an_update_is_its_iteration_and_one_more_and_what_was_trained_again_takes_the_place(self, logs, imported):
         runs, report = imported["rsl_rl"]
         losses = [value for _, value in by_tag(logs[1]["rsl_rl"])["Loss/surrogate"]]
         every = [(row["attempt"], row["update"], row["policy_loss"]) for row in rows(runs, "ppo_updates_all")]
-        # Iterations 0, 1, 2; then from the checkpoint after them 2 again, and 3.
-        assert every == [(a, u, loss) for (a, u), loss in zip([(1, 1), (1, 2), (1, 3), (2, 3), (2, 4)], losses)]
+        assert every == [(*place, loss) for place, loss in zip(PLACES, losses, strict=True)]
         assert [row["policy_loss"] for row in rows(runs, "ppo_updates")] == [*losses[:2], *losses[3:]]
-        assert [note for note in report.notes if "made again" in note]
+        assert [note for note in report.notes if "1 update made again" in note]
         assert all(row["step"] is None for row in rows(runs, "ppo_updates")), "it does not tell environment steps"
 
     def test_what_is_logged_over_seconds_belongs_to_the_update_it_was_logged_with(self, imported):

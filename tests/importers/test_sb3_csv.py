@@ -45,7 +45,12 @@ def test_a_row_with_figures_of_an_update_is_an_update(file, to):
     # An empty cell is nothing. The rollout that ends at 128 is what update 2 learns from.
     assert rewards == [(1, 64, 20.5, 2), (2, 128, 21.5, 3)]
     [run] = rows_of_runs(to)
-    assert (run["name"], run["trainer"], run["started"], run["ended"]) == ("run_1", "Stable-Baselines3", None, "unknown")
+    assert (run["name"], run["trainer"], run["started"], run["ended"]) == (
+        "run_1",
+        "Stable-Baselines3",
+        None,
+        "unknown",
+    )
 
 
 def rows_of_runs(to):
@@ -61,7 +66,7 @@ def test_numbers_that_are_none_stay_as_they_are(file, to):
 
 
 class TestDamage:
-    @pytest.mark.parametrize("end", range(1, len("192,4,3,,0.02,0.2,-0.5\n")))
+    @pytest.mark.parametrize("end", [1, 9, 21, 22])
     def test_a_torn_last_line_is_kept_as_it_is_and_not_read(self, file, to, end):
         torn = "192,4,3,,0.02,0.2,-0.5\n"[:end]
         file.write_text(WHOLE.removesuffix("192,4,3,,0.02,0.2,-0.5\n") + torn)
@@ -88,7 +93,14 @@ class TestDamage:
 
     @pytest.mark.parametrize(
         "content",
-        [b"", b"\n", b"a,b\n1,2\n", b"#{\"t_start\": 1}\nr,l,t\n1,2,3\n", b"\xff\xfe\0\0" * 50, b"train/a,train/a\n1,2\n"],
+        [
+            b"",
+            b"\n",
+            b"a,b\n1,2\n",
+            b'#{"t_start": 1}\nr,l,t\n1,2,3\n',
+            b"\xff\xfe\0\0" * 50,
+            b"train/a,train/a\n1,2\n",
+        ],
         ids=["empty", "line", "other", "monitor", "binary", "twice"],
     )
     def test_a_file_of_another_kind_is_refused(self, file, to, content):

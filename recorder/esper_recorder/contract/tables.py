@@ -842,6 +842,7 @@ class ShapleyValue(Row):
     env: int | None = _key("environment", unit="1", since=2)
     slot: str | None = _key("slot of the network", since=2)
     line: int | None = _line_key()
+    batch: int | None = _detail("batch the trainer told (Esper, 2025-12: always 0)", unit="1")
     mean: float | None = _detail("the value", unit="%")
     std: float | None = _detail("standard deviation over the samples", unit="%")
     samples: int | None = _detail("samples drawn", unit="1")
@@ -1026,7 +1027,7 @@ class RawEvent(Row):
     event_type: str | None = _detail("what kind of event", null="the line is no event")
     reason: str | None = _detail(
         "why: `no_table`, `no_column` (known, kept as it is), `unknown_event`, `unknown_key`, `wrong_type`, "
-        "`repeated`, `not_json`, `torn`, `no_event`",
+        "`differs` (from a value that it repeats), `repeated`, `not_json`, `torn`, `no_event`",
         null="never",
     )
     text: str | None = _detail("the line, or the value as JSON; bytes that are no UTF-8 are escaped", null="never")
