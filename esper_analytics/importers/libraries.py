@@ -122,11 +122,11 @@ RSL_RL = Library(
     tags=(
         Tag("Loss/surrogate", "policy_loss", "mean over the minibatches of all epochs"),
         Tag("Loss/value", "value_loss", "(clipped) squared error, mean over the minibatches of all epochs"),
-        Tag("Loss/value_function", "value_loss", "the same, before version 4"),
+        Tag("Loss/value_function", "value_loss", "the same, in older versions"),
         Tag("Loss/entropy", "entropy", "mean over the minibatches of all epochs"),
         Tag("Loss/learning_rate", "learning_rate", "after the update, where it is adapted"),
         Tag("Policy/mean_std", "policy_std", "mean standard deviation, as the last minibatch met it"),
-        Tag("Policy/mean_noise_std", "policy_std", "the same, before version 4"),
+        Tag("Policy/mean_noise_std", "policy_std", "the same, in older versions"),
     ),
 )
 
