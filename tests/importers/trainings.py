@@ -161,7 +161,7 @@ def rsl_rl(folder: Path) -> list[tuple[str, float, int]]:
     from tensordict import TensorDict
     from torch.utils import tensorboard
 
-    class Walk(VecEnv):
+    class Walk(VecEnv):  # type: ignore[misc]  # it comes without types
         """Four points, pushed by the actions; an episode ends after 8 steps."""
 
         def __init__(self) -> None:
