@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from esper_analytics.importers.run_writer import Stored
 
 SourcesArgument = Annotated[
-    list[str], typer.Argument(metavar="SOURCE...", help="Files, folders (all below is looked through) or patterns.")
+    list[str], typer.Argument(metavar="SOURCE", help="Files, folders (all below is looked through) or patterns.")
 ]
 ToOption = Annotated[Path, typer.Option("--to", metavar="RUNS", help="The folder of runs to import into.")]
 StrictImport = Annotated[
@@ -99,10 +99,12 @@ def report_imported(
 ) -> None:
     """Print the load reports of some imports and say what became of each run.
 
-    Raises DataError where `strict` and anything was lost.
+    Raises DataError where there was nothing to import, or where `strict` and anything was lost.
     """
     from esper_analytics.importers.load_report import report_frame
 
+    if all(stored.what == "empty" for stored, _ in imported):
+        raise DataError(_nothing([report for _, report in imported]))
     emit(report_frame({stored.run_id: report for stored, report in imported if stored.run_id}), form, output)
     lost = False
     for stored, report in imported:
@@ -125,3 +127,10 @@ def report_imported(
             tell(f"{stored.run_id or report.source}: {', '.join(losses)}{shown}")
     if lost and strict:
         raise DataError("Not everything found its column (--strict).")
+
+
+def _nothing(reports: Sequence[LoadReport]) -> str:
+    """Why nothing was imported, by the first of the sources."""
+    first = reports[0]
+    more = f", nor in {len(reports) - 1} more" if len(reports) > 1 else ""
+    return f"There is nothing to import in {first.source}{more}: {first.damage or 'it is empty'}."

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from esper_analytics.errors import DataError, UsageError
+from esper_analytics.errors import UsageError
 from esper_analytics.importers.load_report import LoadReport
 from esper_analytics.importers.logged import Logged, Session
 from esper_analytics.importers.run_writer import Stored
@@ -45,7 +45,7 @@ def import_files(words: Sequence[str], to: Path, progress: Progress | None = Non
 
     Raises:
         UsageError: there is no such file, or `to` cannot be written.
-        DataError: no file holds a row that can be read.
+        DataError: the disk does not take a run.
     """
     files = find_files(words, lambda name: name in _NAMES, f"named {FILE}")
     imported = []
@@ -53,9 +53,6 @@ def import_files(words: Sequence[str], to: Path, progress: Progress | None = Non
         imported.append(store(_run(file), to))
         if progress is not None:
             progress(done, len(files))
-    if all(stored.what == "empty" for stored, _ in imported):
-        report = imported[0][1]
-        raise DataError(f"There is no row to import in {report.source}: {report.damage or 'it has no rows yet'}.")
     return imported
 
 

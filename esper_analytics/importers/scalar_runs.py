@@ -93,11 +93,12 @@ def _store(run: ScalarRun, to: Path) -> tuple[Stored, LoadReport]:
                 started=one.started,
                 from_update=one.from_update,
                 ended=one.ended,
+                how="unknown",
                 updates=one.updates,
             )
             for one in arranged.stretches
         )
-        or (Attempt(),),
+        or (Attempt(how="unknown"),),
     )
     with RunWriter(to, run_id) as writer:
         for table, attempts in arranged.columns.items():

@@ -40,7 +40,7 @@ def find_files(words: Sequence[str], fits: Callable[[str], bool], wanted: str) -
     for word in words:
         places = [Path(word)] if Path(word).exists() else sorted(map(Path, glob.glob(word, recursive=True)))
         if not places:
-            kind = "Nothing fits" if glob.has_magic(word) else "There is no file or folder"
+            kind = "No file fits" if glob.has_magic(word) else "There is no file or folder"
             raise UsageError(f"{kind} {word}. SOURCE is a file, a folder or a pattern.")
         files = [file for place in places for file in _files_at(place, fits)]
         if not files:

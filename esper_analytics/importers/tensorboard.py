@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from esper_analytics.errors import DataError
 from esper_analytics.importers.event_files import MARK, EventFile, need_tensorboard, read_event_file
 from esper_analytics.importers.libraries import LIBRARIES
 from esper_analytics.importers.load_report import LoadReport
@@ -43,7 +42,7 @@ def import_files(words: Sequence[str], to: Path, progress: Progress | None = Non
 
     Raises:
         UsageError: there is no such file, `to` cannot be written, or the package `tensorboard` is missing.
-        DataError: no file holds anything that can be read.
+        DataError: the disk does not take a run.
     """
     need_tensorboard()
     folders: dict[Path, list[Path]] = {}
@@ -64,8 +63,6 @@ def import_files(words: Sequence[str], to: Path, progress: Progress | None = Non
             parts.setdefault(above, []).extend(map(_as_part, files))
         else:
             imported.append(store(_run(folder, files + parts.pop(folder, [])), to))
-    if all(stored.what == "empty" for stored, _ in imported):
-        raise DataError(_nothing(imported))
     return imported
 
 
@@ -120,20 +117,14 @@ def _damage(file: EventFile) -> list[str]:
     name, found = file.path.name, []
     if file.unreadable:
         found.append(f"{name} cannot be read ({file.unreadable})")
-    if file.damaged:
+    if file.damaged and not file.records:
+        found.append(f"{name} is no event file, or is damaged from its beginning to its end")
+    elif file.damaged:
         stretches = "1 damaged stretch" if file.damaged == 1 else f"{file.damaged:,} damaged stretches"
         found.append(f"{name}: {stretches} of {file.skipped_bytes:,} bytes left out")
     if file.torn_bytes:
         found.append(f"{name}: the last record is cut off ({file.torn_bytes:,} bytes)")
     return found
-
-
-def _nothing(imported: Sequence[tuple[Stored, LoadReport]]) -> str:
-    """Why there is nothing to import, by the first of the folders."""
-    report = imported[0][1]
-    why = report.damage or "nothing was logged in it"
-    more = f", nor is there in {len(imported) - 1} more" if len(imported) > 1 else ""
-    return f"There is no scalar to import in {report.source}{more}: {why}."
 
 
 # --- folders that belong to the run above -----------------------------------------------------------------------------

@@ -106,7 +106,7 @@ class TestDamage:
     def test_a_file_of_another_kind_is_refused(self, file, to, content):
         file.write_bytes(content)
         _, err = esper("import", "sb3-csv", file, "--to", to, code=3)
-        assert "There is no row to import in" in err and len(err.splitlines()) == 1
+        assert "There is nothing to import in" in err and len(err.splitlines()) == 1
         assert not to.exists()
 
 
