@@ -9,6 +9,7 @@ the package's own protobufs. TensorFlow is not needed, and not loaded where it i
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ MARK = "tfevents"
 
 _HEADER = 12
 _FOOTER = 4
+# A length that is not zero and below 4 GB, at any position: no record is longer, and none is empty.
+_MAYBE_LENGTH = re.compile(rb"(?=(?!\0{4}).{4}\0{4})", re.DOTALL)
 _KINDS = {"histo": "histograms", "image": "images", "scalars": "scalars that are no number"}
 _TEXT_SUFFIX = "/text_summary"  # torch's SummaryWriter adds it to the tag of a text
 
@@ -156,13 +159,8 @@ def _length_at(data: bytes, position: int) -> int | None:
 
 def _next_header(data: bytes, start: int) -> int | None:
     """Where the next header begins, from `start` on; None where there is none."""
-    zeros = start
-    while (zeros := data.find(b"\0\0\0\0", zeros)) >= 0:
-        # No record is as long as 4 GB, so the upper half of its length is zero.
-        if zeros - 4 >= start and _length_at(data, zeros - 4) is not None:
-            return zeros - 4
-        zeros += 1
-    return None
+    places = (found.start() for found in _MAYBE_LENGTH.finditer(data, start))
+    return next((place for place in places if _length_at(data, place) is not None), None)
 
 
 def _unsigned(data: bytes, position: int) -> int:
