@@ -81,6 +81,27 @@ class TestWhole:
         assert (found.records, found.values, found.damaged, found.torn_bytes) == (0, [], 0, 0)
 
 
+NO_TENSORFLOW = """
+import sys
+from pathlib import Path
+from esper_analytics.importers.event_files import read_event_file
+file = read_event_file(Path(sys.argv[1]))
+print(len(file.values), "tensorflow" in sys.modules, "torch" in sys.modules)
+"""
+
+
+def test_tensorflow_is_not_loaded_where_it_is_there(tmp_path, run_python):
+    path = write_log(tmp_path / "log", VALUES)
+    metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"))
+    with path.open("ab") as file:
+        value = Summary.Value(tag="x", tensor=make_tensor_proto(1.5), metadata=metadata)
+        file.write(framed(Event(step=7, summary=Summary(value=[value])).SerializeToString()))
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text("raise RuntimeError('it was loaded')\n")
+    there = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
+    assert run_python(there + NO_TENSORFLOW, str(path)).split() == ["6", "False", "False"]
+
+
 class TestDamaged:
     def test_a_last_record_that_was_cut_anywhere_costs_that_record_alone(self, tmp_path):
         path = write_log(tmp_path, VALUES)

@@ -192,3 +192,15 @@ class TestMistakes:
         out, err = esper("import", "tensorboard", logs, "--to", to, code=2)
         assert out == ""
         assert "pip install 'esper-analytics[tensorboard]'" in err and len(err.splitlines()) == 1
+
+
+def test_a_replay_and_a_comparison_of_runs_say_that_their_figures_are_not_one_thing(logs, to, tmp_path):
+    cleanrl = [(tag, 20, 0.5) for tag in ("losses/old_approx_kl", "losses/clipfrac", "losses/approx_kl")]
+    write_log(logs / "PPO_1", updates(20))
+    write_log(logs / "PPO_2", updates(20), started=STARTED + 1)
+    write_log(logs / "mine", cleanrl)
+    esper("import", "tensorboard", logs, "--to", to)
+    mixed = "follow different definitions here: cleanrl (1 run) and sb3 (2 runs)"
+    assert mixed in esper("replay", to, "--rules", "default")[1]
+    assert mixed in esper("plot", to, "--kind", "compare", "-o", tmp_path / "a.png")[1]
+    assert "definitions" not in esper("replay", to, "--rules", "default", "--run", "PPO_1", "--run", "PPO_2")[1]
