@@ -34,6 +34,7 @@ from esper_analytics.importers.sources import Source, find_sources, plain_name
 from esper_recorder.contract.rules import load_profile
 from esper_recorder.esper.clock import TURNING, Clock, RunKey
 from esper_recorder.esper.entries import Block
+from esper_recorder.esper.facts import KINDS as FACTS
 from esper_recorder.esper.facts import Facts
 from esper_recorder.esper.mapping import Entry, is_event, map_events
 from esper_recorder.manifest import Attempt, Manifest, plain_json
@@ -302,8 +303,12 @@ def map_block(
             reject(position, "repeated", event["event_type"])
             continue
         training, update = clock.place(event)
-        piece_of(training.key, position).facts.take(event, update)
-        entries.setdefault(training.key, []).append(Entry(number, event, training, update))
+        if training.key not in entries:
+            piece_of(training.key, position)
+            entries[training.key] = []
+        entries[training.key].append(Entry(number, event, training, update))
+        if event["event_type"] in FACTS:
+            pieces[training.key].facts.take(event, update)
     for key, piece in pieces.items():
         _finish(piece, entries.get(key, []), raw.get(key, []), lambda number: as_text(lines[number - first_line]))
     return pieces

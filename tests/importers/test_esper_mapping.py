@@ -204,7 +204,7 @@ class TestMeaning:
         assert row["progress"] is None
 
     def test_an_update_was_stopped_early_only_where_the_trainer_tells_of_it(self) -> None:
-        told = [{"batch": 1, "early_stop_epoch": None}, {"batch": 2, "early_stop_epoch": 3}, {"batch": 3}]
+        told: list[dict[str, Any]] = [{"batch": 1, "early_stop_epoch": None}, {"batch": 2, "early_stop_epoch": 3}, {"batch": 3}]
         result = mapped([event("PPO_UPDATE_COMPLETED", data) for data in told])
         stopped = {row["update"]: row.get("stopped_early") for row in rows(result, "ppo_updates")}
         assert stopped == {1: False, 2: True, 3: None}

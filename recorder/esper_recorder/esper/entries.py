@@ -96,7 +96,8 @@ class Entries:
     training: Training
     given: dict[str, Sequence[Any]]
     datas: Sequence[Mapping[str, Any]]
-    envelopes: Sequence[Mapping[str, Any]]
+    envelope: Mapping[str, Sequence[Any]]
+    """The values of the events' envelopes, by key."""
     path: str
     """Where the data stands in its event, with a dot at its end; `{slot}` in it is the given slot."""
     out: Mapped
@@ -135,6 +136,10 @@ class Entries:
 
     def converted(self, key: str, values: Sequence[Any], convert: Callable[[Any], Any]) -> list[Any]:
         """The values converted; what `convert` refuses by a ValueError is kept in `raw_events` and None."""
+        try:
+            return [None if value is None else convert(value) for value in values]
+        except ValueError:
+            pass  # one by one tells which
         result: list[Any] = []
         for place, value in enumerate(values):
             try:
@@ -172,7 +177,11 @@ class Entries:
                 {name: [values[place] for place in came_from] for name, values in self.given.items()}
                 | {name: [values[position] for position in positions] for name, values in given.items()},
                 [datas[position] for position in positions],
-                [self.envelopes[place] for place in came_from],
+                {
+                    key: [values[place] for place in came_from]
+                    for key, values in self.envelope.items()
+                    if key == "epoch"
+                },
                 f"{self.path}{key}.",
                 self.out,
             )
