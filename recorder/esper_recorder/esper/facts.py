@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 from esper_recorder.esper.clock import BATCH_CLOSED, STARTED
@@ -79,7 +79,6 @@ class Facts:
 
 def _time(event: Mapping[str, Any]) -> datetime | None:
     try:
-        time = moment(event.get("timestamp"))
+        return moment(event.get("timestamp"))
     except ValueError:
         return None
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)

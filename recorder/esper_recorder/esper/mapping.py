@@ -12,7 +12,6 @@ absent and a key whose value is null are NULL alike.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from esper_recorder.esper.clock import SNAPSHOT, STARTED, Training
@@ -24,7 +23,7 @@ from esper_recorder.esper.entries import (
     Block,
     Entries,
     Mapped,
-    moment,
+    microseconds,
 )
 from esper_recorder.esper.layout import ALARM, KINDS, WITHOUT_TABLE, Kind
 from esper_recorder.esper.parts import PARTS, WHOLE
@@ -58,16 +57,20 @@ def map_events(entries: Iterable[Entry]) -> Mapped:
         event = entry[1]
         data = event.get("data")
         event_type = event["event_type"]
+        kind = None
         if type(data) is not dict:
-            shape = (id(entry[2]), event_type, None, (), tuple(event))
-        else:
-            kind = data.get("kind") if event_type == SNAPSHOT else None
-            shape = (id(entry[2]), event_type, kind if type(kind) is str else None, tuple(data), tuple(event))
-        if shape in shapes:
-            shapes[shape].append(entry)
-        else:
+            data = {}
+        elif event_type == SNAPSHOT:
+            kind = data.get("kind")
+            kind = kind if type(kind) is str else None
+        # Events of one shape become columns together, which is what makes it fast.
+        shape = (event_type, kind, tuple(data), tuple(event), id(entry[2]))
+        members = shapes.get(shape)
+        if members is None:
             shapes[shape] = [entry]
-    for (_, event_type, kind, _, _), members in shapes.items():
+        else:
+            members.append(entry)
+    for (event_type, kind, *_), members in shapes.items():
         _map_shape(event_type, kind, members, out)
     return out
 
@@ -104,7 +107,7 @@ def _map_envelope(entries: Entries, kind: str | None) -> None:
         if key in ENVELOPE:
             columns[key] = entries.fitted("events", key, key, values)
         elif key == "timestamp":
-            entries.given["time"] = _utc(entries.converted(key, values, moment))
+            entries.given["time"] = entries.converted(key, values, microseconds)
         elif key == "data":
             for place, value in enumerate(values):
                 if value is not None and type(value) is not dict:
@@ -112,10 +115,6 @@ def _map_envelope(entries: Entries, kind: str | None) -> None:
         elif key not in _ELSEWHERE:
             keep_all(entries, key, values, UNKNOWN_KEY)
     entries.out.add("events", entries.block("events", columns))
-
-
-def _utc(times: Iterable[datetime | None]) -> list[datetime | None]:
-    return [time if time is None or time.tzinfo is not None else time.replace(tzinfo=UTC) for time in times]
 
 
 def map_data(entries: Entries, kind: Kind) -> None:

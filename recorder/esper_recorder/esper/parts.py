@@ -18,6 +18,7 @@ from esper_recorder.esper.rows import Rest, envelope, keep_rest, map_rows, take_
 _HEAD = re.compile(rf"head_(.+)_({'|'.join(layout.HEAD_COLUMNS)})")
 _STATE = re.compile(rf"((?:rollout_)?lstm)_([hc])_({'|'.join(layout.STATE_COLUMNS)})")
 _STATE_FLAG = re.compile(rf"((?:rollout_)?lstm)_({'|'.join(layout.STATE_FLAGS)})")
+_NOTHING = {type(None)}
 _TOLD_OF_HEAD = {"confidence": "confidence", "entropy": "entropy_normalized"}
 
 
@@ -122,7 +123,7 @@ def _states(entries: Entries, rest: Rest) -> None:
 
 def _add_where_told(entries: Entries, table: str, rows: Block, key: Mapping[str, str]) -> None:
     """Rows of a table, but not where they would hold nothing beside their key."""
-    if any(None not in values for values in rows.values()):
+    if any(set(map(type, values)).isdisjoint(_NOTHING) for values in rows.values()):
         places: Sequence[int] = range(len(entries))
     else:
         told = zip(*rows.values(), strict=True)
