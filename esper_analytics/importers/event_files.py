@@ -39,7 +39,6 @@ class Text:
     text: str
     record: int
     """Where it stood in its file, counted from 1."""
-    time: float
 
 
 @dataclass(slots=True)
@@ -191,7 +190,7 @@ def _take(value: Any, event: Any, found: EventFile) -> None:
         found.values.append(Logged(value.tag, event.step, number, found.records, event.wall_time))
     elif kind == "tensor" and plugin == "text":
         tag = value.tag.removesuffix(_TEXT_SUFFIX)
-        found.texts.append(Text(tag, _text(value.tensor), found.records, event.wall_time))
+        found.texts.append(Text(tag, _text(value.tensor), found.records))
     else:
         found.kept_out[_KINDS.get(plugin or kind or "", plugin or kind or "empty summaries")] += 1
 

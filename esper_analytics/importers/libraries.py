@@ -43,10 +43,8 @@ class Library:
     needs: frozenset[str]
     """Tags that nobody else writes: it is this library where all of them are. Each makes an update when it is met."""
     tags: tuple[Tag, ...]
-    axis: str
-    """What the steps it logs at count, in words."""
     step_is_update: bool = False
-    """It logs at the number of its update, from 0, and not at environment steps."""
+    """It logs at the number of its update, from 0; all others log at environment steps."""
     late: bool = False
     """It logs an update's figures when the next rollout has been collected, together with figures of that rollout."""
     any_prefix: bool = False
@@ -67,7 +65,6 @@ SB3 = Library(
     definition="sb3",
     name="Stable-Baselines3",
     needs=frozenset({"train/approx_kl", "train/clip_fraction"}),
-    axis="environment steps, one rollout later than the update",
     late=True,
     tags=(
         Tag("train/approx_kl", "approx_kl", "k3, mean over the minibatches of the last epoch"),
@@ -88,7 +85,6 @@ CLEANRL = Library(
     definition="cleanrl",
     name="CleanRL",
     needs=frozenset({"losses/old_approx_kl", "losses/clipfrac"}),
-    axis="environment steps",
     tags=(
         Tag("losses/approx_kl", "approx_kl", "k3 of the last minibatch"),
         Tag("losses/clipfrac", "clip_fraction", "mean over the minibatches of all epochs"),
@@ -116,7 +112,6 @@ RSL_RL = Library(
     definition="rsl_rl",
     name="rsl_rl",
     needs=frozenset({"Loss/surrogate"}),
-    axis="iterations from 0: the update is one more",
     step_is_update=True,
     other_axis="/time",
     tags=(
@@ -134,7 +129,6 @@ TORCHRL = Library(
     definition="torchrl",
     name="TorchRL",
     needs=frozenset({"loss_objective", "loss_critic"}),
-    axis="environment steps (frames), or what the user's loop gives",
     any_prefix=True,
     tags=(
         Tag("kl_approx", "approx_kl", "k1, averaged as the user's loop does"),
