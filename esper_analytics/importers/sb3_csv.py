@@ -48,11 +48,12 @@ def import_files(words: Sequence[str], to: Path, progress: Progress | None = Non
         DataError: the disk does not take a run.
     """
     files = find_files(words, lambda name: name in _NAMES, f"named {FILE}")
+    sizes = [file.stat().st_size for file in files]
     imported = []
-    for done, file in enumerate(files, 1):
+    for number, file in enumerate(files, 1):
         imported.append(store(_run(file), to))
         if progress is not None:
-            progress(done, len(files))
+            progress(sum(sizes[:number]), sum(sizes))
     return imported
 
 

@@ -8,6 +8,7 @@ import math
 import pytest
 
 import esper_analytics as ea
+from esper_analytics.importers import sb3_csv
 from tests.importers.event_logs import esper
 
 HEADER = "time/total_timesteps,time/time_elapsed,time/iterations,rollout/ep_rew_mean"
@@ -130,6 +131,12 @@ class TestSources:
         assert "imported anew" in esper("import", "sb3-csv", file, "--to", to)[1]
         assert len(rows_of_runs(to)) == 1
         assert [row["approx_kl"] for row in rows(to, "ppo_updates")] == [0.01, 0.02, 0.03]
+
+    def test_progress_is_told_in_bytes(self, file, to):
+        file.write_text(WHOLE)
+        told = []
+        sb3_csv.import_files([str(file)], to, lambda done, total: told.append((done, total)))
+        assert told == [(len(WHOLE), len(WHOLE))]
 
     def test_log_interval_is_told(self, file, to):
         file.write_text(f"{HEADER},{TRAIN}\n640,1,10,,0.01,0.1,-0.6\n1280,1,20,,0.02,0.1,-0.6\n")
