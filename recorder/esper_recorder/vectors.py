@@ -22,8 +22,8 @@ class Vector:
         """As an Arrow array: of int64 where `whole`, else of float64."""
         values = (self.values.to(torch.int64) if whole else self.values).contiguous()
         if bool(self.valid.all()):
-            return pa.array(_buffer(values))
-        return pa.array(_buffer(values), mask=_buffer(~self.valid))
+            return pa.array(array(values))
+        return pa.array(array(values), mask=array(~self.valid))
 
 
 class Vectors:
@@ -81,7 +81,7 @@ def _both(a: Tensor, b: Tensor) -> Tensor:
     return a if a is b else a & b
 
 
-def _buffer(tensor: Tensor) -> Any:
+def array(tensor: Tensor) -> Any:
     """What Arrow takes without copying where torch has NumPy to hand, and a list where it has not."""
     try:
         return tensor.numpy()

@@ -13,7 +13,7 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from esper_recorder import MemorySink, Recorder
-from esper_recorder.reduce.recurrent import state_statistics
+from esper_recorder.reductions.recurrent import state_statistics
 from esper_recorder.sb3 import RecorderCallback
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from esper_recorder.contract.tables import column_names
-from esper_recorder.reduce.transitions import rollout_statistics, terms, transition_statistics
+from esper_recorder.reductions.transitions import rollout_statistics, terms, transition_statistics
 from tests.recorder.arrays import finite, numbers, rows_of_numbers, same, total, total_sq
 
 FIELDS = ("log_ratio", "advantage", "raw_advantage", "entropy", "entropy_max", "value", "value_target", "old_value")

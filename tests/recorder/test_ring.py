@@ -13,8 +13,8 @@ from torch import Tensor
 
 from esper_recorder.contract.merge import merge
 from esper_recorder.contract.tables import columns
-from esper_recorder.reduce.ratios import log_ratio_histogram
-from esper_recorder.reduce.transitions import terms, transition_statistics
+from esper_recorder.reductions.ratios import log_ratio_histogram
+from esper_recorder.reductions.transitions import terms, transition_statistics
 from esper_recorder.ring import EXEMPLARS, MinibatchNotes, MinibatchRing, Piece
 from tests.recorder.arrays import same
 
