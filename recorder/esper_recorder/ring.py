@@ -57,8 +57,7 @@ class Piece:
     def replaced(self, tensors: Mapping[str, Tensor]) -> Piece:
         """The same with other tensors, as `tensors` names them."""
         reduced = [
-            one.replaced({name: tensors[f"{i}.{name}"] for name in one.tensors()})
-            for i, one in enumerate(self.reduced)
+            one.replaced({name: tensors[f"{i}.{name}"] for name in one.tensors()}) for i, one in enumerate(self.reduced)
         ]
         return Piece(self.notes, tuple(reduced), tensors["grad_norms"], self.per_minibatch)
 
@@ -96,8 +95,8 @@ class MinibatchRing:
     _rows: tuple[Tensor, ...] = ()
     _uniform: bool = False
     _buffer: Tensor | None = None
-    _index: Tensor | None = None
-    _actions: Tensor | None = None
+    _index: list[Tensor] = field(default_factory=list)
+    _actions: list[Tensor] = field(default_factory=list)
     _norms: Tensor | None = None
     _lengths: list[int] = field(default_factory=list)
     _notes: list[MinibatchNotes] = field(default_factory=list)
@@ -179,16 +178,12 @@ class MinibatchRing:
             else:
                 for i, tensor in enumerate(tensors):
                     target[i].copy_(tensor)
-            if index is not None:
-                self._index = self._sized(self._index, torch.int64, ())
-                self._index[row, :n].copy_(_sent(index, self._index.device))
-            else:
-                self._index = None
-            if actions is not None:
-                self._actions = self._sized(self._actions, torch.float32, actions.shape[1:])
-                self._actions[row, :n].copy_(_sent(actions, self._actions.device))
-            else:
-                self._actions = None
+            own_index = None if index is None else _sent(index, target.device).clone()
+            own_actions = None if actions is None else _sent(actions, target.device).to(torch.float32, copy=True)
+        if own_index is not None:
+            self._index.append(own_index)
+        if own_actions is not None:
+            self._actions.append(own_actions)
         self._lengths.append(n)  # last, so that a minibatch that could not be copied is not there
         self._notes.append(notes)
 
@@ -207,6 +202,8 @@ class MinibatchRing:
         """Forget the minibatches and keep the memory."""
         self._lengths.clear()
         self._notes.clear()
+        self._index.clear()
+        self._actions.clear()
 
     @torch.no_grad()
     def reduce(self) -> Piece | None:
@@ -232,8 +229,8 @@ class MinibatchRing:
             self._head_fields(view),
             valid,
             settings,
-            index=None if self._index is None else self._index[:rows, :width],
-            actions=None if self._actions is None else self._actions[:rows, :width],
+            index=_padded(self._index, width, -1),
+            actions=_padded(self._actions, width, 0),
             per_minibatch=self.per_minibatch,
         )
         piece = Piece(notes, reduced, self._grad_norms(notes), self.per_minibatch)
@@ -293,7 +290,6 @@ class MinibatchRing:
         ):
             self._names = tuple(fields)
             self._buffer = torch.zeros((32, len(fields), max(n, 1)), dtype=dtype, device=first.device)
-            self._index = self._actions = None
             self._norms = torch.full((32,), _NAN, dtype=torch.float64, device=first.device)
             self._rows = self._buffer.unbind()
             return
@@ -304,18 +300,6 @@ class MinibatchRing:
             self._buffer = _grown(buffer, (rows, buffer.shape[1], max(n, width)))
             self._norms = _grown(self._norms, (rows,))
             self._rows = self._buffer.unbind()
-            if self._index is not None:
-                self._index = self._sized(self._index, self._index.dtype, ())
-            if self._actions is not None:
-                self._actions = self._sized(self._actions, self._actions.dtype, self._actions.shape[2:])
-
-    def _sized(self, tensor: Tensor | None, dtype: torch.dtype, tail: tuple[int, ...]) -> Tensor:
-        """A companion of the buffer: [rows, width, *tail]."""
-        assert self._buffer is not None
-        shape = (self._buffer.shape[0], self._buffer.shape[2], *tail)
-        if tensor is None or tuple(tensor.shape[2:]) != tuple(tail):
-            return torch.full(shape, -1, dtype=dtype, device=self._buffer.device)
-        return tensor if tuple(tensor.shape) == shape else _grown(tensor, shape)
 
     def _bytes(self, rows: int, width: int) -> int:
         assert self._buffer is not None
@@ -407,6 +391,20 @@ def _sent(x: Tensor, device: torch.device) -> Tensor:
     if x.device.type != "cpu" or device.type != "cuda":
         return x
     return x.pin_memory().to(device, non_blocking=True)
+
+
+def _padded(tensors: Sequence[Tensor], width: int, value: int) -> Tensor | None:
+    """Tensors [n, ...] as one, [len(tensors), width, ...]; None where there are none."""
+    if not tensors:
+        return None
+    if all(x.shape[0] == width for x in tensors):
+        return torch.stack(list(tensors))
+    whole = torch.full(
+        (len(tensors), width, *tensors[0].shape[1:]), value, dtype=tensors[0].dtype, device=tensors[0].device
+    )
+    for row, x in zip(whole, tensors, strict=True):
+        row[: x.shape[0]].copy_(x)
+    return whole
 
 
 def _grown(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

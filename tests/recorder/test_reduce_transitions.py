@@ -274,6 +274,12 @@ class TestRollouts:
             }
         )
         got = dict(zip(packed.names, packed.values.tolist(), strict=True))
+        assert set(got) <= set(column_names("ppo_updates"))
+        quantiles = {name: got.pop(name) for name in list(got) if name[-4:-2] == "_q"}
+        # Of 2, 4, 6: a quarter of the way is half-way from 2 to 4. Of the advantages 1 and -2, residuals 1 and 2.
+        assert [quantiles[f"rollout_return_q{q}"] for q in ("05", "25", "50", "75", "95")] == [2.2, 3, 4, 5, 5.8]
+        assert [quantiles[f"rollout_{x}_q50"] for x in ("value", "advantage", "residual")] == [1.5, -0.5, 1.5]
+        assert len(quantiles) == 4 * 5
         assert got == {
             "rollout_n": 3,
             "rollout_value_n": 2,
@@ -298,7 +304,6 @@ class TestRollouts:
             "rollout_residual_sum_sq": 1.0 + 4.0,
             "rollout_value_return_sum": 2.0 + 8.0,
         }
-        assert set(got) <= set(column_names("ppo_updates"))
 
     @given(rows_of_numbers(("value", "return", "advantage", "reward")))
     def test_against_plain_arithmetic(self, given_rows: tuple[dict[str, Tensor], Tensor]):
