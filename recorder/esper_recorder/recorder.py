@@ -32,7 +32,7 @@ from esper_recorder.layers import LayerLog
 from esper_recorder.levels import Level
 from esper_recorder.losses import BAD_CALL, REDUCE_FAILED
 from esper_recorder.reading import last_update
-from esper_recorder.reductions.arguments import BadCall, FieldKey, check_log_ratio, head_fields
+from esper_recorder.reductions.arguments import BadCall, FieldKey, check_log_ratio, flat_actions, head_fields
 from esper_recorder.reductions.recurrent import state_statistics
 from esper_recorder.reductions.transitions import rollout_statistics
 from esper_recorder.ring import MinibatchNotes, MinibatchRing, PackedRing, Piece, Pushed
@@ -343,7 +343,7 @@ class Recorder:
         if index is not None:
             index = torch.as_tensor(index)
             index = index if index.dim() == 1 else index.reshape(-1)
-        actions = None if actions is None else actions.detach().reshape(n, -1)
+        actions = None if actions is None else flat_actions(actions, n)
         if self._pushed:
             self._reduce_ring()
         if not self._ring.fits(fields, n, notes, heads=layout, index=index, actions=actions):

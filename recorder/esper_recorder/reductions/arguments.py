@@ -56,6 +56,13 @@ def argument(key: FieldKey) -> str:
     return f"{ARGUMENTS.get(field, field)} of head {head!r}"
 
 
+def flat_actions(actions: Tensor, n: int) -> Tensor:
+    """Actions [..., size] of n transitions as [n, size]; as they are where they are not of so many."""
+    flat = actions.detach()
+    size = flat.shape[-1] if n == 0 else flat.numel() // n
+    return flat.reshape(n, size) if n * size == flat.numel() else flat
+
+
 def check_log_ratio(fields: Mapping[Any, Tensor]) -> None:
     """Raises BadCall where the log ratio of a minibatch cannot be told."""
     if "log_ratio" not in fields and not ("new_log_prob" in fields and "old_log_prob" in fields):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esper_recorder.reductions.arguments import BadCall, argument, check_log_ratio, head_fields
+from esper_recorder.reductions.arguments import BadCall, argument, check_log_ratio, flat_actions, head_fields
 from esper_recorder.reductions.minibatches import HeadFields, Reduced, Settings, reduce_minibatches
 from esper_recorder.reductions.ratios import EXEMPLARS
 
@@ -115,13 +115,14 @@ def reduce(
             bounds = torch.stack([number(bound) for bound in layout.entropy_max])
             stacked["entropy_max"] = bounds[None].expand(1, len(layout.names), n)
         groups.append(HeadFields(layout.names, stacked))
+    flat = None if actions is None else flat_actions(actions, n)
     reduced = reduce_minibatches(
         own,
         groups,
         valid,
         settings,
         index=None if index is None else index.detach().reshape(1, n),
-        actions=None if actions is None else actions.detach().reshape(1, n, -1),
+        actions=None if flat is None else flat[None],
         per_minibatch=True,
     )
     header = _header(
@@ -129,7 +130,7 @@ def reduce(
         tuple([(group.names, tuple(group.fields)) for group in groups]),
         tuple([name for name, x in numbers.items() if x is not None]),
         index is not None,
-        0 if actions is None else actions.numel() // max(n, 1),
+        None if flat is None else flat.shape[1],
         min(n, EXEMPLARS),
     )
     parts = [torch.full((1,), x, dtype=torch.float64, device=device) for x in header]
@@ -205,7 +206,7 @@ def _header(
     heads: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...],
     numbers: tuple[str, ...],
     index: bool,
-    actions: int,
+    actions: int | None,
     k: int,
 ) -> tuple[float, ...]:
     """The layout as numbers: a magic one, the length of the text in bytes, and the text."""
@@ -243,6 +244,6 @@ def _shape(text: str) -> tuple[Reduced, ...]:
         torch.ones(1, n, dtype=torch.bool),
         Settings(normalize=torch.zeros(1, dtype=torch.bool), **number),
         index=torch.zeros(1, n, dtype=torch.int64) if layout["index"] else None,
-        actions=torch.zeros(1, n, layout["actions"]) if layout["actions"] else None,
+        actions=torch.zeros(1, n, layout["actions"]) if layout["actions"] is not None else None,
         per_minibatch=True,
     )
