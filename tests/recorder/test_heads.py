@@ -132,9 +132,7 @@ def test_at_debug_each_minibatch_has_the_heads_histograms_and_exemplars(tmp_path
 
 def test_what_a_head_does_not_tell_is_null(tmp_path: Path):
     x = torch.zeros(3)
-    sink = recorded(
-        tmp_path, {"log_ratio": x, "heads": {"ratio": {"log_ratio": x}, "entropy": {"entropy": x + 0.5}}}
-    )
+    sink = recorded(tmp_path, {"log_ratio": x, "heads": {"ratio": {"log_ratio": x}, "entropy": {"entropy": x + 0.5}}})
     ratio, entropy = by_head(sink)["ratio"], by_head(sink)["entropy"]
     for name in ("entropy_sum", "entropy", "learnable_count", "learnable_fraction", "clip_fraction", "entropy_nan"):
         assert ratio[name] is None, name
@@ -182,9 +180,7 @@ def test_minibatches_with_other_heads_are_reduced_apart_and_merged(tmp_path: Pat
         ({"op": {"log_ratio": torch.zeros(3, device="meta")}}, "head 'op' is on meta; move them to one"),
     ],
 )
-def test_a_head_that_is_off_is_a_bad_call_and_costs_that_minibatch_alone(
-    tmp_path: Path, heads: Any, words: str
-):
+def test_a_head_that_is_off_is_a_bad_call_and_costs_that_minibatch_alone(tmp_path: Path, heads: Any, words: str):
     sink = recorded(
         tmp_path,
         {"log_ratio": torch.zeros(3)},

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -249,6 +249,7 @@ def test_without_torchs_own_way_of_copying_many_tensors_they_are_copied_one_by_o
 
 
 @given(gradients(), st.integers(0, 6))
+@settings(max_examples=25)
 def test_two_halves_merged_by_the_contract_are_the_whole(grad: Tensor, cut: int):
     def row(part: Tensor) -> dict[str, object]:
         packed, histograms = layer_statistics([with_grad(torch.zeros_like(part), part.contiguous())])
