@@ -69,11 +69,11 @@ def timed(work: Callable[[], Any], turns: int, device: torch.device) -> float:
     for _ in range(turns):
         if device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            begin.record()  # type: ignore[no-untyped-call]
+            begin.record()
             work()
-            end.record()  # type: ignore[no-untyped-call]
-            end.synchronize()  # type: ignore[no-untyped-call]
-            best = min(best, begin.elapsed_time(end) / 1e3)  # type: ignore[no-untyped-call]
+            end.record()
+            end.synchronize()
+            best = min(best, begin.elapsed_time(end) / 1e3)
         else:
             began = time.thread_time()
             work()

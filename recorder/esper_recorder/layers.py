@@ -122,7 +122,8 @@ class LayerLog:
         parameters = [p for reference in self._references if (p := reference()) is not None]
         if not self._listed or len(parameters) < len(self._references):
             named = list(model.named_parameters())
-            names, listed = [name for name, _ in named], [p for _, p in named]
+            names = [name for name, _ in named]
+            listed: list[Tensor] = [p for _, p in named]
             if names != self._names or [id(p) for p in listed] != [id(p) for p in parameters]:
                 self._close_block()
                 self._names, self._references, self._gradients = names, [weakref.ref(p) for p in listed], []

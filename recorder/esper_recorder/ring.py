@@ -165,8 +165,12 @@ class MinibatchRing:
         assert self._buffer is not None
         row = len(self._lengths)
         tensors = list(fields.values())
-        if not self._uniform or index is not None or actions is not None:
-            _check_lengths(fields, n, index, actions)  # copying would repeat a single element
+        if (
+            not self._uniform  # copying would repeat a single element
+            or (index is not None and index.shape[0] != n)
+            or (actions is not None and actions.shape[0] != n)
+        ):
+            _check_lengths(fields, n, index, actions)
         with torch.no_grad():
             target = self._rows[row] if n == self._buffer.shape[2] else self._buffer[row, :, :n]
             if self._uniform:

@@ -54,5 +54,5 @@ def join(tensors: Mapping[str, Tensor]) -> Tensor:
 
 def split(joined: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors that `join` made one of, in their shapes and types; only those of `like` are looked at."""
-    parts = joined.split([x.numel() for x in like.values()])
+    parts = torch.split(joined, [x.numel() for x in like.values()])
     return {name: part.view(x.shape).to(x.dtype) for (name, x), part in zip(like.items(), parts, strict=True)}

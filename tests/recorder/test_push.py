@@ -124,7 +124,7 @@ def test_it_compiles_without_a_graph_break_and_gives_what_it_gives_eagerly(tmp_p
     given = minibatch(3)
     weight = torch.nn.Parameter(torch.ones(40))
 
-    @torch.compile(fullgraph=True, backend="aot_eager")  # type: ignore[untyped-decorator]
+    @torch.compile(fullgraph=True, backend="aot_eager")
     def step(own: dict[str, Any]) -> tuple[Tensor, Tensor]:
         loss = (torch.exp(own["new_log_probs"] - own["old_log_probs"]) * weight).mean()
         return loss, esper_recorder.reduce(**own, total_norm=loss)
@@ -146,7 +146,9 @@ def test_a_range_may_be_a_tensor(tmp_path: Path):
 
 def test_a_tensor_says_what_is_in_it():
     names = tuple(f"a head with a long name, and an ü, number {i}" for i in range(3))
-    given = [{"log_ratio": torch.zeros(2), "heads": {name: {"entropy": torch.ones(2)} for name in names}}] * 2
+    given: list[dict[str, Any]] = [
+        {"log_ratio": torch.zeros(2), "heads": {name: {"entropy": torch.ones(2)} for name in names}}
+    ] * 2
     packed = torch.stack([reduce(**own) for own in given])
     (joint, heads) = unpack(packed).reduced
     assert (joint.names, heads.names) == (("",), names)

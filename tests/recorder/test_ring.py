@@ -13,22 +13,23 @@ from torch import Tensor
 
 from esper_recorder.contract.merge import merge
 from esper_recorder.contract.tables import columns
+from esper_recorder.reductions.arguments import FieldKey
 from esper_recorder.reductions.ratios import EXEMPLARS, log_ratio_histogram
 from esper_recorder.reductions.transitions import terms, transition_statistics
 from esper_recorder.ring import MinibatchNotes, MinibatchRing, Piece
 from tests.recorder.arrays import same
 
+Fields = dict[FieldKey, Tensor]
+
 FIELDS = ("log_ratio", "advantage", "value")
 
 
-def minibatch(
-    n: int, seed: int, names: tuple[str, ...] = FIELDS, dtype: torch.dtype = torch.float32
-) -> dict[str, Tensor]:
+def minibatch(n: int, seed: int, names: tuple[str, ...] = FIELDS, dtype: torch.dtype = torch.float32) -> Fields:
     random = np.random.default_rng(seed)
     return {name: torch.from_numpy(random.normal(size=n)).to(dtype) for name in names}
 
 
-def put(ring: MinibatchRing, fields: dict[str, Tensor], number: int = 1, **more: Any) -> list[Piece]:
+def put(ring: MinibatchRing, fields: Fields, number: int = 1, **more: Any) -> list[Piece]:
     """Append as the recorder does: what does not fit is reduced first."""
     n = len(next(iter(fields.values())))
     notes = MinibatchNotes(number, clip_range=more.pop("clip_range", 0.2))
@@ -67,16 +68,17 @@ def counts(piece: Piece) -> Tensor:
     return histogram[:, 0]
 
 
-def directly(fields: dict[str, Tensor]) -> dict[str, float]:
+def directly(fields: Fields) -> dict[str, float]:
     """The same minibatch reduced on its own, without a ring."""
     n = len(next(iter(fields.values())))
     packed = transition_statistics(
-        terms(fields, valid=torch.ones(n, dtype=torch.bool)), clip_range=torch.tensor(0.2, dtype=torch.float64)
+        terms({str(k): x for k, x in fields.items()}, valid=torch.ones(n, dtype=torch.bool)),
+        clip_range=torch.tensor(0.2, dtype=torch.float64),
     )
     return dict(zip(packed.names, packed.values.tolist(), strict=True))
 
 
-def assert_rows(found: list[dict[str, float]], minibatches: list[dict[str, Tensor]]) -> None:
+def assert_rows(found: list[dict[str, float]], minibatches: list[Fields]) -> None:
     assert len(found) == len(minibatches)
     for row, fields in zip(found, minibatches, strict=True):
         expected = directly(fields)
@@ -129,7 +131,7 @@ class TestGrowth:
 class TestPadding:
     def test_nothing_of_an_earlier_larger_minibatch_shows(self):
         ring = MinibatchRing()
-        loud = {name: torch.full((9,), 1e6) for name in FIELDS}
+        loud: Fields = {name: torch.full((9,), 1e6) for name in FIELDS}
         put(ring, loud)
         rest(ring)
         given_ = [minibatch(4, 1), minibatch(9, 2), minibatch(2, 3)]

@@ -71,7 +71,7 @@ def check_log_ratio(fields: Mapping[Any, Tensor]) -> None:
 
 def head_fields(
     heads: Mapping[str, Mapping[str, Any]],
-) -> tuple[tuple[HeadLayout, ...], dict[tuple[str, str], Tensor]]:
+) -> tuple[tuple[HeadLayout, ...], dict[FieldKey, Tensor]]:
     """Heads grouped by what they bring, and their tensors flattened: group by group, field by field, head by head.
 
     Args:
@@ -90,7 +90,7 @@ def head_fields(
         fields = tuple(f for f in own if f != "entropy_max" or isinstance(bound, Tensor))
         groups.setdefault((fields, bound is not None and not isinstance(bound, Tensor)), []).append((name, own))
     layouts = []
-    tensors = {}
+    tensors: dict[FieldKey, Tensor] = {}
     for (fields, constant), members in groups.items():
         bounds = tuple([float(own["entropy_max"]) for _, own in members]) if constant else None
         layouts.append(HeadLayout(tuple([name for name, _ in members]), fields, bounds))

@@ -174,9 +174,9 @@ class LayerReducer:
         changed = torch.where(known, torch.cat(changes).view(len(self._flags), -1), -1)
         steps = len(self._flags)
         values, bins = _Totals.joined(totals).finish(self._sizes.repeat(steps))
-        values = torch.stack([*values, torch.cat(weights), changed.flatten()], dim=-1)
+        statistics = torch.stack([*values, torch.cat(weights), changed.flatten()], dim=-1)
         self.forget()
-        return Packed(NAMES, values.view(steps, -1, len(NAMES))), bins.view(steps, -1, bins.shape[-1])
+        return Packed(NAMES, statistics.view(steps, -1, len(NAMES))), bins.view(steps, -1, bins.shape[-1])
 
     def forget(self) -> None:
         """Forget what was taken in."""
@@ -188,10 +188,10 @@ class LayerReducer:
         layers, count = self._layer_of_row[:steps].flatten(), steps * self._layers
         totals = _Totals.zeros(count, self._dtype, self._device)
         totals.add(self._gradients[:steps].flatten(0, 1), layers, self._work)
-        squares = [
+        weights, changes = (
             self._squares([(buffer[:steps].flatten(0, 1), layers)], count) for buffer in (self._weights, self._changes)
-        ]
-        self._done.append((totals, *squares))
+        )
+        self._done.append((totals, weights, changes))
 
     def _squares(self, chunks: Iterable[tuple[Tensor, Tensor]], layers: int) -> Tensor:
         """Sum of squares of each layer's finite numbers: float64 [layers]."""
@@ -223,11 +223,11 @@ class LayerReducer:
         for i in self._large:
             if i >= len(tensors):
                 break
-            now, before = _flat(tensors[i]), None if less is None else _flat(less[i])
+            now, then = _flat(tensors[i]), None if less is None else _flat(less[i])
             for start in range(0, now.shape[0], self._chunk):
                 piece = now[start : start + self._chunk].to(self._dtype)
-                if before is not None:
-                    piece = piece - before[start : start + self._chunk].to(self._dtype)
+                if then is not None:
+                    piece = piece - then[start : start + self._chunk].to(self._dtype)
                 yield piece[None], self._places[i : i + 1]
 
 

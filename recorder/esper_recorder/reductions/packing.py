@@ -237,12 +237,13 @@ def _shape(text: str) -> tuple[Reduced, ...]:
         HeadFields(tuple(names), {f: torch.zeros(1, len(names), n) for f in fields})
         for names, fields in layout["heads"]
     ]
-    number = {name: torch.zeros(1, dtype=torch.float64) for name in layout["numbers"] if name != "total_norm"}
+    one = torch.zeros(1, dtype=torch.float64)
+    clip, value_clip = (one if name in layout["numbers"] else None for name in ("clip_range", "value_clip_range"))
     return reduce_minibatches(
         {name: zeros for name in layout["fields"]},
         groups,
         torch.ones(1, n, dtype=torch.bool),
-        Settings(normalize=torch.zeros(1, dtype=torch.bool), **number),
+        Settings(clip_range=clip, value_clip_range=value_clip, normalize=torch.zeros(1, dtype=torch.bool)),
         index=torch.zeros(1, n, dtype=torch.int64) if layout["index"] else None,
         actions=torch.zeros(1, n, layout["actions"]) if layout["actions"] is not None else None,
         per_minibatch=True,
