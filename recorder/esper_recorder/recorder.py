@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -33,6 +34,7 @@ from esper_recorder.levels import Level
 from esper_recorder.losses import BAD_CALL, REDUCE_FAILED
 from esper_recorder.reading import last_update
 from esper_recorder.reductions.arguments import BadCall, FieldKey, check_log_ratio, flat_actions, head_fields
+from esper_recorder.reductions.minibatches import with_actions
 from esper_recorder.reductions.recurrent import state_statistics
 from esper_recorder.reductions.transitions import rollout_statistics
 from esper_recorder.ring import MinibatchNotes, MinibatchRing, PackedRing, Piece, Pushed
@@ -532,6 +534,7 @@ class Recorder:
         now = time.monotonic()
         first = self._first_minibatch
         self._reduce_ring()
+        self._look_actions_up()
         reduced = dict(self._reduced)
         for i, piece in enumerate(self._pieces):
             reduced |= {f"{i}.{name}": x for name, x in piece.tensors().items()}
@@ -578,6 +581,18 @@ class Recorder:
         for piece in (self._pushed.take(per_minibatch=self._ring.per_minibatch), self._ring.reduce()):
             if piece is not None:
                 self._pieces.append(piece)
+
+    def _look_actions_up(self) -> None:
+        """Where the rollout's actions are on a device, the worst transitions' are taken there; the host has no way."""
+        actions = None if self._places is None else self._places["actions"]
+        if self._places is None or actions is None or actions.device.type == "cpu":
+            return
+        order = self._places["order"]
+        for i, piece in enumerate(self._pieces):
+            if isinstance(piece, Piece):
+                own = tuple([with_actions(one, actions, order) for one in piece.reduced])
+                self._pieces[i] = dataclasses.replace(piece, reduced=own)
+        self._places = self._places | {"actions": None}
 
     def _step_notes(self, notes: MinibatchNotes | None, after_clipping: bool | None) -> dict[str, Any]:
         return {
