@@ -26,9 +26,11 @@ import torch
 from torch import Tensor
 
 from esper_recorder.contract.metrics import DEFINITIONS
+from esper_recorder.contract.rule import Severity
 from esper_recorder.contract.rules import RuleSet, load_rules
 from esper_recorder.contract.tables import column_names
-from esper_recorder.levels import Level
+from esper_recorder.escalation import UPDATES, Escalation
+from esper_recorder.levels import COLLECTED, Level
 from esper_recorder.losses import BAD_CALL, REDUCE_FAILED
 from esper_recorder.reading import last_update
 from esper_recorder.reduce.gradients import layer_statistics
@@ -104,6 +106,9 @@ class Recorder:
         optimizer: its steps mark minibatches as stepped on, and its first group tells the learning rate.
         level: `off`, `minimal` (no rows of minibatches), `normal`, or `debug` (histograms and worst transitions of
             every minibatch, layer statistics of every step).
+        escalate: severity of the alarms that raise the level to `debug` for a while (`info`, `warning`, `critical`), or
+            None. It is the beginning of a firing that does, see `escalation`.
+        escalate_updates: how many PPO updates are then recorded at `debug`.
         rules: a shipped profile, the path of a rules file, or None: what the run is watched with while it is made.
         resume: run_id of a run under `root` to continue as a new attempt.
         from_update: first update of that attempt; the default continues after the last recorded one.
@@ -127,6 +132,8 @@ class Recorder:
         model: torch.nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         level: str | Level = "normal",
+        escalate: str | None = "critical",
+        escalate_updates: int = UPDATES,
         rules: str | Path | None = "default",
         resume: str | None = None,
         from_update: int | None = None,
@@ -134,7 +141,8 @@ class Recorder:
         trainer: str = "script",
         definition: str = "pooled",
     ) -> None:
-        self.level = Level.parse(level)
+        self._base_level = Level.parse(level)
+        self._escalation = escalation(level, escalate, escalate_updates)
         if definition not in DEFINITIONS:
             raise ValueError(f"definition {definition!r} is not known; there are: {', '.join(DEFINITIONS)}")
         if model is not None and not hasattr(model, "named_parameters"):
@@ -151,7 +159,7 @@ class Recorder:
         self._model = None if model is None else weakref.ref(model)
         self._optimizer = None if optimizer is None else weakref.ref(optimizer)
         self._settings: dict[str, Any] = {}
-        self._ring = MinibatchRing(pessimistic_value_clip=definition != "sb3", per_minibatch=self.level >= Level.DEBUG)
+        self._ring = MinibatchRing(pessimistic_value_clip=definition != "sb3")
         self._folder: RunFolder | None = None
         self._writer: Writer | None = None
         self._watcher: Watcher | None = None
@@ -165,7 +173,7 @@ class Recorder:
         self._places: dict[str, Any] | None
         self._rollout_names: tuple[str, ...]
         self._start_update(1)
-        if self.level is Level.OFF:
+        if self._base_level is Level.OFF:
             return
         try:
             self._folder = self._open(root, name, config, trainer, resume, from_update)
@@ -174,7 +182,7 @@ class Recorder:
             return
         self._start_update(self._folder.from_update)
         if self._rules is not None:
-            self._watcher = Watcher(self._rules)
+            self._watcher = Watcher(self._rules, self._escalation)
             if resume is not None:
                 self._catch_up(self._folder, self._watcher)
         self._writer = Writer(
@@ -204,6 +212,11 @@ class Recorder:
     def update(self) -> int:
         """The PPO update being collected, counted from 1."""
         return self._update
+
+    @property
+    def level(self) -> Level:
+        """The level the update being collected is recorded at: the recorder's own, or DEBUG after an alarm."""
+        return self._level
 
     @_guarded
     def settings(self, /, **columns: Any) -> None:
@@ -460,6 +473,8 @@ class Recorder:
 
     def _start_update(self, update: int) -> None:
         self._update = update
+        self._level = self._escalation.next_level()
+        self._ring.per_minibatch = COLLECTED[self._level].each_minibatch
         self._minibatches = 0
         self._newest = self._stepped = None
         self._first_minibatch = None
@@ -503,6 +518,7 @@ class Recorder:
             reduced["layers"] = torch.cat([packed.values for packed, _ in measured])
             reduced["layer_histograms"] = torch.cat([histogram for _, histogram in measured])
         notes = self._settings | {
+            "level": self._level.name.lower(),
             "step": step,
             "progress": self._progress(step),
             "stopped_early": stopped_early,
@@ -527,11 +543,10 @@ class Recorder:
             exemplar_places=self._places,
             recurrent=self._recurrent,
             episodes=self._episodes,
-            with_minibatches=self.level >= Level.NORMAL,
         )
         self._boundary = now
         assert self._writer is not None
-        self._writer.put(self._update, functools.partial(build, given))
+        self._writer.put(self._update, functools.partial(_rows, given, self._escalation, self._level))
 
     @staticmethod
     def _catch_up(folder: RunFolder, watcher: Watcher) -> None:
@@ -565,7 +580,7 @@ class Recorder:
             for name, p in parameters
         ]
         reduced = layer_statistics(dense) if dense else None
-        if self.level < Level.DEBUG:
+        if not COLLECTED[self._level].each_step:
             self._layers.clear()
         self._layers.append((rows, reduced))
 
@@ -624,7 +639,7 @@ class Recorder:
             "definition": self._definition,
             "config": config,
             "versions": _versions(),
-            "level": self.level.name.lower(),
+            "level": self._base_level.name.lower(),
             "rules": None if self._rules is None else (self._rules.name, self._rules.text),
             "total_updates": self._total_updates,
             "total_steps": self._total_steps,
@@ -634,6 +649,21 @@ class Recorder:
         if from_update is None:
             from_update = last_update(Path(root) / resume) + 1
         return RunFolder.resume(root, resume, from_update=from_update, **about)
+
+
+def escalation(level: str | Level, escalate: str | None, updates: int) -> Escalation:
+    """The escalation these options of a recorder ask for. Raises ValueError that says what they may be."""
+    if escalate is not None and escalate not in list(Severity):
+        known = ", ".join(Severity)
+        raise ValueError(f"escalate is {escalate!r}; give the severity that raises the level ({known}), or None")
+    if isinstance(updates, bool) or not isinstance(updates, int) or updates < 1:
+        raise ValueError(f"escalate_updates is {updates!r}; give a whole number of PPO updates from 1")
+    return Escalation(Level.parse(level), None if escalate is None else Severity(escalate), updates)
+
+
+def _rows(given: UpdateInput, escalation: Escalation, level: Level) -> dict[str, Any]:
+    """The rows of an update that its level stores. For the writer thread."""
+    return escalation.hold_back(build(given), level)
 
 
 def _length(name: str, length: Any) -> int | None:

@@ -56,7 +56,6 @@ class UpdateInput:
     recurrent: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     """(layer, kind) -> names of the statistics in the tensor `recurrent.<layer>.<kind>`."""
     episodes: Columns = field(default_factory=dict)
-    with_minibatches: bool = True
 
 
 def build(given: UpdateInput) -> dict[str, Columns]:
@@ -72,7 +71,7 @@ def build(given: UpdateInput) -> dict[str, Columns]:
     result: dict[str, Columns] = {}
     update = _update(given, minibatches, host)
     result["ppo_updates"] = {name: [value] for name, value in (update | given.identity).items()}
-    if given.with_minibatches and minibatches:
+    if minibatches:
         result["minibatches"] = _minibatch_columns(minibatches, given)
     per_minibatch = any(p.per_minibatch for p in given.pieces)
     for table, rows in (

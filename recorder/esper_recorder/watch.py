@@ -16,17 +16,19 @@ import pyarrow.parquet as pq
 from esper_recorder.contract.evaluator import RuleEvaluator
 from esper_recorder.contract.rules import RuleSet
 from esper_recorder.contract.tables import IDENTITY
+from esper_recorder.escalation import Escalation
 from esper_recorder.reading import list_row_files
 
 Columns = Mapping[str, Sequence[Any]]
 
 
 class Watcher:
-    """Evaluates a rule set on the rows of one update after the other."""
+    """Evaluates a rule set on the rows of one update after the other, and escalates where an alarm asks for it."""
 
-    def __init__(self, rules: RuleSet) -> None:
+    def __init__(self, rules: RuleSet, escalation: Escalation) -> None:
         self.rules = rules
         self._evaluator = RuleEvaluator(rules)
+        self._escalation = escalation
 
     def catch_up(self, folder: Path, starts: Mapping[int, int]) -> None:
         """Look at what earlier attempts of a resumed run recorded, so that streaks and averages go on from there.
@@ -41,16 +43,19 @@ class Watcher:
         """
         seen: dict[int, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
         for table, wanted in self.rules.tables.items():
-            for row in _recorded(folder, table, wanted | {"update", "attempt", "progress"}):
+            for row in _recorded(folder, table, wanted | {"update", "attempt", "progress", "held_back"}):
+                if row.get("held_back"):
+                    continue
                 later = [first for attempt, first in starts.items() if attempt > row["attempt"]]
                 if row["update"] < min(later, default=row["update"] + 1):
                     seen[row["update"]].setdefault(table, []).append(row)
         for update in sorted(seen):
             own = seen[update].get("ppo_updates", [{}])
-            self._evaluator.update(update, own[0].get("progress"), seen[update])
+            self._escalation.met(self._evaluator.update(update, own[0].get("progress"), seen[update]))
 
-    def alarms(self, update: int, tables: Mapping[str, Columns]) -> dict[str, dict[str, list[Any]]]:
-        """The table `alarms` of an update: its columns, or nothing where no rule fires.
+    def alarms(self, update: int, tables: Mapping[str, Columns]) -> dict[str, Columns]:
+        """What is to be stored with an update: a row of `alarms` for each rule that fires, and, where one of them
+        escalates, the minibatches that led up to it.
 
         Args:
             update: its number.
@@ -66,7 +71,8 @@ class Watcher:
         for name in ("rule", "key", "severity", "value", "threshold", "phase", "progress"):
             alarms[name] = [getattr(firing, name) for firing in firings]
         alarms["rules_sha256"] = [self.rules.sha256] * len(firings)
-        return {"alarms": alarms}
+        lead_up = self._escalation.raise_level() if self._escalation.met(firings) else {}
+        return {"alarms": alarms, **lead_up}
 
 
 def _rows(columns: Columns, wanted: frozenset[str]) -> list[dict[str, Any]]:
