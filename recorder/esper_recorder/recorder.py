@@ -12,6 +12,7 @@ import contextlib
 import difflib
 import functools
 import inspect
+import itertools
 import logging
 import sys
 import time
@@ -52,6 +53,7 @@ P = ParamSpec("P")
 _LOST_BY: dict[str, tuple[str, int | None]] = {
     "minibatch": ("minibatches", 1),
     "episode": ("episodes", 1),
+    "episodes": ("episodes", None),
     "recurrent": ("recurrent_state", None),
     "layers": ("gradient_layers", None),
     "end_update": ("*", None),
@@ -166,7 +168,7 @@ class Recorder:
         self._step_hook: Any = None
         self._recording = False
         self._started = self._boundary = time.monotonic()
-        self._episode = 0
+        self._episode_numbers = itertools.count(1)
         self._first_minibatch: float | None
         self._newest: MinibatchNotes | None  # the newest minibatch; None where it could not be taken
         self._stepped: MinibatchNotes | None  # the newest one the optimizer stepped on
@@ -370,9 +372,7 @@ class Recorder:
         self, *, return_: float, length: int | None = None, env: int | None = None, step: int | None = None
     ) -> None:
         """Record a finished episode: its undiscounted return and its length in steps."""
-        self._episode += 1
         row = {
-            "episode": self._episode,
             "env": env,
             "step": step,
             "episode_return": float(return_),
@@ -380,6 +380,27 @@ class Recorder:
         }
         for name, value in row.items():
             self._episodes.setdefault(name, []).append(value)
+
+    @_guarded
+    def episodes(
+        self, *, returns: Tensor, lengths: Tensor | None = None, finished: Tensor, step: int | None = None
+    ) -> None:
+        """Record the episodes that finished in a rollout, from tensors that may be on a device: nothing waits for it.
+
+        Args:
+            returns: [steps, envs], undiscounted return of the episode so far, that step included.
+            lengths: [steps, envs], its length so far in steps.
+            finished: [steps, envs], whether it finished with that step.
+            step: environment steps taken before the rollout.
+        """
+        parts = [returns, finished] if lengths is None else [returns, finished, lengths]
+        if finished.dim() != 2 or any(part.shape != finished.shape for part in parts):
+            shapes = ", ".join(str(list(part.shape)) for part in parts)
+            raise BadCall(f"episodes() takes tensors of one shape [steps, envs], and was given {shapes}")
+        self._rollout_episodes.append(step)
+        self._reduced[f"episodes.{len(self._rollout_episodes) - 1}"] = torch.stack(
+            [part.detach().to(torch.float64) for part in parts]
+        )
 
     @_guarded
     def recurrent(self, h: Tensor, c: Tensor | None = None, *, layer: str = "lstm") -> None:
@@ -485,6 +506,7 @@ class Recorder:
         self._places = None
         self._layers: list[tuple[list[dict[str, Any]], tuple[Packed, Tensor] | None]] = []
         self._episodes: dict[str, list[Any]] = {}
+        self._rollout_episodes: list[int | None] = []
         self._ring.clear()
 
     def _hand_over(
@@ -543,6 +565,8 @@ class Recorder:
             exemplar_places=self._places,
             recurrent=self._recurrent,
             episodes=self._episodes,
+            rollout_episodes=self._rollout_episodes,
+            episode_numbers=self._episode_numbers,
         )
         self._boundary = now
         assert self._writer is not None

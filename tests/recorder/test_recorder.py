@@ -239,6 +239,38 @@ class TestWhatIsNotThere:
         ]
 
 
+class TestEpisodesOfARollout:
+    def test_are_told_by_tensors_in_the_order_they_finished(self, tmp_path: Path):
+        sink = MemorySink()
+        finished = T([[0, 1, 0], [0, 0, 0], [1, 1, 0]], dtype=torch.bool)
+        returns = torch.arange(9.0).reshape(3, 3) / 2
+        with recorder(tmp_path, sink) as rec:
+            rec.episode(return_=-1.0, length=4)
+            rec.episodes(returns=returns, lengths=T([[1, 2, 3], [2, 1, 4], [3, 2, 5]]), finished=finished, step=90)
+            returns.fill_(9e9)
+            rec.end_update()
+            rec.episodes(returns=T([[math.nan, 7.0]]), finished=T([[True, False]]))
+            rec.end_update()
+        names = ("update", "episode", "env", "step", "episode_return", "episode_length")
+        assert [tuple(row[name] for name in names) for row in sink.rows("episodes")[:-1]] == [
+            (1, 1, None, None, -1.0, 4),
+            (1, 2, 1, 93, 0.5, 2),  # after the first step in three environments: 90 + 3
+            (1, 3, 0, 99, 3.0, 3),
+            (1, 4, 1, 99, 3.5, 2),
+        ]
+        last = sink.rows("episodes")[-1]
+        assert math.isnan(last["episode_return"])
+        assert (last["update"], last["episode"], last["step"], last["episode_length"]) == (2, 5, None, None)
+
+    def test_none_finished_is_no_row(self, tmp_path: Path):
+        sink = MemorySink()
+        with recorder(tmp_path, sink) as rec:
+            rec.episodes(returns=torch.zeros(2, 3), finished=torch.zeros(2, 3))
+            rec.episodes(returns=torch.zeros(0, 3), finished=torch.zeros(0, 3))
+            rec.end_update()
+        assert sink.rows("episodes") == sink.rows("gaps") == []
+
+
 class TestLevels:
     def tables(self, root: Path, level: str) -> dict[str, int]:
         sink = MemorySink()
@@ -331,6 +363,11 @@ class TestCallsThatFail:
             (lambda rec: rec.rollout(values=torch.zeros(3), returns=torch.zeros(4)), "RuntimeError", "reduce_failed"),
             (lambda rec: rec.gradients(total_norm=torch.zeros(2)), "only one element", "reduce_failed"),
             (lambda rec: rec.episode(return_="high"), "could not convert", "reduce_failed"),
+            (
+                lambda rec: rec.episodes(returns=torch.zeros(2, 3), finished=torch.zeros(3, 2)),
+                r"one shape \[steps, envs\], and was given \[2, 3\], \[3, 2\]",
+                "bad_call",
+            ),
             (
                 lambda rec: rec.settings(entropy_coeff=0.1),
                 "no column entropy_coeff .near: entropy_coef",
