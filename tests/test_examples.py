@@ -120,4 +120,6 @@ class TestItsParts:
     def test_log_probabilities_are_normalised(self):
         log_probs = Agent(4, 2).log_probs(torch.randn(5, 4))
         assert log_probs.exp().sum(-1).tolist() == pytest.approx([1.0] * 5)
-        assert math.isclose(float(-log_probs.detach().mean()), math.log(2), rel_tol=0.01), "nearly uniform before training"
+        assert math.isclose(float(-log_probs.detach().mean()), math.log(2), rel_tol=0.01), (
+            "nearly uniform before training"
+        )

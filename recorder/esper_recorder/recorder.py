@@ -14,6 +14,7 @@ import functools
 import inspect
 import itertools
 import logging
+import os
 import sys
 import time
 import weakref
@@ -33,13 +34,14 @@ from esper_recorder.contract.tables import column_names
 from esper_recorder.escalation import UPDATES, Escalation
 from esper_recorder.levels import COLLECTED, Level
 from esper_recorder.losses import BAD_CALL, REDUCE_FAILED
+from esper_recorder.ranks import JOIN_SECONDS, Meeting, own_rank
 from esper_recorder.reading import last_update
 from esper_recorder.reduce.gradients import layer_statistics
 from esper_recorder.reduce.packed import Packed
 from esper_recorder.reduce.recurrent import state_statistics
 from esper_recorder.reduce.transitions import rollout_statistics
 from esper_recorder.ring import BadCall, MinibatchNotes, MinibatchRing, Piece
-from esper_recorder.rows import UpdateInput, build
+from esper_recorder.rows import UpdateInput, build, build_episodes
 from esper_recorder.run_folder import RunFolder
 from esper_recorder.sink import ParquetSink, Sink
 from esper_recorder.transfer import Transfer
@@ -114,6 +116,10 @@ class Recorder:
         rules: a shipped profile, the path of a rules file, or None: what the run is watched with while it is made.
         resume: run_id of a run under `root` to continue as a new attempt.
         from_update: first update of that attempt; the default continues after the last recorded one.
+        rank: which process of a distributed trainer this is; the default asks torch.distributed, then torchrun's RANK.
+            The ranks record into one run: rank 0 makes it, the others wait up to a minute for it.
+        run_id: the run's id, the same on every rank, where torch.distributed is not initialised yet and so cannot tell
+            the others which run rank 0 made.
         sink: where rows go instead of Parquet files, for instance a `MemorySink`.
         trainer: name of the trainer, kept in run.json.
         definition: whose definition the derived metrics follow, see `contract.metrics.DEFINITIONS`.
@@ -139,6 +145,8 @@ class Recorder:
         rules: str | Path | None = "default",
         resume: str | None = None,
         from_update: int | None = None,
+        rank: int | None = None,
+        run_id: str | None = None,
         sink: Sink | None = None,
         trainer: str = "script",
         definition: str = "pooled",
@@ -151,6 +159,10 @@ class Recorder:
             raise ValueError(f"model is a {type(model).__name__}, which has no named_parameters(); give a torch Module")
         if optimizer is not None and not hasattr(optimizer, "register_step_pre_hook"):
             raise ValueError(f"optimizer is a {type(optimizer).__name__}; give a torch Optimizer")
+        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 0):
+            raise ValueError(f"rank is {rank!r}; give the number of this process among the trainer's, from 0")
+        if run_id is not None and resume is not None:
+            raise ValueError(f"both run_id={run_id!r} and resume={resume!r} are given; resume alone names the run")
         if sink is not None and not isinstance(sink, Sink):
             raise ValueError(f"sink is a {type(sink).__name__}; give a Sink, for instance a MemorySink")
         self._rules: RuleSet | None = None if rules is None else load_rules(rules)
@@ -178,9 +190,9 @@ class Recorder:
         if self._base_level is Level.OFF:
             return
         try:
-            self._folder = self._open(root, name, config, trainer, resume, from_update)
+            self._folder = self._open(root, name, config, trainer, resume, from_update, rank, run_id)
         except OSError as error:
-            log.error("Nothing of this training is recorded: %s cannot be written (%s). Training goes on.", root, error)
+            log.error("Nothing of this training is recorded under %s (%s). Training goes on.", root, error)
             return
         self._start_update(self._folder.from_update)
         if self._rules is not None:
@@ -196,6 +208,7 @@ class Recorder:
         if optimizer is not None:
             self._step_hook = optimizer.register_step_pre_hook(self._on_step)
         self._recording = True
+        _open_recorders.add(self)
         atexit.register(_close_at_exit, weakref.ref(self))
 
     # --- what a trainer calls ---------------------------------------------------------------------------------------
@@ -441,11 +454,14 @@ class Recorder:
 
     def close(self, how: str = "finished", error: BaseException | str | None = None) -> None:
         """Write what is left and mark the run as ended: `finished`, or `raised` with the error. A second call does
-        nothing. An update not closed by `end_update` is written too if it holds a minibatch."""
+        nothing. An update not closed by `end_update` is written too if it holds a minibatch, and so are the episodes
+        that finished since the last one."""
         if not self._recording or self._writer is None or self._folder is None:
             return
         if self._minibatches:
             self._finish_update(interrupted=True)
+        elif self._episodes or self._rollout_episodes:
+            self._hand_over_episodes()
         self._recording = False
         if self._step_hook is not None:
             self._step_hook.remove()
@@ -455,6 +471,10 @@ class Recorder:
             self._folder.finish(how, error=message, updates=self._writer.committed, lost=self._writer.lost)
         except Exception as problem:
             log.error("The end of run %s could not be written: %s", self.run_id, problem)
+
+    def __reduce__(self) -> tuple[Callable[[], Recorder], tuple[()]]:
+        # A copy, in a spawned process for instance, is not the one that records.
+        return _silent, ()
 
     def __enter__(self) -> Self:
         return self
@@ -572,10 +592,27 @@ class Recorder:
         assert self._writer is not None
         self._writer.put(self._update, functools.partial(_rows, given, self._escalation, self._level))
 
+    def _hand_over_episodes(self) -> None:
+        """Those of a rollout that no update followed."""
+        assert self._writer is not None
+        with self.guarded("episodes"):
+            given = UpdateInput(
+                identity=self._identity(self._update),
+                definition=self._definition,
+                update_notes={},
+                pieces=[],
+                transfer=Transfer({k: v for k, v in self._reduced.items() if k.startswith("episodes.")}),
+                episodes=self._episodes,
+                rollout_episodes=self._rollout_episodes,
+                episode_numbers=self._episode_numbers,
+            )
+            self._writer.put(self._update, functools.partial(build_episodes, given))
+
     @staticmethod
     def _catch_up(folder: RunFolder, watcher: Watcher) -> None:
         try:
-            watcher.catch_up(folder.path, {a.attempt: a.from_update for a in folder.manifest.attempts})
+            starts = {a.attempt: a.from_update for a in folder.manifest.attempts}
+            watcher.catch_up(folder.path, folder.rank, starts)
         except Exception as error:
             log.warning("The rules watch run %s as if it began here; its past cannot be read: %s", folder.run_id, error)
 
@@ -657,22 +694,43 @@ class Recorder:
         trainer: str | Mapping[str, Any],
         resume: str | None,
         from_update: int | None,
+        rank: int | None,
+        run_id: str | None,
     ) -> RunFolder:
+        rank = own_rank() if rank is None else rank
+        rules = None if self._rules is None else (self._rules.name, self._rules.text)
+        meeting = Meeting(name, rank)
+        shared = run_id or meeting.ask() or resume
+        if rank and shared is not None:
+            return RunFolder.join(root, shared, rank=rank, rules=rules, patience=JOIN_SECONDS)
+        if rank:
+            log.warning(
+                "Rank %d records into a run of its own. To have one run for all ranks make the Recorder after "
+                "torch.distributed is initialised, or give all of them the same run_id.",
+                rank,
+            )
         about: dict[str, Any] = {
             "trainer": {"name": trainer} if isinstance(trainer, str) else trainer,
             "definition": self._definition,
             "config": config,
             "versions": _versions(),
             "level": self._base_level.name.lower(),
-            "rules": None if self._rules is None else (self._rules.name, self._rules.text),
+            "rules": rules,
             "total_updates": self._total_updates,
             "total_steps": self._total_steps,
         }
-        if resume is None:
-            return RunFolder.create(root, name, **about)
-        if from_update is None:
-            from_update = last_update(Path(root) / resume) + 1
-        return RunFolder.resume(root, resume, from_update=from_update, **about)
+        try:
+            if resume is None:
+                folder = RunFolder.create(root, name, rank=rank, run_id=run_id, **about)
+            else:
+                if from_update is None:
+                    from_update = last_update(Path(root) / resume) + 1
+                folder = RunFolder.resume(root, resume, from_update=from_update, rank=rank, **about)
+        except BaseException:
+            meeting.tell(None)
+            raise
+        meeting.tell(folder.run_id)
+        return folder
 
 
 def escalation(level: str | Level, escalate: str | None, updates: int) -> Escalation:
@@ -710,6 +768,23 @@ def _words(error: BaseException | str | None) -> str | None:
         return error
     text = str(error)
     return f"{type(error).__name__}: {text}"[:_ERROR_LENGTH] if text else type(error).__name__
+
+
+_open_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
+
+
+def _silence_in_child() -> None:
+    """A forked process has no writer thread, and the run is its parent's: there, every call does nothing."""
+    for recorder in list(_open_recorders):
+        recorder._recording = False
+    _open_recorders.clear()
+
+
+os.register_at_fork(after_in_child=_silence_in_child)
+
+
+def _silent() -> Recorder:
+    return Recorder(".", level=Level.OFF, rules=None)
 
 
 def _close_at_exit(reference: weakref.ref[Recorder]) -> None:

@@ -92,6 +92,12 @@ def build(given: UpdateInput) -> dict[str, Columns]:
     return result
 
 
+def build_episodes(given: UpdateInput) -> dict[str, Columns]:
+    """The episodes of a rollout that no update followed."""
+    rows = _episodes(given, given.transfer.wait())
+    return {"episodes": _as_columns(rows, given.identity)} if rows else {}
+
+
 def _minibatch_vectors(piece: Piece, statistics: Tensor, norms: Tensor, given: UpdateInput) -> dict[str, Vector]:
     """Counts, sums and metrics of a piece's minibatches, as vectors by name."""
     by_name = statistics.t().contiguous()
