@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -207,7 +207,7 @@ def train_ppo_vectorized(
     lengths: list[Tensor] = []
 
     def autocast() -> AbstractContextManager[None]:
-        return torch.autocast(where.type, torch.bfloat16, enabled=amp)
+        return torch.autocast(where.type, torch.bfloat16) if amp else nullcontext()
 
     def entropy_weight(episode: int) -> float:
         if not entropy_anneal_episodes:
