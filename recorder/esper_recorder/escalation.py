@@ -11,8 +11,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-
 from esper_recorder.batches import to_batch, to_table
 from esper_recorder.contract.evaluator import Firing
 from esper_recorder.contract.rule import Severity
@@ -47,7 +45,7 @@ class Escalation:
         self._raised = False  # set by the writer's thread, taken down by the training thread
         self._left = 0  # updates still to be recorded at DEBUG; the training thread's
         self._last_fired: dict[tuple[str, str], int] = {}
-        self._held: deque[pa.RecordBatch] = deque(maxlen=LEAD_UP_UPDATES)
+        self._held: deque[Columns] = deque(maxlen=LEAD_UP_UPDATES)
         self._awaited = False  # an alarm was raised, and updates handed over before the trainer saw it still come
 
     def next_level(self) -> Level:
@@ -69,8 +67,8 @@ class Escalation:
             self._awaited = False
         elif not self._awaited and "minibatches" in rows:
             rows = dict(rows)
-            self._held.append(to_batch("minibatches", rows.pop("minibatches")))
-            while sum(batch.num_rows for batch in self._held) > LEAD_UP_ROWS:
+            self._held.append(rows.pop("minibatches"))
+            while sum(len(columns["update"]) for columns in self._held) > LEAD_UP_ROWS:
                 self._held.popleft()
         return rows
 
@@ -96,6 +94,8 @@ class Escalation:
         self._awaited = True
         if not self._held:
             return {}
-        rows: dict[str, list[Any]] = to_table("minibatches", self._held).to_pydict()
+        rows: dict[str, list[Any]] = to_table(
+            "minibatches", [to_batch("minibatches", columns) for columns in self._held]
+        ).to_pydict()
         self._held.clear()
         return {"minibatches": rows | {"held_back": [True] * len(rows["update"])}}
