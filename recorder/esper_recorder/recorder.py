@@ -33,7 +33,7 @@ from esper_recorder.contract.rules import RuleSet, load_rules
 from esper_recorder.contract.tables import column_names
 from esper_recorder.escalation import UPDATES, Escalation
 from esper_recorder.levels import COLLECTED, Level
-from esper_recorder.losses import BAD_CALL, REDUCE_FAILED
+from esper_recorder.losses import BAD_CALL, DEVICE_FAILED, REDUCE_FAILED
 from esper_recorder.ranks import JOIN_SECONDS, Meeting, own_rank
 from esper_recorder.reading import last_update
 from esper_recorder.reduce.gradients import layer_statistics
@@ -44,6 +44,7 @@ from esper_recorder.ring import BadCall, MinibatchNotes, MinibatchRing, Piece
 from esper_recorder.rows import UpdateInput, build, build_episodes
 from esper_recorder.run_folder import RunFolder
 from esper_recorder.sink import ParquetSink, Sink
+from esper_recorder.staging import Staging
 from esper_recorder.transfer import Transfer
 from esper_recorder.watch import Watcher
 from esper_recorder.writer import Writer
@@ -174,6 +175,7 @@ class Recorder:
         self._optimizer = None if optimizer is None else weakref.ref(optimizer)
         self._settings: dict[str, Any] = {}
         self._ring = MinibatchRing(pessimistic_value_clip=definition != "sb3")
+        self._staging = Staging()
         self._folder: RunFolder | None = None
         self._writer: Writer | None = None
         self._watcher: Watcher | None = None
@@ -365,6 +367,7 @@ class Recorder:
             self._reduce_ring()
         self._ring.append(fields, n, notes, index=index, actions=actions)
         self._newest = notes
+        self._staging.add(*self._ring.newest, notes)
 
     @_guarded
     def gradients(self, *, total_norm: Tensor | float) -> None:
@@ -508,7 +511,7 @@ class Recorder:
         try:
             self._hand_over(step, stopped_early, epochs, policy_std, interrupted)
         except Exception as error:
-            self._failed("end_update", error)
+            self._rescue(error, step, stopped_early, epochs, interrupted)
         finally:
             self._start_update(self._update + 1)
 
@@ -528,6 +531,32 @@ class Recorder:
         self._episodes: dict[str, list[Any]] = {}
         self._rollout_episodes: list[int | None] = []
         self._ring.clear()
+        self._staging.clear()
+
+    def _rescue(
+        self, error: Exception, step: int | None, stopped_early: bool | None, epochs: int | None, interrupted: bool
+    ) -> None:
+        """Hand over what of the update has arrived on the host, after what is on the device could not be read."""
+        arrived = list(self._staging.arrived())
+        if not arrived:
+            self._failed("end_update", error)
+            return
+        self._model = self._places = None
+        self._pieces, self._layers, self._reduced, self._recurrent = [], [], {}, {}
+        self._rollout_names, self._rollout_episodes = (), []
+        self._ring = self._ring.another()
+        with self.guarded("end_update"):
+            for fields, notes in arrived:
+                n = len(next(iter(fields.values())))
+                if not self._ring.fits(fields, n, notes):
+                    self._reduce_ring()
+                self._ring.append(fields, n, notes)
+            if self._writer is not None:
+                lost = self._minibatches - len(arrived)
+                table, rows = ("minibatches", lost) if lost else ("gradient_layers", None)
+                detail = f"{type(error).__name__}: {error}"
+                self._writer.lose(self._update, DEVICE_FAILED, table=table, rows=rows, detail=detail)
+            self._hand_over(step, stopped_early, epochs, None, interrupted)
 
     def _hand_over(
         self,
