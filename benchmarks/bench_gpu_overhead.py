@@ -50,7 +50,7 @@ def train(level: str, updates: int, n_envs: int, device: str, *, count_syncs: bo
                 mode("warn")
         return collect(*args)
 
-    device_ppo.collect = timed
+    device_ppo.collect = timed  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as met:
         warnings.simplefilter("always")
         device_ppo.train_ppo_vectorized(

@@ -87,7 +87,9 @@ class Agent(nn.Module):
         return log_softmax(self.policy(observation).float(), dim=-1)
 
     def values(self, observation: Tensor) -> Tensor:
-        return self.value(observation).float().squeeze(-1)
+        """Expected return, float32: [...]."""
+        values: Tensor = self.value(observation).float().squeeze(-1)
+        return values
 
 
 def _mlp(inputs: int, hidden: int, outputs: int, last: float) -> nn.Sequential:

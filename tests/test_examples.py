@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch
 import esper_analytics as ea
 from examples.device_ppo import Agent, CartPole, Rollout, advantages_of, main, train_ppo_vectorized
 
-TINY = {"n_episodes": 3, "n_envs": 4, "max_epochs": 12, "ppo_updates_per_batch": 2, "n_minibatches": 2}
+TINY: dict[str, Any] = {"n_episodes": 3, "n_envs": 4, "max_epochs": 12, "ppo_updates_per_batch": 2, "n_minibatches": 2}
 
 
 class TestPpoOnADevice:

@@ -61,13 +61,13 @@ class Escalation:
 
     # --- the writer's thread ----------------------------------------------------------------------------------------
 
-    def hold_back(self, rows: dict[str, Columns], level: Level) -> dict[str, Columns]:
+    def hold_back(self, rows: Mapping[str, Columns], level: Level) -> Mapping[str, Columns]:
         """The rows of an update without those its level does not store; these are kept for a while."""
         if COLLECTED[level].minibatch_rows:
             self._awaited = False
         elif not self._awaited and "minibatches" in rows:
-            rows = dict(rows)
-            self._held.append(rows.pop("minibatches"))
+            self._held.append(rows["minibatches"])
+            rows = {table: columns for table, columns in rows.items() if table != "minibatches"}
             while sum(len(columns["update"]) for columns in self._held) > LEAD_UP_ROWS:
                 self._held.popleft()
         return rows

@@ -772,7 +772,7 @@ def escalation(level: str | Level, escalate: str | None, updates: int) -> Escala
     return Escalation(Level.parse(level), None if escalate is None else Severity(escalate), updates)
 
 
-def _rows(given: UpdateInput, escalation: Escalation, level: Level) -> dict[str, Any]:
+def _rows(given: UpdateInput, escalation: Escalation, level: Level) -> Mapping[str, Any]:
     """The rows of an update that its level stores. For the writer thread."""
     return escalation.hold_back(build(given), level)
 

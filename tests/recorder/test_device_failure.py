@@ -1,7 +1,7 @@
 """A device that fails in the middle of an update: what had arrived on the host is recorded.
 
-The CPU stands in for a device: copies to the host are made by the test, some never arrive, and from the failure on every
-reduction raises what CUDA raises. What pinned memory and a poisoned context really do shows on a GPU alone.
+The CPU stands in for a device: copies to the host are made by the test, some never arrive, and from the failure on
+every reduction raises what CUDA raises. What pinned memory and a poisoned context really do shows on a GPU alone.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ class TestRanks:
 @pytest.fixture
 def one_process_group(tmp_path: Path):
     """torch.distributed, initialised with this process alone."""
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()

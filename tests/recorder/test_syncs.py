@@ -17,7 +17,7 @@ from tests.recorder.no_sync import SINS, NoSync
 from tests.recorder.storage import read_rows
 
 CALLS = ("settings", "rollout", "minibatch", "gradients", "layers", "episodes", "recurrent", "end_update")
-TINY = {"n_episodes": 3, "n_envs": 4, "max_epochs": 12, "ppo_updates_per_batch": 2, "n_minibatches": 2}
+TINY: dict[str, Any] = {"n_episodes": 3, "n_envs": 4, "max_epochs": 12, "ppo_updates_per_batch": 2, "n_minibatches": 2}
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: host syncs are not looked for")
 
@@ -76,7 +76,7 @@ class TestWithoutADevice:
         optimizer = torch.optim.Adam(model.parameters())
         with NoSync(), Recorder(tmp_path, rules=None, level="debug", model=model, optimizer=optimizer) as rec:
             for rows in (6, 6, 4):
-                four = {name: tensor(5, 2) for name in ("values", "returns", "advantages", "rewards")}
+                four: dict[str, Any] = {name: tensor(5, 2) for name in ("values", "returns", "advantages", "rewards")}
                 rec.rollout(**four, actions=tensor(5, 2, 1))
                 rec.recurrent(tensor(1, 2, 4), tensor(1, 2, 4))
                 rec.episodes(returns=tensor(5, 2), lengths=tensor(5, 2), finished=tensor(5, 2) > 0.5)
@@ -98,7 +98,7 @@ class TestWithoutADevice:
                         index=torch.arange(rows, device="meta"),
                         actions=tensor(rows, 2),
                     )
-                    sum(out.sum() for out in model(tensor(2, 3))[1]).backward()  # type: ignore[union-attr]
+                    sum(out.sum() for out in model(tensor(2, 3))[1]).backward()
                     rec.layers()
                     rec.gradients(total_norm=tensor())
                     optimizer.step()
