@@ -8,7 +8,7 @@ escalation, so that a run which is always unwell is not always recorded at DEBUG
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from esper_recorder.batches import to_batch, to_table
@@ -45,7 +45,7 @@ class Escalation:
         self._raised = False  # set by the writer's thread, taken down by the training thread
         self._left = 0  # updates still to be recorded at DEBUG; the training thread's
         self._last_fired: dict[tuple[str, str], int] = {}
-        self._held: deque[Columns] = deque(maxlen=LEAD_UP_UPDATES)
+        self._held: deque[tuple[Callable[[], Columns], int]] = deque(maxlen=LEAD_UP_UPDATES)
         self._awaited = False  # an alarm was raised, and updates handed over before the trainer saw it still come
 
     def next_level(self) -> Level:
@@ -61,16 +61,24 @@ class Escalation:
 
     # --- the writer's thread ----------------------------------------------------------------------------------------
 
-    def hold_back(self, rows: Mapping[str, Columns], level: Level) -> Mapping[str, Columns]:
-        """The rows of an update without those its level does not store; these are kept for a while."""
+    def stores_minibatches(self, level: Level) -> bool:
+        """Whether the minibatch rows of the update that is stored now are stored with it."""
         if COLLECTED[level].minibatch_rows:
             self._awaited = False
-        elif not self._awaited and "minibatches" in rows:
-            self._held.append(rows["minibatches"])
-            rows = {table: columns for table, columns in rows.items() if table != "minibatches"}
-            while sum(len(columns["update"]) for columns in self._held) > LEAD_UP_ROWS:
+            return True
+        return self._awaited
+
+    def hold_back(self, rows: Callable[[], Columns], count: int) -> None:
+        """Keep the minibatch rows of an update for a while.
+
+        Args:
+            rows: makes them; called if they are to be stored after all.
+            count: how many they are.
+        """
+        if count:
+            self._held.append((rows, count))
+            while sum(count for _, count in self._held) > LEAD_UP_ROWS:
                 self._held.popleft()
-        return rows
 
     def met(self, firings: Sequence[Firing]) -> bool:
         """Take note of what fired at an update. Whether it is an onset of something that escalates."""
@@ -94,8 +102,7 @@ class Escalation:
         self._awaited = True
         if not self._held:
             return {}
-        rows: dict[str, list[Any]] = to_table(
-            "minibatches", [to_batch("minibatches", columns) for columns in self._held]
-        ).to_pydict()
+        batches = [to_batch("minibatches", make()) for make, _ in self._held]
         self._held.clear()
+        rows: dict[str, list[Any]] = to_table("minibatches", batches).to_pydict()
         return {"minibatches": rows | {"held_back": [True] * len(rows["update"])}}

@@ -41,7 +41,7 @@ from esper_recorder.reduce.packed import Packed
 from esper_recorder.reduce.recurrent import state_statistics
 from esper_recorder.reduce.transitions import rollout_statistics
 from esper_recorder.ring import BadCall, MinibatchNotes, MinibatchRing, Piece
-from esper_recorder.rows import UpdateInput, build, build_episodes
+from esper_recorder.rows import UpdateInput, build, build_episodes, build_minibatches
 from esper_recorder.run_folder import RunFolder
 from esper_recorder.sink import ParquetSink, Sink
 from esper_recorder.staging import Staging
@@ -619,7 +619,9 @@ class Recorder:
         )
         self._boundary = now
         assert self._writer is not None
-        self._writer.put(self._update, functools.partial(_rows, given, self._escalation, self._level))
+        self._writer.put(
+            self._update, functools.partial(_rows, given, self._minibatches, self._escalation, self._level)
+        )
 
     def _hand_over_episodes(self) -> None:
         """Those of a rollout that no update followed."""
@@ -772,9 +774,12 @@ def escalation(level: str | Level, escalate: str | None, updates: int) -> Escala
     return Escalation(Level.parse(level), None if escalate is None else Severity(escalate), updates)
 
 
-def _rows(given: UpdateInput, escalation: Escalation, level: Level) -> Mapping[str, Any]:
+def _rows(given: UpdateInput, minibatches: int, escalation: Escalation, level: Level) -> dict[str, Any]:
     """The rows of an update that its level stores. For the writer thread."""
-    return escalation.hold_back(build(given), level)
+    given.with_minibatches = escalation.stores_minibatches(level)
+    if not given.with_minibatches:
+        escalation.hold_back(functools.partial(build_minibatches, given), minibatches)
+    return build(given)
 
 
 def _length(name: str, length: Any) -> int | None:

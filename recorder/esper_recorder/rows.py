@@ -57,6 +57,7 @@ class UpdateInput:
     recurrent: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     """(layer, kind) -> names of the statistics in the tensor `recurrent.<layer>.<kind>`."""
     episodes: Columns = field(default_factory=dict)
+    with_minibatches: bool = True
     rollout_episodes: Sequence[int | None] = ()
     """Environment steps taken before each of the tensors `episodes.<i>`."""
     episode_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -76,7 +77,7 @@ def build(given: UpdateInput) -> dict[str, Columns]:
     result: dict[str, Columns] = {}
     update = _update(given, minibatches, host)
     result["ppo_updates"] = {name: [value] for name, value in (update | given.identity).items()}
-    if minibatches:
+    if given.with_minibatches and minibatches:
         result["minibatches"] = _minibatch_columns(minibatches, given)
     per_minibatch = any(p.per_minibatch for p in given.pieces)
     for table, rows in (
@@ -90,6 +91,16 @@ def build(given: UpdateInput) -> dict[str, Columns]:
     if episodes := _episodes(given, host):
         result["episodes"] = _as_columns(episodes, given.identity)
     return result
+
+
+def build_minibatches(given: UpdateInput) -> Columns:
+    """The rows of `minibatches` that `build` left out."""
+    host = given.transfer.wait()
+    minibatches = [
+        _minibatch_vectors(piece, host[f"{i}.statistics"], host[f"{i}.norms"], given)
+        for i, piece in enumerate(given.pieces)
+    ]
+    return _minibatch_columns(minibatches, given)
 
 
 def build_episodes(given: UpdateInput) -> dict[str, Columns]:

@@ -210,8 +210,9 @@ class TestTheTimeBefore:
         monkeypatch.setattr("esper_recorder.escalation.LEAD_UP_ROWS", 5)
         escalation = Escalation(Level.MINIMAL, Severity.CRITICAL, 1)
         for update in range(1, 5):
-            rows: dict[str, Any] = {"minibatches": {"update": [update] * 2, "minibatch": [1, 2]}}
-            assert escalation.hold_back(rows, Level.MINIMAL) == {}
+            rows = {"update": [update] * 2, "minibatch": [1, 2]}
+            assert not escalation.stores_minibatches(Level.MINIMAL)
+            escalation.hold_back(lambda rows=rows: rows, 2)  # type: ignore[misc]
         assert escalation.raise_level()["minibatches"]["update"] == [3, 3, 4, 4]
         assert escalation.raise_level() == {}
 
