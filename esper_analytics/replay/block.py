@@ -18,7 +18,16 @@ import polars as pl
 
 from esper_analytics.replay.columns import compiled
 from esper_recorder.contract.rules import RuleSet
-from esper_recorder.contract.signals import ORDER_COLUMNS, UPDATE_TABLE, Reason, Signal, Take, own_keys, total
+from esper_recorder.contract.signals import (
+    HELD_BACK,
+    ORDER_COLUMNS,
+    UPDATE_TABLE,
+    Reason,
+    Signal,
+    Take,
+    own_keys,
+    total,
+)
 from esper_recorder.contract.tables import columns
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -75,7 +84,14 @@ def read(rules: RuleSet, frames: Mapping[str, Sequence[pl.LazyFrame]]) -> dict[s
         frames: by table, a frame for each run; of several, each row gets its run's place as `RUN`.
     """
     lazy = {table: _select(frames[table], table, names) for table, names in rules.tables.items() if frames.get(table)}
-    return dict(zip(lazy, pl.collect_all(lazy.values()), strict=True))
+    return {table: _seen(frame) for table, frame in zip(lazy, pl.collect_all(lazy.values()), strict=True)}
+
+
+def _seen(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows that the watcher saw too."""
+    if HELD_BACK not in frame.columns:
+        return frame
+    return frame.filter(pl.col(HELD_BACK).cast(pl.Boolean).fill_null(False).not_()).drop(HELD_BACK)
 
 
 def stretches(tables: Mapping[str, pl.DataFrame], updates: int) -> Iterator[dict[str, pl.DataFrame]]:
