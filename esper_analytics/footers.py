@@ -29,6 +29,8 @@ class Footer:
     """A float column carries min/max statistics, which leave NaN out: engines that prune by them lose its rows."""
     problem: str | None = None
     """Why the file cannot be read as a part of its table."""
+    gone: bool = False
+    """It is not there any more: a compaction replaced it since it was listed."""
 
 
 def read_footer(path: Path, table: str, run_id: str) -> Footer:
@@ -37,7 +39,7 @@ def read_footer(path: Path, table: str, run_id: str) -> Footer:
         with pq.ParquetFile(path) as file:
             metadata, schema = file.metadata, file.schema_arrow
     except FileNotFoundError:
-        return Footer(problem="it is gone")
+        return Footer(problem="it is gone", gone=True)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
         return Footer(problem=f"it is truncated or no Parquet file ({reason})")

@@ -136,6 +136,12 @@ def _bounded(connection: duckdb.DuckDBPyConnection, query: str, timeout_s: float
             raise
 
 
+def files_are_gone(sources: Mapping[str, Source]) -> bool:
+    """Whether a file of the views is not there any more: it was compacted since it was listed."""
+    scans = [source[0] for source in sources.values() if isinstance(source, tuple)]
+    return any(not path.exists() for scan in scans for path in scan.paths())
+
+
 def connect(sources: Mapping[str, Source]) -> duckdb.DuckDBPyConnection:
     """A trusted connection with the views of `sources` and the macros."""
     connection = duckdb.connect(":memory:")

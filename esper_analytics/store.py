@@ -30,7 +30,7 @@ from esper_analytics.run_list import LIST_COLUMNS, RUNS_VIEW, run_rows
 from esper_analytics.scan import Layout, TableScan
 from esper_recorder.contract.tables import TABLES
 from esper_recorder.manifest import Manifest
-from esper_recorder.reading import list_row_files
+from esper_recorder.reading import RowFiles, list_row_files
 
 if TYPE_CHECKING:
     import duckdb
@@ -50,6 +50,7 @@ def open(path: str | os.PathLike[str]) -> Runs:  # noqa: A001 - as in `esper_ana
     return Runs(Path(path))
 
 
+_PATIENCE = 20  # how often files that were compacted since they were listed are looked for anew
 _MOVE = "Move it out of the run's folder"
 _RESTORE = "Restore it from a copy, or move it away"
 _UPGRADE = "Upgrade esper-analytics to read it"
@@ -166,8 +167,15 @@ class Runs:
             DataError: a recorded file turned out to be damaged.
         """
         sql_room.check(query)
-        views = self._sources(sql_room.views_named_in(query, VIEWS))
-        return sql_room.run(query, views, known=VIEWS, timeout_s=timeout_s, memory=memory)
+        names = sql_room.views_named_in(query, VIEWS)
+        for again in range(_PATIENCE, -1, -1):
+            views = self._sources(names)
+            try:
+                return sql_room.run(query, views, known=VIEWS, timeout_s=timeout_s, memory=memory)
+            except (DataError, QueryError):
+                if not again or not sql_room.files_are_gone(views):
+                    raise
+        raise AssertionError("the last try returns or raises")
 
     def connect(self) -> duckdb.DuckDBPyConnection:
         """A DuckDB connection of your own with every view, as the runs are now. Trusted: it is not confined."""
@@ -207,7 +215,7 @@ class Runs:
         scans = {table: TableScan(table) for table in tables}
         problems: builtins.list[Problem] = []
         for run in folders:
-            files = list_row_files(run.path)
+            files, footers = self._files(run, scans)
             cuts = run.superseded_from()
             problems += (Problem(found.path, found.reason, partly=True) for found in files.problems)
             problems += (Problem(path, "it is not named like a part", _MOVE) for path in files.strangers)
@@ -215,7 +223,7 @@ class Runs:
                 problems.append(Problem(run.path / table, f"this version knows no table {table}", _UPGRADE))
             for table, scan in scans.items():
                 for path in files.parts.get(table, ()):
-                    footer = self._footer(run, path, table)
+                    footer = footers[path]
                     if footer.problem is None:
                         scan.add_part(path, Layout(footer.present, footer.float_statistics, cuts))
                     else:
@@ -225,6 +233,21 @@ class Runs:
         self._met.update(dict.fromkeys(problems))
         return scans, problems
 
+    def _files(self, run: RunFolder, tables: Iterable[str]) -> tuple[RowFiles, dict[Path, Footer]]:
+        """The files of a run, and the footers of the parts of some tables: listed anew where a compaction came between.
+
+        Raises DataError where the folder cannot be listed.
+        """
+        for again in range(_PATIENCE, -1, -1):
+            try:
+                files = list_row_files(run.path)
+            except OSError as error:
+                raise DataError(f"The run {run.run_id} cannot be read: {error}.") from error
+            footers = {path: self._footer(run, path, table) for table in tables for path in files.parts.get(table, ())}
+            if not again or not any(footer.gone for footer in footers.values()):
+                return files, footers
+        raise AssertionError("the last try returns")
+
     def _footer(self, run: RunFolder, path: Path, table: str) -> Footer:
         """The footer of a part. A part never changes once it is there, so it is read once."""
         try:
@@ -232,6 +255,8 @@ class Runs:
             if linked and not path.resolve().is_relative_to(run.path.resolve()):
                 return Footer(problem="a link that leads out of the run")
             status = path.stat()
+        except FileNotFoundError:
+            return Footer(problem="it is gone", gone=not path.is_symlink())
         except OSError as error:
             return Footer(problem=f"it cannot be read ({error.strerror or error})")
         stamp = (status.st_ino, status.st_size, status.st_mtime_ns, run.run_id)

@@ -19,7 +19,7 @@ import pyarrow as pa
 from esper_recorder.batches import to_batch, to_table
 from esper_recorder.contract.tables import TABLES
 from esper_recorder.journal import JournalWriter
-from esper_recorder.reading import JOURNAL_FOLDER, RowFileName, row_file_names
+from esper_recorder.reading import JOURNAL_FOLDER, RowFileName, last_sequence
 from esper_recorder.rolling import roll
 
 log = logging.getLogger("esper_recorder")
@@ -157,8 +157,7 @@ class ParquetSink(Sink):
         self._told: set[str] = set()
         self._closed = False
         self._last_update = 0
-        taken = [n.seq for n in row_file_names(self.folder) if (n.attempt, n.rank) == (attempt, rank)]
-        self._seq = max(taken, default=0)
+        self._seq = last_sequence(self.folder, attempt, rank)
 
     def write(self, table: str, columns: Mapping[str, Sequence[Any]]) -> None:
         self._pending.append((table, to_batch(table, columns)))

@@ -141,7 +141,7 @@ def test_a_reader_between_any_two_steps_of_the_writer_sees_one_consistent_state(
     from esper_recorder.sink import ParquetSink
 
     case = 0
-    for place in range(5):  # before the 1st .. 5th of the reader's five steps
+    for place in range(6):  # before the 1st .. 6th of the reader's steps; the 6th is taken where parts came meanwhile
         for before in (0, 2):
             for during in (1, 3):
                 for roll_bytes in (1, 4_000, 2**25):
@@ -173,13 +173,13 @@ def test_a_reader_between_any_two_steps_of_the_writer_sees_one_consistent_state(
                         return call
 
                     with monkeypatch.context() as patch:
-                        for name in ("_journals", "_parts", "_read"):
+                        for name in ("journals_in", "parts_in", "_read"):
                             patch.setattr(reading, name, stepping(getattr(reading, name)))
                         files = list_row_files(folder)
                     updates = [row["update"] for row in read_rows(folder, "ppo_updates", files)]
                     minibatches = [row["update"] for row in read_rows(folder, "minibatches", files)]
                     assert updates == list(range(1, len(updates) + 1))
                     assert minibatches == [u for u in updates for _ in range(MINIBATCHES)]
-                    assert before <= len(updates) <= before + during
+                    assert before <= len(updates) <= update
                     sink.close()
-                    assert updates_in(folder) == list(range(1, before + during + 1))
+                    assert updates_in(folder) == list(range(1, update + 1))
