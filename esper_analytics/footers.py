@@ -27,6 +27,8 @@ class Footer:
     """(name, Arrow type) of the contract's columns that the file has."""
     float_statistics: bool = False
     """A float column carries min/max statistics, which leave NaN out: engines that prune by them lose its rows."""
+    last_update: int = 0
+    """The highest update of its rows, as the recorder told; 0 where it did not."""
     problem: str | None = None
     """Why the file cannot be read as a part of its table."""
     gone: bool = False
@@ -61,7 +63,12 @@ def read_footer(path: Path, table: str, run_id: str) -> Footer:
         rows=metadata.num_rows,
         present=tuple((name, str(schema.field(name).type)) for name in schema.names if name in declared),
         float_statistics=_have_statistics(metadata, floats),
+        last_update=_number((metadata.metadata or {}).get(b"esper_last_update")),
     )
+
+
+def _number(text: bytes | None) -> int:
+    return int(text) if text is not None and text.isdigit() else 0
 
 
 def _fits(found: pa.DataType, column: Column) -> bool:

@@ -6,8 +6,9 @@
     runs.sql("SELECT run_id, max(ratio_max) FROM ppo_updates GROUP BY 1")
 
 Nothing is read before it is asked for, and every question lists the folders anew. A damaged or foreign file is left
-out and named in `problems`; the rest is read. Rows that a resumed run recorded again hide the earlier ones, which stay
-in `<table>_all`. The order of rows is no promise: sort by what you need.
+out and named in `problems`; the rest is read. Rows that a resumed run recorded again hide the earlier ones, and the
+rows of several ranks are merged (see `ranks`); as they were recorded, all are in `<table>_all`. The order of rows is no
+promise: sort by what you need.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from esper_analytics import sql as sql_room
-from esper_analytics.errors import DataError, UnknownRunError, UnknownTableError, did_you_mean
+from esper_analytics.errors import DataError, QueryError, UnknownRunError, UnknownTableError, did_you_mean
 from esper_analytics.folders import Problem, RunFolder, find_runs
 from esper_analytics.footers import Footer, read_footer
+from esper_analytics.ranks import merges
 from esper_analytics.run_list import LIST_COLUMNS, RUNS_VIEW, run_rows
 from esper_analytics.scan import Layout, TableScan
 from esper_recorder.contract.tables import TABLES
-from esper_recorder.manifest import Manifest
-from esper_recorder.reading import RowFiles, list_row_files
+from esper_recorder.manifest import Manifest, how_it_ended
+from esper_recorder.reading import PartName, RowFiles, list_row_files
 
 if TYPE_CHECKING:
     import duckdb
@@ -221,15 +223,19 @@ class Runs:
             problems += (Problem(path, "it is not named like a part", _MOVE) for path in files.strangers)
             for table in sorted(files.parts.keys() - TABLES.keys()):
                 problems.append(Problem(run.path / table, f"this version knows no table {table}", _UPGRADE))
+            several = len(files.ranks) > 1
+            if "ppo_updates" in scans:
+                problems += _uneven_ranks(run, files, footers)
             for table, scan in scans.items():
+                ranks = several and merges(table)
                 for path in files.parts.get(table, ()):
                     footer = footers[path]
                     if footer.problem is None:
-                        scan.add_part(path, Layout(footer.present, footer.float_statistics, cuts))
+                        scan.add_part(path, Layout(footer.present, footer.float_statistics, cuts, ranks))
                     else:
                         problems.append(Problem(path, footer.problem, _RESTORE))
                 if table in files.journal_rows:
-                    scan.journals.append((files.journal_rows[table], cuts))
+                    scan.journals.append((files.journal_rows[table], Layout((), False, cuts, ranks)))
         self._met.update(dict.fromkeys(problems))
         return scans, problems
 
@@ -292,6 +298,24 @@ def _split(name: str) -> tuple[str, bool]:
     if name.endswith(ALL_ROWS) and name.removesuffix(ALL_ROWS) in TABLES:
         return name.removesuffix(ALL_ROWS), True
     raise UnknownTableError(f"There is no table {name!r}. {did_you_mean(name, VIEWS, kind='tables')}")
+
+
+def _uneven_ranks(run: RunFolder, files: RowFiles, footers: Mapping[Path, Footer]) -> Iterator[Problem]:
+    """That the ranks of a run do not end at one update. While they run they are an update or two apart."""
+    told = {attempt.rank for attempt in run.manifest.last_attempts}
+    if len(files.ranks | told) < 2 or how_it_ended(run.path, run.manifest) == "live":
+        return
+    ends = dict.fromkeys(sorted(files.ranks | told), 0)
+    for path in files.parts.get("ppo_updates", ()):
+        if (name := PartName.of(path.name)) is not None:
+            ends[name.rank] = max(ends[name.rank], footers[path].last_update)
+    if (held := files.journal_rows.get("ppo_updates")) is not None:
+        for rank, update in zip(held.column("rank").to_pylist(), held.column("update").to_pylist(), strict=True):
+            ends[rank] = max(ends.get(rank, 0), update)
+    if len(set(ends.values())) > 1:
+        listed = ", ".join(f"rank {rank} to {end}" for rank, end in ends.items())
+        reason = f"its ranks recorded different numbers of updates ({listed}); later updates are of the others alone"
+        yield Problem(run.path, reason, partly=True)
 
 
 def _rules_text(run: RunFolder) -> tuple[str | None, str] | None:

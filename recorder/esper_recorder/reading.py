@@ -119,6 +119,8 @@ class RowFiles:
     """Parquet files in table folders whose names are not a part's: a copy, a merged file, another program's."""
     problems: tuple[FileProblem, ...] = ()
     """Journals that are damaged or not ours; each with what was left out."""
+    ranks: frozenset[int] = frozenset()
+    """The ranks whose rows these are."""
     bytes_ignored: int = 0
     """Bytes after the last commit of the journals: an update being written, or what a crash left of one."""
 
@@ -207,6 +209,7 @@ def _look(folder: Path) -> RowFiles | None:
         journals=tuple(first[name] for name in sorted(contents)),
         strangers=strangers,
         problems=(*problems, *_set_aside(folder)),
+        ranks=frozenset(name.rank for name in [*contents, *(n for names in taken.values() for n in names)]),
         bytes_ignored=sum(content.bytes_ignored for content in contents.values()),
     )
 
