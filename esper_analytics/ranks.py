@@ -94,7 +94,7 @@ class _Sql:
     def divide(self, a: Any, b: Any, of: Any = None) -> Any:
         if a is None or b is None:
             return None
-        unknown = f"{a} IS NULL OR {b} IS NULL OR coalesce({b if of is None else of}, 0) = 0"
+        unknown = f"{a} IS NULL OR {b} IS NULL OR coalesce({b if of is None else of}, {b}) = 0"
         return f"(CASE WHEN {unknown} THEN NULL WHEN {b} = 0 THEN 'nan'::DOUBLE ELSE {a} / {b} END)"
 
     def root(self, a: Any) -> Any:
@@ -174,8 +174,8 @@ class _Polars:
     def divide(self, a: Any, b: Any, of: Any = None) -> Any:
         if a is None or b is None:
             return None
-        counted = b if of is None else of
-        unknown = a.is_null() | b.is_null() | (counted.fill_null(0) == 0)
+        counted = b if of is None else pl.coalesce(of, b)
+        unknown = a.is_null() | b.is_null() | (counted == 0)
         return pl.when(unknown).then(None).when(b == 0).then(float("nan")).otherwise(a / b)
 
     def root(self, a: Any) -> Any:
