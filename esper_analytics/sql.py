@@ -105,9 +105,9 @@ def run(
         allowed = ", ".join(literal(str(path)) for path in dict.fromkeys(paths))
         connection.execute(f"SET allowed_paths = [{allowed}]")
         connection.execute("SET enable_external_access = false")
-        _make_views(connection, sources)
-        connection.execute("SET lock_configuration = true")
         try:
+            _make_views(connection, sources)
+            connection.execute("SET lock_configuration = true")
             types, table = _bounded(connection, query, timeout_s)
         except (duckdb.Error, MemoryError) as error:
             told = _explained(_located(error, connection, query), query, sources, known, memory)

@@ -106,6 +106,11 @@ class PartWriter:
         self._writer.add_key_value_metadata(metadata)
         self._writer.close()
 
+    def abandon(self) -> None:
+        """Let go of the file, which will not be a part."""
+        with contextlib.suppress(Exception):
+            self._writer.close()
+
 
 @contextlib.contextmanager
 def part_writer(path: Path, table: str, schema: pa.Schema, *, durable: bool = True) -> Iterator[PartWriter]:
@@ -115,7 +120,11 @@ def part_writer(path: Path, table: str, schema: pa.Schema, *, durable: bool = Tr
     try:
         with temporary.open("wb") as file:
             part = PartWriter(file, schema)
-            yield part
+            try:
+                yield part
+            except BaseException:
+                part.abandon()
+                raise
             part.finish(table)
             file.flush()
             if durable:

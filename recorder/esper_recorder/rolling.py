@@ -104,7 +104,7 @@ def recover(folder: Path) -> Recovered:
                 kept = path.with_name(path.name + DAMAGED_SUFFIX)
                 lost = sum(damage.length for damage in content.damage)
                 problems.append(
-                    FileProblem(kept, f"{lost} damaged bytes of it could not be read; the rest became parts")
+                    FileProblem(kept, f"{lost} bytes of it were damaged; the rest became parts")
                 )
         for path, written in temporaries:
             with contextlib.suppress(FileNotFoundError):
