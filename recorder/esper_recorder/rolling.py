@@ -103,9 +103,7 @@ def recover(folder: Path) -> Recovered:
             if content.damage:
                 kept = path.with_name(path.name + DAMAGED_SUFFIX)
                 lost = sum(damage.length for damage in content.damage)
-                problems.append(
-                    FileProblem(kept, f"{lost} bytes of it were damaged; the rest became parts")
-                )
+                problems.append(FileProblem(kept, f"{lost} bytes of it were damaged; the rest became parts"))
         for path, written in temporaries:
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime_ns == written:

@@ -269,7 +269,7 @@ def test_on_a_full_disk_updates_are_refused_whole_and_taken_again_once_there_is_
     run = small_disk / "run"
     run.mkdir()
     ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(900_000))
+    ballast.write_bytes(bytes(1_000_000))
     sink = ParquetSink(run)
     taken = []
     for update in range(1, 200):
