@@ -37,6 +37,7 @@ _HEADER_SIZE = _HEADER.size
 _COMMIT = struct.Struct("<qq")
 _SCHEMA, _ROWS, _COMMITTED, _PACKED = 1, 2, 3, 4
 _LONGEST = 2**32 - 1
+_CHUNK = 256  # packed rows to be turned into columns at once: so many stay in a processor's cache
 _Key = tuple[str, tuple[str, ...] | Layout, int]  # table, columns, kind of frame
 _Schemas = dict[_Key, tuple[pa.Schema, int]]
 
@@ -242,7 +243,8 @@ def _as_batches(rows: list[pa.RecordBatch | PackedRow]) -> list[pa.RecordBatch]:
         if layout is None:
             batches += group
         else:
-            batches.append(unpack_rows(layout, [row.data for row in group if isinstance(row, PackedRow)]))
+            data = [row.data for row in group if isinstance(row, PackedRow)]
+            batches += (unpack_rows(layout, data[i : i + _CHUNK]) for i in range(0, len(data), _CHUNK))
     return batches
 
 
