@@ -84,8 +84,8 @@ def _compact_run(run: RunFolder, most_rows: int) -> tuple[bool, list[Problem]]:
     # What has a part now and no journal in the listing after is complete in the one after that: a writer makes parts
     # in the order of its journals, and deletes a journal once it has all its parts.
     newest: dict[tuple[int, int], int] = {}
-    for names in parts_in(run.path)[0].values():
-        for name in names:
+    for there in parts_in(run.path)[0].values():
+        for name in there:
             newest[name.process] = max(name.last, newest.get(name.process, 0))
     waiting = sorted(journals_in(run.path))
     changed = False

@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -196,7 +197,7 @@ def parse_journal(data: bytes, name: str = "journal") -> JournalContent:
         end = start + length + -length % 8
         if end > len(data):
             break
-        payload = data[start : start + length] if kind in (_PACKED, _COMMITTED) else whole.slice(start, length)
+        payload: Any = data[start : start + length] if kind in (_PACKED, _COMMITTED) else whole.slice(start, length)
         if zlib.crc32(payload) != crc:
             unsure.append(Damage(offset, end - offset, "the checksum does not fit"))
         elif kind == _COMMITTED:

@@ -188,19 +188,19 @@ def _look(folder: Path) -> RowFiles | None:
     taken: dict[str, list[PartName]] = {}
     for table, found in sorted(parts.items()):
         ranges = [name for name in found if name.compacted]
-        names = []
-        for name in sorted(found):
-            if any(other.covers(name) for other in ranges if other != name):
-                replaced.append(found[name])
-            elif name.compacted or by_parts(RowFileName(*name.process, name.first)):
-                names.append(name)
+        names: list[PartName] = []
+        for part in sorted(found):
+            if any(other.covers(part) for other in ranges if other != part):
+                replaced.append(found[part])
+            elif part.compacted or by_parts(RowFileName(*part.process, part.first)):
+                names.append(part)
         if names:
             taken[table] = names
-            chosen[table] = tuple(found[name] for name in names)
+            chosen[table] = tuple(found[part] for part in names)
     batches: dict[str, list[pa.RecordBatch]] = {}
     for journal in sorted(contents):
         for table, rows in contents[journal].batches.items():
-            if not any(name.covers(journal) for name in taken.get(table, ())):
+            if not any(part.covers(journal) for part in taken.get(table, ())):
                 batches.setdefault(table, []).extend(rows)
     return RowFiles(
         parts=chosen,
@@ -209,7 +209,7 @@ def _look(folder: Path) -> RowFiles | None:
         journals=tuple(first[name] for name in sorted(contents)),
         strangers=strangers,
         problems=(*problems, *_set_aside(folder)),
-        ranks=frozenset(name.rank for name in [*contents, *(n for names in taken.values() for n in names)]),
+        ranks=frozenset(j.rank for j in contents) | {part.rank for names in taken.values() for part in names},
         bytes_ignored=sum(content.bytes_ignored for content in contents.values()),
     )
 

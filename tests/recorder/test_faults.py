@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -96,10 +97,9 @@ def test_permission_lost_in_the_middle_and_given_back_costs_what_a_gap_tells(
     tmp_path, weights, monkeypatch, rolling_always
 ):
     """Root may write anywhere, so that the operating system refuses is put in the place where it would."""
-    import esper_recorder.journal as journal
     import esper_recorder.sink as sink
 
-    real = journal.os.open
+    real = os.open
     denied = threading.Event()
 
     def guarded(path: Any, *args: Any, **kwargs: Any) -> int:
@@ -107,7 +107,7 @@ def test_permission_lost_in_the_middle_and_given_back_costs_what_a_gap_tells(
             raise PermissionError(13, "Permission denied", str(path))
         return int(real(path, *args, **kwargs))
 
-    monkeypatch.setattr(journal.os, "open", guarded)
+    monkeypatch.setattr(os, "open", guarded)
     monkeypatch.setattr(sink, "_RETRY_SECONDS", 0.0)
     recorder = Recorder(tmp_path)
     assert recorder.path is not None
@@ -169,7 +169,7 @@ class _Jumping(datetime):
     calls = 0
 
     @classmethod
-    def now(cls, tz: Any = None) -> datetime:
+    def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
         cls.calls += 1
         return datetime(2026, 6, 1, tzinfo=UTC) + timedelta(days=(0, -365, 3650)[cls.calls % 3])
 
