@@ -91,7 +91,7 @@ class _Clock:
 def write_esper(rows: Sequence[Row], folder: Path, rate: int) -> Measured:
     from esper_recorder import sink as sink_module
 
-    sink_module.time = _Clock  # type: ignore[assignment]
+    vars(sink_module)["time"] = _Clock
     sink = sink_module.ParquetSink(folder)
     all_columns = [{name: [value] for name, value in row.items()} for row in rows]
     journal_bytes = 0
@@ -123,18 +123,18 @@ def write_tensorboard(rows: Sequence[Row], folder: Path, rate: int) -> Measured:
     from torch.utils.tensorboard import SummaryWriter
 
     began = time.process_time()
-    writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(folder))
     for number, row in enumerate(rows, 1):
         for name, value in row.items():
             if isinstance(value, int | float):
-                writer.add_scalar(name, value, number)  # type: ignore[no-untyped-call]
-    writer.close()  # type: ignore[no-untyped-call]
+                writer.add_scalar(name, value, number)
+    writer.close()
     return {"cpu_s": time.process_time() - began, "bytes": _bytes(folder)}
 
 
 def write_trackio(rows: Sequence[Row], folder: Path, rate: int) -> Measured:
     os.environ |= {"TRACKIO_DIR": str(folder), "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
-    import trackio  # type: ignore[import-not-found,unused-ignore]
+    import trackio
 
     began = time.process_time()
     trackio.init(project="rows", name="run")
