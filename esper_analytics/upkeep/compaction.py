@@ -153,7 +153,7 @@ def _merge(table: str, group: Sequence[_Part]) -> None:
     first, last = group[0].name, group[-1].name
     target = group[0].path.with_name(PartName(first.attempt, first.rank, first.first, last.last).file)
     expected = sum(part.rows for part in group)
-    with part_writer(target, table, arrow_schema(table)) as merged:
+    with part_writer(target, table, arrow_schema(table), compact=True) as merged:
         for piece in _pieces(table, [part.path for part in group]):
             merged.write(piece)
         if merged.rows != expected:

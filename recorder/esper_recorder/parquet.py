@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 
 from esper_recorder.contract.tables import SCHEMA_VERSION, Column, columns
 
+COMPACT_LEVEL = 3
+
 _ARROW_TYPES: dict[str, pa.DataType] = {
     "int64": pa.int64(),
     "float64": pa.float64(),
@@ -58,7 +60,7 @@ def to_arrow(table: str, data: Mapping[str, Sequence[Any]]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def write_part(path: Path, table: str, data: pa.Table, *, durable: bool = True) -> None:
+def write_part(path: Path, table: str, data: pa.Table, *, durable: bool = True, compact: bool = False) -> None:
     """Write one part so that it is there whole or not at all: temporary name, fsync, rename, fsync of the folder.
 
     Args:
@@ -66,21 +68,23 @@ def write_part(path: Path, table: str, data: pa.Table, *, durable: bool = True) 
         table: name of the table.
         data: rows of the contract's schema (or an older version of it).
         durable: False leaves out both fsyncs, where the rows are kept elsewhere until the part is.
+        compact: take longer for a smaller file, where nobody waits for it.
     """
-    with part_writer(path, table, data.schema, durable=durable) as part:
+    with part_writer(path, table, data.schema, durable=durable, compact=compact) as part:
         part.write(data)
 
 
 class PartWriter:
     """Takes the rows of one part, piece by piece."""
 
-    def __init__(self, file: BinaryIO, schema: pa.Schema) -> None:
+    def __init__(self, file: BinaryIO, schema: pa.Schema, *, compact: bool) -> None:
         self._writer = pq.ParquetWriter(
             file,
             schema.remove_metadata(),
             compression="zstd",
             write_statistics=_columns_with_statistics(schema),
             use_dictionary=[f.name for f in schema if pa.types.is_string(f.type)],
+            compression_level=COMPACT_LEVEL if compact else None,
         )
         self.rows = 0
         self._updates: list[int] = []  # the lowest and the highest so far
@@ -113,13 +117,15 @@ class PartWriter:
 
 
 @contextlib.contextmanager
-def part_writer(path: Path, table: str, schema: pa.Schema, *, durable: bool = True) -> Iterator[PartWriter]:
+def part_writer(
+    path: Path, table: str, schema: pa.Schema, *, durable: bool = True, compact: bool = False
+) -> Iterator[PartWriter]:
     """What `write_part` does, for rows that come piece by piece: the part is there once the block has ended well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
-            part = PartWriter(file, schema)
+            part = PartWriter(file, schema, compact=compact)
             try:
                 yield part
             except BaseException:

@@ -89,7 +89,8 @@ for seed in map(int, sys.argv[2:]):
     chance = random.Random(seed)
     folder = Path(sys.argv[1]) / str(seed)
     folder.mkdir()
-    roll_bytes, pause = chance.choice([1, 5_000, 50_000, 2**25]), chance.choice([0.002, 0.01, 0.05])
+    roll_bytes = chance.choice([1, 5_000, 50_000, 2**25])
+    pause = 0.1 if roll_bytes == 1 else chance.choice([0.005, 0.02, 0.05])  # two fsyncs at every update take their time
     child = os.fork()
     if child == 0:
         train(folder / "runs", folder / "told", roll_bytes, pause)
@@ -117,14 +118,18 @@ def kill_and_check(root: Path, seeds: Sequence[int]) -> None:
         assert files.problems == ()
         stored = sorted(row["update"] for row in read_rows(folder, "ppo_updates", files))
         minibatches = sorted(row["update"] for row in read_rows(folder, "minibatches", files))
-        assert set(old) <= set(stored), f"seed {seed}: rows older than a second are missing"
-        assert stored == list(range(1, len(stored) + 1)), f"seed {seed}: missing or doubled in the middle"
+        # What a busy machine made the queue drop is told; nothing else is missing.
+        gaps = read_rows(folder, "gaps", files)
+        dropped = {u for gap in gaps for u in range(gap["first_update"], gap["last_update"] + 1)}
+        assert set(old) <= set(stored) | dropped, f"seed {seed}: rows older than a second are missing"
+        assert len(set(stored)) == len(stored), f"seed {seed}: doubled"
+        assert set(range(1, max(stored, default=0) + 1)) <= set(stored) | dropped, f"seed {seed}: a hole nobody tells"
         assert minibatches == [update for update in stored for _ in range(2)]
         recover(folder)
         assert not (folder / "journal").exists()
         assert sorted(row["update"] for row in read_rows(folder, "ppo_updates")) == stored
         resumed = RunFolder.resume(root / seed / "runs", folder.name)
-        assert (resumed.attempt, resumed.from_update) == (2, len(stored) + 1)
+        assert (resumed.attempt, resumed.from_update) == (2, max(stored, default=0) + 1)
         resumed.release()
 
 
