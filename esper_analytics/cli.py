@@ -5,6 +5,7 @@ Data goes to stdout, narration to stderr. A mistake ends with a sentence and the
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -108,6 +109,13 @@ def show_run(
     finish(runs, strict)
 
 
+RunOption = Annotated[
+    list[str] | None, typer.Option("--run", metavar="ID", help=f"Only this run; {_NAMING}; repeatable.")
+]
+TimeoutOption = Annotated[float, typer.Option(metavar="SECONDS", help="The query is stopped after so long.", min=0.001)]
+MemoryOption = Annotated[str, typer.Option(metavar="SIZE", help="Memory the query may use.")]
+
+
 @app.command(
     "sql",
     examples=[
@@ -123,19 +131,58 @@ def run_sql(
     form: FormatOption = None,
     output: OutputOption = None,
     strict: StrictOption = False,
-    timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="The query is stopped after so long.", min=0.001)
-    ] = 60,
-    memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory the query may use.")] = "4GB",
+    timeout: TimeoutOption = 60,
+    memory: MemoryOption = "4GB",
 ) -> None:
     """SQL over the recorded runs: read-only, and confined to RUNS."""
     runs = open_runs(path)
     bound_memory()
-    answer = runs.sql(query, timeout_s=timeout, memory=memory)
-    emit(answer, form, output)
-    if answer.is_empty():
-        tell("no rows")
-    finish(runs, strict)
+    emit_answer(runs, runs.sql(query, timeout_s=timeout, memory=memory), form, output, strict)
+
+
+@app.command(
+    "query",
+    examples=[
+        "esper query --list",
+        "esper query runs/ ratio_exceeded -p above=2",
+        "esper query --show ratio_exceeded",
+    ],
+)
+def run_query(
+    path: Annotated[Path | None, typer.Argument(metavar="RUNS", help="A folder of runs, or one run's folder.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The question.")] = None,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--param", metavar="KEY=VALUE", help="One of its parameters; repeatable."),
+    ] = None,
+    run: RunOption = None,
+    listing: Annotated[bool, typer.Option("--list", help="Which questions there are.")] = False,
+    show: Annotated[str | None, typer.Option("--show", metavar="NAME", help="A question's SQL, to begin with.")] = None,
+    form: FormatOption = None,
+    output: OutputOption = None,
+    strict: StrictOption = False,
+    timeout: TimeoutOption = 60,
+    memory: MemoryOption = "4GB",
+) -> None:
+    """A question that people have after a bad run, by its name: confined as `esper sql` is."""
+    from esper_analytics.questions import described, question_named, questions_frame, read_words
+
+    if show is not None:
+        print_lines([question_named(show).sql])
+    elif listing and form is Format.json and output is None:
+        print_json(described())
+    elif listing:
+        emit(questions_frame(), form, output, whole=("answers", "parameters"))
+    elif path is None or name is None:
+        raise UsageError("Say RUNS and the NAME of a question; `esper query --list` has them all.")
+    else:
+        question_named(name)
+        values = read_words(parameters or ())
+        runs = open_runs(path)
+        runs = runs.only(settled(runs, run)) if run else runs
+        bound_memory()
+        answer = runs.query(name, timeout_s=timeout, memory=memory, **values)
+        emit_answer(runs, answer, form, output, strict)
 
 
 @app.command("tables", examples=["esper tables ppo_updates --find kl", "esper tables --format json"])
@@ -169,9 +216,6 @@ RulesOption = Annotated[
         metavar="RULES",
         help=f"A profile ({', '.join(profiles())}) or a TOML file. What each run ran with where nothing is said.",
     ),
-]
-RunOption = Annotated[
-    list[str] | None, typer.Option("--run", metavar="ID", help=f"Only this run; {_NAMING}; repeatable.")
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="RULE.KEY=VALUE", help="Another number; repeatable.")
@@ -429,6 +473,14 @@ def emit(
         tell(f"{frame.height} {'row' if frame.height == 1 else 'rows'} written to {output}")
 
 
+def emit_answer(runs: Runs, answer: pl.DataFrame, form: Format | None, output: Path | None, strict: bool) -> None:
+    """Print the answer of a query over runs, and say what it lacks."""
+    emit(answer, form, output)
+    if answer.is_empty():
+        tell("no rows")
+    finish(runs, strict)
+
+
 def finish(runs: Runs, strict: bool) -> None:
     """Tell what had to be left out of the answer. Raises DataError for it where `strict`."""
     problems = runs.problems_met
@@ -503,7 +555,7 @@ def progress_bar(unit: str) -> Iterator[Callable[[int, int], None] | None]:
 
 
 def bound_memory(gigabytes: int = 8) -> None:
-    """Bound the command's address space: one step of a scalar function may outgrow DuckDB's own limit.
+    """Bound the command's address space: an answer may be larger than what it was made from.
 
     It is set on the command's own process only, and never raised.
     """
@@ -523,7 +575,16 @@ def main() -> None:
     """The entry point of the command `esper`."""
     global _own_process
     _own_process = True
-    app(prog_name="esper")
+    try:
+        app(prog_name="esper")
+    except SystemExit as end:
+        room = sys.modules.get("esper_analytics.sql")
+        if room is not None and room.left_behind():
+            # A query that cannot be stopped ends with its process, which must not wait for it.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else 0)
+        raise
 
 
 if __name__ == "__main__":
