@@ -83,6 +83,8 @@ class Manifest:
     rules_sha256: str | None = None
     total_updates: int | None = None
     total_steps: int | None = None
+    source: Mapping[str, Any] | None = None
+    """Where an imported run came from; None for a run that was recorded."""
     attempts: tuple[Attempt, ...] = ()
     schema_version: int | None = None
     format: int = FORMAT
@@ -190,6 +192,7 @@ def _manifest(data: dict[str, Any]) -> Manifest:
         rules_sha256=rules.get("sha256"),
         total_updates=data.get("total_updates"),
         total_steps=data.get("total_steps"),
+        source=data.get("source"),
         attempts=tuple(_attempt(attempt) for attempt in data.get("attempts") or ()),
         schema_version=data.get("schema_version"),
         format=data.get("format") or FORMAT,
