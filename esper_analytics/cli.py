@@ -32,6 +32,8 @@ from esper_recorder.contract.rule import Severity
 from esper_recorder.contract.rules import profiles
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from esper_analytics.store import Runs
 
 _NAMING = "its name, or the beginning of its run_id, will do"
