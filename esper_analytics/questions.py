@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from esper_analytics.errors import UsageError, did_you_mean
 from esper_analytics.sql_files import REQUIRED, Parameter, Question, questions
+from esper_recorder.contract.tables import columns
 
 if TYPE_CHECKING:
     import polars as pl
@@ -20,8 +21,6 @@ _KINDS = {
     "BIGINT": "a whole number",
     "DOUBLE": "a number",
     "BOOLEAN": "true or false",
-    "VARCHAR": "a text",
-    "RUN": "a run",
 }
 
 
@@ -109,10 +108,20 @@ def _value(question: Question, parameter: Parameter, given: Value, run_id_of: Ca
                 return _FLAGS[text.lower()]
             case "RUN":
                 return run_id_of(text)
+            case "METRIC":
+                return _metric(text)
     except (ValueError, KeyError):
         kind = _KINDS[parameter.type]
         raise UsageError(f"{parameter.name} is {kind}, and {text!r} is none ({parameter.meaning}).") from None
     return str(given)
+
+
+def _metric(name: str) -> str:
+    numeric = [column.name for column in columns("ppo_updates") if column.type in ("int64", "float64", "bool")]
+    if name not in numeric:
+        hint = did_you_mean(name, numeric, kind="columns")
+        raise UsageError(f"ppo_updates has no numeric column {name!r}. {hint}")
+    return name
 
 
 def _within(number: int) -> int:

@@ -32,7 +32,7 @@ class Parameter:
 
     name: str
     type: str
-    """VARCHAR, BIGINT, DOUBLE, BOOLEAN, or RUN: a run, named as in `runs["ID"]`."""
+    """VARCHAR, BIGINT, DOUBLE, BOOLEAN; RUN, a run named as in `runs["ID"]`; METRIC, a number of `ppo_updates`."""
     default: str
     """As text; `required` where it must be given, `NULL` where it may be left open."""
     meaning: str
