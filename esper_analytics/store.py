@@ -26,13 +26,13 @@ from esper_analytics import sql as sql_room
 from esper_analytics.errors import DataError, UnknownRunError, UnknownTableError, did_you_mean
 from esper_analytics.folders import Problem, RunFolder, find_runs
 from esper_analytics.footers import Footer, read_footer
+from esper_analytics.listings import Listings
 from esper_analytics.questions import bound, question_named
 from esper_analytics.run_list import LIST_COLUMNS, RUNS_VIEW, run_rows
 from esper_analytics.scan import Layout, TableScan
 from esper_analytics.sql_files import needed, views
 from esper_recorder.contract.tables import TABLES
 from esper_recorder.manifest import Manifest
-from esper_recorder.reading import list_row_files
 
 if TYPE_CHECKING:
     import duckdb
@@ -76,11 +76,17 @@ class Runs:
     """
 
     def __init__(
-        self, path: Path, *, only: frozenset[str] | None = None, footers: dict[Path, _Known] | None = None
+        self,
+        path: Path,
+        *,
+        only: frozenset[str] | None = None,
+        footers: dict[Path, _Known] | None = None,
+        listings: Listings | None = None,
     ) -> None:
         self.path = path
         self._only = only
         self._footers: dict[Path, _Known] = {} if footers is None else footers
+        self._listings = listings or Listings()
         self._met: dict[Problem, None] = {}
         self._confined: tuple[object, sql_room.Confined] | None = None
         self._folders()
@@ -105,7 +111,8 @@ class Runs:
     def only(self, run_ids: Iterable[str]) -> Runs:
         """Some of the runs, each named as in `runs["ID"]`. Raises UnknownRunError."""
         folders = self._folders()
-        return Runs(self.path, only=frozenset(_named(r, folders).run_id for r in run_ids), footers=self._footers)
+        chosen = frozenset(_named(run_id, folders).run_id for run_id in run_ids)
+        return Runs(self.path, only=chosen, footers=self._footers, listings=self._listings)
 
     def of_name(self, name: str) -> builtins.list[str]:
         """The run_ids of the runs of exactly this name, the newest first."""
@@ -251,7 +258,7 @@ class Runs:
         scans = {table: TableScan(table) for table in tables}
         problems: builtins.list[Problem] = []
         for run in folders:
-            files = list_row_files(run.path)
+            files = self._listings.of(run.path, scans)
             cuts = run.superseded_from()
             problems += (Problem(found.path, found.reason, partly=True) for found in files.problems)
             problems += (Problem(path, "it is not named like a part", _MOVE) for path in files.strangers)
