@@ -179,7 +179,7 @@ def run_query(
         runs = open_runs(path)
         runs = runs.only(settled(runs, run)) if run else runs
         bound_memory()
-        answer = runs.query(name, timeout_s=timeout, memory=memory, **values)
+        answer = runs.asked(name, values, timeout_s=timeout, memory=memory)
         emit_answer(runs, answer, form, output, strict)
 
 

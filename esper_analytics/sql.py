@@ -68,12 +68,15 @@ def check(query: str) -> None:
         raise QueryError("There is no SQL statement to run. Write one SELECT.")
     if len(statements) > 1:
         raise QueryError(f"These are {len(statements)} statements; only one SELECT at a time is run.")
-    kind = statements[0].type.name
+    try:
+        kind = statements[0].type.name
+    except ValueError:  # a kind of statement that DuckDB's Python has no name for
+        raise QueryError("Only a SELECT is run here, and this is none. Recordings are read-only.") from None
+    if kind == "MULTI":
+        raise QueryError("Only one plain SELECT is run here; write a PIVOT as FROM (PIVOT ... ON column IN (...)).")
     if kind != "SELECT":
         raise QueryError(
             f"Only a SELECT is run here, and this is {_article(kind)} statement. Recordings are read-only."
-            if kind != "MULTI"
-            else "Only one plain SELECT is run here; write a PIVOT as FROM (PIVOT ... ON column IN (...))."
         )
 
 

@@ -27,7 +27,7 @@ from esper_analytics.errors import DataError, UnknownRunError, UnknownTableError
 from esper_analytics.folders import Problem, RunFolder, find_runs
 from esper_analytics.footers import Footer, read_footer
 from esper_analytics.listings import Listings
-from esper_analytics.questions import bound, question_named
+from esper_analytics.questions import Value, bound, question_named
 from esper_analytics.run_list import LIST_COLUMNS, RUNS_VIEW, run_rows
 from esper_analytics.scan import Layout, TableScan
 from esper_analytics.sql_files import needed, views
@@ -182,9 +182,7 @@ class Runs:
         """
         return self._answer(query, None, timeout_s=timeout_s, memory=memory)
 
-    def query(
-        self, name: str, /, *, timeout_s: float = 60, memory: str = "4GB", **parameters: str | float | None
-    ) -> pl.DataFrame:
+    def query(self, name: str, /, **parameters: Value) -> pl.DataFrame:
         """The answer to a named question; `esper query --list` has them all. Confined as `sql` is.
 
         Args:
@@ -195,6 +193,12 @@ class Runs:
             UsageError: there is no such question or parameter, one is missing, or is not of its type.
             QueryError, DataError: as of `sql`.
         """
+        return self.asked(name, parameters)
+
+    def asked(
+        self, name: str, parameters: Mapping[str, Value], *, timeout_s: float = 60, memory: str = "4GB"
+    ) -> pl.DataFrame:
+        """The same as `query`, with limits of its own."""
         question = question_named(name)
         values = bound(question, parameters, lambda run: _named(run, self._folders()).run_id)
         return self._answer(question.sql, values, timeout_s=timeout_s, memory=memory)

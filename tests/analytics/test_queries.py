@@ -23,9 +23,14 @@ from esper_analytics.store import VIEWS
 from tests.builders import run_id_of, write_run
 from tests.esper_files import ALL_KINDS, EXCERPTS, content, events, imported
 
-NEW, OLD = ([path for path in EXCERPTS if date in path.name][0] for date in ("2026-06", "2025-12"))
-ALL_NEW, ALL_OLD = ([path for path in ALL_KINDS if date in path.name][0] for date in ("2026-06", "2025-12"))
-COMPONENTS = ["bounded_attribution", "compute_rent", "occupancy_rent", "fossilized_rent", "alpha_shock", "blending_warning", "holding_warning", "stage_bonus", "pbrs_bonus", "synergy_bonus", "action_shaping", "terminal_bonus", "fossilize_terminal_bonus", "hindsight_credit", "ratio_penalty", "escrow_forfeit", "drip_this_epoch", "drip_immediate_bonus"]
+NEW, OLD = (next(path for path in EXCERPTS if date in path.name) for date in ("2026-06", "2025-12"))
+ALL_NEW, ALL_OLD = (next(path for path in ALL_KINDS if date in path.name) for date in ("2026-06", "2025-12"))
+COMPONENTS = (
+    *("bounded_attribution", "compute_rent", "occupancy_rent", "fossilized_rent", "alpha_shock", "blending_warning"),
+    *("holding_warning", "stage_bonus", "pbrs_bonus", "synergy_bonus", "action_shaping", "terminal_bonus"),
+    *("fossilize_terminal_bonus", "hindsight_credit", "ratio_penalty", "escrow_forfeit", "drip_this_epoch"),
+    "drip_immediate_bonus",
+)
 
 
 @pytest.fixture(scope="module")
