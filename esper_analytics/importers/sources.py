@@ -86,7 +86,7 @@ class Source:
             pieces: list[bytes] = []
             while True:
                 try:
-                    piece = stream.read(_PIECE_BYTES)
+                    piece = stream.read(size if codec is None else _PIECE_BYTES)
                 except (OSError, pa.ArrowException) as error:
                     self.damage = (
                         f"the file is damaged or cut off: it can be read up to byte {done:,} of its content ({error})"

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from esper_recorder.contract.tables import SCHEMA_VERSION, Column, columns
 
-COMPACT_LEVEL = 9
+COMPACT_LEVEL = 3
 
 _ARROW_TYPES: dict[str, pa.DataType] = {
     "int64": pa.int64(),

@@ -13,7 +13,7 @@ import pytest
 
 from esper_recorder.esper import layout
 from esper_recorder.esper.clock import Clock
-from esper_recorder.esper.entries import Mapped, column_types, misfits, moment
+from esper_recorder.esper.entries import Mapped, column_types, microseconds, misfits
 from esper_recorder.esper.mapping import Entry, map_events
 from tests.esper_files import ALL_KINDS, EXCERPTS, WHOLE, Event, events
 
@@ -103,7 +103,7 @@ def test_every_value_of_every_event_is_in_a_row_made_of_it(path: Path) -> None:
     for event in all_events:
         if event is started:
             continue
-        found = held[moment(event["timestamp"])]
+        found = held[microseconds(event["timestamp"])]
         found = found | config if "anomaly_type" in event["data"] else found
         for where, value in leaves(event):
             if any(name in NOT_LOOKED_FOR for name in where):
@@ -204,7 +204,11 @@ class TestMeaning:
         assert row["progress"] is None
 
     def test_an_update_was_stopped_early_only_where_the_trainer_tells_of_it(self) -> None:
-        told = [{"batch": 1, "early_stop_epoch": None}, {"batch": 2, "early_stop_epoch": 3}, {"batch": 3}]
+        told: list[dict[str, Any]] = [
+            {"batch": 1, "early_stop_epoch": None},
+            {"batch": 2, "early_stop_epoch": 3},
+            {"batch": 3},
+        ]
         result = mapped([event("PPO_UPDATE_COMPLETED", data) for data in told])
         stopped = {row["update"]: row.get("stopped_early") for row in rows(result, "ppo_updates")}
         assert stopped == {1: False, 2: True, 3: None}

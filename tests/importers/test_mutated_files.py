@@ -71,7 +71,7 @@ def change_digits(data: bytearray, dice: random.Random) -> None:
 def insert_line(data: bytearray, dice: random.Random) -> None:
     rows = data.split(b"\n")
     strange = (b"", b"{}", b"null", b"[[[[", b'{"event_type":"PPO_UPDATE_COMPLETED"}', b"\x00\xff", b"NaN", b'"')
-    rows.insert(dice.randrange(len(rows)), dice.choice(strange))
+    rows.insert(dice.randrange(len(rows)), bytearray(dice.choice(strange)))
     data[:] = b"\n".join(rows)
 
 

@@ -60,17 +60,19 @@ class Clock:
     def place(self, event: Mapping[str, Any]) -> tuple[Training, int]:
         """The run of an event, and its update."""
         group = event.get("group_id")
-        group = group if isinstance(group, str) else DEFAULT_GROUP
+        if type(group) is not str:
+            group = DEFAULT_GROUP
         training = self.trainings.get(group)
         if training is None:
             training = self.trainings[group] = Training((group, 1))
         kind = event.get("event_type")
         data = event.get("data")
-        data = data if isinstance(data, dict) else {}
+        if type(data) is not dict:
+            data = {}
         if kind == STARTED:
             training = self._start(training, event, data)
         self.last = training.key
-        named = batch_of(kind, data)
+        named = batch_of(kind, data) if "batch" in data or "batch_idx" in data else None
         if kind == BATCH_CLOSED:
             if named is not None:
                 training.closed = named

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from esper_recorder.contract.tables import columns
@@ -96,7 +96,8 @@ class Entries:
     training: Training
     given: dict[str, Sequence[Any]]
     datas: Sequence[Mapping[str, Any]]
-    envelopes: Sequence[Mapping[str, Any]]
+    envelope: Mapping[str, Sequence[Any]]
+    """The values of the events' envelopes, by key."""
     path: str
     """Where the data stands in its event, with a dot at its end; `{slot}` in it is the given slot."""
     out: Mapped
@@ -108,7 +109,8 @@ class Entries:
         """Each key with the values of all, where not all are None: an explicit null says no more than no key."""
         everything = zip(*(data.values() for data in self.datas), strict=True)
         for key, values in zip(self.datas[0], everything, strict=True):
-            if values.count(None) < len(values):
+            # Looking at the first saves comparing all of most columns with None, which takes longer than mapping them.
+            if values[0] is not None or values.count(None) < len(values):
                 yield key, values
 
     def keep(self, place: int, key: str, reason: str, value: Any, *, whole: bool = False) -> None:
@@ -135,6 +137,10 @@ class Entries:
 
     def converted(self, key: str, values: Sequence[Any], convert: Callable[[Any], Any]) -> list[Any]:
         """The values converted; what `convert` refuses by a ValueError is kept in `raw_events` and None."""
+        try:
+            return [None if value is None else convert(value) for value in values]
+        except ValueError:
+            pass  # one by one tells which
         result: list[Any] = []
         for place, value in enumerate(values):
             try:
@@ -172,7 +178,11 @@ class Entries:
                 {name: [values[place] for place in came_from] for name, values in self.given.items()}
                 | {name: [values[position] for position in positions] for name, values in given.items()},
                 [datas[position] for position in positions],
-                [self.envelopes[place] for place in came_from],
+                {
+                    key: [values[place] for place in came_from]
+                    for key, values in self.envelope.items()
+                    if key == "epoch"
+                },
                 f"{self.path}{key}.",
                 self.out,
             )
@@ -197,13 +207,19 @@ def as_text(value: Any) -> str:
 
 
 def moment(value: Any) -> datetime:
-    """A time as Esper writes it. Raises ValueError for what is none, or finer than a microsecond."""
+    """A time as Esper writes it; UTC where no zone is told. Raises ValueError for what is none, or too fine for us."""
     if type(value) is not str or len(value) > len("2026-01-01T00:00:00.000000+00:00"):
         raise ValueError(value)
     time = datetime.fromisoformat(value)
     if not 1900 < time.year < 2200:
         raise ValueError(value)
-    return time
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+
+
+def microseconds(value: Any) -> int:
+    """The same as microseconds since 1970, which is what a column of times holds. Raises ValueError."""
+    # The float is off by less than a quarter of a microsecond until the year 2200.
+    return round(moment(value).timestamp() * 1e6)
 
 
 def same(one: Any, other: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 from esper_recorder.esper.clock import BATCH_CLOSED, STARTED
@@ -12,6 +12,8 @@ from esper_recorder.esper.entries import moment
 
 _OWN_KEYS: Final = {STARTED: "max_batches", "PPO_UPDATE_COMPLETED": "joint_ratio_max"}
 """A key that the event has since 2026 and had not in 2025."""
+KINDS: Final = frozenset({STARTED, BATCH_CLOSED, "PPO_UPDATE_COMPLETED", "TRAINING_COMPLETED"})
+"""The kinds of event that tell something of the run as a whole."""
 PROFILES: Final = {"2025-12": "esper-2025-12", "2026-06": "esper-2026-06"}
 """Generation of the payloads -> the rules profile with the checks that trainer ran."""
 
@@ -30,7 +32,7 @@ class Facts:
     last_update: int = 0
 
     def take(self, event: Mapping[str, Any], update: int) -> None:
-        """Learn from an event, in their order."""
+        """Learn from an event of one of the `KINDS`, in their order."""
         kind = event["event_type"]
         data = event.get("data")
         data = data if isinstance(data, dict) else {}
@@ -47,8 +49,6 @@ class Facts:
             done, planned = data.get("episodes_completed"), data.get("total_episodes")
             if type(done) is int and type(planned) is int and 0 < planned <= done:
                 self.finished = True
-        else:
-            return
         self.last_time = _time(event) or self.last_time
 
     def join(self, later: Facts) -> None:
@@ -79,7 +79,6 @@ class Facts:
 
 def _time(event: Mapping[str, Any]) -> datetime | None:
     try:
-        time = moment(event.get("timestamp"))
+        return moment(event.get("timestamp"))
     except ValueError:
         return None
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)

@@ -12,7 +12,6 @@ absent and a key whose value is null are NULL alike.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from esper_recorder.esper.clock import SNAPSHOT, STARTED, Training
@@ -24,7 +23,7 @@ from esper_recorder.esper.entries import (
     Block,
     Entries,
     Mapped,
-    moment,
+    microseconds,
 )
 from esper_recorder.esper.layout import ALARM, KINDS, WITHOUT_TABLE, Kind
 from esper_recorder.esper.parts import PARTS, WHOLE
@@ -53,53 +52,49 @@ def is_event(value: Any) -> bool:
 def map_events(entries: Iterable[Entry]) -> Mapped:
     """The rows of some events of one run. Rows of an event are in its order; rows of different kinds are not."""
     out = Mapped()
-    shapes: dict[tuple[Any, ...], list[tuple[Entry, Mapping[str, Any]]]] = {}
+    shapes: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in entries:
-        data = entry.event.get("data")
-        if not isinstance(data, dict):
+        event = entry[1]
+        data = event.get("data")
+        event_type = event["event_type"]
+        kind = None
+        if type(data) is not dict:
             data = {}
-        event_type = entry.event["event_type"]
-        kind = data.get("kind") if event_type == SNAPSHOT else None
-        shape = (id(entry.training), event_type, kind, *entry.event, None, *data)
-        try:
-            shapes.setdefault(shape, []).append((entry, data))
-        except TypeError:  # a kind that is no text
-            shapes.setdefault((*shape[:2], None, *shape[3:]), []).append((entry, data))
-    for members in shapes.values():
-        _map_shape(members, out)
+        elif event_type == SNAPSHOT:
+            kind = data.get("kind")
+            kind = kind if type(kind) is str else None
+        # Events of one shape become columns together, which is what makes it fast.
+        shape = (event_type, kind, tuple(data), tuple(event), id(entry[2]))
+        members = shapes.get(shape)
+        if members is None:
+            shapes[shape] = [entry]
+        else:
+            members.append(entry)
+    for (event_type, kind, *_), members in shapes.items():
+        _map_shape(event_type, kind, members, out)
     return out
 
 
-def _map_shape(members: Sequence[tuple[Entry, Mapping[str, Any]]], out: Mapped) -> None:
-    first, data = members[0]
-    event_type = first.event["event_type"]
-    kind = data.get("kind") if event_type == SNAPSHOT else None
-    label = f"{event_type}/{kind}" if type(kind) is str else event_type
-    entries = Entries(
-        label,
-        event_type,
-        first.training,
-        {"line": [entry.line for entry, _ in members], "update": [entry.update for entry, _ in members], "time": []},
-        [data for _, data in members],
-        [entry.event for entry, _ in members],
-        "",
-        out,
-    )
-    _map_envelope(entries, kind if type(kind) is str else None)
+def _map_shape(event_type: str, kind: str | None, members: Sequence[Entry], out: Mapped) -> None:
+    lines, events, trainings, updates = zip(*members, strict=True)
+    envelopes = dict(zip(events[0], zip(*(event.values() for event in events), strict=True), strict=True))
+    datas = [data if type(data) is dict else {} for data in envelopes.get("data", [None] * len(events))]
+    label = f"{event_type}/{kind}" if kind is not None else event_type
+    given: dict[str, Sequence[Any]] = {"line": lines, "update": updates}
+    entries = Entries(label, event_type, trainings[0], given, datas, envelopes, "", out)
+    _map_envelope(entries, kind)
     entries.path = "data."
     spec = KINDS.get(label)
-    if spec is None and "anomaly_type" in data:
+    if spec is None and "anomaly_type" in datas[0]:
         spec = ALARM
     if event_type == STARTED or spec is not None:
         out.typed[label] += len(entries)
-    if event_type == STARTED:
-        return
-    if spec is not None:
-        map_data(entries, spec)
+        if spec is not None:
+            map_data(entries, spec)
         return
     known = event_type in WITHOUT_TABLE
     (out.kept if known else out.rejected)[label] += len(entries)
-    for place, event in enumerate(entries.envelopes):
+    for place, event in enumerate(events):
         entries.keep(place, "", NO_TABLE if known else UNKNOWN_EVENT, event, whole=True)
 
 
@@ -108,23 +103,18 @@ def _map_envelope(entries: Entries, kind: str | None) -> None:
     count = len(entries)
     entries.given["time"] = [None] * count  # for what is kept on the way
     columns: dict[str, Sequence[Any]] = {"event_type": [entries.event_type] * count, "kind": [kind] * count}
-    for key in entries.envelopes[0]:
-        values = [envelope[key] for envelope in entries.envelopes]
+    for key, values in entries.envelope.items():
         if key in ENVELOPE:
             columns[key] = entries.fitted("events", key, key, values)
         elif key == "timestamp":
-            entries.given["time"] = _utc(entries.converted(key, values, moment))
+            entries.given["time"] = entries.converted(key, values, microseconds)
         elif key == "data":
             for place, value in enumerate(values):
-                if value is not None and not isinstance(value, dict):
+                if value is not None and type(value) is not dict:
                     entries.keep(place, key, WRONG_TYPE, value)
         elif key not in _ELSEWHERE:
             keep_all(entries, key, values, UNKNOWN_KEY)
     entries.out.add("events", entries.block("events", columns))
-
-
-def _utc(times: Iterable[datetime | None]) -> list[datetime | None]:
-    return [time if time is None or time.tzinfo is not None else time.replace(tzinfo=UTC) for time in times]
 
 
 def map_data(entries: Entries, kind: Kind) -> None:

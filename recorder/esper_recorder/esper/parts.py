@@ -13,11 +13,12 @@ from typing import Any
 from esper_recorder.esper import layout
 from esper_recorder.esper.entries import DIFFERS, WRONG_TYPE, Block, Entries, is_nonfinite, misfits, same
 from esper_recorder.esper.layout import Kind
-from esper_recorder.esper.rows import Rest, keep_rest, map_rows, take_columns
+from esper_recorder.esper.rows import Rest, envelope, keep_rest, map_rows, take_columns
 
 _HEAD = re.compile(rf"head_(.+)_({'|'.join(layout.HEAD_COLUMNS)})")
 _STATE = re.compile(rf"((?:rollout_)?lstm)_([hc])_({'|'.join(layout.STATE_COLUMNS)})")
 _STATE_FLAG = re.compile(rf"((?:rollout_)?lstm)_({'|'.join(layout.STATE_FLAGS)})")
+_NOTHING = {type(None)}
 _TOLD_OF_HEAD = {"confidence": "confidence", "entropy": "entropy_normalized"}
 
 
@@ -37,7 +38,7 @@ def of_ppo_update(entries: Entries, rest: Rest) -> Block:
         "nonfinite_fields": [
             sorted(key for key, value in data.items() if is_nonfinite(value)) for data in entries.datas
         ],
-        "progress": [_share(event.get("epoch"), total) for event in entries.envelopes],
+        "progress": [_share(epoch, total) for epoch in envelope(entries, "epoch")],
     }
     if "early_stop_epoch" in entries.datas[0]:
         # Here null is an answer: the update was not stopped.
@@ -122,11 +123,11 @@ def _states(entries: Entries, rest: Rest) -> None:
 
 def _add_where_told(entries: Entries, table: str, rows: Block, key: Mapping[str, str]) -> None:
     """Rows of a table, but not where they would hold nothing beside their key."""
-    places = [
-        place
-        for place, values in enumerate(zip(*rows.values(), strict=True))
-        if any(value is not None for value in values)
-    ]
+    if any(set(map(type, values)).isdisjoint(_NOTHING) for values in rows.values()):
+        places: Sequence[int] = range(len(entries))
+    else:
+        told = zip(*rows.values(), strict=True)
+        places = [place for place, values in enumerate(told) if values.count(None) < len(values)]
     if not places:
         return
     whole = entries.block(table, rows | {name: [value] * len(entries) for name, value in key.items()})

@@ -54,9 +54,9 @@ def keep_all(entries: Entries, key: str, values: Sequence[Any], reason: str) -> 
             entries.keep(place, key, reason, value)
 
 
-def envelope(entries: Entries, key: str) -> list[Any]:
+def envelope(entries: Entries, key: str) -> Sequence[Any]:
     """A key of the envelope, for each event."""
-    return [event.get(key) for event in entries.envelopes]
+    return entries.envelope.get(key) or [None] * len(entries)
 
 
 def check_repeat(entries: Entries, key: str, values: Sequence[Any], what: str) -> None:
