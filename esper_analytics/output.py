@@ -137,8 +137,9 @@ def _plain_table(frame: pl.DataFrame) -> Iterable[str]:
         widths = [max(width, len(cell(value))) for width, value in zip(widths, row, strict=True)]
     right = [dtype.is_numeric() for dtype in frame.dtypes]
     # Twice over the rows, so that the text of a large answer is never held as a whole.
-    for row in itertools.chain([frame.columns], ([cell(value) for value in row] for row in frame.iter_rows())):
-        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
+    cells = itertools.chain([frame.columns], ([cell(value) for value in row] for row in frame.iter_rows()))
+    for line in cells:
+        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True))
         yield "  ".join(padded).rstrip()
 
 

@@ -9,6 +9,7 @@ import math
 import re
 import statistics
 from collections import Counter, defaultdict
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -59,7 +60,7 @@ def data_of(path, kind):
 
 def rows(runs, table="ppo_updates"):
     """The rows of a table, straight from its Parquet files, by run."""
-    found = defaultdict(list)
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for run_id in runs.ids:
         for part in sorted((runs.folder(run_id) / table).glob("part-*.parquet")):
             found[run_id] += pl.read_parquet(part).to_dicts()
@@ -133,7 +134,7 @@ def test_worst_transitions_have_non_finite_ones_first(tmp_path):
 
 
 def test_hotspot_actions_count_what_the_worst_transitions_have_in_common(sb3):
-    expected = Counter()
+    expected: Counter[Any] = Counter()
     for run_id, own in rows(sb3, "ratio_exemplars").items():
         for r in own:
             if r["scope"] == "update" and abs(r["log_ratio"]) >= math.log(1.2):
@@ -143,7 +144,7 @@ def test_hotspot_actions_count_what_the_worst_transitions_have_in_common(sb3):
 
 
 def test_clip_fraction_by_phase_has_half_open_phases(sb3):
-    expected = defaultdict(list)
+    expected: dict[Any, list[Any]] = defaultdict(list)
     for run_id, updates in rows(sb3).items():
         for r in updates:
             p = r["progress"]
@@ -163,7 +164,7 @@ def test_collapsed_heads_stayed_below_for_updates_in_a_row(esper):
     expected = {}
     for head in heads:
         low = [u["batch"] for u in updates if u[f"head_{head}_entropy"] < 0.1]
-        stretches = []
+        stretches: list[list[int]] = []
         for number in low:
             if stretches and stretches[-1][-1] == number - 1:
                 stretches[-1].append(number)
@@ -254,7 +255,7 @@ def test_gradient_norms_have_numpys_percentiles(sb3):
 
 
 def test_dead_layers_are_those_with_zeros(sb3):
-    expected = Counter()
+    expected: Counter[Any] = Counter()
     for run_id, layers in rows(sb3, "gradient_layers").items():
         for r in layers:
             if not r["has_grad"] or r["grad_zero"] / r["n"] >= 0.05:
@@ -274,7 +275,7 @@ def test_dead_layers_without_a_gradient_are_dead(tmp_path):
 
 
 def test_layer_updates_are_medians_of_gradient_against_weight(sb3):
-    expected = defaultdict(list)
+    expected: dict[Any, list[Any]] = defaultdict(list)
     for run_id, layers in rows(sb3, "gradient_layers").items():
         for r in layers:
             expected[run_id, r["layer"]].append(r["grad_norm"] / r["weight_norm"] if r["weight_norm"] else None)
@@ -311,7 +312,7 @@ def test_updates_with_gaps_are_those_of_the_recorder_and_skipped_numbers(sb3, tm
 
 def test_compare_runs_aligns_two_runs_by_progress(sb3):
     a, b = sb3.ids
-    sums = {run_id: defaultdict(list) for run_id in (a, b)}
+    sums: dict[str, dict[int, list[float]]] = {run_id: defaultdict(list) for run_id in (a, b)}
     for run_id, updates in rows(sb3).items():
         for r in updates:
             sums[run_id][min(int(r["progress"] * 4), 3)].append(r["value_loss"])
@@ -324,7 +325,7 @@ def test_compare_runs_aligns_two_runs_by_progress(sb3):
 
 def test_returns_by_progress_average_the_finished_episodes(sb3):
     progress = {run_id: {r["update"]: r["progress"] for r in own} for run_id, own in rows(sb3).items()}
-    expected = defaultdict(list)
+    expected: dict[Any, list[Any]] = defaultdict(list)
     for run_id, episodes in rows(sb3, "episodes").items():
         for r in episodes:
             expected[run_id, min(int(progress[run_id][r["update"]] * 5), 4) / 5].append(r["episode_return"])
@@ -347,7 +348,7 @@ def test_slowest_updates_are_those_that_took_longest(sb3):
 def test_alarms_by_phase_add_up_to_what_was_raised(esper):
     raised = Counter(d["anomaly_type"] for e in events(NEW) if "anomaly_type" in (d := e["data"] or {}))
     answer = esper[run_of(esper, NEW)].query("alarms_by_phase")
-    found = Counter()
+    found: Counter[Any] = Counter()
     for r in answer.to_dicts():
         found[f"{r['rule']}_{r['key']}" if r["key"] else r["rule"]] += r["alarms"]
     assert found == raised
@@ -413,7 +414,7 @@ def test_reward_components_list_those_that_vary(esper):
 
 def test_action_shift_shares_add_up_to_one(esper):
     answer = esper[run_of(esper, ALL_NEW)].query("action_shift", bins=2)
-    counted = Counter()
+    counted: Counter[Any] = Counter()
     for d in data_of(ALL_NEW, "ANALYTICS_SNAPSHOT"):
         if d["kind"] == "action_distribution":
             counted.update(d["action_counts"])
@@ -450,7 +451,7 @@ def test_blocked_changes_are_those_without_a_commit(esper):
 
 def test_time_by_phase_is_the_time_of_the_profiles(esper):
     answer = esper[run_of(esper, ALL_NEW)].query("time_by_phase", kind="loop")
-    seconds = Counter()
+    seconds: Counter[Any] = Counter()
     for d in data_of(ALL_NEW, "PHASE_PROFILE_COMPLETED"):
         for phase, times in d["phases"].items():
             seconds[phase] += times["wall_ms"] / 1000
