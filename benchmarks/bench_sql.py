@@ -12,6 +12,7 @@ line whose other fields are not parsed.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -210,7 +211,7 @@ def of_json(
         where = f"WHERE {kind} = 'PPO_UPDATE_COMPLETED'"
         return connection.execute(f"SELECT filename, {', '.join(terms)} FROM {source} {where} GROUP BY 1").fetchall()
 
-    return {way: lambda way=way: ask(way) for way in ways}
+    return {way: functools.partial(ask, way) for way in ways}
 
 
 def in_turns(turns: int, calls: dict[str, Callable[[], object]]) -> dict[str, float]:

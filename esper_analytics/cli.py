@@ -134,7 +134,7 @@ def run_sql(
 ) -> None:
     """SQL over the recorded runs: read-only, and confined to RUNS."""
     runs = open_runs(path)
-    bound_memory()
+    bound_memory(memory)
     emit_answer(runs, runs.sql(query, timeout_s=timeout, memory=memory), form, output, strict)
 
 
@@ -178,7 +178,7 @@ def run_query(
         values = read_words(parameters or ())
         runs = open_runs(path)
         runs = runs.only(settled(runs, run)) if run else runs
-        bound_memory()
+        bound_memory(memory)
         answer = runs.asked(name, values, timeout_s=timeout, memory=memory)
         emit_answer(runs, answer, form, output, strict)
 
@@ -501,11 +501,13 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
         yield progress
 
 
-def bound_memory(gigabytes: int = 8) -> None:
-    """Bound the command's address space: an answer may be larger than what it was made from.
+def bound_memory(memory: str) -> None:
+    """Bound the command's address space: to print an answer takes more than to compute it.
 
     It is set on the command's own process only, and never raised.
     """
+    from esper_analytics.limits import size_of
+
     if not _own_process:
         return
     try:
@@ -513,7 +515,7 @@ def bound_memory(gigabytes: int = 8) -> None:
     except ImportError:  # not on this platform
         return
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = gigabytes * 2**30
+    wanted = max(8 * 2**30, 2 * (size_of(memory) or 0))
     if hard == resource.RLIM_INFINITY or hard > wanted:
         resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
 

@@ -107,7 +107,7 @@ class Confined:
         bytes_allowed = size_of(memory)
         if not bytes_allowed:
             raise QueryError(f"{memory!r} is no amount of memory. Write it like 4GB or 500MB.")
-        self._bytes = bytes_allowed
+        self._bytes, self._memory = bytes_allowed, memory
         self._paths = [*dict.fromkeys(path for source in sources.values() for path in _paths(source))]
         self._asked = functools.partial(
             Asked,
@@ -160,7 +160,14 @@ class Confined:
             raise QueryError(_stopped(timeout_s, _stop(cursor, worker)))
         [found] = outcome
         if isinstance(found, tuple):
-            return frame_of(found[1], found[0])
+            types, table = found
+            if table.nbytes > self._bytes / 2:
+                # Making a frame of it may take as much again, and Polars ends the process where it cannot.
+                message = (
+                    f"The answer takes {table.nbytes / 1e9:.1f} GB, more than half of the {self._memory} there is."
+                )
+                raise QueryError(f"{message} Ask for less of it, or give it more (memory).")
+            return frame_of(table, types)
         if isinstance(found, duckdb.Error | MemoryError):
             told = explained(found, self._asked(query))
             # The engine's own words add nothing to a mistake in the query; to damaged data they do.

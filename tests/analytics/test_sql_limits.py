@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import esper_analytics as ea
 from esper_analytics.limits import SLACK, bounded_growth, size_of
 from tests.builders import write_run
 
@@ -111,7 +112,13 @@ def test_an_answer_too_large_to_print_is_told(root):
     ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "The answer takes" in done.stderr
     assert not [path.name for path in root.parent.iterdir() if path.name != "runs"]
+
+
+def test_a_smaller_answer_is_refused_the_same_way(root):
+    with pytest.raises(ea.QueryError, match=r"The answer takes 0\.0 GB, more than half of the 40MB there is"):
+        ea.open(root).sql("SELECT * FROM range(3000000)", memory="40MB")
 
 
 class TestBoundedGrowth:
