@@ -184,9 +184,9 @@ def every_key(lines: list[Path], keys: list[str]) -> object:
     listed = ", ".join(f"'{path}'" for path in lines)
     terms = ", ".join(f"max(CAST(found[{place}] AS DOUBLE))" for place in range(1, len(keys) + 1))
     shape = "{event_type: 'VARCHAR', data: 'JSON'}"
+    source = f"read_json([{listed}], format = 'newline_delimited', columns = {shape}, filename = true)"
     return duckdb.execute(
-        f"SELECT filename, {terms} FROM (SELECT filename, json_extract(data, [{paths}]) AS found FROM read_json([{listed}], "
-        f"format = 'newline_delimited', columns = {shape}, filename = true) "
+        f"SELECT filename, {terms} FROM (SELECT filename, json_extract(data, [{paths}]) AS found FROM {source} "
         "WHERE event_type = 'PPO_UPDATE_COMPLETED') GROUP BY 1"
     ).fetchall()
 

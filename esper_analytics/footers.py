@@ -34,32 +34,48 @@ class Footer:
 def read_footer(path: Path, table: str, run_id: str) -> Footer:
     """Read and check the footer of a file that should be a part of `table` of the run `run_id`. Never raises."""
     try:
-        with pq.ParquetFile(path) as file:
-            metadata, schema = file.metadata, file.schema_arrow
+        metadata = pq.read_metadata(path)
+        schema = metadata.schema.to_arrow_schema()
     except FileNotFoundError:
         return Footer(problem="it is gone")
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
         return Footer(problem=f"it is truncated or no Parquet file ({reason})")
-    declared = {column.name: column for column in columns(table)}
-    missing = [name for name in _IDENTITY if name not in schema.names]
-    if missing:
-        return Footer(problem=f"it is no part of {table}: it has no column {', '.join(missing)}")
-    for name in schema.names:
-        if name in declared and not _fits(schema.field(name).type, declared[name]):
-            is_type = schema.field(name).type
-            return Footer(problem=f"its column {name} is {is_type} where {table} declares {declared[name].type}")
-    if len(set(schema.names)) != len(schema.names):
-        return Footer(problem="it has two columns of one name")
+    judged = _judged(table, schema)
+    if isinstance(judged, str):
+        return Footer(problem=judged)
     stranger = _other_run(metadata, run_id)
     if stranger is not None:
         return Footer(problem=f"it holds rows of another run, {stranger}")
-    floats = {name for name in schema.names if name in declared and declared[name].is_float}
-    return Footer(
-        rows=metadata.num_rows,
-        present=tuple((name, str(schema.field(name).type)) for name in schema.names if name in declared),
-        float_statistics=_have_statistics(metadata, floats),
-    )
+    present, floats = judged
+    return Footer(rows=metadata.num_rows, present=present, float_statistics=_have_statistics(metadata, floats))
+
+
+_Present = tuple[tuple[str, str], ...]
+_last: dict[str, tuple[pa.Schema, tuple[_Present, frozenset[str]] | str]] = {}
+"""Table -> the last schema of a part of it and what was found: hundreds of parts have the same."""
+
+
+def _judged(table: str, schema: pa.Schema) -> tuple[_Present, frozenset[str]] | str:
+    """(name, type) of the contract's columns and which of them are floats; or why it is no schema of the table."""
+    known = _last.get(table)
+    if known is None or not known[0].equals(schema):
+        known = _last[table] = (schema, _judge(table, schema))
+    return known[1]
+
+
+def _judge(table: str, schema: pa.Schema) -> tuple[_Present, frozenset[str]] | str:
+    declared = {column.name: column for column in columns(table)}
+    missing = [name for name in _IDENTITY if name not in schema.names]
+    if missing:
+        return f"it is no part of {table}: it has no column {', '.join(missing)}"
+    for name in schema.names:
+        if name in declared and not _fits(schema.field(name).type, declared[name]):
+            return f"its column {name} is {schema.field(name).type} where {table} declares {declared[name].type}"
+    if len(set(schema.names)) != len(schema.names):
+        return "it has two columns of one name"
+    present = tuple((name, str(schema.field(name).type)) for name in schema.names if name in declared)
+    return present, frozenset(name for name, _ in present if declared[name].is_float)
 
 
 def _fits(found: pa.DataType, column: Column) -> bool:
@@ -105,7 +121,7 @@ def _other_run(metadata: pq.FileMetaData, run_id: str) -> str | None:
     return None
 
 
-def _have_statistics(metadata: pq.FileMetaData, names: set[str]) -> bool:
+def _have_statistics(metadata: pq.FileMetaData, names: frozenset[str]) -> bool:
     for group in range(metadata.num_row_groups):
         row_group = metadata.row_group(group)
         for position in range(row_group.num_columns):
