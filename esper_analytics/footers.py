@@ -7,6 +7,8 @@ not read.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,38 +36,40 @@ class Footer:
 def read_footer(path: Path, table: str, run_id: str) -> Footer:
     """Read and check the footer of a file that should be a part of `table` of the run `run_id`. Never raises."""
     try:
-        metadata = pq.read_metadata(path)
-        schema = metadata.schema.to_arrow_schema()
+        with pq.ParquetFile(path) as file:
+            metadata, schema = file.metadata, file.schema_arrow
     except FileNotFoundError:
         return Footer(problem="it is gone")
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
         return Footer(problem=f"it is truncated or no Parquet file ({reason})")
-    judged = _judged(table, schema)
-    if isinstance(judged, str):
-        return Footer(problem=judged)
+    problem, present, floats = _shape(table, schema.remove_metadata().serialize().to_pybytes())
+    if problem is not None:
+        return Footer(problem=problem)
     stranger = _other_run(metadata, run_id)
     if stranger is not None:
         return Footer(problem=f"it holds rows of another run, {stranger}")
-    present, floats = judged
-    return Footer(rows=metadata.num_rows, present=present, float_statistics=_have_statistics(metadata, floats))
+    return Footer(
+        rows=metadata.num_rows,
+        present=present,
+        float_statistics=_have_statistics(metadata, floats),
+    )
 
 
-_Present = tuple[tuple[str, str], ...]
-_last: dict[str, tuple[pa.Schema, tuple[_Present, frozenset[str]] | str]] = {}
-"""Table -> the last schema of a part of it and what was found: hundreds of parts have the same."""
+@functools.lru_cache(256)
+def _shape(table: str, serialized: bytes) -> tuple[str | None, tuple[tuple[str, str], ...], frozenset[str]]:
+    """What is wrong with a file of this schema, else the contract's columns it has and which of them hold floats.
 
-
-def _judged(table: str, schema: pa.Schema) -> tuple[_Present, frozenset[str]] | str:
-    """(name, type) of the contract's columns and which of them are floats; or why it is no schema of the table."""
-    known = _last.get(table)
-    if known is None or not known[0].equals(schema):
-        known = _last[table] = (schema, _judge(table, schema))
-    return known[1]
-
-
-def _judge(table: str, schema: pa.Schema) -> tuple[_Present, frozenset[str]] | str:
+    The files of a table mostly have one schema, and looking at its columns is most of the work of reading a footer.
+    """
+    schema = pa.ipc.read_schema(pa.py_buffer(serialized))
     declared = {column.name: column for column in columns(table)}
+    problem = _misfit(table, schema, declared)
+    present = tuple((name, str(schema.field(name).type)) for name in schema.names if name in declared and not problem)
+    return problem, present, frozenset(name for name, _ in present if declared[name].is_float)
+
+
+def _misfit(table: str, schema: pa.Schema, declared: Mapping[str, Column]) -> str | None:
     missing = [name for name in _IDENTITY if name not in schema.names]
     if missing:
         return f"it is no part of {table}: it has no column {', '.join(missing)}"
@@ -74,8 +78,7 @@ def _judge(table: str, schema: pa.Schema) -> tuple[_Present, frozenset[str]] | s
             return f"its column {name} is {schema.field(name).type} where {table} declares {declared[name].type}"
     if len(set(schema.names)) != len(schema.names):
         return "it has two columns of one name"
-    present = tuple((name, str(schema.field(name).type)) for name in schema.names if name in declared)
-    return present, frozenset(name for name, _ in present if declared[name].is_float)
+    return None
 
 
 def _fits(found: pa.DataType, column: Column) -> bool:
@@ -121,7 +124,7 @@ def _other_run(metadata: pq.FileMetaData, run_id: str) -> str | None:
     return None
 
 
-def _have_statistics(metadata: pq.FileMetaData, names: frozenset[str]) -> bool:
+def _have_statistics(metadata: pq.FileMetaData, names: Collection[str]) -> bool:
     for group in range(metadata.num_row_groups):
         row_group = metadata.row_group(group)
         for position in range(row_group.num_columns):

@@ -264,7 +264,7 @@ def _with_plain_paths(scan: TableScan) -> TableScan:
                 present = [name for name, _ in layout.present]
                 plain.journals.append((pq.ParquetFile(path).read(columns=present), layout.cuts))
             else:
-                plain.add_part(path, layout)
+                plain.add_part(path, layout, scan.heights[path])
     return plain
 
 

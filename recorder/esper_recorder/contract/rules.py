@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from bisect import bisect_right
 from collections.abc import Mapping
@@ -63,7 +64,7 @@ class RuleSet:
     @property
     def sha256(self) -> str:
         """Hexadecimal SHA-256 of the text in UTF-8."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        return _sha256(self.text)
 
     @property
     def tables(self) -> dict[str, frozenset[str]]:
@@ -126,6 +127,11 @@ def load_rules(rules: str | Path) -> RuleSet:
     if isinstance(rules, Path) or rules.endswith(".toml"):
         return load_file(rules)
     return load_profile(rules)
+
+
+@functools.lru_cache(64)
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _shipped() -> Any:

@@ -249,7 +249,9 @@ class PpoUpdate(_Statistics):
     row: ClassVar[str] = "one PPO update: all epochs over one rollout"
 
     definition: str | None = _first(
-        "whose definition the metrics follow: pooled (over all evaluated transitions), sb3, ...", null="never"
+        "whose definition the metrics follow: pooled (over all evaluated transitions), sb3, or, where a run was "
+        "imported, that of the library that logged it (cleanrl, rsl_rl, torchrl, esper)",
+        null="never",
     )
     step: int | None = _last("environment steps taken when the update ended", unit="steps")
     progress: float | None = _last(
@@ -992,6 +994,12 @@ class Scalar(Row):
 
     name: str | None = _key("the name the trainer logged it under", since=2)
     step: int | None = _key("step it was logged at, as the trainer counts", unit="1", null="not told", since=2)
+    line: int | None = _key(
+        "where it stood in the source: line of a text file, record of an event file, counted from 1",
+        unit="1",
+        null="not told",
+        since=2,
+    )
     value: float | None = _last("the value", unit="1", since=2)
 
 
