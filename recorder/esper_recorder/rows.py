@@ -22,7 +22,7 @@ from esper_recorder.reductions.packing import merge_scopes, same_layout, unpack
 from esper_recorder.reductions.ratios import EXEMPLARS
 from esper_recorder.ring import MinibatchNotes, Piece, Pushed
 from esper_recorder.transfer import Transfer
-from esper_recorder.vectors import Vector, Vectors, array, vector, vector_of
+from esper_recorder.vectors import Vector, Vectors, bitmap, vector, vector_of
 
 Columns = dict[str, Any]
 """Column name -> a list, or an Arrow array."""
@@ -427,9 +427,10 @@ def _layer_table(block: LayerBlock, host: Mapping[str, Tensor]) -> pa.Table:
 def _lists(rows: Tensor, kind: pa.DataType, valid: Tensor | None = None) -> pa.Array:
     """A column of lists from [rows, length]; NULL where not valid."""
     ends = torch.arange(rows.shape[0] + 1, dtype=torch.int32) * rows.shape[1]
-    values = pa.array(array(rows.reshape(-1)), type=kind)
-    mask = None if valid is None or bool(valid.all()) else pa.array(array(~valid))
-    return pa.ListArray.from_arrays(pa.array(array(ends), type=pa.int32()), values, mask=mask)
+    values = vector(rows.reshape(-1)).to_arrow(whole=kind == pa.int64())
+    there = None if valid is None else bitmap(valid)
+    offsets = pa.array(ends.tolist(), type=pa.int32()).buffers()[1]
+    return pa.Array.from_buffers(pa.list_(kind), rows.shape[0], [there, offsets], children=[values])
 
 
 def _episodes(given: UpdateInput, host: Mapping[str, Any]) -> list[dict[str, Any]]:

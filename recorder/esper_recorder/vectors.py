@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +21,12 @@ class Vector:
 
     def to_arrow(self, *, whole: bool = False) -> pa.Array:
         """As an Arrow array: of int64 where `whole`, else of float64."""
+        kind = pa.int64() if whole else pa.float64()
         values = array((self.values.to(torch.int64) if whole else self.values).contiguous())
-        if bool(self.valid.all()):
-            if isinstance(values, list):
-                return pa.array(values, type=pa.int64() if whole else pa.float64())
-            kind = pa.int64() if whole else pa.float64()
-            return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
-        return pa.array(values, mask=array(~self.valid))
+        if isinstance(values, list):
+            values = pa.array(values, type=kind).buffers()[1]
+        # Not pa.array, which looks for masked arrays and so imports a part of NumPy that nothing else needs.
+        return pa.Array.from_buffers(kind, len(self.values), [bitmap(self.valid), pa.py_buffer(values)])
 
 
 class Vectors:
@@ -46,8 +46,12 @@ class Vectors:
         return Vector(values, _both(_both(a.valid, b.valid), counted.valid) & (counted.values != 0))
 
     def root(self, a: Any) -> Any:
-        # Not torch.sqrt: that goes through MKL, which raises a pool of threads in the writer's thread for it.
-        return None if a is None else Vector(a.values.clamp(min=0.0).pow(0.5), a.valid)
+        if a is None:
+            return None
+        # Not torch's: that, and its power of 0.5, go through MKL, which raises a pool of threads for a few numbers.
+        values = array(a.values.clamp(min=0.0).contiguous())
+        roots = [math.sqrt(x) for x in values] if isinstance(values, list) else values**0.5
+        return Vector(torch.as_tensor(roots, dtype=torch.float64), a.valid)
 
     def ratio(self, a: Any, b: Any, least: Any) -> Any:
         if a is None or b is None or least is None:
@@ -66,6 +70,11 @@ class Vectors:
         if isinstance(b, Vector):
             return Vector(operation(a, b.values), b.valid)
         return operation(a, b)
+
+
+def bitmap(valid: Tensor) -> pa.Buffer | None:
+    """Where a column is not NULL, bool [n], as Arrow has it; None where it is so everywhere."""
+    return None if bool(valid.all()) else pa.array(valid.tolist(), type=pa.bool_()).buffers()[1]
 
 
 def vector(values: Tensor) -> Vector:
