@@ -24,7 +24,7 @@ import warnings
 from typing import Any
 
 LEVELS = ("normal", "debug")
-CALLS = ("rollout", "minibatch", "gradients", "layers", "episode", "recurrent", "end_update", "close", "_on_step")
+CALLS = ("rollout", "minibatch", "known_rollout", "known_minibatch", "gradients", "layers", "episode", "recurrent", "end_update", "close", "_on_step")
 CALLBACK = ("_on_training_start", "_on_step", "_on_rollout_end", "_on_rollout_start", "_on_training_end")
 
 
@@ -56,7 +56,7 @@ def train(level: str, steps: int) -> dict[str, float]:
 
         return call
 
-    for owner, names in ((Recorder, CALLS), (RecorderCallback, CALLBACK), (_UpdateListener, ("_record",))):
+    for owner, names in ((Recorder, CALLS), (RecorderCallback, CALLBACK), (_UpdateListener, ("_record", "_record_known"))):
         for name in names:
             setattr(owner, name, timed(getattr(owner, name)))
     write = Writer._run
