@@ -7,6 +7,7 @@ whole buffer. Where an update is larger than the buffer may grow, it is reduced 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from esper_recorder.reductions.arguments import BadCall, FieldKey, HeadLayout, argument
 from esper_recorder.reductions.minibatches import HeadFields, Reduced, Settings, reduce_minibatches
-from esper_recorder.reductions.packed import from_host
+from esper_recorder.reductions.packed import Valid, from_host
+from esper_recorder.reductions.transitions import log_ratio_of
 
 _NAN = float("nan")
 
@@ -313,10 +315,12 @@ def reduce_held(
     first = next(iter(fields.values()))
     rows, width = first.shape
     device = first.device
-    valid = torch.arange(width, device=device) < from_host(lengths, torch.int64, device)[:, None]
-    mask = fields.pop("mask", None)
-    if mask is not None:
-        valid = valid & (mask != 0)
+    valid: Valid = None
+    if heads or not _is_plain(fields, notes, lengths):
+        valid = torch.arange(width, device=device) < from_host(lengths, torch.int64, device)[:, None]
+        mask = fields.pop("mask", None)
+        if mask is not None:
+            valid = valid & (mask != 0)
     if "entropy_max" not in fields and all(m.entropy_max is not None for m in notes):
         bounds = from_host([m.entropy_max for m in notes], torch.float64, device)
         fields["entropy_max"] = bounds[:, None].expand(rows, width)
@@ -330,6 +334,31 @@ def reduce_held(
         fields, heads, valid, settings, index=index, actions=actions, per_minibatch=per_minibatch
     )
     return Piece(notes, reduced, _grad_norms(notes, grad_norms), per_minibatch)
+
+
+_FAR = 1e12
+_FAR_LOG_RATIO = 40.0
+"""Numbers up to these have finite squares, and products with a ratio of up to e^40, in float32 too."""
+
+
+def _is_plain(fields: Mapping[str, Tensor], notes: Sequence[MinibatchNotes], lengths: Sequence[int]) -> bool:
+    """Whether minibatches are such that `Valid` may be None. On a device nobody looks, as that would wait for it."""
+    width = next(iter(fields.values())).shape[1]
+    if "mask" in fields or min(lengths) < width or width < 2:  # a single one has no standard deviation
+        return False
+    if any(x.device.type != "cpu" for x in fields.values()):
+        return False
+    told = [m.clip_range for m in notes if m.clip_range is not None]
+    if told and (len(told) < len(notes) or any(map(math.isnan, told))):
+        return False
+    log_ratio = log_ratio_of(fields)
+    assert log_ratio is not None
+    return all(_within(x, _FAR) for x in fields.values()) and _within(log_ratio, _FAR_LOG_RATIO)
+
+
+def _within(x: Tensor, limit: float) -> bool:
+    lowest, highest = torch.aminmax(x)
+    return -limit <= float(lowest) and float(highest) <= limit  # never so for NaN
 
 
 def _grad_norms(notes: Sequence[MinibatchNotes], on_device: Tensor | None) -> Tensor:
