@@ -12,12 +12,25 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Vector:
-    """A float64 column of numbers [n] and where it is not NULL, bool [n]."""
+    """A float64 column of numbers [n] and where it is not NULL, bool [n]; None where it is nowhere NULL."""
 
     values: Tensor
-    valid: Tensor
+    valid: Tensor | None = None
+    _zeros: bool | None = None
+
+    @property
+    def has_zeros(self) -> bool:
+        """Whether one of the numbers is zero; looked up once."""
+        if self._zeros is None:
+            self._zeros = not bool(self.values.all())
+        return self._zeros
+
+    @property
+    def measured(self) -> Tensor:
+        """The numbers that are not NULL."""
+        return self.values if self.valid is None else self.values[self.valid]
 
     def to_arrow(self, *, whole: bool = False) -> pa.Array:
         """As an Arrow array: of int64 where `whole`, else of float64."""
@@ -42,8 +55,11 @@ class Vectors:
         if a is None or b is None:
             return None
         counted = b if of is None else of
-        values = torch.where(b.values != 0, a.values / b.values, torch.nan)
-        return Vector(values, _both(_both(a.valid, b.valid), counted.valid) & (counted.values != 0))
+        values = a.values / b.values
+        if b.has_zeros:
+            values = torch.where(b.values != 0, values, torch.nan)
+        valid = _both(_both(a.valid, b.valid), counted.valid)
+        return Vector(values, _both(valid, counted.values != 0) if counted.has_zeros else valid)
 
     def root(self, a: Any) -> Any:
         if a is None:
@@ -72,26 +88,23 @@ class Vectors:
         return operation(a, b)
 
 
-def bitmap(valid: Tensor) -> pa.Buffer | None:
+def bitmap(valid: Tensor | None) -> pa.Buffer | None:
     """Where a column is not NULL, bool [n], as Arrow has it; None where it is so everywhere."""
-    return None if bool(valid.all()) else pa.array(valid.tolist(), type=pa.bool_()).buffers()[1]
-
-
-def vector(values: Tensor) -> Vector:
-    """A column without NULLs."""
-    return Vector(values, torch.ones(values.shape[0], dtype=torch.bool))
+    if valid is None or bool(valid.all()):
+        return None
+    return pa.array(valid.tolist(), type=pa.bool_()).buffers()[1]
 
 
 def vector_of(values: Sequence[float | None]) -> Vector:
     """A column from a list, None for NULL."""
-    return Vector(
-        torch.tensor([0.0 if v is None else v for v in values], dtype=torch.float64),
-        torch.tensor([v is not None for v in values]),
-    )
+    valid = None if None not in values else torch.tensor([v is not None for v in values])
+    return Vector(torch.tensor([0.0 if v is None else v for v in values], dtype=torch.float64), valid)
 
 
-def _both(a: Tensor, b: Tensor) -> Tensor:
-    return a if a is b else a & b
+def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or a is b:
+        return b
+    return a if b is None else a & b
 
 
 def array(tensor: Tensor) -> Any:
