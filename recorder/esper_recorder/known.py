@@ -70,7 +70,7 @@ class KnownRing:
             BadCall: the lengths differ; the minibatch is not taken.
         """
         log_prob, entropy, value = new
-        held = torch.cat((log_prob.detach(), entropy.detach(), value.detach().flatten()))
+        held = torch.cat((log_prob.detach(), entropy.detach(), value.detach().reshape(-1)))
         n = len(index)
         if len(held) != len(NEW) * n:
             lengths = ", ".join(f"{name} has {x.numel()}" for name, x in zip(NEW, new, strict=True))

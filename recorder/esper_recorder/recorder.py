@@ -648,6 +648,7 @@ class Recorder:
         self._pushed = PackedRing()
         self._rollout_names, self._rollout_episodes = (), []
         self._ring = self._ring.another()
+        self._known.clear()
         with self.guarded("end_update"):
             for fields, notes in arrived:
                 n = len(next(iter(fields.values())))

@@ -272,9 +272,7 @@ def _ratio_statistics(out: Collector, log_ratio: Tensor, ratio: Tensor, valid: V
     out.add("k3_sum", finite_sum((ratio - 1) - log_ratio, valid))
 
 
-def _clip_statistics(
-    out: Collector, ratio: Tensor, advantage: Tensor | None, valid: Valid, clip_range: Tensor
-) -> None:
+def _clip_statistics(out: Collector, ratio: Tensor, advantage: Tensor | None, valid: Valid, clip_range: Tensor) -> None:
     _clip_counts(out, ratio, advantage, valid, clip_range)
     if advantage is None:
         return
