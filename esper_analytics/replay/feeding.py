@@ -37,6 +37,8 @@ def evaluations(runs: Runs, held: Mapping[str, RuleSet], progress: Told | None =
         for table, names in rules.tables.items():
             tables[table] = tables.get(table, frozenset()) | names
     tables["gaps"] = frozenset({"table_name", "last_update"})
+    if "minibatches" in tables:
+        tables["minibatches"] |= {"held_back"}
     found = [run for run in runs.by_run(tables) if run.run_id in held and run.rows[UPDATE_TABLE]]
     counter = _Counter(sum(run.rows[UPDATE_TABLE] for run in found), progress)
     for rules, batch in _batches(found, held):
@@ -44,7 +46,7 @@ def evaluations(runs: Runs, held: Mapping[str, RuleSet], progress: Told | None =
         if len(batch) == 1:
             _feed_one(engine, rules, batch[0], counter)
         else:
-            frames = {table: [run.frames[table] for run in batch] for table in rules.tables}
+            frames = {table: [_shown(run, table) for run in batch] for table in rules.tables}
             engine.feed(Block(rules, read(rules, frames), [run.run_id for run in batch]))
             counter.add(sum(run.rows[UPDATE_TABLE] for run in batch))
         for run in batch:
@@ -66,6 +68,14 @@ class _Counter:
         """Rows that a resumed run hides were to be done, and are not."""
         if self._done < self._total:
             self.add(self._total - self._done)
+
+
+def _shown(run: RunTables, table: str) -> pl.LazyFrame:
+    """The rows the rules look at: those the watcher saw, too."""
+    frame = run.frames[table]
+    if table != "minibatches":
+        return frame
+    return frame.filter(pl.col("held_back").fill_null(False).not_())
 
 
 def _last_lost(run: RunTables) -> int:
@@ -109,7 +119,7 @@ def _feed_one(engine: Engine, rules: RuleSet, run: RunTables, counter: _Counter)
     bounds = [-(-last * window // windows) for window in range(1, windows)]
     begun = False
     for low, high in zip([None, *bounds], [*bounds, None], strict=True):
-        frames = {table: [_window(run.frames[table], low, high)] for table in rules.tables}
+        frames = {table: [_window(_shown(run, table), low, high)] for table in rules.tables}
         for stretch in stretches(read(rules, frames), UPDATES_AT_ONCE):
             engine.feed(Block(rules, stretch, [run.run_id]), continued=begun, continues=True)
             begun = True

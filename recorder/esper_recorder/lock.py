@@ -7,13 +7,17 @@ by its inode and is not opened again.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 LOCK_FILE = "lock"
+_CHANGING = 1 << 30
+"""The byte that is held while run.json is changed; those before it are the ranks'."""
 
 _guard = threading.Lock()
 _held: dict[tuple[int, int], int] = {}  # (device, inode) of a lock file -> descriptor
@@ -88,6 +92,16 @@ def release_lock(descriptor: int) -> None:
             if held == descriptor:
                 del _held[inode]
                 os.close(descriptor)
+
+
+@contextlib.contextmanager
+def changing(descriptor: int) -> Iterator[None]:
+    """Keep the other ranks that record to the run from changing run.json meanwhile. Raises OSError."""
+    fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, _CHANGING)
+    try:
+        yield
+    finally:
+        fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, _CHANGING)
 
 
 def _inode(file: Path | int) -> tuple[int, int]:

@@ -149,9 +149,12 @@ def list_row_files(folder: str | Path) -> RowFiles:
 def last_update(folder: str | Path) -> int:
     """The highest update of which a run's folder holds rows; 0 where it holds none.
 
-    Parts that cannot be read are passed over, as is a journal's torn tail.
+    Episodes do not count: the last ones may be of a rollout that no update followed. Parts that cannot be read are
+    passed over, as is a journal's torn tail.
     """
     files = list_row_files(folder)
+    files.parts.pop("episodes", None)
+    files.journal_rows.pop("episodes", None)
     found = [int(pc.max(rows.column("update")).as_py() or 0) for rows in files.journal_rows.values()]
     for path in itertools.chain.from_iterable(files.parts.values()):
         try:

@@ -102,6 +102,16 @@ class MinibatchRing:
     def __len__(self) -> int:
         return len(self._lengths)
 
+    def another(self) -> MinibatchRing:
+        """An empty one that reduces as this one does."""
+        return MinibatchRing(self.limit_bytes, self.pessimistic_value_clip, self.per_minibatch)
+
+    @property
+    def newest(self) -> tuple[tuple[str, ...], Tensor]:
+        """The newest minibatch: names of its fields, and a view of their values, [fields, n]."""
+        assert self._buffer is not None
+        return self._names, self._buffer[len(self._lengths) - 1, :, : self._lengths[-1]]
+
     @property
     def last(self) -> MinibatchNotes | None:
         """The notes of the newest minibatch."""

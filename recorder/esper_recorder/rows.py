@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +58,10 @@ class UpdateInput:
     """(layer, kind) -> names of the statistics in the tensor `recurrent.<layer>.<kind>`."""
     episodes: Columns = field(default_factory=dict)
     with_minibatches: bool = True
+    rollout_episodes: Sequence[int | None] = ()
+    """Environment steps taken before each of the tensors `episodes.<i>`."""
+    episode_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    """Of all the recorder's updates: the writer's thread counts episodes as it stores them."""
 
 
 def build(given: UpdateInput) -> dict[str, Columns]:
@@ -83,10 +88,25 @@ def build(given: UpdateInput) -> dict[str, Columns]:
     ):
         if rows:
             result[table] = _as_columns(rows, given.identity)
-    if given.episodes:
-        height = len(next(iter(given.episodes.values())))
-        result["episodes"] = {k: [v] * height for k, v in given.identity.items()} | given.episodes
+    if episodes := _episodes(given, host):
+        result["episodes"] = _as_columns(episodes, given.identity)
     return result
+
+
+def build_minibatches(given: UpdateInput) -> Columns:
+    """The rows of `minibatches` that `build` left out."""
+    host = given.transfer.wait()
+    minibatches = [
+        _minibatch_vectors(piece, host[f"{i}.statistics"], host[f"{i}.norms"], given)
+        for i, piece in enumerate(given.pieces)
+    ]
+    return _minibatch_columns(minibatches, given)
+
+
+def build_episodes(given: UpdateInput) -> dict[str, Columns]:
+    """The episodes of a rollout that no update followed."""
+    rows = _episodes(given, given.transfer.wait())
+    return {"episodes": _as_columns(rows, given.identity)} if rows else {}
 
 
 def _minibatch_vectors(piece: Piece, statistics: Tensor, norms: Tensor, given: UpdateInput) -> dict[str, Vector]:
@@ -272,6 +292,25 @@ def _layers(given: UpdateInput, host: Mapping[str, Any]) -> list[dict[str, Any]]
             row |= metrics.derive_layer(row)
         rows.append(row)
     return rows
+
+
+def _episodes(given: UpdateInput, host: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Those told one by one, then those of the rollouts in the order they finished."""
+    names = list(given.episodes)
+    rows = [dict(zip(names, values, strict=True)) for values in zip(*given.episodes.values(), strict=True)]
+    for i, before in enumerate(given.rollout_episodes):
+        returns, finished, *lengths = host[f"episodes.{i}"]
+        envs = finished.shape[1]
+        for step, env in finished.nonzero().tolist():
+            rows.append(
+                {
+                    "env": env,
+                    "step": None if before is None else before + (step + 1) * envs,
+                    "episode_return": float(returns[step, env]),
+                    "episode_length": int(lengths[0][step, env]) if lengths else None,
+                }
+            )
+    return [{"episode": number, **row} for row, number in zip(rows, given.episode_numbers, strict=False)]
 
 
 def _recurrent(given: UpdateInput, host: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -251,6 +251,11 @@ class PpoUpdate(_Statistics):
     definition: str | None = _first(
         "whose definition the metrics follow: pooled (over all evaluated transitions), sb3, ...", null="never"
     )
+    level: str | None = _first(
+        "how much was recorded of the update: `minimal`, `normal` or `debug`; an alarm raises it for some updates",
+        null="recorded by a version that did not tell, or imported",
+        since=2,
+    )
     step: int | None = _last("environment steps taken when the update ended", unit="steps")
     progress: float | None = _last(
         "share of the training done when the update ended, in (0, 1]", unit="1", null="the length was not told"
@@ -337,6 +342,11 @@ class Minibatch(_Statistics):
     epoch: int | None = _key("epoch of the update", unit="1", null="the trainer did not tell")
     minibatch: int | None = _key("minibatch, counted over the whole update", unit="1")
     stepped: bool | None = _last("the optimizer stepped on it (no: early stop, or a skipped step)")
+    held_back: bool | None = _first(
+        "level `minimal` held the row back, and an alarm had it stored later: no rule, live or replayed, looks at it",
+        null="the row was stored with its update",
+        since=2,
+    )
     learning_rate: float | None = _last("learning rate of the first parameter group", unit="1")
     clip_range: float | None = _last("clip range of the ratio", unit="1")
     value_clip_range: float | None = _last(
