@@ -23,7 +23,7 @@ from esper_recorder.contract.tables import Column, columns
 Cuts = tuple[tuple[int, int], ...]
 """(attempt, update): rows of the attempt from this update on are superseded."""
 
-_SQL_TYPES = {
+SQL_TYPES = {
     "int64": "BIGINT",
     "float64": "DOUBLE",
     "string": "VARCHAR",
@@ -42,6 +42,14 @@ _POLARS_TYPES: dict[str, pl.DataType] = {
     "list<int64>": pl.List(pl.Int64()),
     "list<float64>": pl.List(pl.Float64()),
     "list<string>": pl.List(pl.String()),
+}
+# How Arrow spells the type that DuckDB reads as the column's own.
+_ARROW_TYPES = {
+    "int64": "int64",
+    "float64": "double",
+    "string": "string",
+    "bool": "bool",
+    "timestamp[us, UTC]": "timestamp[us, tz=UTC]",
 }
 
 
@@ -64,7 +72,7 @@ class TableScan:
 
     def add_part(self, path: Path, layout: Layout) -> None:
         """Take in a part whose footer was checked."""
-        self.files.setdefault(layout, []).append(path)
+        self.files.setdefault(layout, []).append(path.absolute())
 
     def paths(self) -> list[Path]:
         """Every file a query over this table reads."""
@@ -84,7 +92,7 @@ class TableScan:
             terms = [_sql_term(c, present.get(c.name), layout.float_statistics) for c in columns(self.table)]
             selects.append(f"SELECT {', '.join(terms)} FROM {source}{_sql_where(layout.cuts, superseded)}")
         for (_, cuts), name in zip(self.journals, journal_tables, strict=True):
-            terms = [_sql_term(c, c.type, False) for c in columns(self.table)]
+            terms = [_sql_term(c, "held", False) for c in columns(self.table)]
             selects.append(f"SELECT {', '.join(terms)} FROM {name}{_sql_where(cuts, superseded)}")
         if not selects:
             terms = [_sql_term(c, None, False) for c in columns(self.table)]
@@ -131,7 +139,7 @@ def literal(text: str) -> str:
 
 def sql_type(column: Column) -> str:
     """The DuckDB type of a contract column."""
-    return _SQL_TYPES[column.type]
+    return SQL_TYPES[column.type]
 
 
 def polars_type(column: Column) -> pl.DataType:
@@ -143,6 +151,8 @@ def _sql_term(column: Column, found: str | None, float_statistics: bool) -> str:
     name = identifier(column.name)
     if found is None:
         return f"NULL::{sql_type(column)} AS {name}"
+    if found == _ARROW_TYPES.get(column.type) and not (float_statistics and column.is_float):
+        return name  # a cast that changes nothing costs the binding of every query
     value = f"CAST({name} AS {sql_type(column)})"
     if float_statistics and column.type == "float64":
         # A cast alone, or adding zero, does not keep DuckDB from pruning by statistics that know no NaN; this does.
