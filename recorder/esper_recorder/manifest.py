@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -170,6 +171,13 @@ def heartbeat_is_young(folder: Path) -> bool:
         return False
     # A heartbeat from the future is left from before a clock was set back: no sign of life either.
     return abs(time.time() - touched) < HEARTBEAT_DEAD_SECONDS
+
+
+def loaded_versions() -> dict[str, str]:
+    """Versions of what is loaded and matters to a recording."""
+    modules = ("torch", "numpy", "pyarrow", "stable_baselines3", "sb3_contrib", "gymnasium", "rsl_rl", "torchrl")
+    found: dict[str, Any] = {name: getattr(sys.modules.get(name), "__version__", None) for name in modules}
+    return {name: str(version) for name, version in found.items() if version is not None}
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------

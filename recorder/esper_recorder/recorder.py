@@ -34,6 +34,7 @@ from esper_recorder.contract.tables import column_names
 from esper_recorder.escalation import UPDATES, Escalation
 from esper_recorder.levels import COLLECTED, Level
 from esper_recorder.losses import BAD_CALL, DEVICE_FAILED, REDUCE_FAILED
+from esper_recorder.manifest import loaded_versions
 from esper_recorder.ranks import JOIN_SECONDS, Meeting, own_rank
 from esper_recorder.reading import last_update
 from esper_recorder.reduce.gradients import layer_statistics
@@ -744,7 +745,7 @@ class Recorder:
             "trainer": {"name": trainer} if isinstance(trainer, str) else trainer,
             "definition": self._definition,
             "config": config,
-            "versions": _versions(),
+            "versions": loaded_versions(),
             "level": self._base_level.name.lower(),
             "rules": rules,
             "total_updates": self._total_updates,
@@ -826,10 +827,3 @@ def _close_at_exit(reference: weakref.ref[Recorder]) -> None:
     if recorder is not None:
         error = getattr(sys, "last_value", None)  # the exception that ended the process
         recorder.close("raised", error or _NEVER_BACK)
-
-
-def _versions() -> dict[str, str]:
-    """Versions of what is loaded and matters to a recording."""
-    modules = ("torch", "numpy", "pyarrow", "stable_baselines3", "sb3_contrib", "gymnasium", "rsl_rl", "torchrl")
-    found: dict[str, Any] = {name: getattr(sys.modules.get(name), "__version__", None) for name in modules}
-    return {name: str(version) for name, version in found.items() if version is not None}

@@ -69,7 +69,7 @@ class RunFolder:
         definition: str = "pooled",
         config: Any = None,
         versions: Mapping[str, str] | None = None,
-        level: str = "normal",
+        level: str | None = "normal",
         rules: tuple[str | None, str] | None = None,
         total_updates: int | None = None,
         total_steps: int | None = None,
@@ -225,7 +225,7 @@ class RunFolder:
             raise RunFolderError(f"rank {rank} of the run {run_id} is recorded by another process already")
         try:
             if rules is not None:
-                _keep_rules(path, rules[1])
+                keep_rules(path, rules[1])
             attempt = dataclasses.replace(
                 opened, rank=rank, pid=os.getpid(), host=socket.gethostname(), started=datetime.now(UTC)
             )
