@@ -46,6 +46,7 @@ from esper_recorder.rows import UpdateInput, build, build_episodes, build_miniba
 from esper_recorder.run_folder import RunFolder
 from esper_recorder.sink import ParquetSink, Sink
 from esper_recorder.staging import Staging
+from esper_recorder.told import ToldRows, with_told
 from esper_recorder.transfer import Transfer
 from esper_recorder.watch import Watcher
 from esper_recorder.writer import Writer
@@ -123,7 +124,8 @@ class Recorder:
         run_id: the run's id, the same on every rank, where torch.distributed is not initialised yet and so cannot tell
             the others which run rank 0 made.
         sink: where rows go instead of Parquet files, for instance a `MemorySink`.
-        trainer: name of the trainer, kept in run.json.
+        trainer: name of the trainer, or a mapping with its `name` and whatever else tells it (such as the group of an
+            A/B test), kept in run.json.
         definition: whose definition the derived metrics follow, see `contract.metrics.DEFINITIONS`.
 
     Raises:
@@ -150,7 +152,7 @@ class Recorder:
         rank: int | None = None,
         run_id: str | None = None,
         sink: Sink | None = None,
-        trainer: str = "script",
+        trainer: str | Mapping[str, Any] = "script",
         definition: str = "pooled",
     ) -> None:
         self._base_level = Level.parse(level)
@@ -177,6 +179,7 @@ class Recorder:
         self._settings: dict[str, Any] = {}
         self._ring = MinibatchRing(pessimistic_value_clip=definition != "sb3")
         self._staging = Staging()
+        self._told = ToldRows()
         self._folder: RunFolder | None = None
         self._writer: Writer | None = None
         self._watcher: Watcher | None = None
@@ -434,6 +437,17 @@ class Recorder:
                 self._recurrent[layer, kind] = packed.names
                 self._reduced[f"recurrent.{layer}.{kind}"] = packed.values
 
+    @_guarded
+    def row(self, table: str, /, **columns: Any) -> None:
+        """Record one row of a table that is not filled from tensors, such as `slots`, `epochs` or `rewards`.
+
+        It belongs to the update being collected and is stored with it. What a column is, and which tables there are,
+        `esper tables` tells; a column that is not given is NULL.
+        """
+        with self.guarded("row", table):
+            self._told.add(table, columns, self._identity(self._update))
+
+    @_guarded
     def end_update(
         self,
         *,
@@ -459,13 +473,15 @@ class Recorder:
     def close(self, how: str = "finished", error: BaseException | str | None = None) -> None:
         """Write what is left and mark the run as ended: `finished`, or `raised` with the error. A second call does
         nothing. An update not closed by `end_update` is written too if it holds a minibatch, and so are the episodes
-        that finished since the last one."""
+        that finished, and the rows that were told, since the last one."""
         if not self._recording or self._writer is None or self._folder is None:
             return
         if self._minibatches:
             self._finish_update(interrupted=True)
         elif self._episodes or self._rollout_episodes:
             self._hand_over_episodes()
+        if self._told:
+            self._writer.put(self._update, self._told.take())
         self._recording = False
         if self._step_hook is not None:
             self._step_hook.remove()
@@ -489,12 +505,17 @@ class Recorder:
         self.close("finished" if error is None else "raised", error)
 
     @contextlib.contextmanager
-    def guarded(self, what: str) -> Iterator[None]:
-        """For adapters: a failure within is the recorder's own, and is counted and told instead of raised."""
+    def guarded(self, what: str, table: str | None = None) -> Iterator[None]:
+        """For adapters: a failure within is the recorder's own, and is counted and told instead of raised.
+
+        Args:
+            what: what was being done, for the log.
+            table: the table that lost a row by it.
+        """
         try:
             yield
         except Exception as error:
-            self._failed(what, error)
+            self._failed(what, error, table)
 
     # --- an update's state ------------------------------------------------------------------------------------------
 
@@ -533,6 +554,7 @@ class Recorder:
         self._rollout_episodes: list[int | None] = []
         self._ring.clear()
         self._staging.clear()
+        self._told.take()  # where the update could not be handed over, its rows are lost with it
 
     def _rescue(
         self, error: Exception, step: int | None, stopped_early: bool | None, epochs: int | None, interrupted: bool
@@ -620,9 +642,8 @@ class Recorder:
         )
         self._boundary = now
         assert self._writer is not None
-        self._writer.put(
-            self._update, functools.partial(_rows, given, self._minibatches, self._escalation, self._level)
-        )
+        rows = functools.partial(_rows, given, self._minibatches, self._escalation, self._level)
+        self._writer.put(self._update, functools.partial(with_told, self._told.take(), rows) if self._told else rows)
 
     def _hand_over_episodes(self) -> None:
         """Those of a rollout that no update followed."""
@@ -710,9 +731,9 @@ class Recorder:
             "elapsed_s": time.monotonic() - self._started,
         }
 
-    def _failed(self, what: str, error: Exception) -> None:
+    def _failed(self, what: str, error: Exception, of: str | None = None) -> None:
         if self._writer is not None:
-            table, rows = _LOST_BY.get(what, ("ppo_updates", None))
+            table, rows = _LOST_BY.get(what, ("ppo_updates", None)) if of is None else (of, 1)
             detail = str(error) if isinstance(error, BadCall) else f"{what}: {type(error).__name__}: {error}"
             reason = BAD_CALL if isinstance(error, BadCall) else REDUCE_FAILED
             self._writer.lose(self._update, reason, table=table, rows=rows, detail=detail)

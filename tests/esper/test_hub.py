@@ -21,7 +21,7 @@ import pytest
 
 import esper_analytics as ea
 from esper_recorder.contract.tables import TABLES
-from esper_recorder.esper import HubBackend
+from esper_recorder.esper import HubBackend, hub
 from esper_recorder.esper.events import plain, plain_event
 from esper_recorder.sink import ParquetSink
 from tests.esper_files import ALL_KINDS, EXCERPTS, WHOLE, Event, content, events, imported, lines
@@ -239,6 +239,7 @@ class TestTheTrainerIsTheHost:
             commit(self, update)
 
         monkeypatch.setattr(ParquetSink, "commit", hangs)
+        monkeypatch.setattr(hub, "MOST_WAITING", 10)
         backend = HubBackend(tmp_path)
         sent = 100
         for batch in range(1, sent + 1):
@@ -270,7 +271,7 @@ class TestTheTrainerIsTheHost:
 
 KILLED = """
 import os, signal, sys, time
-from esper_recorder.esper import HubBackend
+from esper_recorder.esper import HubBackend, hub
 backend = HubBackend(sys.argv[1])
 backend.start()
 backend.emit({"event_type": "TRAINING_STARTED", "event_id": "s", "timestamp": "2026-01-01T00:00:00+00:00", "data": {}})

@@ -31,7 +31,7 @@ from esper_recorder.esper.events import plain, plain_event
 from esper_recorder.esper.facts import KINDS as FACTS
 from esper_recorder.esper.facts import Facts
 from esper_recorder.esper.mapping import Entry, map_events
-from esper_recorder.losses import REDUCE_FAILED
+from esper_recorder.losses import QUEUE_FULL, REDUCE_FAILED
 from esper_recorder.manifest import loaded_versions, plain_json
 from esper_recorder.run_folder import RunFolder, keep_rules
 from esper_recorder.sink import ParquetSink
@@ -41,10 +41,15 @@ log = logging.getLogger("esper_recorder")
 
 P = ParamSpec("P")
 
+MOST_WAITING: Final = 100_000
+"""Events of a run that may wait for the disk, a few hundred MB. When there are more, the newest are dropped."""
 EVENTS_AT_ONCE: Final = 1000
 SECONDS_AT_ONCE: Final = 1.0
 """Events are handed to the writer when the next batch begins, when so many wait, or when the first has waited this
 long."""
+
+CLOSE_SECONDS: Final = 300.0
+"""How long `close` waits for what still waits; a healthy disk takes a tenth of that for as many events as may."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _UNFINISHED: Final = "the hub was closed before the training said that it was complete"
@@ -77,8 +82,7 @@ class HubBackend:
     def __init__(self, root: str | Path, *, name: str = "esper") -> None:
         self.root = Path(root)
         self.name = name
-        self.dropped = 0
-        """Events that reached no run: the folder could not be written, or the event could not be read."""
+        self._unread = 0  # events that reached no run
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._open: bool | None = None  # None before the first start
@@ -87,6 +91,11 @@ class HubBackend:
         self._unwritable: set[RunKey] = set()
         self._line = 0
         self._told: set[str] = set()
+
+    @property
+    def dropped(self) -> int:
+        """Events that are in no table: they could not be read, there is no folder, or too many waited for the disk."""
+        return self._unread + sum(run.dropped for run in self._runs.values())
 
     @property
     def run_ids(self) -> tuple[str, ...]:
@@ -160,7 +169,7 @@ class HubBackend:
         """Count an event that is lost, in its run's gaps too where there is one; tell the first of each kind."""
         run = self._runs.get(self._clock.last)
         if what == "emit":
-            self.dropped += 1
+            self._unread += 1
             if run is not None:
                 detail = f"event {self._line}: {type(error).__name__}: {error}"
                 run.writer.lose(run.update, REDUCE_FAILED, table="events", rows=1, detail=detail)
@@ -186,12 +195,15 @@ class _Run:
         self._since = 0.0
         self._lock = threading.RLock()  # the writer's thread hands over what has waited long enough
         self._closed = False
+        self._queued = 0  # events that the writer has not come to
+        self.dropped = 0
         self.update = 1
         self.folder = RunFolder.create(
             root, name, trainer=self._trainer(), definition="esper", versions=loaded_versions(), level=None
         )
         sink = ParquetSink(self.folder.path, self.folder.attempt, self.folder.rank)
-        self.writer = Writer(sink, self.folder, heartbeat=self._beat)
+        # What waits is bounded by its events, see `_put`.
+        self.writer = Writer(sink, self.folder, capacity=MOST_WAITING, heartbeat=self._beat)
 
     def take(self, entry: Entry) -> None:
         """Take an event of this run."""
@@ -219,8 +231,23 @@ class _Run:
             waiting, self._waiting = self._waiting, []
             rejected, self._rejected = self._rejected, []
             if waiting or rejected:
-                rows = functools.partial(_rows, waiting, rejected, self._identity)
-                self.writer.put(self.update, rows)
+                self._put(waiting, rejected)
+
+    def _put(self, entries: list[Entry], rejected: list[tuple[int, int, str]]) -> None:
+        count = len(entries) + len(rejected)
+        if self._queued + count > MOST_WAITING:
+            self.dropped += count
+            detail = f"{count} events: more than {MOST_WAITING} waited"
+            self.writer.lose(self.update, QUEUE_FULL, detail=detail)
+            return
+        self._queued += count
+
+        def rows() -> Rows:
+            with self._lock:
+                self._queued -= count
+            return _rows(entries, rejected, self._identity)
+
+        self.writer.put(self.update, rows)
 
     def close(self, unfinished: str) -> None:
         """End the run, with `unfinished` as the reason where its training was not complete."""
@@ -230,7 +257,7 @@ class _Run:
             self._closed = True
             self.hand_over()
         how, error = ("finished", None) if self._facts.finished else ("raised", unfinished)
-        self.writer.close(how=how, error=error)
+        self.writer.close(CLOSE_SECONDS, how=how, error=error)
         try:
             self.folder.finish(how, error=error, updates=self._facts.last_update, lost=self.writer.lost)
         except OSError as problem:
