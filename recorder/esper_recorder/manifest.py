@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -256,6 +256,10 @@ def plain_json(value: Any, depth: int = 0) -> Any:
             return [plain_json(inner, depth + 1) for inner in value]
         if isinstance(value, set | frozenset):
             return sorted((plain_json(inner, depth + 1) for inner in value), key=str)
+        if callable(getattr(value, "model_dump", None)) and not isinstance(value, type):  # pydantic's
+            return plain_json(value.model_dump(mode="json"), depth + 1)
+        if is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain_json(getattr(value, f.name), depth + 1) for f in fields(value)}
     if isinstance(value, Path):
         return str(value)
     return repr(value)

@@ -107,7 +107,8 @@ class Recorder:
     Args:
         root: folder the run's folder is made in; made if it is not there.
         name: first part of the run's id.
-        config: anything JSON can hold, kept in run.json; what it cannot is kept as its `repr`.
+        config: anything JSON can hold, a dataclass or a pydantic model, kept in run.json; what JSON cannot hold is kept
+            as its `repr`.
         total_updates, total_steps: length of the training; progress and phases are measured against it.
         model: its `named_parameters()` are what layer statistics are of.
         optimizer: its steps mark minibatches as stepped on, and its first group tells the learning rate.
@@ -138,7 +139,7 @@ class Recorder:
         root: str | Path,
         *,
         name: str = "run",
-        config: Mapping[str, Any] | None = None,
+        config: Any = None,
         total_updates: int | None = None,
         total_steps: int | None = None,
         model: torch.nn.Module | None = None,
@@ -743,7 +744,7 @@ class Recorder:
         self,
         root: str | Path,
         name: str,
-        config: Mapping[str, Any] | None,
+        config: Any,
         trainer: str | Mapping[str, Any],
         resume: str | None,
         from_update: int | None,

@@ -200,10 +200,10 @@ class EnvironmentEmitter(RowEmitter):
                 own = {"configuration": number, "slots": list(slots), "active": list(active), "accuracy": accuracy}
                 self._record(self._in_context(_made(Counterfactual, {**own, **told})))
 
-    def rewarded(self, step: int, components: Mapping[str, Any], *, episode: int | None = None) -> None:
+    def rewarded(self, step: int, components: Any, **told: Any) -> None:
         """A reward was given: its components by their names, `total_reward` among them; see `reward_components`."""
         with self._guarded("rewards"):
-            row = self._in_context(reward_components(components, step=step, episode=episode))
+            row = self._in_context(reward_components(components, step=step, **told))
             if self._is_due(row):
                 self._record(row)
 

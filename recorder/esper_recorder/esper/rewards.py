@@ -14,30 +14,37 @@ from typing import Any
 
 from esper_recorder.contract.tables import Reward as RewardComponents
 from esper_recorder.contract.tables import column_names
+from esper_recorder.esper.events import plain
 from esper_recorder.esper.layout import REWARD_COLUMNS
 
 __all__ = ["RewardComponents", "reward_components"]
 
 
-def reward_components(told: Mapping[str, Any], **context: Any) -> RewardComponents:
+_NAMES = {**REWARD_COLUMNS, "epoch": "step"}
+
+
+def reward_components(told: Any, **context: Any) -> RewardComponents:
     """The row of a breakdown; a component it does not have is None: not told.
 
     Args:
-        told: components by Esper's names of either generation (`probation_warning`, `holding_warning`), or by the
-            columns' own.
-        context: `env`, `step`, `episode`.
+        told: a mapping, or an object as Esper has it: components by its names of either generation
+            (`probation_warning`, `holding_warning`), or by the columns' own.
+        context: `env`, `step`, `episode`; what is given here counts.
 
     Raises ValueError for a component that has no column, or is told twice, by two names.
     """
+    told = plain(told)
+    if not isinstance(told, Mapping):
+        raise ValueError(f"a reward's components are a mapping or an object that has a to_dict(), not {told!r}")
     known = column_names(RewardComponents.table)
     row: dict[str, Any] = {}
     for name, value in told.items():
-        to = REWARD_COLUMNS.get(name, name if name in known else None)
+        to = _NAMES.get(name, name if name in known else None)
         if not isinstance(to, str):
-            near = difflib.get_close_matches(name, {*REWARD_COLUMNS, *known}, n=1)
+            near = difflib.get_close_matches(name, {*_NAMES, *known}, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"the reward has no component {name!r}{hint}")
         if row.get(to) is not None and value is not None:
             raise ValueError(f"the reward's {to} is told twice, once as {name!r}")
         row[to] = value if value is not None else row.get(to)
-    return RewardComponents(**row, **context)
+    return RewardComponents(**(row | context))
