@@ -17,6 +17,7 @@ from esper_recorder.parquet import arrow_schema, write_part
 HEADS = ("slot", "blueprint", "style", "tempo", "alpha_target", "alpha_speed", "alpha_curve", "op")
 LAYERS = ("policy.0.weight", "policy.0.bias", "value.0.weight", "value.0.bias")
 UPDATES_PER_PART = 100_000
+IDENTITY = frozenset({"attempt", "rank", "update", "time", "elapsed_s"})
 
 Columns = Mapping[str, Any]
 
@@ -51,25 +52,49 @@ def esper_run(root: Path, name: str, updates: int) -> None:
 
 
 def plain_run(root: Path, name: str, updates: int) -> None:
-    """A healthy run with four minibatches and four layers an update, all that `default` reads filled in."""
+    """A healthy run of a plain network, with all of its tables that `default` reads filled in.
+
+    An update has four minibatches, four layers and two episodes.
+    """
     read = load_profile("default").tables
 
     def rows(first: int, count: int, rng: np.random.Generator) -> dict[str, tuple[int, Columns]]:
-        found: dict[str, tuple[int, Columns]] = {}
-        for table, per_update in (("ppo_updates", 1), ("minibatches", 4), ("gradient_layers", 4)):
+        found: dict[str, tuple[int, Any]] = {}
+        for table, per_update in (("ppo_updates", 1), ("minibatches", 4), ("gradient_layers", 4), ("episodes", 2)):
+            height = per_update * count
             own: dict[str, Any] = {}
             for column in columns(table):
-                if column.name in read.get(table, ()) and column.type in ("int64", "float64"):
-                    numbers = rng.lognormal(-5, 0.5, per_update * count) + (column.name.startswith("ratio_m"))
-                    own[column.name] = numbers if column.type == "float64" else np.zeros(per_update * count, np.int64)
-            if table != "ppo_updates":
-                own["minibatch"] = np.tile(np.arange(1, 5), count)
-            if table == "gradient_layers":
-                own |= {"layer": repeated(LAYERS, count), "minibatch": np.full(4 * count, 4)}
+                if column.name in read.get(table, frozenset()) - IDENTITY:
+                    match column.type:
+                        case "float64":
+                            own[column.name] = healthy(column.name, rng, height)
+                        case "int64":
+                            own[column.name] = np.full(height, 2048 if column.name == "n" else 0)
+                        case "bool":
+                            own[column.name] = np.zeros(height, bool)
             found[table] = (per_update, own)
+        minibatches, layers, episodes = (found[table][1] for table in ("minibatches", "gradient_layers", "episodes"))
+        minibatches["minibatch"] = np.tile(np.arange(1, 5), count)
+        for name in ("ratio_max", "ratio_min"):
+            minibatches[name][::4] = 1.0  # the first is evaluated with the policy that acted
+        layers |= {"layer": repeated(LAYERS, count), "minibatch": np.full(4 * count, 4)}
+        episodes |= {"env": np.tile([0, 1], count), "episode": np.repeat(np.arange(first, first + count), 2)}
         return found
 
     write_run(root, name, updates, rows)
+
+
+def healthy(column: str, rng: np.random.Generator, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Numbers such as a run that goes well has them."""
+    if column.startswith("entropy"):
+        return rng.beta(20, 20, count)
+    if column.startswith("ratio_m"):
+        return 1 + rng.lognormal(-3, 0.3, count) * (1 if column == "ratio_max" else -1)
+    if column in ("target_kl", "clip_range"):
+        return np.full(count, 0.02 if column == "target_kl" else 0.2)
+    if column in ("explained_variance", "episode_return", "return_mean", "return_std", "grad_norm"):
+        return 0.8 + rng.normal(0, 0.02, count)
+    return rng.lognormal(-5, 0.2, count)
 
 
 def write_run(root: Path, name: str, updates: int, rows: Any) -> None:

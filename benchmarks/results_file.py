@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,13 @@ def write_result(name: str, settings: dict[str, Any], rows: list[dict[str, Any]]
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
+
+
+def _gpu() -> str:
+    torch = sys.modules.get("torch")  # loaded by what measures on one
+    if torch is None or not torch.cuda.is_available():
+        return "none"
+    return str(torch.cuda.get_device_name())
 
 
 def _processor() -> str:

@@ -51,18 +51,22 @@ abstains.value_off = 1
 ```
 
 - **What is read.** One value per update: of a table with several rows per update `take` says which (`first`, `last`,
-  `max`, `min`, `sum`; `only`: there must be one). `key = "layer"` keeps a series for each layer or head.
+  `max`, `min`, `sum`, `mean`; `only`: there must be one). `key = "layer"` keeps a series for each layer or head.
   `where = { kind = "h" }` leaves out other rows, `min_n = 100` rows with fewer transitions. A list stands for the
   number of its entries.
 - **When it is a hit.** `above`, `below` (strict: a value at the threshold is no hit) or `nonfinite = true`. A threshold
   is a number, or `{ phase = {...} }`, `{ key = {...}, otherwise = 0.1 }`, `{ column = "target_kl", times = 3.0 }`.
   `any_of = [{...}, {...}]` holds alternatives.
 - **What it is taken against.** `drift = { momentum = 0.99, bias_correction = false, warmup = 0 }` replaces the value by
-  |value - average| / |average| of the values before it, `step = true` by its difference to the one before.
+  |value - average| / |average| of the values before it (`signed = true`: negative below the average), `step = true` by
+  its difference to the one before.
 - **When it fires.** At a hit, from the `for`-th on; `keep = true` goes on until a value is beyond `reset`. A rule that
   `yields_to` another is silent where that one fires.
 - **When it could not look.** NULL, NaN, a closed `unless` and a recording gap are no "fine": the rule abstains, keeps
-  its state, and `esper replay --what coverage` counts it with the reason.
+  its state, and `esper replay --what coverage` counts it with the reason. A rule that never once could look is told
+  beside every answer; those on a table of which the run has no row and no gap (heads, where a policy has one) share a
+  line. So a rule need not say where it applies. How a run ended is no rule, as none could fire at it live: `esper runs`
+  and the lines beside each answer tell a killed run.
 
 `--set value_off.for=5` changes a number for one replay, `esper sweep` tries many.
 """

@@ -260,7 +260,7 @@ def replay_rules(
     strict: StrictOption = False,
 ) -> None:
     """Run detection again, with these rules or others."""
-    from esper_analytics.beside import endings, nothing_found
+    from esper_analytics.beside import definitions, endings, nothing_found
     from esper_analytics.replay.command import meets, narration, replay_for
 
     runs = open_runs(path)
@@ -275,6 +275,8 @@ def replay_rules(
         tell(line)
     for line in endings(runs, terminal_width()):
         tell(line)
+    if (mixed := definitions(runs)) is not None:
+        tell(mixed)
     finish(runs, strict)
     if fail_on is not None and meets(result, fail_on):
         raise typer.Exit(int(ExitCode.FOUND))
@@ -398,11 +400,15 @@ def draw_plot(
     strict: StrictOption = False,
 ) -> None:
     """One figure of a run, or of several."""
+    from esper_analytics.beside import definitions
     from esper_analytics.report_command import plot_for
 
     runs = open_runs(path)
-    plot_for(runs, settled(runs, run or ()), kind, rules, values or (), output)
+    run = settled(runs, run or ())
+    plot_for(runs, run, kind, rules, values or (), output)
     tell(f"plot written to {output}")
+    if kind is Plot.compare and (mixed := definitions(runs.only(run) if run else runs)) is not None:
+        tell(mixed)
     finish(runs, strict)
 
 

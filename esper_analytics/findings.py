@@ -257,6 +257,8 @@ def _coverage(
 
 def _why_never(rule: Rule, reason: str, frame: pl.DataFrame) -> tuple[str, bool]:
     """Why a rule never could look, and whether that is as it should be."""
+    if Reason.NO_TABLE in reason:
+        return reason, True
     if re.fullmatch(rf"{Reason.WARMING_UP}( \(\d+\))?", reason) and frame.height:
         return f"{reason}: {count(frame.height, 'update')} in the run are too few for it", True
     if not reason.startswith(Reason.NOT_MEASURED) or not _measured(frame, "entropy"):

@@ -7,6 +7,8 @@ not read.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,25 +43,42 @@ def read_footer(path: Path, table: str, run_id: str) -> Footer:
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
         return Footer(problem=f"it is truncated or no Parquet file ({reason})")
-    declared = {column.name: column for column in columns(table)}
-    missing = [name for name in _IDENTITY if name not in schema.names]
-    if missing:
-        return Footer(problem=f"it is no part of {table}: it has no column {', '.join(missing)}")
-    for name in schema.names:
-        if name in declared and not _fits(schema.field(name).type, declared[name]):
-            is_type = schema.field(name).type
-            return Footer(problem=f"its column {name} is {is_type} where {table} declares {declared[name].type}")
-    if len(set(schema.names)) != len(schema.names):
-        return Footer(problem="it has two columns of one name")
+    problem, present, floats = _shape(table, schema.remove_metadata().serialize().to_pybytes())
+    if problem is not None:
+        return Footer(problem=problem)
     stranger = _other_run(metadata, run_id)
     if stranger is not None:
         return Footer(problem=f"it holds rows of another run, {stranger}")
-    floats = {name for name in schema.names if name in declared and declared[name].is_float}
     return Footer(
         rows=metadata.num_rows,
-        present=tuple((name, str(schema.field(name).type)) for name in schema.names if name in declared),
+        present=present,
         float_statistics=_have_statistics(metadata, floats),
     )
+
+
+@functools.lru_cache(256)
+def _shape(table: str, serialized: bytes) -> tuple[str | None, tuple[tuple[str, str], ...], frozenset[str]]:
+    """What is wrong with a file of this schema, else the contract's columns it has and which of them hold floats.
+
+    The files of a table mostly have one schema, and looking at its columns is most of the work of reading a footer.
+    """
+    schema = pa.ipc.read_schema(pa.py_buffer(serialized))
+    declared = {column.name: column for column in columns(table)}
+    problem = _misfit(table, schema, declared)
+    present = tuple((name, str(schema.field(name).type)) for name in schema.names if name in declared and not problem)
+    return problem, present, frozenset(name for name, _ in present if declared[name].is_float)
+
+
+def _misfit(table: str, schema: pa.Schema, declared: Mapping[str, Column]) -> str | None:
+    missing = [name for name in _IDENTITY if name not in schema.names]
+    if missing:
+        return f"it is no part of {table}: it has no column {', '.join(missing)}"
+    for name in schema.names:
+        if name in declared and not _fits(schema.field(name).type, declared[name]):
+            return f"its column {name} is {schema.field(name).type} where {table} declares {declared[name].type}"
+    if len(set(schema.names)) != len(schema.names):
+        return "it has two columns of one name"
+    return None
 
 
 def _fits(found: pa.DataType, column: Column) -> bool:
@@ -105,7 +124,7 @@ def _other_run(metadata: pq.FileMetaData, run_id: str) -> str | None:
     return None
 
 
-def _have_statistics(metadata: pq.FileMetaData, names: set[str]) -> bool:
+def _have_statistics(metadata: pq.FileMetaData, names: Collection[str]) -> bool:
     for group in range(metadata.num_row_groups):
         row_group = metadata.row_group(group)
         for position in range(row_group.num_columns):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from esper_analytics.importers.run_writer import Stored
 
 SourcesArgument = Annotated[
-    list[str], typer.Argument(metavar="SOURCE...", help="Files, folders (all below is looked through) or patterns.")
+    list[str], typer.Argument(metavar="SOURCE", help="Files, folders (all below is looked through) or patterns.")
 ]
 ToOption = Annotated[Path, typer.Option("--to", metavar="RUNS", help="The folder of runs to import into.")]
 StrictImport = Annotated[
@@ -52,6 +52,41 @@ def import_esper_jsonl(
     report_imported(imported, to, form, output, strict=strict)
 
 
+@import_app.command(
+    "tensorboard",
+    examples=["esper import tensorboard logs/ --to runs", "esper import tensorboard 'logs/PPO_*' --to runs"],
+)
+def import_tensorboard(
+    sources: SourcesArgument,
+    to: ToOption,
+    form: FormatOption = None,
+    output: OutputOption = None,
+    strict: StrictImport = False,
+) -> None:
+    """TensorBoard event files of Stable-Baselines3, CleanRL, rsl_rl or TorchRL, a run a folder."""
+    from esper_analytics.importers import tensorboard
+
+    with bytes_bar() as told:
+        imported = tensorboard.import_files(sources, to, told)
+    report_imported(imported, to, form, output, strict=strict)
+
+
+@import_app.command("sb3-csv", examples=["esper import sb3-csv logs/ --to runs"])
+def import_sb3_csv(
+    sources: SourcesArgument,
+    to: ToOption,
+    form: FormatOption = None,
+    output: OutputOption = None,
+    strict: StrictImport = False,
+) -> None:
+    """The progress.csv of Stable-Baselines3, a run a file."""
+    from esper_analytics.importers import sb3_csv
+
+    with bytes_bar() as told:
+        imported = sb3_csv.import_files(sources, to, told)
+    report_imported(imported, to, form, output, strict=strict)
+
+
 @contextmanager
 def bytes_bar() -> Iterator[Callable[[int, int], None] | None]:
     """Called with bytes done and of how much: a bar that counts megabytes."""
@@ -64,11 +99,13 @@ def report_imported(
 ) -> None:
     """Print the load reports of some imports and say what became of each run.
 
-    Raises DataError where `strict` and anything was lost.
+    Raises DataError where there was nothing to import, or where `strict` and anything was lost.
     """
     from esper_analytics.importers.load_report import report_frame
 
-    emit(report_frame({stored.run_id: report for stored, report in imported}), form, output)
+    if all(stored.what == "empty" for stored, _ in imported):
+        raise DataError(_nothing([report for _, report in imported]))
+    emit(report_frame({stored.run_id: report for stored, report in imported if stored.run_id}), form, output)
     lost = False
     for stored, report in imported:
         match stored.what:
@@ -80,8 +117,20 @@ def report_imported(
                 tell(f"{stored.run_id}: imported anew, since {report.source} has changed")
             case "imported":
                 tell(f"{stored.run_id}: imported from {report.source}")
+            case "empty":
+                tell(f"{report.source}: left out, for it holds nothing to import")
+        for note in report.notes:
+            tell(f"{stored.run_id}: {note}")
         if losses := report.losses:
             lost = True
-            tell(f'{stored.run_id}: {", ".join(losses)}; `esper sql {to} "SELECT * FROM raw_events"` shows them')
+            shown = f'; `esper sql {to} "SELECT * FROM raw_events"` shows them' if report.reasons else ""
+            tell(f"{stored.run_id or report.source}: {', '.join(losses)}{shown}")
     if lost and strict:
         raise DataError("Not everything found its column (--strict).")
+
+
+def _nothing(reports: Sequence[LoadReport]) -> str:
+    """Why nothing was imported, by the first of the sources."""
+    first = reports[0]
+    more = f", nor in {len(reports) - 1} more" if len(reports) > 1 else ""
+    return f"There is nothing to import in {first.source}{more}: {first.damage or 'it is empty'}."

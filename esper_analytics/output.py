@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from esper_analytics.cells import cell as cell
 from esper_analytics.cells import text_of
 from esper_analytics.cells import to_json as to_json
 from esper_analytics.errors import UsageError, did_you_mean
+from esper_analytics.whole_file import whole_file
 
 if TYPE_CHECKING:
     import polars as pl
@@ -47,18 +47,15 @@ def save(frame: pl.DataFrame, path: Path, name: str | None = None) -> None:
     within = next((folder for folder in path.resolve().parents if (folder / "run.json").is_file()), None)
     if within is not None:
         raise UsageError(f"{path} lies in the recorded run {within.name}, which is not written to. Save it elsewhere.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        if row.text is None:
-            _write_parquet(frame, temporary)
-        else:
-            with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                file.writelines(f"{line}\n" for line in row.text(frame))
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            if row.text is None:
+                _write_parquet(frame, temporary)
+            else:
+                with temporary.open("w", encoding="utf-8", newline="\n") as file:
+                    file.writelines(f"{line}\n" for line in row.text(frame))
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def show(

@@ -37,6 +37,7 @@ from esper_analytics.drawing import (
 from esper_analytics.panels import FAINT, INK, MUTED, PANELS, Panel, measured
 from esper_analytics.run_frames import RunFrames, short_names
 from esper_analytics.svg import attribute, inline
+from esper_analytics.whole_file import whole_file
 from esper_recorder.contract.rule import Severity
 from esper_recorder.contract.rules import RuleSet
 
@@ -179,7 +180,8 @@ def save(figure: Figure, path: str | Path) -> None:
         ".svg": {"Date": None},
         ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
     }
-    figure.savefig(path, format=suffix[1:], metadata=nothing[suffix])
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format=suffix[1:], metadata=nothing[suffix])
 
 
 @_in_style

@@ -30,6 +30,7 @@ from esper_analytics.recording import cut_short
 from esper_analytics.replay import Result
 from esper_analytics.rooms import make_callable
 from esper_analytics.store import open as open_runs
+from esper_analytics.whole_file import whole_file
 from esper_analytics.wording import listed, moment, number, percent
 from esper_recorder.contract.rules import profiles
 
@@ -301,13 +302,8 @@ def _version() -> str:
 
 
 def _place(path: Path, text: str) -> None:
-    """Write the file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # --- templates ------------------------------------------------------------------------------------------------------

@@ -69,10 +69,25 @@ class TableScan:
     table: str
     files: dict[Layout, list[Path]] = field(default_factory=dict)
     journals: list[tuple[pa.Table, Cuts]] = field(default_factory=list)
+    heights: dict[Path, int] = field(default_factory=dict)
+    """The number of rows of each part."""
 
-    def add_part(self, path: Path, layout: Layout) -> None:
+    def add_part(self, path: Path, layout: Layout, rows: int) -> None:
         """Take in a part whose footer was checked."""
-        self.files.setdefault(layout, []).append(path.absolute())
+        path = path.absolute()
+        self.files.setdefault(layout, []).append(path)
+        self.heights[path] = rows
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are, superseded ones included."""
+        return sum(self.heights.values()) + sum(int(journal.num_rows) for journal, _ in self.journals)
+
+    def parts(self) -> list[tuple[Layout, Path, int]] | None:
+        """Every part with its layout and number of rows; None where a part's rows may not count as they are."""
+        if self.journals or any(layout != Layout(layout.present, layout.float_statistics, ()) for layout in self.files):
+            return None
+        return [(layout, path, self.heights[path]) for layout, paths in self.files.items() for path in paths]
 
     def paths(self) -> list[Path]:
         """Every file a query over this table reads."""

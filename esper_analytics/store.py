@@ -61,11 +61,19 @@ _Known = tuple[tuple[int, int, int, str], Footer]
 
 @dataclass(frozen=True, slots=True)
 class RunTables:
-    """Some tables of one run: how many rows were recorded of each, superseded ones included, and those that count."""
+    """Some columns of some tables of one run."""
 
     run_id: str
-    rows: dict[str, int]
-    frames: dict[str, pl.LazyFrame]
+    scans: Mapping[str, TableScan]
+    only: Mapping[str, Collection[str]]
+
+    def rows(self, table: str) -> int:
+        """How many rows of a table were recorded, superseded ones included."""
+        return self.scans[table].rows
+
+    def frame(self, table: str) -> pl.LazyFrame:
+        """The rows that count."""
+        return self.scans[table].frame(superseded=False, only=self.only[table])
 
 
 class Runs:
@@ -126,6 +134,10 @@ class Runs:
         """What a run's `run.json` says. Raises UnknownRunError."""
         return _named(run_id, self._folders()).manifest
 
+    def manifests(self) -> dict[str, Manifest]:
+        """What every run's `run.json` says, by run_id, of one listing."""
+        return {run.run_id: run.manifest for run in self._folders()}
+
     def folder(self, run_id: str) -> Path:
         """The folder a run is read from. Raises UnknownRunError."""
         return _named(run_id, self._folders()).path
@@ -165,13 +177,7 @@ class Runs:
         """Some columns of some tables (and attempt and update), a run at a time, as the runs are now."""
         for run in self._folders():
             scans, _ = self._scans(tables, [run])
-            rows = {
-                table: sum(self._footer(run, path, table).rows for path in scan.paths())
-                + sum(journal.num_rows for journal, _ in scan.journals)
-                for table, scan in scans.items()
-            }
-            frames = {table: scan.frame(superseded=False, only=tables[table]) for table, scan in scans.items()}
-            yield RunTables(run.run_id, rows, frames)
+            yield RunTables(run.run_id, scans, tables)
 
     def sql(self, query: str, *, timeout_s: float = 60, memory: str = "4GB") -> pl.DataFrame:
         """The answer to one SELECT over the views, confined: it reads the recorded files and nothing else.
@@ -272,7 +278,7 @@ class Runs:
                 for path in files.parts.get(table, ()):
                     footer = self._footer(run, path, table)
                     if footer.problem is None:
-                        scan.add_part(path, Layout(footer.present, footer.float_statistics, cuts))
+                        scan.add_part(path, Layout(footer.present, footer.float_statistics, cuts), footer.rows)
                     else:
                         problems.append(Problem(path, footer.problem, _RESTORE))
                 if table in files.journal_rows:

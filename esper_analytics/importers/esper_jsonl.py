@@ -146,7 +146,14 @@ class _Loading:
             self.found_repeats = _repeats_of(self._ids)
 
     def publish(self) -> list[tuple[Stored, LoadReport]]:
-        """Make the runs visible."""
+        """Make the runs visible; a file without any event is none."""
+        if all(run.report.tallies.keys() <= {NO_EVENT_KIND} for run in self._runs.values()):
+            report = LoadReport(source=str(self.source.path), damage=self.source.damage)
+            for run in self._runs.values():
+                report.join(run.report)
+            if report.read and not report.damage:
+                report.damage = "no line of it is an event of Esper"
+            return [(Stored("", "empty"), report)]
         published = []
         for number, (key, run) in enumerate(sorted(self._runs.items(), key=lambda item: item[1].first_line), 1):
             report = run.report

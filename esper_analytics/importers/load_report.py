@@ -18,7 +18,7 @@ REPORT_FILE = "load_report.json"
 
 @dataclass(slots=True)
 class Tally:
-    """How many entries of one kind were read, and where they went: read = typed + kept + rejected."""
+    """How many entries of one kind were read, and where they went: read = typed + kept + rejected + left_out."""
 
     typed: int = 0
     """Entries that are in the columns made for them."""
@@ -26,18 +26,21 @@ class Tally:
     """Entries of a known kind that has no columns, kept as they are (in `raw_events` or `scalars`)."""
     rejected: int = 0
     """Entries that could not be understood; in `raw_events` with their line and the reason."""
+    left_out: int = 0
+    """Entries that no table is meant for: histograms, images, hyperparameters (which are in `run.json`)."""
     values_rejected: int = 0
     """Single values of typed entries that fitted no column; in `raw_events` too."""
 
     @property
     def read(self) -> int:
-        return self.typed + self.kept + self.rejected
+        return self.typed + self.kept + self.rejected + self.left_out
 
     def add(self, other: Tally) -> None:
         """Count what another part of the same source holds."""
         self.typed += other.typed
         self.kept += other.kept
         self.rejected += other.rejected
+        self.left_out += other.left_out
         self.values_rejected += other.values_rejected
 
 
@@ -55,7 +58,9 @@ class LoadReport:
     blank: int = 0
     """Empty lines, which say nothing and are not counted among the entries."""
     damage: str | None = None
-    """Why the source could not be read to its end."""
+    """Why the source could not be read to its end, or not all of it."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the rows should know, though nothing was lost by it; parts of a sentence."""
 
     def of(self, kind: str) -> Tally:
         """The tally of a kind of entry."""
@@ -87,7 +92,7 @@ class LoadReport:
         return parts
 
     def records(self) -> list[dict[str, Any]]:
-        """A row per kind of entry: kind, read, typed, kept, rejected, values_rejected; the most frequent first."""
+        """A row per kind of entry, as `REPORT_COLUMNS` without the run_id; the most frequent first."""
         kinds = sorted(self.tallies.items(), key=lambda item: (-item[1].read, item[0]))
         return [
             {
@@ -96,6 +101,7 @@ class LoadReport:
                 "typed": tally.typed,
                 "kept": tally.kept,
                 "rejected": tally.rejected,
+                "left_out": tally.left_out,
                 "values_rejected": tally.values_rejected,
             }
             for kind, tally in kinds
@@ -108,13 +114,14 @@ class LoadReport:
             "read": self.read,
             "blank": self.blank,
             "damage": self.damage,
+            "notes": self.notes,
             "kinds": self.records(),
             "reasons": dict(sorted(self.reasons.items())),
             "rows": dict(sorted(self.rows.items())),
         }
 
 
-REPORT_COLUMNS = ("run_id", "kind", "read", "typed", "kept", "rejected", "values_rejected")
+REPORT_COLUMNS = ("run_id", "kind", "read", "typed", "kept", "rejected", "left_out", "values_rejected")
 
 
 def report_frame(reports: Mapping[str, LoadReport]) -> pl.DataFrame:

@@ -76,8 +76,9 @@ class Stored:
     """What became of a run that was handed in."""
 
     run_id: str
-    what: Literal["imported", "replaced", "unchanged", "shorter"]
-    """`replaced`: its source has grown. `unchanged`: it was there. `shorter`: what is there holds more, and stays."""
+    what: Literal["imported", "replaced", "unchanged", "shorter", "empty"]
+    """`replaced`: its source has grown. `unchanged`: it was there. `shorter`: what is there holds more, and stays.
+    `empty`: there is nothing to import, and no run_id."""
 
 
 class RunWriter:
@@ -90,7 +91,7 @@ class RunWriter:
         self.root = root
         self.run_id = run_id
         self.rows: dict[str, int] = {}
-        self._held: dict[str, list[pa.Table]] = {}
+        self._held: dict[tuple[str, int], list[pa.Table]] = {}
         self._bytes = 0
         self._seq = 0
         self._published = False
@@ -114,12 +115,13 @@ class RunWriter:
         if not self._published:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def write(self, table: str, rows: pa.Table | Mapping[str, Sequence[Any]]) -> None:
+    def write(self, table: str, rows: pa.Table | Mapping[str, Sequence[Any]], *, attempt: int = 1) -> None:
         """Take rows of a table; run_id, attempt and rank are filled in.
 
         Args:
             table: name of a table of the contract.
             rows: columns by name, of one length; a column not given is NULL.
+            attempt: the attempt they are of.
 
         Raises OSError where the disk does not take them.
         """
@@ -127,7 +129,7 @@ class RunWriter:
         if not data.num_rows:
             return
         self.rows[table] = self.rows.get(table, 0) + data.num_rows
-        self._held.setdefault(table, []).append(data)
+        self._held.setdefault((table, attempt), []).append(data)
         self._bytes += data.nbytes
         if self._bytes >= PART_BYTES:
             self._flush()
@@ -175,14 +177,15 @@ class RunWriter:
     # --- within -----------------------------------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        """Write what is held as one part per table."""
+        """Write what is held as one part per table and attempt."""
         held, self._held, self._bytes = self._held, {}, 0
         if not held:
             return
         self._seq += 1
-        for table, pieces in held.items():
-            rows = _identified(table, pa.concat_tables(pieces, promote_options="default"), self.run_id)
-            path = self.folder / table / RowFileName(1, 0, self._seq).part
+        for (table, attempt), pieces in held.items():
+            whole = pa.concat_tables(pieces, promote_options="default")
+            rows = _identified(table, whole, self.run_id, attempt)
+            path = self.folder / table / RowFileName(attempt, 0, self._seq).part
             write_part(path, table, rows, compact=True)
 
     def _check(self) -> None:
@@ -233,9 +236,9 @@ def _as_table(table: str, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
     return to_arrow(table, given)
 
 
-def _identified(table: str, rows: pa.Table, run_id: str) -> pa.Table:
+def _identified(table: str, rows: pa.Table, run_id: str, attempt: int) -> pa.Table:
     """The rows with all columns of the contract in their order, and who they are of."""
-    known = {"run_id": run_id, "attempt": 1, "rank": 0}
+    known = {"run_id": run_id, "attempt": attempt, "rank": 0}
     have = set(rows.schema.names)
     columns = []
     for column in arrow_schema(table):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,27 +19,41 @@ def find_sources(words: Sequence[str], endings: Sequence[str]) -> list[Path]:
     """The files that the words of SOURCE mean, in the order of the words, each once.
 
     Args:
-        words: files (of any name), folders (all files below with one of the `endings`), or glob patterns.
+        words: files (of any name), folders (all files below with one of the `endings`), or glob patterns of both.
         endings: how a file's name ends that is looked for in a folder, such as `.jsonl`.
+
+    Raises UsageError: a word means no file.
+    """
+    return find_files(words, lambda name: name.endswith(tuple(endings)), f"ending in {', '.join(endings)}")
+
+
+def find_files(words: Sequence[str], fits: Callable[[str], bool], wanted: str) -> list[Path]:
+    """As `find_sources`, where more than its ending tells a file.
+
+    Args:
+        fits: whether a file of this name is looked for in a folder.
+        wanted: such files in words, to follow "there is no file".
 
     Raises UsageError: a word means no file.
     """
     found: dict[Path, None] = {}
     for word in words:
-        path = Path(word)
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.name.endswith(tuple(endings)) and file.is_file())
-            if not files:
-                raise UsageError(f"There is no file ending in {', '.join(endings)} in the folder {path}.")
-        elif path.is_file():
-            files = [path]
-        else:
-            files = sorted(file for file in map(Path, glob.glob(word, recursive=True)) if file.is_file())
-            if not files:
-                kind = "No file fits" if glob.has_magic(word) else "There is no file or folder"
-                raise UsageError(f"{kind} {word}. SOURCE is a file, a folder or a pattern.")
+        places = [Path(word)] if Path(word).exists() else sorted(map(Path, glob.glob(word, recursive=True)))
+        if not places:
+            kind = "No file fits" if glob.has_magic(word) else "There is no file or folder"
+            raise UsageError(f"{kind} {word}. SOURCE is a file, a folder or a pattern.")
+        files = [file for place in places for file in _files_at(place, fits)]
+        if not files:
+            where = f"the folder {word}" if len(places) == 1 else f"what fits {word}"
+            raise UsageError(f"There is no file {wanted} in {where}.")
         found.update(dict.fromkeys(file.absolute() for file in files))
     return list(found)
+
+
+def _files_at(place: Path, fits: Callable[[str], bool]) -> list[Path]:
+    if not place.is_dir():
+        return [place] if place.is_file() else []
+    return sorted(file for file in place.rglob("*") if fits(file.name) and file.is_file())
 
 
 def plain_name(path: Path) -> str:

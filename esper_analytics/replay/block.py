@@ -16,14 +16,13 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from esper_analytics.replay.columns import compiled
+from esper_analytics.replay.columns import Flags, Floats, Ints, evaluate
+from esper_analytics.replay.reading import RUN
+from esper_recorder.contract.evaluator import ALL_TABLES
 from esper_recorder.contract.rules import RuleSet
 from esper_recorder.contract.signals import ORDER_COLUMNS, UPDATE_TABLE, Reason, Signal, Take, own_keys, total
 from esper_recorder.contract.tables import columns
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-Ints = np.ndarray[Any, np.dtype[np.int64]]
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
 Codes = np.ndarray[Any, np.dtype[np.uint8]]
 
 REASONS: Final = tuple(Reason)
@@ -63,35 +62,8 @@ class Reading:
         return (values, reasons) if rows is None else (values[rows], reasons[rows])
 
 
-RUN = "run"
-"""The column that numbers the runs, in tables that hold several."""
-
-
-def read(rules: RuleSet, frames: Mapping[str, Sequence[pl.LazyFrame]]) -> dict[str, pl.DataFrame]:
-    """The columns of the tables that the rules read, NULL where a table has none.
-
-    Args:
-        rules: what reads them.
-        frames: by table, a frame for each run; of several, each row gets its run's place as `RUN`.
-    """
-    lazy = {table: _select(frames[table], table, names) for table, names in rules.tables.items() if frames.get(table)}
-    return dict(zip(lazy, pl.collect_all(lazy.values()), strict=True))
-
-
-def stretches(tables: Mapping[str, pl.DataFrame], updates: int) -> Iterator[dict[str, pl.DataFrame]]:
-    """The tables of one run cut into stretches of so many updates, in their order."""
-    tables = {table: frame if frame["update"].is_sorted() else frame.sort("update") for table, frame in tables.items()}
-    own = tables[UPDATE_TABLE].get_column("update")
-    bounds = own.gather(list(range(updates, own.len(), updates)))
-    cuts = {
-        table: [0, *frame.get_column("update").search_sorted(bounds, side="left").to_list(), frame.height]
-        for table, frame in tables.items()
-    }
-    for place in range(bounds.len() + 1):
-        yield {
-            table: frame.slice(at[place], at[place + 1] - at[place])
-            for (table, frame), at in zip(tables.items(), cuts.values(), strict=True)
-        }
+Loss = tuple[str, int, int]
+"""Rows of a table (or of `ALL_TABLES`) are lost from one update to another."""
 
 
 class Block:
@@ -107,8 +79,14 @@ class Block:
         phases: the names of the rules' phases.
     """
 
-    def __init__(self, rules: RuleSet, tables: Mapping[str, pl.DataFrame], runs: Sequence[str]) -> None:
-        """Take in what `read` read of these runs."""
+    def __init__(
+        self,
+        rules: RuleSet,
+        tables: Mapping[str, pl.DataFrame],
+        runs: Sequence[str],
+        losses: Mapping[str, Sequence[Loss]] | None = None,
+    ) -> None:
+        """Take in what `read` read of these runs, and the rows that each is known to have lost."""
         read = dict(tables)
         own = read.pop(UPDATE_TABLE)
         self.runs = tuple(runs)
@@ -119,7 +97,34 @@ class Block:
         self.phase = _phases(rules, self.progress)
         self.phases = tuple(name for name, _ in rules.phases)
         self._tables = {table: self._placed(frame) for table, frame in read.items()}
+        self._losses = [(place, *loss) for place, run in enumerate(runs) for loss in (losses or {}).get(run, ())]
+        self._lost: dict[frozenset[str], Flags | None] = {}
+        self._recording: dict[str, Ints] = {}
         self._known: dict[Signal, dict[str, Reading]] = {}
+
+    def lost(self, tables: frozenset[str]) -> Flags | None:
+        """The updates at which rows of any of the tables are known to be lost; None for none."""
+        if not self._losses:
+            return None
+        if tables not in self._lost:
+            lost = np.zeros(self.height, bool)
+            for run, table, first, last in self._losses:
+                if table == ALL_TABLES or table in tables:
+                    lost |= (self.run == run) & (self.update >= first) & (self.update <= last)
+            self._lost[tables] = lost if lost.any() else None
+        return self._lost[tables]
+
+    def runs_that_record(self, table: str) -> Ints:
+        """The numbers of the runs with a row of the table, or one that is known to be lost."""
+        if table == UPDATE_TABLE:
+            return np.arange(len(self.runs))
+        if table not in self._recording:
+            told = {run for run, lost, _, _ in self._losses if lost == table}
+            rows = self._tables.get(table)
+            if rows is not None and len(rows.run):
+                told |= set(rows.run[np.flatnonzero(np.diff(rows.run, prepend=-1))].tolist())
+            self._recording[table] = np.array(sorted(told), np.int64)
+        return self._recording[table]
 
     def of_update(self, signal: Signal) -> Reading:
         """A signal of `ppo_updates`."""
@@ -128,7 +133,7 @@ class Block:
 
     def column(self, signal: Signal) -> tuple[Floats, Flags | None]:
         """A column of `ppo_updates`: its numbers, and where it is NULL (None for nowhere)."""
-        return _numbers(self._own.frame.select(_value(signal)).to_series())
+        return self._own.values(signal)
 
     def of(self, signal: Signal) -> dict[str, Reading]:
         """By key, in alphabetical order; without a key column by "", which is always there."""
@@ -143,7 +148,7 @@ class Block:
             if signal.key is None:
                 yield "", nothing
             return
-        values, missing = _numbers(table.frame.select(_value(signal)).to_series())
+        values, missing = table.values(signal)
         met = False
         for key, chosen, rows in table.chosen(signal):
             met = True
@@ -201,6 +206,18 @@ class _Rows:
     places: Ints | None = None
     per_update: int = 1
     _repeating: dict[str, list[Any] | None] = field(default_factory=dict)
+
+    def values(self, signal: Signal) -> tuple[Floats, Flags | None]:
+        """A signal's value in each row, and where there is none (None for nowhere)."""
+        if signal.expression is None:
+            return _numbers(self.frame.get_column(signal.column or ""))
+        read = {name: _numbers(self.frame.get_column(name)) for name in signal.expression.columns}
+        values = evaluate(signal.expression, {name: numbers for name, (numbers, _) in read.items()})
+        lacking = [missing for _, missing in read.values() if missing is not None]
+        if not lacking:
+            return values, None
+        missing = functools.reduce(np.logical_or, lacking)
+        return np.where(missing, math.nan, values), missing
 
     def chosen(self, signal: Signal) -> Iterator[tuple[str, slice | tuple[slice, ...] | Ints, Ints | None]]:
         """For each key of a signal: its rows, and the place of each row's update (None: each once, in order).
@@ -272,7 +289,7 @@ def _reduced(
 ) -> Reading:
     """One value per update from the rows chosen, whose updates are at `places`."""
     if signal.min_n is not None:
-        counted, unknown = _numbers(frame.get_column("n").cast(pl.Float64))
+        counted, unknown = _numbers(frame.get_column("n"))
         enough = counted[chosen] >= signal.min_n
         if unknown is not None:
             enough &= ~unknown[chosen]
@@ -325,6 +342,9 @@ def _grouped(
             told = np.add.reduceat(values if missing is None else np.where(missing, 0.0, values), begins)
         case _:
             told = _exact_sums(values, missing, begins, ends)
+            if signal.take is Take.MEAN:
+                measured = ends - begins + 1 if missing is None else np.add.reduceat(~missing, begins, dtype=np.int64)
+                told /= np.maximum(measured, 1)
     lacking = None if missing is None else np.logical_and.reduceat(missing, begins)
     if lacking is not None:
         told[lacking] = math.nan
@@ -342,12 +362,20 @@ def _furthest(signal: Signal, values: list[Floats], missing: list[Flags]) -> Rea
 
 
 def _exact_sums(values: Floats, missing: Flags | None, begins: Ints, ends: Ints) -> Floats:
-    """Sums as the watcher takes them: exactly rounded."""
-    kept: list[float | None] = values.tolist()
-    for place in () if missing is None else np.flatnonzero(missing).tolist():
-        kept[place] = None
-    groups = (kept[a : b + 1] for a, b in zip(begins.tolist(), ends.tolist(), strict=True))
-    return np.array([total(v for v in group if v is not None) for group in groups])
+    """Sums as the watcher takes them: exactly rounded, which of two numbers any sum is."""
+    group = np.repeat(np.arange(len(begins)), ends - begins + 1)
+    if missing is not None:
+        values, group = values[~missing], group[~missing]
+    count = np.bincount(group, minlength=len(begins))
+    start = np.cumsum(count) - count
+    told = np.zeros(len(begins))
+    for several in (1, 2):
+        first = start[count == several]
+        told[count == several] = values[first] + (values[first + 1] if several == 2 else 0.0)
+    many = np.flatnonzero(count > 2)
+    numbers = values.tolist() if len(many) else []
+    told[many] = [total(numbers[a : a + n]) for a, n in zip(start[many].tolist(), count[many].tolist(), strict=True)]
+    return told
 
 
 def _order(signal: Signal, frame: pl.DataFrame, chosen: slice | Ints, places: Ints) -> Ints | None:
@@ -408,7 +436,10 @@ def _find(run: Ints, update: Ints, asked_run: Ints, asked_update: Ints) -> Ints:
 
 
 def _numbers(series: pl.Series) -> tuple[Floats, Flags | None]:
-    """Values with NaN for NULL, and where NULL is; None for nowhere."""
+    """Numbers, or numbers of entries, with NaN for NULL, and where NULL is; None for nowhere."""
+    if series.dtype == pl.List:
+        series = series.list.len()
+    series = series.cast(pl.Float64)
     if not series.null_count():
         return series.to_numpy(), None
     return series.fill_null(math.nan).to_numpy(), series.is_null().to_numpy()
@@ -418,36 +449,6 @@ def _phases(rules: RuleSet, progress: pl.Series) -> np.ndarray[Any, np.dtype[np.
     values = progress.fill_null(math.nan).to_numpy()
     known = values >= 0.0 if rules.phases else np.zeros(len(values), bool)
     return np.where(known, np.searchsorted([start for _, start in rules.phases], values, side="right") - 1, -1)
-
-
-_TYPES: Final[Mapping[str, pl.DataType | type[pl.DataType]]] = {
-    "int64": pl.Int64,
-    "float64": pl.Float64,
-    "bool": pl.Boolean,
-    "string": pl.String,
-    "list<int64>": pl.List(pl.Int64),
-    "list<float64>": pl.List(pl.Float64),
-    "list<string>": pl.List(pl.String),
-}
-
-
-def _select(frames: Sequence[pl.LazyFrame], table: str, names: frozenset[str]) -> pl.LazyFrame:
-    wanted = ["update", *sorted(names - {"run_id", "update"})]
-    types = {c.name: _TYPES[c.type] for c in columns(table) if c.name in wanted}
-    selected = []
-    for run, frame in enumerate(frames):
-        there = frame.collect_schema().names()
-        terms = [pl.col(n) if n in there else pl.lit(None, types[n]).alias(n) for n in wanted]
-        number = [pl.lit(run, pl.Int64).alias(RUN)] if len(frames) > 1 else []
-        selected.append(frame.select(*number, *terms))
-    return selected[0] if len(selected) == 1 else pl.concat(selected)
-
-
-def _value(signal: Signal) -> pl.Expr:
-    if signal.expression is not None:
-        return compiled(signal.expression)
-    value = pl.col(signal.column or "")
-    return (value.list.len() if signal.counts else value).cast(pl.Float64)
 
 
 def _whole(signal: Signal) -> bool:

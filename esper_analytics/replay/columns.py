@@ -1,83 +1,77 @@
-"""The contract's comparisons and expressions on Polars columns, meaning what they mean on Python values.
+"""The contract's expressions over whole columns, meaning what `Expression.evaluate` means for a row.
 
-Polars says `NaN > 5` is true; `esper_recorder.contract.compare` says it is false, and so do these.
+NumPy adds, multiplies and compares as Python does, NaN included; what differs is division by zero.
 """
 
 from __future__ import annotations
 
 import ast
-import math
+import functools
+from collections.abc import Mapping
+from typing import Any
 
-import polars as pl
+import numpy as np
 
 from esper_recorder.contract.expressions import Expression
 
-
-def above(value: pl.Expr, threshold: pl.Expr) -> pl.Expr:
-    """value > threshold; false where either is NULL or NaN."""
-    return ((value > threshold) & value.is_not_nan() & threshold.is_not_nan()).fill_null(False)
-
-
-def below(value: pl.Expr, threshold: pl.Expr) -> pl.Expr:
-    """value < threshold; false where either is NULL or NaN."""
-    return ((value < threshold) & value.is_not_nan() & threshold.is_not_nan()).fill_null(False)
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
-def nonfinite(value: pl.Expr) -> pl.Expr:
-    """NaN or an infinity; false for NULL."""
-    return value.is_finite().not_().fill_null(False)
+def evaluate(expression: Expression, columns: Mapping[str, Floats]) -> Floats:
+    """The expression's value for each row.
+
+    Args:
+        expression: what to compute.
+        columns: by name, the numbers of every column it reads, all of one length. Where one of them is missing the
+            result is a number of no meaning: the caller knows those rows.
+    """
+    with np.errstate(all="ignore"):  # what comes out not finite is seen to by the rules
+        return np.asarray(_number(expression.tree, columns), np.float64)
 
 
-def compiled(expression: Expression, prefix: str = "") -> pl.Expr:
-    """The expression over the columns of its names, each with the prefix, as `Expression.evaluate` has it for a row."""
-    measured = pl.all_horizontal(pl.col(f"{prefix}{name}").is_not_null() for name in expression.columns)
-    return pl.when(measured).then(_number(expression.tree, prefix)).otherwise(None)
-
-
-def _number(node: ast.expr, prefix: str) -> pl.Expr:
+def _number(node: ast.expr, columns: Mapping[str, Floats]) -> Any:
     match node:
         case ast.Constant(value=int() | float() as value):
-            return pl.lit(float(value))
+            return float(value)
         case ast.Name(id=name):
-            return pl.col(f"{prefix}{name}").cast(pl.Float64)
+            return columns[name]
         case ast.UnaryOp(operand=operand):
-            return -_number(operand, prefix)
-        case ast.BinOp(left=left, op=ast.Div(), right=right):
-            return _divide(_number(left, prefix), _number(right, prefix))
+            return -_number(operand, columns)
         case ast.BinOp(left=left, op=op, right=right):
-            a, b = _number(left, prefix), _number(right, prefix)
-            return a + b if isinstance(op, ast.Add) else a - b if isinstance(op, ast.Sub) else a * b
+            a, b = _number(left, columns), _number(right, columns)
+            match op:
+                case ast.Add():
+                    return a + b
+                case ast.Sub():
+                    return a - b
+                case ast.Mult():
+                    return a * b
+            return np.divide(a, b + 0.0)  # by +0, where b is -0: an infinity has the sign of a
         case ast.Call(func=ast.Name(id="abs"), args=[argument]):
-            return _number(argument, prefix).abs()
+            return abs(_number(argument, columns))
         case ast.Call(func=ast.Name(id=function), args=arguments):
-            terms = [_number(argument, prefix) for argument in arguments]
-            least = pl.min_horizontal(terms) if function == "min" else pl.max_horizontal(terms)
-            return pl.when(pl.any_horizontal(term.is_nan() for term in terms)).then(math.nan).otherwise(least)
+            choose = np.minimum if function == "min" else np.maximum  # NaN where one of the two is
+            return functools.reduce(choose, (_number(argument, columns) for argument in arguments))
         case ast.IfExp(test=test, body=body, orelse=orelse):
-            return pl.when(_truth(test, prefix)).then(_number(body, prefix)).otherwise(_number(orelse, prefix))
+            return np.where(_truth(test, columns), _number(body, columns), _number(orelse, columns))
     raise AssertionError(f"an expression holds {ast.dump(node)} and was not refused")
 
 
-def _truth(node: ast.expr, prefix: str) -> pl.Expr:
+def _truth(node: ast.expr, columns: Mapping[str, Floats]) -> Flags | bool:
     match node:
         case ast.Compare(left=left, ops=[op], comparators=[right]):
-            a, b = _number(left, prefix), _number(right, prefix)
-            numbers = a.is_not_nan() & b.is_not_nan()
+            a, b = _number(left, columns), _number(right, columns)
             match op:
                 case ast.Lt():
-                    return (a < b) & numbers
+                    return a < b  # type: ignore[no-any-return]
                 case ast.LtE():
-                    return (a <= b) & numbers
+                    return a <= b  # type: ignore[no-any-return]
                 case ast.Gt():
-                    return (a > b) & numbers
-            return (a >= b) & numbers
+                    return a > b  # type: ignore[no-any-return]
+            return a >= b  # type: ignore[no-any-return]
         case ast.BoolOp(op=op, values=parts):
-            conditions = [_truth(part, prefix) for part in parts]
-            return pl.all_horizontal(conditions) if isinstance(op, ast.And) else pl.any_horizontal(conditions)
+            combine = np.logical_and if isinstance(op, ast.And) else np.logical_or
+            return functools.reduce(combine, (_truth(part, columns) for part in parts))
     raise AssertionError(f"an expression holds {ast.dump(node)} and was not refused")
-
-
-def _divide(a: pl.Expr, b: pl.Expr) -> pl.Expr:
-    infinity = pl.when(a > 0.0).then(math.inf).otherwise(-math.inf)
-    by_zero = pl.when((a == 0.0) | a.is_nan()).then(math.nan).otherwise(infinity)
-    return pl.when(b == 0.0).then(by_zero).otherwise(a / b)

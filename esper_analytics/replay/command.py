@@ -14,6 +14,7 @@ from esper_analytics.store import Runs
 from esper_recorder.contract.rule_tests import read_tests
 from esper_recorder.contract.rule_values import Value, read_value
 from esper_recorder.contract.rules import RuleError, Severity, load_profile, profiles
+from esper_recorder.contract.signals import Reason
 
 LIVE: Final = "live"
 WHATS: Final = ("incidents", "firings", "coverage", "diff")
@@ -76,11 +77,30 @@ def narration(result: Result) -> Iterator[str]:
         changed = "".join(f", {path} = {value}" for path, value in rules.overrides.items())
         runs = run_ids[0] if len(run_ids) == 1 else f"{len(run_ids)} runs"
         yield f"{runs}: rules {rules.name} (sha256 {sha256[:12]}{changed})"
-    by_run = result.blind.group_by("run_id", "reason", maintain_order=True).agg("rule", pl.col("key"))
-    for run_id, reason, names, keys in by_run.rows():
+    blind = result.blind
+    unrecorded = pl.col("reason").str.contains(Reason.NO_TABLE, literal=True)
+    for run_id, reason, names, keys in _by_run(blind.filter(~unrecorded)):
         shown = [f"{name}{{{key}}}" if key else name for name, key in zip(names, keys, strict=True)]
         listed = ", ".join(shown[:6]) + (f" and {len(shown) - 6} more" if len(shown) > 6 else "")
         yield f"{run_id}: never could look ({reason}): {listed}"
+    yield from _unrecorded(result, blind.filter(unrecorded))
+
+
+def _by_run(blind: pl.DataFrame) -> Iterable[tuple[str, str, list[str], list[str]]]:
+    return blind.group_by("run_id", "reason", maintain_order=True).agg("rule", pl.col("key")).iter_rows()
+
+
+def _unrecorded(result: Result, blind: pl.DataFrame) -> Iterator[str]:
+    """A line for the runs that record the same tables: how many rules read none of them, and so say nothing."""
+    alike: dict[tuple[int, tuple[str, ...]], list[str]] = {}
+    for run_id, names in blind.group_by("run_id", maintain_order=True).agg(pl.col("rule").unique()).iter_rows():
+        rules = [rule for rule in result.rules_by_run[run_id].rules if rule.name in names]
+        tables = sorted({condition.signal.table for rule in rules for condition in rule.conditions})
+        alike.setdefault((len(rules), tuple(tables)), []).append(run_id)
+    for (rules_count, unrecorded), run_ids in alike.items():
+        runs, records = (run_ids[0], "records") if len(run_ids) == 1 else (f"{len(run_ids)} runs", "record")
+        rules_say = "1 rule on that says" if rules_count == 1 else f"{rules_count} rules on that say"
+        yield f"{runs} {records} no {' and no '.join(unrecorded)}: the {rules_say} nothing"
 
 
 def meets(result: Result, severity: Severity) -> bool:

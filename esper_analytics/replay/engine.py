@@ -6,7 +6,7 @@ through the contract's own accumulator. A property test holds both evaluators to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -14,9 +14,11 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import polars as pl
 
-from esper_analytics.replay.block import REASONS, Block, Floats, Ints, code, read
-from esper_analytics.replay.series import FIRST_GATE, Found, Judged, State, Values, combine, gate_codes, judge, moved
-from esper_recorder.contract.evaluator import gate_reason
+from esper_analytics.replay.block import Block, Codes, Loss, Reading, code
+from esper_analytics.replay.columns import Flags, Floats, Ints
+from esper_analytics.replay.coverage import Coverage, Seen, tables_of, texts_at
+from esper_analytics.replay.reading import read
+from esper_analytics.replay.series import Found, Judged, State, Values, combine, gate_codes, judge, moved
 from esper_recorder.contract.rule import Condition, Rule
 from esper_recorder.contract.rules import RuleSet
 from esper_recorder.contract.signals import UPDATE_TABLE, Reason, Signal
@@ -31,14 +33,6 @@ FIRING_COLUMNS: Final = {
     "threshold": pl.Float64,
     "phase": pl.String,
     "progress": pl.Float64,
-}
-COVERAGE_COLUMNS: Final = {
-    "run_id": pl.String,
-    "rule": pl.String,
-    "key": pl.String,
-    "evaluated": pl.Int64,
-    "reason": pl.String,
-    "abstained": pl.Int64,
 }
 
 
@@ -57,18 +51,21 @@ class Evaluation:
     coverage: pl.DataFrame
 
 
-def evaluate(rules: RuleSet, frames: Mapping[str, pl.LazyFrame]) -> Evaluation:
+def evaluate(
+    rules: RuleSet, frames: Mapping[str, pl.LazyFrame], losses: Mapping[str, Sequence[Loss]] | None = None
+) -> Evaluation:
     """Run the rules over every run of the tables.
 
     Args:
         rules: what to look for.
         frames: by table, rows of one or more runs. A table not given was not recorded, nor a column not in it.
+        losses: by run, the rows that are known to be lost.
     """
     runs = frames[UPDATE_TABLE].select(pl.col("run_id").unique().sort()).collect().to_series().to_list()
     engine = Engine(rules)
     for run_id in runs:
         own = {table: [frame.filter(pl.col("run_id") == run_id)] for table, frame in frames.items()}
-        engine.feed(Block(rules, read(rules, own), [run_id]))
+        engine.feed(Block(rules, read(rules, own), [run_id], losses))
     return engine.finish()
 
 
@@ -86,9 +83,13 @@ class Engine:
         self._states: dict[tuple[int, str], State] = {}
         self._keys: dict[str, int] = {"": 0}
         self._firings: list[pl.DataFrame] = []
-        self._series: list[pl.DataFrame] = []
-        self._counts: list[pl.DataFrame] = []
+        self._coverage = Coverage(rules)
         self._silent = _places_that_yield(rules)
+
+    @property
+    def begun(self) -> bool:
+        """A block was fed."""
+        return bool(self._runs)
 
     def feed(self, block: Block, *, continued: bool = False, continues: bool = False) -> None:
         """Judge a block.
@@ -113,6 +114,7 @@ class Engine:
         for run, start, size in zip(block.run[starts].tolist(), starts.tolist(), sizes.tolist(), strict=True):
             self._updates[offset + run] += size
             self._last[offset + run] = int(block.update[start + size - 1])
+        self._coverage.begin(block, offset)
         signals = dict.fromkeys(signal for rule in self._rules.rules for signal in rule.signals)
         with _Workers(block.height) as workers:
             workers.each(block.of, signals)
@@ -123,7 +125,7 @@ class Engine:
             ]
             found = workers.each(_Task.run, tasks)
         for task, one in zip(tasks, found, strict=True):
-            self._cover(task, one, offset, done_before, starts)
+            self._coverage.add((task.place, task.key), task.seen(one.reasons, offset, done_before, starts))
         if continues:
             last = int(block.run[-1])
             ended = {(t.place, t.key): t.states[-1] for t in tasks if t.last_run == last}
@@ -139,176 +141,95 @@ class Engine:
     def finish(self) -> Evaluation:
         """All that the blocks came to."""
         rules, runs = self._rules.rules, self._runs
-        firings = pl.concat([pl.DataFrame(schema=_FOUND), *self._firings])
+        found = pl.concat([pl.DataFrame(schema=_FOUND), *self._firings])
         names = [name for name, _ in self._rules.phases]
-        firings = firings.select(
-            _text("run", runs, "run_id"),
+        firings = found.select(
+            texts_at("run_id", found["run"], runs),
             "update",
-            _text("rule", [rule.name for rule in rules]),
-            _text("key", list(self._keys)),
-            _text("rule", [str(rule.severity) for rule in rules], "severity"),
+            texts_at("rule", found["rule"], [rule.name for rule in rules]),
+            texts_at("key", found["key"], list(self._keys)),
+            texts_at("severity", found["rule"], [str(rule.severity) for rule in rules]),
             "value",
-            pl.col("threshold").fill_nan(None),
-            _text("phase", names),
+            "threshold",
+            texts_at("phase", found["phase"], names),
             "progress",
             "looked",
             "worse",
             self._number().alias("series"),
         )
-        coverage = pl.concat([pl.DataFrame(schema=_COVERED), *(self._covered(p, rule) for p, rule in enumerate(rules))])
-        number = _text("run", runs, "run_id")
-        return Evaluation(firings, coverage.select(number, *list(COVERAGE_COLUMNS)[1:], "looked", "series"))
+        updates, last = (np.array(numbers, np.int64) for numbers in (self._updates, self._last))
+        return Evaluation(firings, self._coverage.frame(runs, updates, last, self._keys))
 
     def _number(self) -> pl.Expr:
         """A number for each run, rule and key."""
         of_rule = pl.col("run").cast(pl.Int64) * len(self._rules.rules) + pl.col("rule")
         return of_rule * len(self._keys) + pl.col("key")
 
-    def _fire(self, tasks: list[_Task], found: list[Found], block: Block, offset: int) -> None:
-        loud = {(task.place, task.key): one for task, one in zip(tasks, found, strict=True)}
-        keys = sorted({task.key for task in tasks})
-        numbers = {key: number for number, key in enumerate(keys)}
-        for key in keys:
+    def _fire(self, tasks: Sequence[_Task], found: Sequence[Found], block: Block, offset: int) -> None:
+        """Take in the firings of a block, by update and then in the order of the tasks: that of rules and keys."""
+        for key in sorted({task.key for task in tasks}):
             self._keys.setdefault(key, len(self._keys))
-        known = np.array([self._keys[key] for key in keys], np.int64)
-        parts: list[dict[str, Any]] = []
-        for task, one in zip(tasks, found, strict=True):
-            rows, kept = task.rows_of(one.at), np.ones(len(one.at), bool)
-            if task.place in self._silent and len(rows):
-                other = loud.get((self._silent[task.place], task.key))
-                if other is not None and len(other.at):
-                    # the louder rule has the same key column, but perhaps rows at other updates
-                    others = next(t for t in tasks if t.place == self._silent[task.place] and t.key == task.key)
-                    kept = ~np.isin(rows, others.rows_of(other.at), assume_unique=True)
-            if not len(rows[kept]):
-                continue
-            parts.append(
-                {
-                    "row": rows[kept],
-                    "rule": np.full(len(rows[kept]), task.place, np.int32),
-                    "number": np.full(len(rows[kept]), numbers[task.key], np.int32),
-                    "value": one.value[kept],
-                    "threshold": one.threshold[kept],
-                    "looked": one.looked[kept],
-                    "worse": one.worse[kept],
-                }
-            )
-        if not parts:
+        firing = [
+            (task, one, *self._heard(task, one, tasks, found))
+            for task, one in zip(tasks, found, strict=True)
+            if len(one.at)
+        ]
+        # a counting sort: how many fire at each update, then each series' firings to their places
+        places = np.zeros(block.height + 1, np.int64)
+        for _, _, rows, _ in firing:
+            places[rows + 1] += 1
+        np.cumsum(places, out=places)
+        count = int(places[-1])
+        row = np.empty(count, np.int64)
+        out = {name: np.empty(count, kind) for name, kind in _SORTED.items()}
+        for task, one, rows, kept in firing:
+            at = places[rows]
+            places[rows] += 1
+            row[at] = rows
+            out["rule"][at] = task.place
+            out["key"][at] = self._keys[task.key]
+            for name in ("value", "threshold", "looked", "worse"):
+                values = getattr(one, name)
+                out[name][at] = values if kept is None else values[kept]
+        if not count:
             return
-        frame = pl.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
-        if len(parts) > 1:
-            frame = frame.sort("row", "rule", "number")
-        row = frame.get_column("row").to_numpy()
         self._firings.append(
-            frame.select(
-                pl.Series("run", block.run[row] + offset, pl.UInt32),
-                pl.Series("update", block.update[row], pl.Int64),
-                "rule",
-                pl.Series("key", known[frame.get_column("number").to_numpy()]),
-                "value",
-                "threshold",
-                pl.Series("phase", block.phase[row], pl.Int32),
-                block.progress[row].alias("progress"),
-                "looked",
-                "worse",
-            )
-        )
-
-    def _cover(self, task: _Task, one: Found, offset: int, done_before: int, starts: Ints) -> None:
-        begins = np.array(task.begins, np.int64)
-        rows = np.diff(np.append(begins, task.height))
-        first = begins if task.rows is None else task.rows[begins]
-        run = task.block.run[first]
-        before = first - starts[np.searchsorted(task.block.run[starts], run)]
-        before = np.where(run == 0, before + done_before, before)
-        abstained = np.zeros(len(begins), np.int64)
-        for reason in () if one.reasons is None else np.flatnonzero(np.bincount(one.reasons)).tolist():
-            if reason == 0:
-                continue
-            times = np.add.reduceat(one.reasons == reason, begins, dtype=np.int64)
-            abstained += times
-            self._counts.append(
-                pl.DataFrame({"run": run + offset, "count": times})
-                .filter(pl.col("count") > 0)
-                .with_columns(rule=pl.lit(task.place), key=pl.lit(task.key), code=pl.lit(reason, pl.UInt8))
-            )
-        self._series.append(
             pl.DataFrame(
                 {
-                    "run": run + offset,
-                    "since": task.block.update[first],
-                    "before": before,
-                    "rows": rows,
-                    "evaluated": rows - abstained,
+                    "run": (block.run[row] + offset).astype(np.int32),
+                    "update": block.update[row],
+                    **out,
+                    "phase": block.phase[row].astype(np.int32),
                 }
-            ).with_columns(rule=pl.lit(task.place), key=pl.lit(task.key))
-        )
-
-    def _covered(self, place: int, rule: Rule) -> pl.DataFrame:
-        """The coverage of one rule over all runs."""
-        spans = pl.DataFrame(
-            {"run": range(len(self._runs)), "updates": self._updates, "last": self._last}, _SPANS
-        ).filter(pl.col("updates") > 0)
-        series = (
-            self._of_rule(self._series, _SERIES, place)
-            .group_by("run", "key")
-            .agg(pl.col("since", "before").min(), pl.col("rows", "evaluated").sum())
-        )
-        if rule.key is None:
-            series = series.with_columns(since=pl.lit(1, pl.Int64), before=pl.lit(0, pl.Int64))
-        unseen = spans.join(series, on="run", how="anti").select(
-            "run",
-            key=pl.lit(""),
-            since=pl.lit(1, pl.Int64),
-            before=pl.lit(0, pl.Int64),
-            rows=pl.lit(0, pl.Int64),
-            evaluated=pl.lit(0, pl.Int64),
-        )
-        series = pl.concat([series, unseen]).join(spans, on="run")
-        there = pl.col("updates") - pl.col("before")
-        absent = series.select("run", "key", (there - pl.col("rows")).alias("count"), _code(Reason.NOT_RECORDED))
-        lost = series.select(
-            "run", "key", (pl.col("last") - pl.col("since") + 1 - there).alias("count"), _code(Reason.GAP)
-        )
-        counts = self._of_rule(self._counts, _COUNTS, place).select("run", "key", "count", "code")
-        texts = {0: "", **{code(reason): str(reason) for reason in REASONS}}
-        texts |= {FIRST_GATE + i: gate_reason(gate) for i, gate in enumerate(rule.unless)}
-        abstained = (
-            pl.concat([counts, absent, lost])
-            .filter(pl.col("count") > 0)
-            .group_by("run", "key", "code")
-            .agg(pl.col("count").sum())
-            .with_columns(reason=pl.col("code").replace_strict(texts, return_dtype=pl.String))
-        )
-        return (
-            series.join(abstained, on=["run", "key"], how="left")
-            .select(
-                "run",
-                pl.lit(rule.name).alias("rule"),
-                "key",
-                "evaluated",
-                pl.col("reason").fill_null(""),
-                pl.col("count").fill_null(0).alias("abstained"),
-                pl.col("evaluated").alias("looked"),
-                (
-                    (pl.col("run") * len(self._rules.rules) + place) * len(self._keys)
-                    + pl.col("key").replace_strict(self._keys, default=0, return_dtype=pl.Int64)
-                ).alias("series"),
             )
-            .sort("run", "key", "abstained", "reason", descending=[False, False, True, False])
+            .select(
+                pl.col("threshold").fill_nan(None),
+                block.progress.gather(row).alias("progress"),
+                pl.exclude("threshold", "progress"),
+            )
+            .select(list(_FOUND))
         )
 
-    def _of_rule(self, frames: list[pl.DataFrame], schema: Mapping[str, Any], place: int) -> pl.DataFrame:
-        if len(frames) > 1:
-            frames[:] = [pl.concat(frames)]
-        return pl.concat([pl.DataFrame(schema=schema), *frames]).filter(pl.col("rule") == place).drop("rule")
+    def _heard(
+        self, task: _Task, one: Found, tasks: Sequence[_Task], found: Sequence[Found]
+    ) -> tuple[Ints, Flags | None]:
+        """The updates it is told at, as places in the block, and which of its firings these are (None for all)."""
+        rows = task.rows_of(one.at)
+        if task.place not in self._silent:
+            return rows, None
+        for other, louder in zip(tasks, found, strict=True):
+            if other.place == self._silent[task.place] and other.key == task.key and len(louder.at):
+                # the louder rule has the same key column, but perhaps rows at other updates
+                kept = ~np.isin(rows, other.rows_of(louder.at), assume_unique=True)
+                return rows[kept], kept
+        return rows, None
 
 
 _FOUND: Final = {
-    "run": pl.UInt32,
+    "run": pl.Int32,
     "update": pl.Int64,
     "rule": pl.Int32,
-    "key": pl.Int64,
+    "key": pl.Int32,
     "value": pl.Float64,
     "threshold": pl.Float64,
     "phase": pl.Int32,
@@ -316,24 +237,14 @@ _FOUND: Final = {
     "looked": pl.Int64,
     "worse": pl.Float64,
 }
-_SPANS: Final = {"run": pl.Int64, "updates": pl.Int64, "last": pl.Int64}
-_SERIES: Final = {
-    "run": pl.Int64,
-    "since": pl.Int64,
-    "before": pl.Int64,
-    "rows": pl.Int64,
-    "evaluated": pl.Int64,
-    "rule": pl.Int32,
-    "key": pl.String,
+_SORTED: Final = {
+    "rule": np.int32,
+    "key": np.int32,
+    "value": np.float64,
+    "threshold": np.float64,
+    "looked": np.int64,
+    "worse": np.float64,
 }
-_COUNTS: Final = {"run": pl.Int64, "count": pl.Int64, "rule": pl.Int32, "key": pl.String, "code": pl.UInt8}
-_COVERED: Final = {
-    "run": pl.Int64,
-    **{name: type_ for name, type_ in COVERAGE_COLUMNS.items() if name != "run_id"},
-    "looked": pl.Int64,
-    "series": pl.Int64,
-}
-
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -388,6 +299,24 @@ class _Task:
             judged = [self._judged(condition, i, gate) for i, condition in enumerate(rule.conditions)]
             return combine(rule, judged, gate, self.begins, self.states)
 
+    def seen(self, reasons: Codes | None, offset: int, done_before: int, starts: Ints) -> Seen:
+        """What the block holds of it.
+
+        Args:
+            reasons: what it came to.
+            offset: the number of the block's first run.
+            done_before: how many updates of that run were in blocks before this one.
+            starts: where in the block each run begins.
+        """
+        begins = np.array(self.begins, np.int64)
+        first = begins if self.rows is None else self.rows[begins]
+        run = self.block.run[first]
+        before = first - starts[np.searchsorted(self.block.run[starts], run)]
+        before += np.where(run == 0, done_before, 0)
+        lost = None if self.rule.key is None else self.block.lost(tables_of(self.rule))
+        lost = lost if lost is None or self.rows is None else lost[self.rows]
+        return Seen(run + offset, self.block.update[first], before, begins, self.height, reasons, lost)
+
     def rows_of(self, at: Ints) -> Ints:
         """The places in the block."""
         return at if self.rows is None else self.rows[at]
@@ -400,10 +329,13 @@ class _Task:
 
     def _reading(self, signal: Signal) -> Values:
         found = self.block.of(signal).get(self.key if signal.key is not None else "")
-        if found is None:
-            codes = np.full(self.height, code(Reason.NOT_RECORDED), np.uint8)
-            return np.full(self.height, np.nan), codes
-        return found.at(self.rows, self.block.height)
+        nothing = Reading(np.empty(0, np.int64), np.empty(0), None)
+        values, codes = (found or nothing).at(self.rows, self.block.height)
+        lost = self.block.lost(frozenset({signal.table}))
+        if codes is not None and lost is not None:
+            gone = (codes == code(Reason.NOT_RECORDED)) & (lost if self.rows is None else lost[self.rows])
+            codes = np.where(gone, code(Reason.GAP), codes).astype(np.uint8)
+        return values, codes
 
     def _threshold(self, condition: Condition) -> Floats | float:
         """NaN where there is none."""
@@ -444,16 +376,3 @@ def _places_that_yield(rules: RuleSet) -> dict[int, int]:
     """The place of a rule that yields -> that of the one it yields to."""
     places = {rule.name: place for place, rule in enumerate(rules.rules)}
     return {places[rule.name]: places[rule.yields_to] for rule in rules.rules if rule.yields_to is not None}
-
-
-def _text(column: str, texts: list[str], name: str | None = None) -> pl.Expr:
-    """The text at the place that a column says; NULL where that is negative."""
-    name = column if name is None else name
-    if not texts:
-        return pl.lit(None, pl.String).alias(name)
-    place = pl.when(pl.col(column) >= 0).then(pl.col(column))
-    return pl.lit(pl.Series(texts, dtype=pl.String)).gather(place).alias(name)
-
-
-def _code(reason: Reason) -> pl.Expr:
-    return pl.lit(code(reason), pl.UInt8).alias("code")

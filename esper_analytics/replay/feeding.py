@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Final
 
 import polars as pl
 
-from esper_analytics.replay.block import Block, read, stretches
+from esper_analytics.replay.block import Block, Loss
 from esper_analytics.replay.engine import Engine, Evaluation
+from esper_analytics.replay.reading import read, read_runs, stretches
 from esper_analytics.store import Runs, RunTables
+from esper_recorder.contract.evaluator import ALL_TABLES
 from esper_recorder.contract.rules import RuleSet
 from esper_recorder.contract.signals import UPDATE_TABLE
 
-CELLS_AT_ONCE = 48_000_000
-"""Numbers (or texts) read at once: some hundreds of megabytes."""
+CELLS_AT_ONCE = 16_000_000
+"""Numbers (or texts) read at once, while as many are judged: a hundred megabytes and more."""
 
 UPDATES_AT_ONCE = 131_072
 """Updates judged at once: what works on memory that is still in the caches is faster."""
@@ -36,23 +41,63 @@ def evaluations(runs: Runs, held: Mapping[str, RuleSet], progress: Told | None =
     for rules in {rules.sha256: rules for rules in held.values()}.values():
         for table, names in rules.tables.items():
             tables[table] = tables.get(table, frozenset()) | names
-    tables["gaps"] = frozenset({"table_name", "last_update"})
-    if "minibatches" in tables:
-        tables["minibatches"] |= {"held_back"}
-    found = [run for run in runs.by_run(tables) if run.run_id in held and run.rows[UPDATE_TABLE]]
-    counter = _Counter(sum(run.rows[UPDATE_TABLE] for run in found), progress)
-    for rules, batch in _batches(found, held):
-        engine = Engine(rules)
-        if len(batch) == 1:
-            _feed_one(engine, rules, batch[0], counter)
-        else:
-            frames = {table: [_shown(run, table) for run in batch] for table in rules.tables}
-            engine.feed(Block(rules, read(rules, frames), [run.run_id for run in batch]))
-            counter.add(sum(run.rows[UPDATE_TABLE] for run in batch))
-        for run in batch:
-            engine.lost_up_to(run.run_id, _last_lost(run))
-        yield engine.finish()
+    tables["gaps"] = frozenset({"table_name", "first_update", "last_update"})
+    found = [run for run in runs.by_run(tables) if run.run_id in held and run.rows(UPDATE_TABLE)]
+    counter = _Counter(sum(run.rows(UPDATE_TABLE) for run in found), progress)
+    engine = None
+    for load, read_ahead in _ahead(_loads(found, held)):
+        engine = Engine(load.rules) if engine is None else engine
+        run_ids = [run.run_id for run in load.runs]
+        losses = {run.run_id: _losses(run) for run in load.runs}
+        for stretch in stretches(read_ahead, UPDATES_AT_ONCE) if len(run_ids) == 1 else [read_ahead]:
+            engine.feed(
+                Block(load.rules, stretch, run_ids, losses), continued=engine.begun, continues=len(run_ids) == 1
+            )
+            counter.add(stretch[UPDATE_TABLE].height)
+        if load.until is None:
+            for run in load.runs:
+                told = [last for table, _, last in losses[run.run_id] if table in (ALL_TABLES, UPDATE_TABLE)]
+                engine.lost_up_to(run.run_id, max(told, default=0))
+            yield engine.finish()
+            engine = None
     counter.end()
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """What is read at once: some runs, or the updates of one run after `after` up to `until` (None: no bound)."""
+
+    rules: RuleSet
+    runs: Sequence[RunTables]
+    after: int | None = None
+    until: int | None = None
+
+    def read(self) -> dict[str, pl.DataFrame]:
+        if len(self.runs) > 1:
+            return read_runs(self.rules, self.runs)
+        [run] = self.runs
+        return read(self.rules, {table: [self._window(run.frame(table))] for table in self.rules.tables})
+
+    def _window(self, frame: pl.LazyFrame) -> pl.LazyFrame:
+        if self.after is not None:
+            frame = frame.filter(pl.col("update") > self.after)
+        return frame if self.until is None else frame.filter(pl.col("update") <= self.until)
+
+
+def _ahead(loads: Iterable[_Load]) -> Iterator[tuple[_Load, dict[str, pl.DataFrame]]]:
+    """Each load with what it reads; the next is being read meanwhile."""
+    with ThreadPoolExecutor(1) as reader:
+        waiting: deque[tuple[_Load, Future[dict[str, pl.DataFrame]]]] = deque()
+        try:
+            for load in loads:
+                waiting.append((load, reader.submit(load.read)))
+                if len(waiting) > 1:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for load, future in waiting:
+                yield load, future.result()
+        finally:
+            reader.shutdown(wait=False, cancel_futures=True)
 
 
 class _Counter:
@@ -70,64 +115,41 @@ class _Counter:
             self.add(self._total - self._done)
 
 
-def _shown(run: RunTables, table: str) -> pl.LazyFrame:
-    """The rows the rules look at: those the watcher saw, too."""
-    frame = run.frames[table]
-    if table != "minibatches":
-        return frame
-    return frame.filter(pl.col("held_back").fill_null(False).not_())
+def _losses(run: RunTables) -> list[Loss]:
+    """What the run is known to have lost."""
+    if not run.rows("gaps"):
+        return []
+    gaps = run.frame("gaps").select("table_name", "first_update", "last_update").collect()
+    return gaps.drop_nulls().rows()
 
 
-def _last_lost(run: RunTables) -> int:
-    """The last update whose own row is known to be lost, 0 where there is none."""
-    if not run.rows["gaps"]:
-        return 0
-    gaps = run.frames["gaps"].filter(pl.col("table_name").is_in(["*", UPDATE_TABLE]))
-    return gaps.select(pl.col("last_update").max()).collect().item() or 0
-
-
-def _cells(run: RunTables, rules: RuleSet) -> int:
-    return sum(run.rows[table] * (len(names) + 1) for table, names in rules.tables.items())
-
-
-def _batches(found: Sequence[RunTables], held: Mapping[str, RuleSet]) -> Iterator[tuple[RuleSet, list[RunTables]]]:
-    """Small runs of the same rules together, as many as may be read at once; a long run alone."""
+def _loads(found: Sequence[RunTables], held: Mapping[str, RuleSet]) -> Iterator[_Load]:
+    """Small runs of the same rules together, as many as may be read at once; a long run alone, in windows."""
     same: dict[str, list[RunTables]] = {}
     for run in found:
         same.setdefault(held[run.run_id].sha256, []).append(run)
     for chosen in same.values():
         rules = held[chosen[0].run_id]
+        widths = {table: len(names) + 1 for table, names in rules.tables.items()}
         batch: list[RunTables] = []
         cells = updates = 0
         for run in chosen:
-            own = _cells(run, rules)
-            updates += run.rows[UPDATE_TABLE]
+            own = sum(run.rows(table) * width for table, width in widths.items())
+            updates += run.rows(UPDATE_TABLE)
             if batch and (cells + own > CELLS_AT_ONCE or updates > UPDATES_AT_ONCE or len(batch) == RUNS_AT_ONCE):
-                yield rules, batch
-                batch, cells, updates = [], 0, run.rows[UPDATE_TABLE]
+                yield from _whole(rules, batch, cells)
+                batch, cells, updates = [], 0, run.rows(UPDATE_TABLE)
             batch.append(run)
             cells += own
-        yield rules, batch
+        yield from _whole(rules, batch, cells)
 
 
-def _feed_one(engine: Engine, rules: RuleSet, run: RunTables, counter: _Counter) -> None:
-    """One run, read in windows of updates if it is long, and judged in stretches."""
-    windows = -(-_cells(run, rules) // CELLS_AT_ONCE)
+def _whole(rules: RuleSet, runs: Sequence[RunTables], cells: int) -> Iterator[_Load]:
+    """Some runs, or one in as many windows as its size takes."""
+    windows = -(-cells // CELLS_AT_ONCE) if len(runs) == 1 else 1
     last = 0
     if windows > 1:
-        last = run.frames[UPDATE_TABLE].select(pl.col("update").max()).collect().item() or 0
+        last = runs[0].frame(UPDATE_TABLE).select(pl.col("update").max()).collect().item() or 0
     bounds = [-(-last * window // windows) for window in range(1, windows)]
-    begun = False
-    for low, high in zip([None, *bounds], [*bounds, None], strict=True):
-        frames = {table: [_window(_shown(run, table), low, high)] for table in rules.tables}
-        for stretch in stretches(read(rules, frames), UPDATES_AT_ONCE):
-            engine.feed(Block(rules, stretch, [run.run_id]), continued=begun, continues=True)
-            begun = True
-            counter.add(stretch[UPDATE_TABLE].height)
-
-
-def _window(frame: pl.LazyFrame, low: int | None, high: int | None) -> pl.LazyFrame:
-    """The rows of the updates after `low` up to `high`."""
-    if low is not None:
-        frame = frame.filter(pl.col("update") > low)
-    return frame if high is None else frame.filter(pl.col("update") <= high)
+    for after, until in zip([None, *bounds], [*bounds, None], strict=True):
+        yield _Load(rules, runs, after, until)

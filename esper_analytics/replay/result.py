@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -150,17 +150,17 @@ def replay(
             parsed[text] = _own_rules(run_id, *text)
         held[run_id] = given or (default if text is None else parsed[text])
     held = _with_values(held, values or {})
-    found = list(evaluations(runs, held, progress))
-    judged = {run_id for f in found for run_id in f.coverage.get_column("run_id").unique()}
-    empty = [run_id for run_id in held if run_id not in judged]
+    firings, folded, coverage = [], [], []
+    for found in evaluations(runs, held, progress):
+        firings.append(found.firings.select(list(FIRING_COLUMNS)))
+        folded.append(incidents(found))
+        coverage.append(_covered(found))
+    judged = {run_id for frame in coverage for run_id in frame.get_column("run_id").unique()}
+    coverage.append(_nothing_recorded([run_id for run_id in held if run_id not in judged], held))
     return Result(
-        firings=_concat((f.firings.select(list(FIRING_COLUMNS)) for f in found), FIRING_COLUMNS).sort(
-            "run_id", maintain_order=True
-        ),
-        incidents=_concat((incidents(f) for f in found), INCIDENT_COLUMNS).sort("run_id", maintain_order=True),
-        coverage=_concat((*(_covered(f) for f in found), _nothing_recorded(empty, held)), RESULT_COVERAGE).sort(
-            "run_id", maintain_order=True
-        ),
+        firings=_by_run(firings, FIRING_COLUMNS),
+        incidents=_by_run(folded, INCIDENT_COLUMNS),
+        coverage=_by_run(coverage, RESULT_COVERAGE),
         runs=runs,
         rules_by_run=held,
         ran_with=ran_with,
@@ -175,7 +175,7 @@ def live(runs: Runs) -> pl.DataFrame:
     """
     alarms = runs.table("alarms").select("run_id", "rule", pl.col("key").fill_null(""), "update").collect()
     raised = set(alarms.get_column("run_id").unique())
-    silent = [run_id for run_id in runs.ids if run_id not in raised and runs.manifest(run_id).rules_sha256 is None]
+    silent = [run for run, told in runs.manifests().items() if run not in raised and told.rules_sha256 is None]
     if silent:
         raise UsageError(
             f"{silent[0]} ran with no rules, so it has no alarms of its own to compare with. "
@@ -229,8 +229,10 @@ def _nothing_recorded(run_ids: Sequence[str], held: Mapping[str, RuleSet]) -> pl
     return pl.DataFrame(rows, schema=RESULT_COVERAGE, orient="row")
 
 
-def _concat(frames: Iterable[pl.DataFrame], schema: Mapping[str, Any]) -> pl.DataFrame:
-    return pl.concat([pl.DataFrame(schema=schema), *frames])
+def _by_run(frames: Sequence[pl.DataFrame], schema: Mapping[str, Any]) -> pl.DataFrame:
+    """The rows of all, run by run; those of one run stay in their order."""
+    frame = pl.concat([pl.DataFrame(schema=schema), *frames])
+    return frame if frame.get_column("run_id").is_sorted() else frame.sort("run_id", maintain_order=True)
 
 
 def _sentence(error: Exception) -> str:

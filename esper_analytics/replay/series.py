@@ -5,15 +5,16 @@ NumPy compares as Python does: with NaN a comparison is false. What is NULL is N
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from esper_analytics.replay.block import Codes, Flags, Floats, Ints, code
-from esper_recorder.contract.ema import Average, Drift, Previous
+from esper_analytics.replay.averages import held_against
+from esper_analytics.replay.block import Codes, code
+from esper_analytics.replay.columns import Flags, Floats, Ints
+from esper_recorder.contract.ema import Average, Previous
 from esper_recorder.contract.rule import Condition, Gate, Rule, Test
 from esper_recorder.contract.signals import Reason
 
@@ -30,8 +31,9 @@ class State:
 
     streak: int = 0
     looked: int = 0
-    moving: dict[int, Average | Previous] = field(default_factory=dict)
-    """By the place of the condition."""
+    averages: dict[int, Average] = field(default_factory=dict)
+    """By the place of the condition, as `previous` is."""
+    previous: dict[int, Previous] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,23 +98,21 @@ def moved(
     rows = None if usable.all() else np.flatnonzero(usable)
     values = value if rows is None else value[rows]
     bounds = [*begins, len(value)] if rows is None else np.searchsorted(rows, [*begins, len(value)]).tolist()
-    told = np.empty(len(values))
-    for state, start, end in zip(states, bounds[:-1], bounds[1:], strict=True):
-        own = values[start:end]
-        if condition.drift is not None:
-            average = state.moving.setdefault(place, Average(condition.drift))
-            assert isinstance(average, Average)
-            _averages(average, condition.drift, own, told[start:end])
-        else:
-            previous = state.moving.setdefault(place, Previous())
-            assert isinstance(previous, Previous)
-            if len(own):
+    if condition.drift is not None:
+        averages = [state.averages.setdefault(place, Average(condition.drift)) for state in states]
+        told = held_against(condition.drift, averages, values, bounds)
+    else:
+        told = np.empty(len(values))
+        for state, start, end in zip(states, bounds[:-1], bounds[1:], strict=True):
+            previous = state.previous.setdefault(place, Previous())
+            if start < end:
                 told[start] = math.nan if previous.last is None else previous.last
-                told[start + 1 : end] = own[:-1]
-                previous.push(float(own[-1]))
+                told[start + 1 : end] = values[start : end - 1]
+                previous.push(float(values[end - 1]))
     warming = np.isnan(told)  # an average and a value before are finite, or have grown to an infinity
     if condition.drift is not None:
-        result = np.abs(values - told) / (np.abs(told) + condition.drift.epsilon)
+        change = values - told
+        result = (change if condition.drift.signed else np.abs(change)) / (np.abs(told) + condition.drift.epsilon)
     else:
         result = values - told
     if rows is None and not warming.any():
@@ -127,31 +127,6 @@ def moved(
         full = np.full(len(value), math.nan)
         full[rows] = result
     return full, codes
-
-
-def _averages(average: Average, form: Drift, values: Floats, told: Floats) -> None:
-    """Put the average that each value is held against into `told`.
-
-    Where a value repeats, the plain average comes to rest after a while, and what is left of the stretch is filled in.
-    """
-    shares = (1.0 - form.momentum) * values
-    changes = np.flatnonzero(values[1:] != values[:-1]) + 1
-    if form.bias_correction or len(changes) * 16 > len(values):
-        told[:] = average.averages(values.tolist(), shares.tolist())
-        return
-    for start, end in itertools.pairwise([0, *changes.tolist(), len(values)]):
-        at = start
-        while at < end:
-            until = min(at + _TRIED, end)
-            told[at:until] = average.averages(values[at:until].tolist(), shares[at:until].tolist())
-            at = until
-            if at - start > 1 and told[at - 2] == told[at - 1]:
-                told[at:end] = told[at - 1]
-                average.settled(end - at)
-                break
-
-
-_TRIED = 256
 
 
 def judge(condition: Condition, reading: Values, threshold: Floats | float) -> Judged:

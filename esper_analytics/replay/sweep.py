@@ -86,7 +86,7 @@ def sweep(
     named = {one.name: one for one in loaded.rules}
     if rule not in named:
         raise UsageError(f"There is no rule {rule!r} in {loaded.name}. {did_you_mean(rule, named, kind='rules')}")
-    total = sum(run.rows["ppo_updates"] for run in runs.by_run({"ppo_updates": ("update",)}))
+    total = sum(run.rows("ppo_updates") for run in runs.by_run({"ppo_updates": ("update",)}))
     chosen = named[rule]
     if _at_once(chosen, key):
         rows = _held_against(runs, loaded, chosen, key, values, total)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from esper_recorder.reductions.arguments import FieldKey
 from esper_recorder.ring import MinibatchNotes
 
 DEVICES = ("cuda",)
@@ -21,7 +22,7 @@ DEVICES = ("cuda",)
 
 @dataclass(frozen=True, slots=True)
 class _Staged:
-    names: Sequence[str]
+    names: Sequence[FieldKey]
     values: Tensor
     """[fields, n] on the host, without a meaning before it has arrived."""
     mark: Tensor
@@ -35,7 +36,7 @@ class Staging:
 
     _staged: list[_Staged] = field(default_factory=list)
 
-    def add(self, names: Sequence[str], values: Tensor, notes: MinibatchNotes) -> None:
+    def add(self, names: Sequence[FieldKey], values: Tensor, notes: MinibatchNotes) -> None:
         """Send a minibatch off: its fields [fields, n] by name. Does nothing where its device cannot fail."""
         if values.device.type in DEVICES:
             host = to_pinned(values)
@@ -45,15 +46,16 @@ class Staging:
         """The update is over."""
         self._staged.clear()
 
-    def arrived(self) -> Iterator[tuple[dict[str, Tensor], MinibatchNotes]]:
+    def arrived(self) -> Iterator[tuple[dict[FieldKey, Tensor], MinibatchNotes]]:
         """The minibatches that are on the host: fields by name, each [n], and their notes.
 
-        Gradient norms that are only on the device count as not seen.
+        Gradient norms that are only on the device count as not seen. Fields of action heads are left out.
         """
         for staged in self._staged:
             if bool(staged.mark.all()):
                 norm_seen = staged.notes.grad_norm is not None
-                fields = dict(zip(staged.names, staged.values.unbind(), strict=True))
+                named = zip(staged.names, staged.values.unbind(), strict=True)
+                fields: dict[FieldKey, Tensor] = {name: x for name, x in named if isinstance(name, str)}
                 yield fields, replace(staged.notes, norm_seen=norm_seen)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from esper_recorder.batches import to_batch
 from esper_recorder.contract.tables import IDENTITY, TABLES, column_names, key_columns
-from esper_recorder.ring import BadCall
+from esper_recorder.reductions.arguments import BadCall
 
 MOST_ROWS: Final = 100_000
 """Rows of one update that wait for its end; a trainer that tells more, or never ends an update, loses the rest."""

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from esper_recorder.contract.evaluator import RuleEvaluator
 from esper_recorder.contract.rules import RuleSet
-from esper_recorder.contract.signals import UPDATE_TABLE
+from esper_recorder.contract.signals import HELD_BACK, UPDATE_TABLE
 from esper_recorder.contract.tables import IDENTITY
 from esper_recorder.escalation import Escalation
 from esper_recorder.reading import list_row_files
@@ -45,8 +45,8 @@ class Watcher:
         """
         seen: dict[int, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
         for table, wanted in self.rules.tables.items():
-            for row in _recorded(folder, table, wanted | {"update", "attempt", "rank", "progress", "held_back"}):
-                if row["rank"] != rank or row.get("held_back"):
+            for row in _recorded(folder, table, wanted | {"update", "attempt", "rank", "progress"}):
+                if row["rank"] != rank or row.get(HELD_BACK):
                     continue
                 later = [first for attempt, first in starts.items() if attempt > row["attempt"]]
                 if row["update"] < min(later, default=row["update"] + 1):
@@ -81,7 +81,12 @@ class Watcher:
 
 def _rows(columns: Columns, wanted: frozenset[str]) -> list[dict[str, Any]]:
     names = [name for name in columns if name in wanted]
-    return [dict(zip(names, values, strict=True)) for values in zip(*(columns[n] for n in names), strict=True)]
+    return [dict(zip(names, values, strict=True)) for values in zip(*(_plain(columns[n]) for n in names), strict=True)]
+
+
+def _plain(values: Any) -> Any:
+    """An Arrow array as Python values; a list as it is."""
+    return values.to_pylist() if hasattr(values, "to_pylist") else values
 
 
 def _recorded(folder: Path, table: str, wanted: frozenset[str]) -> Iterator[dict[str, Any]]:

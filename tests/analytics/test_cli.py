@@ -332,6 +332,24 @@ class TestExitCodes:
         assert (process.returncode, out) == (130, "")
         assert "interrupted" in err and "Traceback" not in err
 
+    def test_an_interrupted_command_leaves_no_half_written_file(self, tmp_path):
+        # The file is written for long enough to be met in the middle of it.
+        write_run(tmp_path / "runs", "a", updates=[{"ratio_max": 9.0, "update": n} for n in range(1, 40_001)])
+        out = tmp_path / "out"
+        out.mkdir()
+        (out / "there.csv").write_text("what was there before\n")
+        words = ["replay", tmp_path / "runs", "--rules", "seeds", "--what", "firings", "-o", out / "there.csv"]
+        process = subprocess.Popen([ESPER, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 60
+        while not (begun := list(out.glob(".*.tmp*"))) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert begun, process.communicate()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "interrupted" in err and "Traceback" not in err
+        assert [(path.name, path.read_text()) for path in out.iterdir()] == [("there.csv", "what was there before\n")]
+
     def test_a_reader_that_has_seen_enough_is_no_error(self, root):
         command = (
             f"'{ESPER}' sql '{root}' 'SELECT * FROM range(1000000)' --format csv | head -1; echo ${{PIPESTATUS[0]}}"

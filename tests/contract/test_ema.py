@@ -60,3 +60,11 @@ def test_a_negative_average_drifts_by_its_size() -> None:
 
 def test_a_step_is_the_difference_to_the_last_finite_value() -> None:
     assert Previous().push_all([1.0, 4.0, None, math.nan, math.inf, 2.0]) == [None, 3.0, None, None, None, -2.0]
+
+
+def test_a_signed_drift_tells_a_fall_from_a_rise() -> None:
+    # 3 against 2: (3 - 2) / 2 = 0.5, and the average is 2.5; 1 against that: -1.5 / 2.5 = -0.6. Of negative values the
+    # size of the average counts: -3 against -2 has fallen.
+    form = Drift(momentum=0.5, epsilon=1e-12, signed=True)
+    assert Average(form).push_all([2.0, 3.0, 1.0]) == [None, pytest.approx(0.5), pytest.approx(-0.6)]
+    assert Average(form).push_all([-2.0, -3.0]) == [None, pytest.approx(-0.5)]

@@ -102,7 +102,7 @@ def test_a_keyed_rule_that_never_saw_a_key_says_so_once_for_all() -> None:
     for u in (1, 2):
         assert rule.update(u, None, {"ppo_updates": [{}]}) == []
     (covered,) = rule.coverage()
-    assert (covered.key, covered.evaluated, covered.abstained) == ("", 0, {"not recorded": 2})
+    assert (covered.key, covered.evaluated, covered.abstained) == ("", 0, {"table not recorded by this run": 2})
 
 
 def test_a_closed_gate_and_one_that_was_not_measured_both_abstain_with_their_reason() -> None:
@@ -165,3 +165,65 @@ def test_odd_rows_raise_nothing_and_fire_nothing(rows: dict[str, Any]) -> None:
     rule = evaluator('column = "ratio_max"\nabove = 5')
     assert rule.update(1, math.nan, rows) == []
     assert rule.coverage()[0].evaluated == 0
+
+
+LAYERS = 'table = "gradient_layers"\ntake = "last"\nkey = "layer"\ncolumn = "grad_norm"\nabove = 1\n'
+FIRST = 'table = "minibatches"\ntake = "first"\ncolumn = "ratio_max"\nabove = 1\n'
+NEVER = "table not recorded by this run"
+
+
+@pytest.mark.parametrize("body", [LAYERS, FIRST, f"{FIRST}unless = {{ column = 'n', take = 'first', below = 5 }}"])
+def test_a_table_without_a_row_in_the_whole_run_is_a_reason_of_its_own(body: str) -> None:
+    rule = evaluator(body)
+    for u in (1, 2, 5):
+        rule.update(u, None, {"ppo_updates": [{}], "minibatches": [], "gradient_layers": []})
+    assert abstained(rule) == {NEVER: 3, "recording gap": 2}
+
+
+def test_once_a_table_has_a_row_it_is_missing_where_it_has_none() -> None:
+    rule = evaluator(FIRST)
+    for u, rows in enumerate(([], [{"ratio_max": 1.0}], []), 1):
+        rule.update(u, None, {"ppo_updates": [{}], "minibatches": rows})
+    assert abstained(rule) == {"not recorded": 2}
+
+
+def test_rows_of_an_update_that_was_not_recorded_do_not_count_as_the_tables() -> None:
+    rule = evaluator(FIRST)
+    rule.update(1, None, {"minibatches": [{"ratio_max": 1.0}]})
+    rule.update(2, None, {"ppo_updates": [{}]})
+    assert abstained(rule) == {"recording gap": 1, NEVER: 1}
+
+
+@pytest.mark.parametrize("body", [LAYERS, FIRST])
+def test_rows_known_to_be_lost_are_a_recording_gap_and_show_that_the_table_is_recorded(body: str) -> None:
+    rule = evaluator(body)
+    rule.lose("gradient_layers", 2, 3)
+    rule.lose("minibatches", 2, 3)
+    for u in (1, 2, 3, 4):
+        rule.update(u, None, {"ppo_updates": [{}]})
+    assert abstained(rule) == {"not recorded": 2, "recording gap": 2}
+
+
+def test_where_every_table_lost_rows_each_is_a_gap_but_none_is_shown_to_be_recorded() -> None:
+    rule = evaluator(FIRST)
+    rule.lose("*", 2, 2)
+    for u in (1, 2):
+        rule.update(u, None, {"ppo_updates": [{}]})
+    assert abstained(rule) == {NEVER: 1, "recording gap": 1}
+
+
+def test_a_loss_changes_nothing_where_there_are_rows() -> None:
+    rule = evaluator(FIRST)
+    rule.lose("minibatches", 1, 1)
+    assert rule.update(1, None, {"ppo_updates": [{}], "minibatches": [{"ratio_max": 2.0}]})
+    assert abstained(rule) == {}
+
+
+def test_a_key_that_has_no_row_where_the_table_lost_some_is_in_a_gap() -> None:
+    rule = evaluator(LAYERS)
+    rule.lose("gradient_layers", 2, 2)
+    for u, layers in enumerate(("ab", "a", "a"), 1):
+        rows = [{"layer": layer, "grad_norm": 0.5} for layer in layers]
+        rule.update(u, None, {"ppo_updates": [{}], "gradient_layers": rows})
+    a, b = rule.coverage()
+    assert (a.abstained, b.abstained) == ({}, {"recording gap": 1, "not recorded": 1})

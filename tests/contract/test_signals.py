@@ -40,6 +40,12 @@ def test_a_sum_is_of_what_was_measured_and_nan_if_a_nan_was() -> None:
     assert read(Take.SUM, None) is Reason.NOT_MEASURED
 
 
+def test_a_mean_is_of_what_was_measured_and_nan_if_a_nan_was() -> None:
+    assert read(Take.MEAN, 1.0, None, 2.0) == 1.5
+    assert math.isnan(read(Take.MEAN, 1.0, math.nan))
+    assert read(Take.MEAN, None) is Reason.NOT_MEASURED
+
+
 def test_only_refuses_a_second_row() -> None:
     assert read(Take.ONLY, 1.0) == 1.0
     assert read(Take.ONLY, 1.0, 1.0) is Reason.SEVERAL_ROWS

@@ -234,15 +234,29 @@ class TestSources:
         stored = ea.open(run).table("events").collect().height
         assert stored + sum(tally.rejected for tally in report.tallies.values()) == report.read
 
-    def test_an_empty_file_makes_no_run(self, tmp_path: Path) -> None:
-        assert imports("", tmp_path) == []
+    @pytest.mark.parametrize(
+        ("text", "damage"),
+        [
+            ("", None),
+            ("\n\n", None),
+            ("root:x:0:0\n[1]\n{", "no line of it is an event of Esper"),
+        ],
+        ids=["empty", "blank", "other"],
+    )
+    def test_a_file_without_an_event_makes_no_run(self, text: str, damage: str | None, tmp_path: Path) -> None:
+        file = tmp_path / "a.jsonl"
+        file.write_text(text)
+        [(stored, report)] = import_files([str(file)], tmp_path / "runs")
+        assert (stored.what, report.damage) == ("empty", damage)
+        assert [*tmp_path.glob("runs/*")] == []
+        assert "nothing to import in" in esper("import", "esper-jsonl", file, "--to", tmp_path / "runs", code=3).stderr
 
 
 class TestCommand:
     def test_it_prints_the_load_report_and_says_what_became_of_each_run(self, tmp_path: Path) -> None:
         result = esper("import", "esper-jsonl", OLD, "--to", tmp_path / "runs", "--format", "csv")
         frame = pl.read_csv(result.stdout.encode())
-        assert frame.columns == ["run_id", "kind", "read", "typed", "kept", "rejected", "values_rejected"]
+        assert frame.columns == ["run_id", "kind", "read", "typed", "kept", "rejected", "left_out", "values_rejected"]
         assert frame["read"].sum() == frame["typed"].sum() == len(events(OLD))
         assert f"imported from {OLD}" in result.stderr
         again = esper("import", "esper-jsonl", OLD, "--to", tmp_path / "runs", "--format", "json")

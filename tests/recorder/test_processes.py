@@ -90,6 +90,7 @@ class TestRanks:
         assert ends == {0: ("finished", None), 1: ("raised", "rank 1 fell over")}, "neither wrote over the other's end"
         assert how_it_ended(rec.path) == "raised"
 
+    @pytest.mark.slow
     def test_resume_together_as_the_next_attempt(self, tmp_path: Path, run_python: Callable[..., str]):
         code = (
             "import sys, torch\nfrom esper_recorder import Recorder\n"

@@ -8,6 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from esper_recorder.contract.evaluator import ALL_TABLES
 from esper_recorder.contract.rules import RuleSet
 from esper_recorder.contract.toml_text import to_toml
 
@@ -39,10 +40,17 @@ EXPRESSIONS = (
 
 @dataclass(frozen=True)
 class Case:
-    """Rules and the runs to hold them against: run_id -> [(update, rows by table)]."""
+    """Rules and the runs to hold them against.
+
+    Attributes:
+        rules: the rules.
+        runs: run_id -> [(update, rows by table)].
+        losses: run_id -> [(table, first update, last update)] whose rows are told to be lost.
+    """
 
     rules: RuleSet
     runs: dict[str, list[tuple[int, dict[str, list[dict[str, Any]]]]]]
+    losses: dict[str, list[tuple[str, int, int]]]
 
 
 @st.composite
@@ -59,7 +67,7 @@ def signals(draw: st.DrawFn, key: bool | None = None, table: str | None = None) 
     else:
         raw["column"] = WHOLE[table] if kind == "whole" else draw(st.sampled_from(names))
     if table != "ppo_updates":
-        raw["take"] = draw(st.sampled_from(["first", "last", "max", "min", "sum", "only"]))
+        raw["take"] = draw(st.sampled_from(["first", "last", "max", "min", "sum", "mean", "only"]))
     if key is None:
         key = table in KEYS and draw(st.booleans())
     if key:
@@ -101,6 +109,8 @@ def conditions(draw: st.DrawFn, signal: dict[str, Any]) -> dict[str, Any]:
                 "momentum": draw(st.sampled_from([0.0, 0.5, 0.99])),
                 "bias_correction": draw(st.booleans()),
                 "warmup": draw(st.integers(0, 3)),
+                "epsilon": draw(st.sampled_from([1e-8, 0.5])),
+                "signed": draw(st.booleans()),
             }
         case 1:
             raw["step"] = True
@@ -141,6 +151,7 @@ def runs(draw: st.DrawFn) -> list[tuple[int, dict[str, list[dict[str, Any]]]]]:
     updates = []
     number = 0
     regular, width = draw(st.booleans()), draw(st.integers(1, 3))
+    absent = draw(st.sampled_from([(), (), ("minibatches",), ("gradient_layers",), ("gradient_layers", "minibatches")]))
     for _ in range(draw(st.integers(1, 8))):
         number += draw(st.sampled_from([1, 1, 1, 1, 3]))  # sometimes rows of updates are lost
         own = draw(rows("ppo_updates"))
@@ -154,18 +165,18 @@ def runs(draw: st.DrawFn) -> list[tuple[int, dict[str, list[dict[str, Any]]]]]:
         if regular:  # as most trainers write them: the same layers in every update
             names = (*LAYERS, *LAYERS[:1])[:width]
             layers = [(draw(rows("gradient_layers")), name) for name in names]
-        updates.append(
-            (
-                number,
-                {
-                    "ppo_updates": [own] if draw(st.integers(0, 9)) != 5 else [],
-                    "minibatches": [row | {"minibatch": place} for row, place in zip(minibatches, places, strict=True)],
-                    "gradient_layers": [
-                        row | {"minibatch": place, "layer": layer} for place, (row, layer) in enumerate(layers)
-                    ],
-                },
-            )
+        tables = {
+            "ppo_updates": [own] if draw(st.integers(0, 9)) != 5 else [],
+            "minibatches": [row | {"minibatch": place} for row, place in zip(minibatches, places, strict=True)],
+            "gradient_layers": [
+                row | {"minibatch": place, "layer": layer} for place, (row, layer) in enumerate(layers)
+            ],
+        }
+        # some runs never record a table, and some updates have no row of one
+        gone = (
+            absent if draw(st.integers(0, 3)) else (*absent, draw(st.sampled_from(["minibatches", "gradient_layers"])))
         )
+        updates.append((number, {table: [] if table in gone else rows for table, rows in tables.items()}))
     return updates
 
 
@@ -177,6 +188,14 @@ def cases(draw: st.DrawFn) -> Case:
     if len(names) > 1 and keys[names[0]] == keys[names[1]] and draw(st.booleans()):
         named[names[0]]["yields_to"] = names[1]
     data = {"phases": {"first": 0.0, "second": 0.1, "third": 0.75}, "rules": named}
-    return Case(
-        RuleSet.parse(to_toml(data), "random"), {f"run{i}": draw(runs()) for i in range(draw(st.integers(1, 3)))}
-    )
+    found = {f"run{i}": draw(runs()) for i in range(draw(st.integers(1, 3)))}
+    return Case(RuleSet.parse(to_toml(data), "random"), found, {run: draw(losses()) for run in found})
+
+
+@st.composite
+def losses(draw: st.DrawFn) -> list[tuple[str, int, int]]:
+    found = []
+    for _ in range(draw(st.sampled_from([0, 0, 1, 1, 3]))):
+        first = draw(st.integers(1, 12))
+        found.append((draw(st.sampled_from([*FLOATS, ALL_TABLES])), first, first + draw(st.integers(0, 3))))
+    return found

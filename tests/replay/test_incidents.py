@@ -52,6 +52,13 @@ def test_a_long_run_merges_gaps_of_up_to_two_percent_of_its_looks() -> None:
     assert spans("above = 5", values) == [(20, 1000, 50, False)]
 
 
+def test_a_run_that_fires_at_998_updates_reads_as_three_lines() -> None:
+    # 400 fire, 100 are quiet, of 500 every tenth is, 48 are, 148 fire; gaps of up to 2 % of 1,196 looks, 23, are merged
+    values = [6.0] * 400 + [1.0] * 100 + [1.0 if n % 10 == 9 else 6.0 for n in range(500)] + [1.0] * 48 + [6.0] * 148
+    assert sum(value > 5 for value in values) == 998
+    assert spans("above = 5", values) == [(1, 400, 400, True), (501, 999, 450, True), (1049, 1196, 148, False)]
+
+
 def test_the_peak_is_the_furthest_beyond_and_the_earliest_of_equals() -> None:
     (one,) = fold("above = 5", [6, 9, 9, 7, 1], [0.1, 0.2, 0.6, 0.7, 0.8])
     assert (one["peak_update"], one["peak_value"], one["threshold"], one["phase"]) == (2, 9.0, 5.0, "start")

@@ -15,7 +15,7 @@ import esper_analytics as ea
 from esper_analytics.cli import app
 from esper_recorder.contract.evaluator import RuleEvaluator
 from esper_recorder.contract.rules import RuleSet, load_profile
-from tests.builders import run_id_of, write_run
+from tests.builders import add_journal, complete_rows, run_id_of, write_run
 
 OWN = '[rules.ratio]\nseverity = "warning"\ncolumn = "ratio_max"\nabove = 2.0\n'
 A, B = run_id_of("a"), run_id_of("b")
@@ -121,6 +121,43 @@ def test_a_rule_that_never_could_look_is_told_beside_every_table(tmp_path: Path)
         assert "never" not in done.stdout
 
 
+def test_rules_on_tables_that_a_run_does_not_record_share_one_line_and_are_not_called_blind(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path, name, updates=updates(1.0, 1.0))
+    text = (
+        OWN
+        + '[rules.heads]\nseverity = "info"\ntable = "heads"\nkey = "head"\ncolumn = "ratio_max"\nabove = 2\n'
+        + '[rules.state]\nseverity = "info"\ntable = "recurrent_state"\ntake = "max"\ncolumn = "rms"\nabove = 2\n'
+    )
+    (tmp_path / "own.toml").write_text(text)
+    done = esper("replay", str(tmp_path), "--rules", str(tmp_path / "own.toml"))
+    assert "2 runs record no heads and no recurrent_state: the 2 rules on that say nothing\n" in done.stderr
+    assert "never could look" not in done.stderr
+    blind = ea.replay(ea.open(tmp_path), tmp_path / "own.toml").blind
+    assert blind.select("rule", "evaluated", "abstained", "reason").unique().sort("rule").rows() == [
+        ("heads", 0, 2, "table not recorded by this run"),
+        ("state", 0, 2, "table not recorded by this run"),
+    ]
+
+
+def test_a_gap_in_one_table_is_a_recording_gap_to_the_rules_on_it(tmp_path: Path) -> None:
+    gap = {"table_name": "heads", "reason": "write_failed", "first_update": 2, "last_update": 3, "update": 3}
+    heads = [{"update": u, "head": "op", "ratio_max": 1.0} for u in (1, 4)]
+    write_run(tmp_path, "a", updates=updates(1.0, 1.0, 1.0, 1.0, 1.0), tables={"gaps": [gap], "heads": heads})
+    write_run(tmp_path, "b", updates=updates(1.0, 1.0, 1.0), tables={"gaps": [gap]})
+    rules = RuleSet.parse(
+        OWN + '[rules.h]\nseverity = "info"\ntable = "heads"\nkey = "head"\ncolumn = "ratio_max"\nabove = 2\n'
+    )
+    runs = ea.open(tmp_path)
+    of_heads = ea.replay(runs, rules).coverage.filter(pl.col("rule") == "h").drop("rule")
+    assert of_heads.rows() == [
+        (A, "op", 2, 3, "recording gap (2), not recorded (1)"),
+        (B, "", 0, 3, "recording gap (2), not recorded (1)"),
+    ]
+    told = esper("replay", str(tmp_path), "--run", B, "--rules", "default").stderr
+    assert f"{B}: never could look (recording gap (2), not recorded (1)): nonfinite_head" in told
+
+
 def test_fail_on_ends_with_one_where_an_incident_is_that_severe(tmp_path: Path) -> None:
     write_run(tmp_path, "a", updates=updates(1.0, 3.0), rules=OWN)
     codes = [esper("replay", str(tmp_path), "--fail-on", s).exit_code for s in ("info", "warning", "critical")]
@@ -145,6 +182,75 @@ def test_many_runs_in_small_batches_give_the_same_as_at_once(tmp_path: Path, mon
     assert told == [(8, 20), (16, 20), (20, 20)]
     for name in ("firings", "incidents", "coverage"):
         assert getattr(batched, name).equals(getattr(at_once, name))
+
+
+def layers_of(count: int) -> dict[str, list[dict[str, Any]]]:
+    norms = [{"update": u, "minibatch": 4, "layer": n, "grad_norm": 1.0 + u} for u in range(1, count + 1) for n in "ab"]
+    return {"gradient_layers": norms}
+
+
+def test_a_long_run_read_in_windows_gives_the_same_as_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = updates(*(6.0 if update % 7 < 3 else 1.0 for update in range(40)), approx_kl=0.01)
+    write_run(tmp_path, "a", updates=rows, tables=layers_of(40), total_updates=40, rows_per_part=15)
+    rules = RuleSet.parse(
+        '[rules.streak]\nseverity = "warning"\ncolumn = "ratio_max"\nabove = 5\nfor = 3\n'
+        '[rules.drift]\nseverity = "info"\ntable = "gradient_layers"\ntake = "only"\nkey = "layer"\n'
+        'column = "grad_norm"\ndrift = { momentum = 0.9 }\nabove = 0.3\n'
+    )
+    runs = ea.open(tmp_path)
+    at_once = ea.replay(runs, rules)
+    told: list[int] = []
+    monkeypatch.setattr("esper_analytics.replay.feeding.CELLS_AT_ONCE", 60)  # (40 + 80) * 3 cells: 6 windows
+    windows = ea.replay(runs, rules, progress=lambda done, _: told.append(done))
+    assert len(told) == 6 and told[-1] == 40
+    assert at_once.firings.get_column("rule").value_counts().height == 2
+    for name in ("firings", "incidents", "coverage"):
+        assert getattr(windows, name).equals(getattr(at_once, name))
+
+
+def test_runs_of_unlike_files_are_read_together(tmp_path: Path) -> None:
+    """A run that was resumed, one still in its journal, one without layers and plain ones: each as if by itself."""
+    for name in "abc":
+        write_run(tmp_path, name, updates=updates(1.0, 6.0, 7.0), tables=layers_of(3), rows_per_part=2)
+    write_run(tmp_path, "d", updates=updates(6.0, 1.0))
+    again = [{"update": 2, "attempt": 2, "ratio_max": 1.0}]
+    template = {"rank": 0, "pid": 1, "host": "h", "started": "2026-01-01T00:00:00+00:00", "ended": None, "how": None}
+    rest = {"error": None, "updates": None, "lost": {"rows": 0, "writes": 0, "message": None}}
+    begun = [{"attempt": 1, "from_update": 1}, {"attempt": 2, "from_update": 2}]
+    manifest = {"attempts": [template | rest | attempt for attempt in begun]}
+    write_run(tmp_path, "e", updates=[*updates(6.0, 6.0, 6.0), *again], manifest=manifest)
+    path = write_run(tmp_path, "f", updates=[])
+    live = [{"update": u, "ratio_max": 8.0} for u in (1, 2)]
+    add_journal(path, {"ppo_updates": complete_rows("ppo_updates", live, run_id=run_id_of("f"))})
+    runs = ea.open(tmp_path)
+    together = ea.replay(runs, "default")
+    alone = [ea.replay(runs[run_id], "default") for run_id in runs.ids]
+    for name in ("firings", "incidents", "coverage"):
+        assert getattr(together, name).equals(pl.concat([getattr(result, name) for result in alone]))
+    fired = ea.replay(runs, "seeds").firings.filter(pl.col("rule") == "ratio_explosion")
+    assert dict(fired.group_by("run_id").agg("update").iter_rows()) == {
+        **{run_id_of(name): [2, 3] for name in "abc"},
+        run_id_of("d"): [1],
+        run_id_of("e"): [1],
+        run_id_of("f"): [1, 2],
+    }
+
+
+def test_what_a_result_tells_of_its_rules_is_enough_to_get_it_again(tmp_path: Path) -> None:
+    write_run(tmp_path, "a", updates=updates(1.0, 3.0, 6.0), rules=OWN, profile="mine")
+    write_run(tmp_path, "b", updates=updates(1.0, 3.0, 11.0))
+    runs = ea.open(tmp_path)
+    result = ea.replay(runs, values={})
+    changed = ea.replay(runs["a"], values={"ratio.above": 4.0})
+    for first in (result, changed):
+        for told in json.loads(json.dumps(first.provenance())):  # as it lies in a file
+            rules = RuleSet.parse(told["text"], told["rules"])
+            assert rules.sha256 == told["sha256"]
+            again = ea.replay(runs[told["run_id"]], rules)
+            for name in ("firings", "incidents", "coverage"):
+                own = getattr(first, name).filter(pl.col("run_id") == told["run_id"])
+                assert getattr(again, name).equals(own)
+    assert fired(changed, "ratio") == [(A, 3)]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from esper_analytics.replay.block import Block, read, stretches
+from esper_analytics.replay.block import Block
 from esper_analytics.replay.engine import Engine, Evaluation, evaluate
+from esper_analytics.replay.reading import read, stretches
 from esper_recorder.contract.evaluator import RuleEvaluator
 from tests.replay.random_cases import Case, cases
 
@@ -69,6 +70,8 @@ def row_by_row(case: Case) -> tuple[list[Any], list[Any]]:
     coverage: list[Any] = []
     for run, updates in sorted(case.runs.items()):
         evaluator = RuleEvaluator(case.rules)
+        for loss in case.losses[run]:
+            evaluator.lose(*loss)
         last = max((update for update, tables in updates if tables["ppo_updates"]), default=None)
         if last is None:
             continue
@@ -96,7 +99,7 @@ def row_by_row(case: Case) -> tuple[list[Any], list[Any]]:
 
 
 def run_by_run(case: Case) -> Evaluation:
-    return evaluate(case.rules, frames(case))
+    return evaluate(case.rules, frames(case), case.losses)
 
 
 def all_at_once(case: Case) -> Evaluation:
@@ -105,7 +108,7 @@ def all_at_once(case: Case) -> Evaluation:
     own = {table: [frame.filter(pl.col("run_id") == run) for run in runs] for table, frame in frames(case).items()}
     engine = Engine(case.rules)
     if runs:
-        engine.feed(Block(case.rules, read(case.rules, own), runs))
+        engine.feed(Block(case.rules, read(case.rules, own), runs, case.losses))
     return engine.finish()
 
 
@@ -115,7 +118,7 @@ def in_stretches(case: Case) -> Evaluation:
     for run in sorted(case.runs):
         own = {table: [frame.filter(pl.col("run_id") == run)] for table, frame in frames(case).items()}
         for place, stretch in enumerate(stretches(read(case.rules, own), 2)):
-            engine.feed(Block(case.rules, stretch, [run]), continued=place > 0, continues=True)
+            engine.feed(Block(case.rules, stretch, [run], case.losses), continued=place > 0, continues=True)
     return engine.finish()
 
 

@@ -1,16 +1,15 @@
 """The exponential moving average that drift is taken against, one accumulator for both evaluators.
 
 Floating-point sums in another order differ in their last bits, enough to flip a comparison with a threshold. So the
-watcher in the trainer and the replay run this very code.
+watcher in the trainer and the replay take the very same `step`s, in the same order.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import accumulate, islice, repeat
-from operator import mul
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +17,8 @@ class Drift:
     """How far a value lies from the average of the values before it, relative to that average.
 
     drift = |x - average| / (|average| + epsilon), where the average does not hold x yet. Then x enters:
-    average = momentum * average + (1 - momentum) * x.
+    average = momentum * average + (1 - momentum) * x. A signed drift is (x - average) / (|average| + epsilon): negative
+    where the value has fallen.
 
     Plain form: the first value is the first average. With bias correction the average starts at zero and is divided
     by 1 - momentum^t, t values in, so that the first value weighs no more than it should.
@@ -31,18 +31,30 @@ class Drift:
     bias_correction: bool = False
     warmup: int = 0
     epsilon: float = 1e-8
+    signed: bool = False
+
+
+def step(momentum: float, total: Any, share: Any) -> Any:
+    """The next sum, from the last one and (1 - momentum) * x of the value that enters; numbers or arrays of them."""
+    return momentum * total + share
 
 
 class Average:
-    """The running state of one `Drift`."""
+    """The running state of one `Drift`.
 
-    __slots__ = ("_drift", "_seen", "_sum", "_weight")
+    Attributes:
+        seen: how many values entered.
+        total: the average; with bias correction, before it is divided by 1 - weight.
+        weight: momentum^seen, the weight that the starting zero still has.
+    """
+
+    __slots__ = ("_drift", "seen", "total", "weight")
 
     def __init__(self, drift: Drift) -> None:
         self._drift = drift
-        self._seen = 0
-        self._sum = 0.0
-        self._weight = 1.0  # momentum^seen: the weight that the starting zero still has
+        self.seen = 0
+        self.total = 0.0
+        self.weight = 1.0
 
     def push(self, value: float | None) -> float | None:
         """Take in the next value and return its drift; None where it has none."""
@@ -52,8 +64,8 @@ class Average:
         """Take in values in their order and return the drift of each."""
         form = self._drift
         momentum, epsilon, corrected, first_told = form.momentum, form.epsilon, form.bias_correction, form.warmup + 1
-        rest = 1.0 - momentum
-        seen, total, weight = self._seen, self._sum, self._weight
+        rest, signed = 1.0 - momentum, form.signed
+        seen, total, weight = self.seen, self.total, self.weight
         finite = math.isfinite
         drifts: list[float | None] = []
         append = drifts.append
@@ -69,44 +81,13 @@ class Average:
                     append(None)
                 else:
                     average = total / (1.0 - weight) if corrected else total
-                    append(abs(value - average) / (abs(average) + epsilon))
-                total = momentum * total + rest * value
+                    change = value - average
+                    append((change if signed else abs(change)) / (abs(average) + epsilon))
+                total = step(momentum, total, rest * value)
             weight *= momentum
             seen += 1
-        self._seen, self._sum, self._weight = seen, total, weight
+        self.seen, self.total, self.weight = seen, total, weight
         return drifts
-
-    def averages(self, values: Sequence[float], shares: Sequence[float]) -> list[float]:
-        """Take in finite values in their order and return the average that each is held against, NaN where none is.
-
-        For long series, whose drifts the caller then computes all at once: the same as `push_all`, to the last bit.
-
-        Args:
-            values: the values, all finite.
-            shares: (1 - momentum) * value of each.
-        """
-        form = self._drift
-        momentum, seen, count = form.momentum, self._seen, len(values)
-        if not count:
-            return []
-        start = 0 if seen or form.bias_correction else 1  # the plain form begins at the first value itself
-        initial = self._sum if not start else values[0]
-        sums = list(accumulate(islice(shares, start, None), lambda total, x: momentum * total + x, initial=initial))
-        self._seen, self._sum = seen + count, sums[-1]
-        before = [math.nan, *sums[:-1]] if start else sums[:-1]
-        told_from = min(max(form.warmup + 1 - seen, 0), count)
-        if form.bias_correction:
-            weights = list(accumulate(repeat(momentum, count), mul, initial=self._weight))
-            self._weight = weights[-1]
-            before[told_from:] = [
-                total / (1.0 - weight) for total, weight in zip(before[told_from:], weights[told_from:-1], strict=True)
-            ]
-        before[:told_from] = [math.nan] * told_from
-        return before
-
-    def settled(self, count: int) -> None:
-        """Take in so many values that leave a plain average where it is."""
-        self._seen += count
 
 
 class Previous:

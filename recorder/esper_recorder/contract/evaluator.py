@@ -6,21 +6,21 @@ the same firings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from esper_recorder.contract.compare import above, below, nonfinite
-from esper_recorder.contract.ema import Average, Previous
-from esper_recorder.contract.rule import Condition, Gate, Rule, Test
+from esper_recorder.contract.judging import BEYOND, HELD, HIT, Judgement, State, gate_keeper, judge, new_state
+from esper_recorder.contract.reading import Rows, reader
+from esper_recorder.contract.rule import Rule
 from esper_recorder.contract.rules import RuleSet
 from esper_recorder.contract.signals import UPDATE_TABLE, Reading, Reason, Signal
 
-Rows = Mapping[str, Sequence[Mapping[str, Any]]]
+ALL_TABLES: Final = "*"
+"""In place of a table's name: rows of every table are lost."""
 
 
-@dataclass(frozen=True, slots=True)
-class Firing:
+class Firing(NamedTuple):
     """One rule that fired for one key at one update; a row of the table `alarms`."""
 
     update: int
@@ -47,10 +47,25 @@ class RuleEvaluator:
     """The state of a rule set over one run. Give it each update once, in ascending order."""
 
     def __init__(self, rules: RuleSet) -> None:
+        signals = dict.fromkeys(signal for rule in rules.rules for signal in rule.signals)
+        places = {signal: place for place, signal in enumerate(signals)}
         self._phase = rules.phase
-        self._runners = [_Runner(rule) for rule in rules.rules]
+        self._tables = tuple(signal.table for signal in signals)
+        self._readers = [reader(signal) for signal in signals]
+        self._runners = [(_KeyedRunner if rule.key else _Runner)(rule, places) for rule in rules.rules]
         self._yields = {rule.name: rule.yields_to for rule in rules.rules if rule.yields_to is not None}
+        self._unmet = set(self._tables) - {UPDATE_TABLE}
+        self._losses: list[tuple[str, int, int]] = []
         self._last = 0
+
+    def lose(self, table: str, first: int, last: int) -> None:
+        """Rows of a table (`ALL_TABLES` for any) are known to be lost from one update to another.
+
+        Where the table has no row at such an update, the reason is the recording gap. It changes nothing that fires,
+        so a loss found out later, which only the replay can know of, fires nothing either. Tell it before its updates.
+        """
+        self._losses.append((table, first, last))
+        self._unmet.discard(table)
 
     def update(self, update: int, progress: float | None, rows: Rows) -> list[Firing]:
         """Look at one update and return what fires, in the order of the rules.
@@ -58,8 +73,7 @@ class RuleEvaluator:
         Args:
             update: its number; numbers passed over count as a recording gap.
             progress: share of the training done, None where the length was not told.
-            rows: its rows by table, each a mapping of column to value; what is not there is NULL. Without its row of
-                `ppo_updates` the update counts as a gap and nothing fires.
+            rows: its rows. Without its row of `ppo_updates` the update counts as a gap and nothing fires.
         """
         if update > self._last + 1:
             for runner in self._runners:
@@ -70,13 +84,21 @@ class RuleEvaluator:
             for runner in self._runners:
                 runner.skip(1)
             return []
+        row = own[0]
+        if self._unmet:
+            self._unmet -= {table for table in self._unmet if rows.get(table)}
+        readings: list[Any] = [read(row, rows) for read in self._readers]
+        lost = self._lost_at(update) if self._losses else _NOTHING
+        if lost:
+            readings = [
+                Reason.GAP if reading is Reason.NOT_RECORDED and table in lost else reading
+                for table, reading in zip(self._tables, readings, strict=True)
+            ]
         phase = self._phase(progress)
         fired: list[Firing] = []
-        row = own[0]
         for runner in self._runners:
-            for key, (value, threshold) in runner.run(row, rows, phase):
-                rule = runner.rule
-                fired.append(Firing(update, rule.name, key, str(rule.severity), value, threshold, phase, progress))
+            for key, value, threshold in runner.run(readings, phase, lost):
+                fired.append(Firing(update, runner.name, key, runner.severity, value, threshold, phase, progress))
         if self._yields and fired:
             loud = {(firing.rule, firing.key) for firing in fired}
             fired = [f for f in fired if (self._yields.get(f.rule, ""), f.key) not in loud]
@@ -85,23 +107,29 @@ class RuleEvaluator:
     def coverage(self) -> list[Coverage]:
         """What each rule saw so far, by key in alphabetical order; the key is empty where no key was ever seen."""
         return [
-            Coverage(runner.rule.name, key, series.evaluated, dict(series.abstained))
+            Coverage(runner.name, key, series.evaluated, self._reasons(runner, series))
             for runner in self._runners
-            for key, series in (sorted(runner.series.items()) or [("", runner.unseen)])
+            for key, series in runner.all_series()
         ]
 
+    def _reasons(self, runner: _Runner, series: _Series) -> dict[str, int]:
+        """Of a rule whose tables the run never recorded, that is the reason, but for updates not recorded at all."""
+        if not runner.tables <= self._unmet:
+            return dict(series.abstained)
+        gaps = series.abstained.get(Reason.GAP, 0)
+        others = sum(series.abstained.values()) - gaps
+        return {reason: n for reason, n in ((Reason.NO_TABLE, others), (Reason.GAP, gaps)) if n}
 
-_HIT: Final = 1
-_BEYOND: Final = 2
-_HELD: Final = 3
+    def _lost_at(self, update: int) -> frozenset[str]:
+        """The tables with rows lost at an update."""
+        lost = {table for table, first, last in self._losses if first <= update <= last}
+        return frozenset(self._tables if ALL_TABLES in lost else lost)
 
-Judgement = tuple[int, float, float | None]
-"""_HIT, _BEYOND or _HELD; the value, as transformed; the threshold."""
 
-Told = tuple[float, float | None]
-"""The value and the threshold of a firing."""
+_NOTHING: Final[frozenset[str]] = frozenset()
 
-State = Average | Previous | None
+Told = tuple[str, float, float | None]
+"""The key, value and threshold of a firing."""
 
 
 class _Series:
@@ -109,9 +137,9 @@ class _Series:
 
     __slots__ = ("abstained", "evaluated", "states", "streak")
 
-    def __init__(self, judges: Sequence[_Judge]) -> None:
+    def __init__(self, rule: Rule) -> None:
         self.streak = 0
-        self.states: list[State] = [judge.new_state() for judge in judges]
+        self.states: list[State] = [new_state(condition) for condition in rule.conditions]
         self.evaluated = 0
         self.abstained: dict[str, int] = {}
 
@@ -120,226 +148,143 @@ class _Series:
 
 
 class _Runner:
-    """One rule and its series."""
+    """A rule and its only series."""
 
-    def __init__(self, rule: Rule) -> None:
-        self.rule = rule
-        self.series: dict[str, _Series] = {}
-        self.unseen = _Series(())  # counts what a keyed rule could not see before its first key
-        self._judges = [_Judge(condition) for condition in rule.conditions]
-        self._gates = [_GateKeeper(gate) for gate in rule.unless]
+    def __init__(self, rule: Rule, places: Mapping[Signal, int]) -> None:
+        self.name = rule.name
+        self.severity = str(rule.severity)
+        self.tables = frozenset(condition.signal.table for condition in rule.conditions)
+        self._rule = rule
+        self._judges = [
+            (places[condition.signal], condition.signal.table, judge(condition, places))
+            for condition in rule.conditions
+        ]
+        self._only = self._judges[0] if len(self._judges) == 1 else None
+        self._gates = [(places[gate.signal], gate.signal.key is not None, gate_keeper(gate)) for gate in rule.unless]
+        self._series = _Series(rule)  # of a rule with a key column: what it could not see before its first key
         self._streak = rule.streak
         self._keep = rule.keep
-        self._single = self._judges[0] if len(self._judges) == 1 else None
-        if rule.key is None:
-            self.series[""] = _Series(self._judges)
+
+    def all_series(self) -> Sequence[tuple[str, _Series]]:
+        """By key, in alphabetical order."""
+        return (("", self._series),)
 
     def skip(self, updates: int) -> None:
         """Updates that were not recorded."""
-        for series in self.series.values() or (self.unseen,):
+        for _, series in self.all_series():
             series.abstain(Reason.GAP, updates)
 
-    def run(self, row: Mapping[str, Any], rows: Rows, phase: str | None) -> Sequence[tuple[str, Told]]:
-        """The key of each series that fires at this update, with the value and threshold to tell."""
-        if self.rule.key is not None:
-            return self._run_keyed(row, rows, phase)
-        series = self.series[""]
-        for gate in self._gates:
-            closed = gate.closed(gate.read(row, rows))
-            if closed is not None:
-                series.abstain(closed)
-                return ()
-        if self._single is not None:
-            told = self._look(
-                series, self._single.judge(self._single.read(row, rows), series.states[0], row, phase, "")
-            )
-        else:
-            readings = [judge.read(row, rows) for judge in self._judges]
-            told = self._look(series, self._weigh(series, readings, row, phase, ""))
-        return () if told is None else (("", told),)
+    def run(self, readings: list[Any], phase: str | None, lost: Collection[str]) -> Sequence[Told]:
+        """What to tell of each series that fires at this update.
 
-    def _run_keyed(self, row: Mapping[str, Any], rows: Rows, phase: str | None) -> Sequence[tuple[str, Told]]:
-        readings = [judge.read_keys(rows) for judge in self._judges]
-        keys = readings[0].keys() if len(readings) == 1 else {key for reading in readings for key in reading}
-        if not keys and not self.series:
-            self.unseen.abstain(Reason.NOT_RECORDED)
-        if self.series.keys() != keys:
-            for key in self.series.keys() - keys:
-                self.series[key].abstain(Reason.NOT_RECORDED)
-            for key in keys - self.series.keys():
-                self.series[key] = _Series(self._judges)
-        gates = [(g, g.read_keys(rows) if g.keyed else {"": g.read(row, rows)}) for g in self._gates]
-        fired = []
-        for key in sorted(keys):
-            series = self.series[key]
-            shut: str | None = None
-            for gate, values in gates:
-                shut = shut or gate.closed(values.get(key if gate.keyed else "", Reason.NOT_RECORDED))
+        Args:
+            readings: what each signal reads.
+            phase: the phase of the training.
+            lost: the tables with rows lost at this update.
+        """
+        series = self._series
+        for place, _, keep in self._gates:
+            shut = keep(readings[place])
             if shut is not None:
                 series.abstain(shut)
-                continue
-            if self._single is not None:
-                judged = self._single.judge(readings[0][key], series.states[0], row, phase, key)
-            else:
-                own = [reading.get(key, Reason.NOT_RECORDED) for reading in readings]
-                judged = self._weigh(series, own, row, phase, key)
-            told = self._look(series, judged)
-            if told is not None:
-                fired.append((key, told))
-        return fired
+                return ()
+        if self._only is not None:
+            place, _, judged_by = self._only
+            told = self._look(series, judged_by(readings[place], series.states[0], readings, phase, ""))
+        else:
+            own = [readings[place] for place, _, _ in self._judges]
+            told = self._look(series, self._weigh(series, own, readings, phase, ""))
+        return () if told is None else (("", *told),)
 
     def _weigh(
-        self, series: _Series, readings: Sequence[Reading], row: Mapping[str, Any], phase: str | None, key: str
+        self, series: _Series, own: Sequence[Reading], readings: list[Any], phase: str | None, key: str
     ) -> Judgement | Reason:
         """One judgement from those of the alternatives: a hit if one is, else unknown if one is."""
         judged = [
-            judge.judge(reading, state, row, phase, key)
-            for judge, reading, state in zip(self._judges, readings, series.states, strict=True)
+            judged_by(reading, state, readings, phase, key)
+            for (_, _, judged_by), reading, state in zip(self._judges, own, series.states, strict=True)
         ]
         known = []
         reason: Reason | None = None
         for one in judged:
             if isinstance(one, Reason):
                 reason = reason or one
-            elif one[0] == _HIT:
+            elif one[0] == HIT:
                 return one
             else:
                 known.append(one)
         if reason is not None:
             return reason
-        outcome = _BEYOND if all(one[0] == _BEYOND for one in known) else _HELD
+        outcome = BEYOND if all(one[0] == BEYOND for one in known) else HELD
         return (outcome, *known[0][1:])
 
-    def _look(self, series: _Series, judged: Judgement | Reason) -> Told | None:
-        """Take a judgement into the series; what to tell if it fires."""
+    def _look(self, series: _Series, judged: Judgement | Reason) -> tuple[float, float | None] | None:
+        """Take a judgement into the series; the value and threshold to tell if it fires."""
         if isinstance(judged, Reason):
             series.abstain(judged)
             return None
         outcome, value, threshold = judged
         series.evaluated += 1
-        if outcome == _HIT:
+        if outcome == HIT:
             series.streak += 1
             return (value, threshold) if series.streak >= self._streak else None
-        if outcome == _BEYOND:
+        if outcome == BEYOND:
             series.streak = 0
         elif self._keep and series.streak >= self._streak:
             return (value, threshold)
         return None
 
 
-class _Judge:
-    """One condition: reads its signal and says what a value is to it."""
+class _KeyedRunner(_Runner):
+    """A rule with a key column, and a series for each key."""
 
-    __slots__ = ("_condition", "_hits", "_level", "_number", "_passes", "_test", "read", "read_keys")
+    def __init__(self, rule: Rule, places: Mapping[Signal, int]) -> None:
+        super().__init__(rule, places)
+        self._by_key: dict[str, _Series] = {}  # in alphabetical order
 
-    def __init__(self, condition: Condition) -> None:
-        self._condition = condition
-        self._test = condition.test
-        self._hits, self._passes = (above, below) if self._test is Test.ABOVE else (below, above)
-        self._level = condition.reset
-        threshold = condition.threshold
-        self._number = threshold.number if threshold is not None and threshold.by == "number" else None
-        self.read, self.read_keys = _readers(condition.signal)
+    def all_series(self) -> Sequence[tuple[str, _Series]]:
+        return tuple(self._by_key.items()) or (("", self._series),)
 
-    def new_state(self) -> State:
-        if self._condition.drift is not None:
-            return Average(self._condition.drift)
-        return Previous() if self._condition.step else None
+    def run(self, readings: list[Any], phase: str | None, lost: Collection[str]) -> Sequence[Told]:
+        own: list[Mapping[str, Reading]] = [readings[place] for place, _, _ in self._judges]
+        there = own[0] if len(own) == 1 else {key: None for reading in own for key in reading}
+        if not there.keys() <= self._by_key.keys():
+            new = {key: _Series(self._rule) for key in there.keys() - self._by_key.keys()}
+            self._by_key = dict(sorted((self._by_key | new).items()))
+        absent = [_absent(table, lost) for _, table, _ in self._judges] if lost else None
+        whole = Reason.NOT_RECORDED if absent is None or Reason.GAP not in absent else Reason.GAP
+        if not self._by_key:
+            self._series.abstain(whole)
+            return ()
+        told: list[Told] = []
+        for key, series in self._by_key.items():
+            if key not in there:
+                series.abstain(whole)
+                continue
+            shut = self._shut(key, readings) if self._gates else None
+            if shut is not None:
+                series.abstain(shut)
+                continue
+            if self._only is not None:
+                judged = self._only[2](own[0][key], series.states[0], readings, phase, key)
+            else:
+                gone = absent or [Reason.NOT_RECORDED] * len(own)
+                of_key = [reading.get(key, reason) for reading, reason in zip(own, gone, strict=True)]
+                judged = self._weigh(series, of_key, readings, phase, key)
+            found = self._look(series, judged)
+            if found is not None:
+                told.append((key, *found))
+        return told
 
-    def judge(
-        self, reading: Reading, state: State, row: Mapping[str, Any], phase: str | None, key: str
-    ) -> Judgement | Reason:
-        if isinstance(reading, Reason):
-            return reading
-        value = reading
-        if self._test is Test.NONFINITE:
-            return (_HIT if nonfinite(value) else _BEYOND, value, None)
-        if state is not None:
-            if nonfinite(value):
-                return Reason.NOT_FINITE
-            moved = state.push(value)
-            if moved is None:
-                return Reason.WARMING_UP
-            value = moved
-        threshold = self._number
-        if threshold is None:
-            threshold = self._threshold(row, phase, key)
-            if threshold is None or threshold != threshold:
-                return Reason.NO_THRESHOLD
-        if value != value:
-            return Reason.NOT_FINITE
-        if self._hits(value, threshold):
-            return (_HIT, value, threshold)
-        if self._level is None or self._passes(value, self._reset_level(threshold)):
-            return (_BEYOND, value, threshold)
-        return (_HELD, value, threshold)
-
-    def _threshold(self, row: Mapping[str, Any], phase: str | None, key: str) -> float | None:
-        threshold = self._condition.threshold
-        assert threshold is not None  # only `nonfinite` has none
-        if threshold.signal is not None:
-            value = row.get(threshold.signal.column)  # type: ignore[arg-type]  # a threshold reads a column
-            return threshold.number if value is None else float(value) * threshold.times
-        name = phase if threshold.by == "phase" else key
-        return threshold.number if name is None else threshold.values.get(name, threshold.number)
-
-    def _reset_level(self, threshold: float) -> float:
-        level = self._level
-        assert level is not None
-        return level.number if level.number is not None else threshold * (level.times or 0.0)
+    def _shut(self, key: str, readings: list[Any]) -> str | None:
+        for place, keyed, keep in self._gates:
+            reading = readings[place]
+            shut = keep(reading.get(key, Reason.NOT_RECORDED) if keyed else reading)
+            if shut is not None:
+                return shut
+        return None
 
 
-class _GateKeeper:
-    """One gate."""
-
-    __slots__ = ("_gate", "_reason", "keyed", "read", "read_keys")
-
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
-        self._reason = gate_reason(gate)
-        self.keyed = gate.signal.key is not None
-        self.read, self.read_keys = _readers(gate.signal)
-
-    def closed(self, reading: Reading) -> str | None:
-        """Why the rule does not look, or None where the gate is open."""
-        gate = self._gate
-        if isinstance(reading, Reason):
-            return Reason.GATE_UNKNOWN
-        if gate.test is Test.NONFINITE:
-            return self._reason if nonfinite(reading) else None
-        if reading != reading:
-            return Reason.GATE_UNKNOWN
-        shut = above(reading, gate.number) if gate.test is Test.ABOVE else below(reading, gate.number)
-        return self._reason if shut else None
-
-
-def gate_reason(gate: Gate) -> str:
-    """What coverage says where this gate is closed."""
-    return f"{Reason.NOT_APPLICABLE}: {gate.describe()}"
-
-
-_ReadOne = Callable[[Mapping[str, Any], Rows], Reading]
-_ReadKeys = Callable[[Rows], Mapping[str, Reading]]
-
-
-def _readers(signal: Signal) -> tuple[_ReadOne, _ReadKeys]:
-    """How to read the signal, without a key column from the update's own row and all its rows, and with one."""
-    table, column = signal.table, signal.column
-
-    def read_keys(rows: Rows) -> Mapping[str, Reading]:
-        return signal.read(rows.get(table, ()))
-
-    def read_rows(row: Mapping[str, Any], rows: Rows) -> Reading:
-        return signal.read((row,) if table == UPDATE_TABLE else rows.get(table, ()))[""]
-
-    def read_column(row: Mapping[str, Any], rows: Rows) -> Reading:
-        value = row.get(column)  # type: ignore[arg-type]  # only used where there is a column
-        return Reason.NOT_MEASURED if value is None else float(value)
-
-    def count_column(row: Mapping[str, Any], rows: Rows) -> Reading:
-        value = row.get(column)  # type: ignore[arg-type]  # only used where there is a column
-        return Reason.NOT_MEASURED if value is None else float(len(value))
-
-    if table != UPDATE_TABLE or column is None or signal.min_n is not None:
-        return read_rows, read_keys
-    return count_column if signal.counts else read_column, read_keys
+def _absent(table: str, lost: Collection[str]) -> Reason:
+    """Why there is no row of a table."""
+    return Reason.GAP if table in lost else Reason.NOT_RECORDED

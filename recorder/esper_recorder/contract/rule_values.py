@@ -13,7 +13,7 @@ from esper_recorder.contract.signals import Take
 Value = float | bool | str
 
 _COUNTS: Final = {"for": 1, "min_n": 1, "warmup": 0}
-_SWITCHES: Final = ("keep", "bias_correction")
+_SWITCHES: Final = ("keep", "bias_correction", "signed")
 _WORDS: Final = {"severity": tuple(Severity), "take": tuple(Take)}
 _FIXED: Final = ("nonfinite", "step")
 _LEVELS: Final = ("above", "below", "reset")
@@ -64,7 +64,7 @@ def _slots(raw: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str,
     if not free and ("column" in raw or "expr" in raw) and ("above" in raw or "below" in raw) and "unless" not in path:
         extra = (*extra, "reset")
     if path.endswith("drift."):
-        extra = ("momentum", "bias_correction", "warmup", "epsilon")
+        extra = ("momentum", "bias_correction", "warmup", "epsilon", "signed")
     for key in dict.fromkeys((*raw, *extra)):
         value = raw.get(key)
         if isinstance(value, dict):

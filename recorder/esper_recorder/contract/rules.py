@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from bisect import bisect_right
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any
 from esper_recorder.contract import rule_values, rules_file
 from esper_recorder.contract.rule import Rule, RuleError, Severity, near
 from esper_recorder.contract.rules_file import Content
-from esper_recorder.contract.signals import UPDATE_TABLE
+from esper_recorder.contract.signals import HELD_BACK, UPDATE_TABLE
 from esper_recorder.contract.toml_text import to_toml
 
 __all__ = ["Rule", "RuleError", "RuleSet", "Severity", "load_file", "load_profile", "profiles"]
@@ -63,7 +64,7 @@ class RuleSet:
     @property
     def sha256(self) -> str:
         """Hexadecimal SHA-256 of the text in UTF-8."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        return _sha256(self.text)
 
     @property
     def tables(self) -> dict[str, frozenset[str]]:
@@ -72,6 +73,8 @@ class RuleSet:
         for rule in self.rules:
             for signal in rule.signals:
                 needed[signal.table] = needed.get(signal.table, frozenset()) | signal.columns
+        if "minibatches" in needed:
+            needed["minibatches"] |= {HELD_BACK}
         return needed
 
     def phase(self, progress: float | None) -> str | None:
@@ -126,6 +129,11 @@ def load_rules(rules: str | Path) -> RuleSet:
     if isinstance(rules, Path) or rules.endswith(".toml"):
         return load_file(rules)
     return load_profile(rules)
+
+
+@functools.lru_cache(64)
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _shipped() -> Any:

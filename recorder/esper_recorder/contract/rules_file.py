@@ -269,7 +269,7 @@ def _check_reset(reset: Reset, threshold: Threshold, test: Test, place: Place) -
 
 
 def _drift(raw: Any, place: Place) -> Drift:
-    place.known(raw, ("momentum", "bias_correction", "warmup", "epsilon"))
+    place.known(raw, ("momentum", "bias_correction", "warmup", "epsilon", "signed"))
     plain = Drift()
     momentum = place.at("momentum").number(raw.get("momentum", plain.momentum))
     if not 0.0 <= momentum < 1.0:
@@ -282,6 +282,7 @@ def _drift(raw: Any, place: Place) -> Drift:
         place.at("bias_correction").switch(raw.get("bias_correction", plain.bias_correction)),
         place.at("warmup").count(raw.get("warmup", plain.warmup), 0),
         epsilon,
+        place.at("signed").switch(raw.get("signed", plain.signed)),
     )
 
 

@@ -28,13 +28,17 @@ class Take(StrEnum):
     MAX = "max"  # the largest number; NaN only where there is no number; NULL only where nothing was measured
     MIN = "min"
     SUM = "sum"  # of what was measured; NaN if a NaN was
+    MEAN = "mean"  # that sum divided by how many were measured
     ONLY = "only"  # there must be no second row
 
 
 class Reason(StrEnum):
     """Why a rule could not look: what it says instead of "fine"."""
 
-    NOT_RECORDED = "not recorded"  # no row for the update and key
+    __hash__ = str.__hash__  # an enumeration's own is a call into Python, for each abstention counted
+
+    NO_TABLE = "table not recorded by this run"  # no row of it at any update
+    NOT_RECORDED = "not recorded"  # no row for the update and key, in a table that the run records
     NOT_MEASURED = "not measured"  # NULL
     NOT_FINITE = "not finite"  # NaN, which no threshold can judge; for drift, also an infinity
     SEVERAL_ROWS = "several rows"  # where there must be one
@@ -43,10 +47,14 @@ class Reason(StrEnum):
     GATE_UNKNOWN = "gate not measured"
     NO_THRESHOLD = "no threshold"  # the phase is not known, the key not named, or the column not measured
     WARMING_UP = "warming up"  # an average or a previous value is still to come
-    GAP = "recording gap"  # the update itself was not recorded
+    GAP = "recording gap"  # the update was not recorded, or its rows of the table are told to be lost
 
 
 Reading = float | Reason
+
+HELD_BACK: Final = "held_back"
+"""Column of `minibatches`: true where the row was stored after the rules had judged its update without it. Nobody who
+judges the update again looks at it."""
 
 ORDER_COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "minibatches": ("minibatch",),
@@ -94,7 +102,7 @@ class Signal:
     @property
     def counts(self) -> bool:
         """The column holds lists, and the value is the number of entries."""
-        return self.column is not None and _types(self.table)[self.column].startswith("list<")
+        return _is_list(self.table, self.column)
 
     def describe(self) -> str:
         """As a person would name it: `ppo_updates.ratio_max`, `first of minibatches.ratio_max`."""
@@ -113,14 +121,15 @@ class Signal:
         for column, text in self.where:
             rows = [row for row in rows if row.get(column) == text]
         if self.key is None:
-            return {"": self._take(rows)}
+            return {"": self.value_of(rows)}
         groups: dict[str, list[Mapping[str, Any]]] = {}
         for row in rows:
             key = row.get(self.key)
             groups.setdefault("" if key is None else str(key), []).append(row)
-        return {key: self._take(group) for key, group in groups.items()}
+        return {key: self.value_of(group) for key, group in groups.items()}
 
-    def _take(self, rows: Sequence[Mapping[str, Any]]) -> Reading:
+    def value_of(self, rows: Sequence[Mapping[str, Any]]) -> Reading:
+        """The reading from an update's rows of one key."""
         if not rows:
             return Reason.NOT_RECORDED
         least = self.min_n
@@ -132,16 +141,14 @@ class Signal:
         if take is Take.ONLY:
             return Reason.SEVERAL_ROWS if len(rows) > 1 else self._value(rows[0])
         if take is Take.FIRST or take is Take.LAST:
-            if len(rows) > 1:
-                order = order_columns(self)
-                ordered = sorted(rows, key=lambda row: [_place(row.get(name)) for name in order])
-                return self._value(ordered[0 if take is Take.FIRST else -1])
-            return self._value(rows[0])
+            order = order_columns(self)
+            ordered = sorted(rows, key=lambda row: [_place(row.get(name)) for name in order]) if order else rows
+            return self._value(ordered[0 if take is Take.FIRST else -1])
         measured = [value for row in rows if not isinstance(value := self._value(row), Reason)]
         if not measured:
             return Reason.NOT_MEASURED
-        if take is Take.SUM:
-            return total(measured)
+        if take is Take.SUM or take is Take.MEAN:
+            return total(measured) / (1 if take is Take.SUM else len(measured))
         numbers = [value for value in measured if value == value]
         if not numbers:
             return math.nan
@@ -187,8 +194,8 @@ def total(values: Iterable[float]) -> float:
 
 
 @functools.cache
-def _types(table: str) -> dict[str, str]:
-    return {column.name: column.type for column in columns(table)}
+def _is_list(table: str, column: str | None) -> bool:
+    return any(declared.name == column and declared.type.startswith("list<") for declared in columns(table))
 
 
 def _place(value: Any) -> float:

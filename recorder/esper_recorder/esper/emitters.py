@@ -28,7 +28,7 @@ from esper_recorder.contract.tables import IDENTITY, Counterfactual, EpochRow, R
 from esper_recorder.esper.rewards import reward_components
 from esper_recorder.esper.slots import check_slot, ordered_slots
 from esper_recorder.recorder import Recorder
-from esper_recorder.ring import BadCall
+from esper_recorder.reductions.arguments import BadCall
 
 log = logging.getLogger("esper_recorder")
 
