@@ -27,10 +27,11 @@ import pyarrow.parquet as pq
 from esper_analytics.errors import QueryError
 from esper_analytics.limits import bounded_growth, size_of
 from esper_analytics.macros import MACROS
-from esper_analytics.scan import TableScan, identifier, literal
+from esper_analytics.scan import Layout, TableScan, identifier, literal
 from esper_analytics.sql_answers import frame_of
 from esper_analytics.sql_errors import Asked, explained
 from esper_analytics.sql_files import View
+from esper_recorder.batches import to_table
 from esper_recorder.contract.tables import column_names
 
 Source = tuple[TableScan, bool] | pl.DataFrame | View
@@ -185,6 +186,12 @@ def left_behind() -> bool:
     return any(thread.name == _THREAD for thread in threading.enumerate())
 
 
+def files_are_gone(sources: Mapping[str, Source]) -> bool:
+    """Whether a file of the views is not there any more: it was compacted since it was listed."""
+    scans = [source[0] for source in sources.values() if isinstance(source, tuple)]
+    return any(not path.exists() for scan in scans for path in scan.paths())
+
+
 def connect(sources: Mapping[str, Source]) -> duckdb.DuckDBPyConnection:
     """A trusted connection with the views of `sources` and the macros."""
     connection = duckdb.connect(":memory:")
@@ -261,10 +268,11 @@ def _with_plain_paths(scan: TableScan) -> TableScan:
     for layout, paths in scan.files.items():
         for path in paths:
             if _PATTERN.search(str(path)):
-                present = [name for name, _ in layout.present]
-                plain.journals.append((pq.ParquetFile(path).read(columns=present), layout.cuts))
+                rows = pq.ParquetFile(path).read(columns=[name for name, _ in layout.present])
+                held = to_table(scan.table, rows.to_batches())
+                plain.journals.append((held, Layout((), False, layout.cuts, layout.ranks)))
             else:
-                plain.add_part(path, layout)
+                plain.add_part(path, layout, scan.heights[path])
     return plain
 
 

@@ -4,15 +4,9 @@
 -- param metric METRIC approx_kl a numeric column of ppo_updates
 -- param bins BIGINT 10 stretches that the training is divided into
 WITH metrics AS (
-    UNPIVOT (
-        SELECT run_id, progress, COLUMNS(* EXCLUDE (run_id, progress))::DOUBLE
-        FROM (
-            SELECT * EXCLUDE (attempt, rank, time, definition, nonfinite_fields) FROM ppo_updates
-            WHERE run_id IN ($a, $b)
-        )
-    )
-    ON COLUMNS(* EXCLUDE (run_id, progress))
-    INTO NAME metric VALUE value
+    SELECT run_id, progress, COLUMNS(lambda name: name = $metric)::DOUBLE AS value
+    FROM ppo_updates
+    WHERE run_id IN ($a, $b)
 )
 SELECT
     bin / $bins AS progress_from,
@@ -20,7 +14,7 @@ SELECT
     avg(finite(value)) FILTER (run_id = $a) AS a,
     avg(finite(value)) FILTER (run_id = $b) AS b,
     b - a AS difference
-FROM (SELECT *, least(floor(progress * $bins), $bins - 1) AS bin FROM metrics WHERE metric = $metric)
+FROM (SELECT *, least(floor(progress * $bins), $bins - 1) AS bin FROM metrics)
 WHERE bin IS NOT NULL
 GROUP BY bin
 ORDER BY bin

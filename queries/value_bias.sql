@@ -1,4 +1,5 @@
--- Whether the value predictions are off on one side: the mean residual against its size. Explained variance is blind to it.
+-- Whether the value predictions are off on one side: the mean residual against its size (explained variance is
+--     blind to it).
 -- param share DOUBLE 0.5 |mean| / rms of the residual from which on it counts
 SELECT
     run_id,

@@ -2,7 +2,8 @@
 -- columns of alarms
 -- column first_of_run BOOLEAN - no alarm of this rule and key stands before it in the run
 -- column in_a_row BIGINT 1 updates in a row, this one included, with an alarm of this rule and key
--- column nonfinite_fields VARCHAR[] - the trainer's scalars that were not finite in the update; NULL: not looked through
+-- column nonfinite_fields VARCHAR[] - the trainer's scalars that were not finite in the update; NULL: not
+--     looked through
 -- column return_variance_low BOOLEAN - the trainer called explained variance not meaningful; NULL: not told
 -- column sentinel BOOLEAN - all that was not finite in the update is an explained variance that the trainer called not
 --     meaningful: an alarm about NaN is about that mark, not about the training; NULL: not told

@@ -4,8 +4,8 @@
 -- column n BIGINT 1 steps it was recorded for
 -- column mean DOUBLE 1 its mean over the steps
 -- column std DOUBLE 1 its population standard deviation
--- column size_share DOUBLE 1 its part in the sum of |component| over what is added up to the reward; NULL: all are zero,
---     or it is not added (base_acc_delta is what others are made from)
+-- column size_share DOUBLE 1 its part in the sum of |component| over what is added up to the reward; NULL: all are
+--     zero, or it is not added (base_acc_delta is what others are made from)
 -- column total_correlation DOUBLE 1 correlation with the total reward, over steps; NULL: one of the two does not vary
 -- column return_correlation DOUBLE 1 correlation of an episode's sum of it with the episode's return; NULL: one of the
 --     two does not vary, or no return was recorded

@@ -46,7 +46,8 @@ whole AS (
     SELECT run_id, 'lines_kept_raw', reason, false, 'lines of its source that no table could take' FROM raw_events
     GROUP BY run_id, reason
     UNION ALL
-    SELECT run_id, 'not_finished', ended, false, 'it did not end by itself; its last rows may be missing' FROM runs
+    SELECT run_id, 'not_finished', ended, false, 'nothing tells that it ended by itself; its last rows may be missing'
+    FROM runs
     WHERE ended <> 'finished'
 )
 SELECT

@@ -104,6 +104,25 @@ def changing(descriptor: int) -> Iterator[None]:
         fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, _CHANGING)
 
 
+@contextlib.contextmanager
+def maintaining(folder: Path) -> Iterator[None]:
+    """Keep other maintenance (recovery, compaction) off a run's folder meanwhile. It keeps nobody from recording.
+
+    Raises OSError where another process maintains the folder, or where it is not there.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"another process recovers or compacts {folder} right now") from None
+        except OSError:
+            pass  # a file system without locks; two at once would do the same work twice
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _inode(file: Path | int) -> tuple[int, int]:
     status = os.stat(file)
     return status.st_dev, status.st_ino

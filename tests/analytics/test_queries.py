@@ -22,7 +22,7 @@ from esper_analytics.scan import polars_type
 from esper_analytics.sql_files import questions, views
 from esper_analytics.store import VIEWS
 from tests.builders import run_id_of, write_run
-from tests.esper_files import ALL_KINDS, EXCERPTS, content, events, imported
+from tests.esper_files import ALL_KINDS, EXCERPTS, WHOLE, content, events, imported
 
 NEW, OLD = (next(path for path in EXCERPTS if date in path.name) for date in ("2026-06", "2025-12"))
 ALL_NEW, ALL_OLD = (next(path for path in ALL_KINDS if date in path.name) for date in ("2026-06", "2025-12"))
@@ -586,6 +586,36 @@ def test_a_view_is_made_only_where_a_query_names_it_or_a_view_that_does(esper):
     assert {"anomalies", "alarms", "ppo_updates", "runs"} <= made.keys()
     assert "layers" not in made and "gradient_layers" not in made
     assert list(esper._sources(["gaps"])) == ["gaps"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(WHOLE) < 2, reason="ESPER_TEST_DATA names no folder with the whole files")
+def test_the_whole_files_give_the_figures_that_are_in_them(tmp_path):
+    for path in WHOLE:
+        import_file(path, tmp_path)
+    runs = ea.open(tmp_path)
+    for path in WHOLE:
+        run = runs[run_of(runs, path)]
+        counts = Counter(event["event_type"] for event in events(path))
+        alarms = dict(run.sql("SELECT rule, count(*) FROM anomalies GROUP BY 1").rows())
+        assert alarms == Counter("entropy_collapse" if "entropy_collapse" in rule else rule for rule in raised(path))
+        lives = run.sql("SELECT count(*), count_if(ended = 'pruned'), sum(gates_failed) FROM seed_lifecycle").row(0)
+        failed = sum(not d["passed"] for d in data_of(path, "SEED_GATE_EVALUATED"))
+        assert lives == (counts["SEED_GERMINATED"], counts["SEED_PRUNED"], failed)
+        episodes = run.sql("SELECT count(*), sum(episode_return) FROM episode_outcomes").row(0)
+        returns = math.fsum(d["episode_reward"] for d in data_of(path, "EPISODE_OUTCOME"))
+        assert episodes == (counts["EPISODE_OUTCOME"], near(returns))
+    # The two files are known: what each is doubtful for, and whose rewards add up.
+    new, old = (runs[run_of(runs, path)] for path in sorted(WHOLE, reverse=True))
+    found = dict(new.query("confounders").group_by("confounder").agg(pl.col.updates.sum()).rows())
+    assert (found["nan_sentinel"], found["gradient_norm_drift"], found["entropy_collapse"]) == (237, 66, 825)
+    assert old.query("confounders").select("confounder", "updates").rows() == [("value_collapse", 322)]
+    assert new.query("reward_sums")["steps_off"].item() == 0
+
+
+def raised(path):
+    """The kind of each alarm that the trainer raised."""
+    return [event["data"]["anomaly_type"] for event in events(path) if "anomaly_type" in (event["data"] or {})]
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------

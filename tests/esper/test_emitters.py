@@ -137,7 +137,10 @@ class TestEnvironments:
         assert run.gaps() == []
 
     def test_an_epoch_is_told_with_the_modules_in_its_slots(self, run: Run) -> None:
-        in_slots = {"r1c0": {"stage": "BLENDING", "alpha": 0.5}, "r0c0": {"stage": "TRAINING"}}
+        in_slots: dict[str, dict[str, Any]] = {
+            "r1c0": {"stage": "BLENDING", "alpha": 0.5},
+            "r0c0": {"stage": "TRAINING"},
+        }
         run.emitter.of(env=2).epoch_completed(3, episode=1, val_accuracy=61.5, in_slots=in_slots)
         run.update()
         assert run.told("epochs") == [{"env": 2, "epoch": 3, "episode": 1, "val_accuracy": 61.5}]
@@ -147,7 +150,7 @@ class TestEnvironments:
         ]
 
     def test_a_matrix_is_told_configuration_by_configuration(self, run: Run) -> None:
-        matrix = {(): 50.0, ("r1c0",): 55.0, ("r1c0", "r0c0"): None}
+        matrix: dict[tuple[str, ...], float | None] = {(): 50.0, ("r1c0",): 55.0, ("r1c0", "r0c0"): None}
         run.emitter.of(env=0).counterfactuals(matrix, strategy="full", compute_ms=2.0)
         run.update()
         whole = {"env": 0, "slots": ["r0c0", "r0c1", "r1c0"], "strategy": "full", "compute_ms": 2.0}
@@ -241,7 +244,7 @@ class TestFailedCollection:
         assert record.exc_info and record.exc_info[2] is not None and "environment 1" in record.message
 
     def test_what_is_not_due_is_not_collected(self, run: Run) -> None:
-        made = []
+        made: list[int] = []
 
         def make() -> EpochRow:
             made.append(len(made) + 1)

@@ -74,8 +74,8 @@ class TestAgainstTheImport:
             assert one == other, table
         assert ours.table("gaps").collect().is_empty()
         told = ("trainer", "definition", "config", "total_updates", "rules_profile")
-        one, other = (runs.table("runs").select(told).collect() for runs in (ours, theirs))
-        assert one.equals(other)
+        frames = [runs.table("runs").select(told).collect() for runs in (ours, theirs)]
+        assert frames[0].equals(frames[1])
         texts = [runs.rules_text(runs.ids[0]) for runs in (ours, theirs)]
         assert texts[0] == texts[1]
 

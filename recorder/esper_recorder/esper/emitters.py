@@ -9,8 +9,9 @@ A payload is the contract's own frozen row: its fields are the table's columns, 
 stored as NULL. The context (environment, device) is added by making a new row, never by changing one. A group of an A/B
 test is a run of its own, so its recorder tells it: `Recorder(..., trainer={"name": "esper", "group_id": "A"})`.
 
-Nothing here raises into the trainer: what could not be told is logged and becomes a row of `gaps`. How the returns and
-accuracies that are told this way fare is for the rules to judge (`return_degradation` of the profile `default`).
+Nothing here raises into the trainer: what could not be told is logged and becomes a row of `gaps`. Whether a training
+gets worse is for the rules to judge, on what is recorded: `return_degradation` of the profile `default`, on
+`Recorder.episode`.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class RowEmitter:
             self._record(self._in_context(make()))
 
     def _in_context(self, row: R) -> R:
-        context = {"env": self.env, "device": self.device}
+        context: dict[str, Any] = {"env": self.env, "device": self.device}
         own = {f.name for f in dataclasses.fields(row)}
         added = {name: value for name, value in context.items() if name in own and getattr(row, name) is None}
         return dataclasses.replace(row, **added) if added else row
@@ -184,7 +185,9 @@ class EnvironmentEmitter(RowEmitter):
                     columns = {"env": row.env, "epoch": epoch, "slot": slot, **(in_slots or {})[slot]}
                     self._record(_made(SlotEpoch, columns))
 
-    def counterfactuals(self, accuracies: Mapping[Iterable[str], float | None], **told: Any) -> None:
+    def counterfactuals(
+        self, accuracies: Mapping[tuple[str, ...], float | None] | Mapping[frozenset[str], float | None], **told: Any
+    ) -> None:
         """The accuracies of the environment's network with some of its modules switched off: a whole matrix.
 
         Args:
