@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 import math
 from pathlib import Path
@@ -203,6 +204,13 @@ class TestContext:
         RowEmitter(run.recorder).emit({"env": 1})  # type: ignore[arg-type]
         [gap] = run.rows("gaps")
         assert gap["detail"] == "emit() takes a row of a table, and was given a dict"
+
+
+def test_telling_is_all_a_method_does_and_nothing_comes_back() -> None:
+    names = [name for name in vars(EnvironmentEmitter) if not name.startswith("_") and name != "slots"]
+    assert len(names) >= 8
+    for name in ["emit", "collect", *names]:
+        assert inspect.signature(getattr(EnvironmentEmitter, name)).return_annotation == "None"
 
 
 class TestIntervals:

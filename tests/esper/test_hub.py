@@ -290,6 +290,13 @@ class TestRuns:
         assert runs.list()["ended"].to_list() == ["killed"]
         assert runs.table("epochs").collect().height == 3
 
+    def test_an_exception_that_ends_the_process_is_told_though_nobody_closed_the_hub(self, tmp_path: Path) -> None:
+        code = KILLED[: KILLED.index("for n in")] + "raise ValueError('diverged')"
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60, check=False, capture_output=True)
+        assert done.returncode == 1
+        [run] = ea.open(tmp_path).table("runs").collect().to_dicts()
+        assert (run["ended"], run["error"]) == ("raised", "ValueError: diverged")
+
     def test_it_is_live_while_it_is_recorded_and_its_rows_are_there_after_a_flush(self, tmp_path: Path) -> None:
         backend = HubBackend(tmp_path)
         backend.emit(STARTED)

@@ -126,16 +126,10 @@ class HubBackend:
         training, update = self._clock.place(told)
         self._run(training.key).take(Entry(self._line, told, training, update))
 
-    @_guarded
     def close(self) -> None:
         """Write what is left and end the runs: finished where the training said so. A second call does nothing."""
-        if not self._open:
-            return
-        self._open = False
         # While an exception passes through the caller's `finally`, it is what ended the training.
-        error = sys.exc_info()[1]
-        for run in self._runs.values():
-            run.close(_UNFINISHED if error is None else f"{type(error).__name__}: {error}")
+        self._end(sys.exc_info()[1])
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until everything emitted so far is written; False if that took longer than `timeout` seconds."""
@@ -144,6 +138,14 @@ class HubBackend:
             for run in runs:
                 run.hand_over()
         return all([run.writer.flush(timeout) for run in runs])
+
+    @_guarded
+    def _end(self, error: BaseException | None) -> None:
+        if not self._open:
+            return
+        self._open = False
+        for run in self._runs.values():
+            run.close(_UNFINISHED if error is None else f"{type(error).__name__}: {error}")
 
     def _run(self, key: RunKey) -> _Run:
         run = self._runs.get(key)
@@ -325,4 +327,4 @@ def _joined(blocks: Sequence[Block], identity: dict[str, Any]) -> Block:
 def _close_at_exit(reference: weakref.ref[HubBackend]) -> None:
     backend = reference()
     if backend is not None:
-        backend.close()
+        backend._end(getattr(sys, "last_value", None))  # the exception that ended the process
