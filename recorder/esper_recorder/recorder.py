@@ -171,6 +171,8 @@ class Recorder:
             raise ValueError(f"rank is {rank!r}; give the number of this process among the trainer's, from 0")
         if run_id is not None and resume is not None:
             raise ValueError(f"both run_id={run_id!r} and resume={resume!r} are given; resume alone names the run")
+        if not isinstance(trainer, str) and not isinstance(trainer.get("name"), str):
+            raise ValueError("trainer is a mapping without a name; give at least {'name': ...}")
         if sink is not None and not isinstance(sink, Sink):
             raise ValueError(f"sink is a {type(sink).__name__}; give a Sink, for instance a MemorySink")
         self._rules: RuleSet | None = None if rules is None else load_rules(rules)

@@ -9,8 +9,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import esper_analytics as ea
 from esper_analytics.cli import app
 from esper_recorder import Recorder
+from esper_recorder.esper import EnvironmentEmitter
 
 JSON = ("--format", "json")
 RULE = "return_degradation"
@@ -63,3 +65,33 @@ def test_the_report_says_it_and_is_silent_where_returns_hold(runs: Path, tmp_pat
         report = tmp_path / f"{name}.md"
         esper("report", runs, "--run", run_id(runs, name), "-o", report)
         assert sentence in report.read_text()
+
+
+ACCURACY_RULE = """
+[rules.accuracy_falls]
+severity = "warning"
+table = "epochs"
+take = "mean"
+column = "val_accuracy"
+drift = { momentum = 0.9, bias_correction = true, warmup = 2, signed = true }
+below = -0.1
+evidence = "A tenth below the average so far."
+"""
+
+
+def test_an_accuracy_that_an_emitter_told_fires_live_as_in_the_replay(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text(ACCURACY_RULE)
+    with Recorder(tmp_path / "runs", rules=rules) as rec:
+        emitter = EnvironmentEmitter(rec)
+        # The mean over the environments is 60 four times; 54.5 is 9.2 % below that. The average then is
+        # (0.9 * 0.3439 * 60 + 0.1 * 54.5) / 0.40951 = 58.66, and 50 is 14.8 % below.
+        for accuracy in (60.0, 60.0, 60.0, 60.0, 54.5, 50.0):
+            for env in range(2):
+                emitter.of(env=env).epoch_completed(1, val_accuracy=accuracy - 2 + 4 * env)
+            rec.minibatch(log_ratio=torch.zeros(4), clip_range=0.2)
+            rec.end_update()
+    runs = ea.open(tmp_path / "runs")
+    alarms = runs.sql("SELECT update, rule, value FROM alarms").rows()
+    assert [(update, rule) for update, rule, _ in alarms] == [(6, "accuracy_falls")]
+    assert ea.replay(runs).firings.select("update", "rule", "value").rows() == alarms

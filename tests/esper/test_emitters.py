@@ -16,7 +16,8 @@ import torch
 from esper_recorder import MemorySink, Recorder
 from esper_recorder.contract.tables import Decision, EpochRow, SlotEvent
 from esper_recorder.esper import EnvironmentEmitter, Intervals, RowEmitter
-from esper_recorder.told import MOST_ROWS, ToldRows
+from esper_recorder.manifest import read_manifest
+from esper_recorder.told import FILLED, MOST_ROWS, ToldRows
 
 
 class Run:
@@ -62,6 +63,7 @@ class TestRowsTold:
         assert rows[0]["run_id"] == run.recorder.run_id and rows[0]["elapsed_s"] >= 0
         assert [(row["update"], row["line"]) for row in run.rows("slots")] == [(3, 1)]
         assert run.sink.updates == [1, 2, 3]
+        assert {table for table, count in run.sink.tables().items() if count} - {"epochs", "slots"} <= FILLED
         assert run.gaps() == []
 
     @pytest.mark.parametrize(
@@ -262,6 +264,14 @@ class TestFailedCollection:
         for _ in range(4):
             emitter.collect("epochs", make)
         assert made == [1, 2]
+
+
+def test_the_group_of_an_ab_test_is_told_by_its_recorder(tmp_path: Path) -> None:
+    with Recorder(tmp_path, trainer={"name": "esper", "group_id": "B"}, rules=None) as rec:
+        assert rec.path is not None
+    assert read_manifest(rec.path).trainer == {"name": "esper", "group_id": "B"}
+    with pytest.raises(ValueError, match="trainer is a mapping without a name"):
+        Recorder(tmp_path, trainer={"group_id": "B"})
 
 
 def test_a_payload_is_the_row_of_its_table_and_a_metric_that_is_missing_is_none() -> None:

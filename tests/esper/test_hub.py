@@ -255,6 +255,24 @@ class TestTheTrainerIsTheHost:
             stored + sum(last - first + 1 for first, last in lost.select("first_update", "last_update").rows()) == sent
         )
 
+    def test_events_from_several_threads_all_arrive_each_with_a_line_of_its_own(self, tmp_path: Path) -> None:
+        backend = HubBackend(tmp_path)
+        backend.emit(STARTED)
+
+        def send(env: int) -> None:
+            for epoch in range(1, 201):
+                backend.emit(event("EPOCH_COMPLETED", 1, {"env_id": env, "inner_epoch": epoch}))
+
+        threads = [threading.Thread(target=send, args=(env,)) for env in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        backend.close()
+        runs = ea.open(tmp_path)
+        assert runs.table("epochs").collect().select("env", "epoch").n_unique() == 800
+        assert sorted(runs.table("events").collect()["line"]) == [*range(1, 802)]
+
     def test_a_forked_process_sends_nothing(self, tmp_path: Path) -> None:
         backend = HubBackend(tmp_path)
         backend.emit(STARTED)
