@@ -23,6 +23,7 @@ import esper_analytics as ea
 from esper_recorder.contract.tables import TABLES
 from esper_recorder.esper import HubBackend, hub
 from esper_recorder.esper.events import plain, plain_event
+from esper_recorder.run_folder import RunFolder
 from esper_recorder.sink import ParquetSink
 from tests.esper_files import ALL_KINDS, EXCERPTS, WHOLE, Event, content, events, imported, lines
 
@@ -215,6 +216,23 @@ class TestTheTrainerIsTheHost:
         backend.close()
         assert (backend.dropped, backend.run_ids) == (5, ())
         assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 2
+
+    def test_a_manifest_that_cannot_be_written_costs_no_event_and_is_tried_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        backend = HubBackend(tmp_path)
+        with monkeypatch.context() as patched:
+            patched.setattr(RunFolder, "change", full)
+            backend.emit(STARTED)
+        backend.emit(event("BATCH_EPOCH_COMPLETED", 1, {"batch_idx": 1}))
+        backend.close()
+        runs = ea.open(tmp_path)
+        assert (backend.dropped, runs.table("events").collect().height) == (0, 2)
+        [run] = runs.table("runs").collect().to_dicts()
+        assert (run["rules_profile"], run["total_updates"]) == ("esper-2026-06", 2)
 
     def test_events_after_the_end_are_counted_and_a_new_start_makes_other_runs(self, tmp_path: Path) -> None:
         backend = HubBackend(tmp_path)

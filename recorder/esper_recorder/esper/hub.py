@@ -3,7 +3,8 @@
     hub.add_backend(HubBackend("runs/"))
 
 The mapping of events to rows is the importer's: a run recorded this way and the same run's `events.jsonl` imported are
-the same tables. `line` counts the events as they were emitted, which is the line the JSONL would have them in.
+the same tables. `line` counts the events as they were emitted, which is the line the JSONL would have them in. One
+difference: an event that is emitted twice is there twice, where an import counts a repeated line once.
 
 Esper's own detector raises its alarms live and they are recorded as it raised them, so no rules run here; the run
 keeps the text of the profile that has Esper's checks, and `esper replay` runs it or any other.
@@ -281,14 +282,18 @@ class _Run:
         facts, told = self._facts, self._told
         if facts.config is told.config and facts.generation == told.generation:
             return
-        self._told = Facts(config=facts.config, generation=facts.generation)
         fields: dict[str, Any] = {"trainer": self._trainer(), "total_updates": facts.total_updates}
         if facts.config is not None:
             fields["config"] = plain_json(facts.config)
-        if facts.profile is not None:
-            sha256 = keep_rules(self.folder.path, load_profile(facts.profile).text)
-            fields |= {"rules_profile": facts.profile, "rules_sha256": sha256}
-        self.folder.change(**fields)
+        try:
+            if facts.profile is not None:
+                sha256 = keep_rules(self.folder.path, load_profile(facts.profile).text)
+                fields |= {"rules_profile": facts.profile, "rules_sha256": sha256}
+            self.folder.change(**fields)
+        except OSError as error:  # the event itself is recorded; the next one of these tries again
+            log.warning("What run %s is cannot be written into its run.json: %s", self.folder.run_id, error)
+            return
+        self._told = Facts(config=facts.config, generation=facts.generation)
 
     def _trainer(self) -> dict[str, Any]:
         return {"name": "esper", "generation": self._facts.generation, "group_id": self._group}
