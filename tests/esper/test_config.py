@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import math
@@ -17,6 +18,7 @@ import esper_analytics as ea
 from esper_recorder import Recorder
 from esper_recorder.esper import RewardFamily, RewardMode, TrainingConfig
 from esper_recorder.esper.config import ConfigError
+from esper_recorder.manifest import read_manifest
 from examples.device_ppo import train_ppo_vectorized
 
 ELSEWHERE = {"device", "level", "runs"}
@@ -157,6 +159,17 @@ class TestTraining:
             assert rec.path is not None
             kept = json.loads((rec.path / "run.json").read_text())["config"]
         assert TrainingConfig(**kept) == config
+
+
+def test_a_configuration_that_is_a_dataclass_is_kept_field_by_field(tmp_path: Path) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Mine:
+        lr: float
+        betas: tuple[float, float]
+
+    with Recorder(tmp_path, config=Mine(1e-3, (0.9, 0.999)), rules=None) as rec:
+        assert rec.path is not None
+    assert read_manifest(rec.path).config == {"lr": 1e-3, "betas": [0.9, 0.999]}
 
 
 def test_without_pydantic_the_sentence_says_what_to_install() -> None:

@@ -146,6 +146,32 @@ class TestEventsInMemory:
         assert (seed["slot"], seed["stage"], seed["alpha"]) == ("r0c1", "BLENDING", 0.25)
         assert runs.table("raw_events").collect().is_empty()
 
+    @pytest.mark.parametrize("path", ALL_KINDS, ids=lambda path: path.name)
+    def test_objects_of_every_kind_of_event_give_the_rows_of_their_lines(self, path: Path, tmp_path: Path) -> None:
+        class Data:
+            def __init__(self, told: dict[str, Any]) -> None:
+                self._told = told
+
+            def to_dict(self) -> dict[str, Any]:
+                return self._told
+
+        all_events = events(path)
+        kinds: Any = Enum("kinds", sorted({told["event_type"] for told in all_events}))  # type: ignore[misc]
+        objects = [
+            TelemetryEvent(
+                **told
+                | {
+                    "event_type": kinds[told["event_type"]],
+                    "timestamp": datetime.fromisoformat(told["timestamp"]),
+                    "data": Data(told["data"]),
+                }
+            )
+            for told in all_events
+        ]
+        one, other = recorded(objects, tmp_path / "objects"), recorded(all_events, tmp_path / "lines")
+        for table in TABLES:
+            assert rows(one, table) == rows(other, table), table
+
     def test_what_a_trainer_changes_after_it_sent_an_event_does_not_change_the_event(self, tmp_path: Path) -> None:
         data = {"env_id": 1, "inner_epoch": 1, "val_loss": 1.0}
         backend = HubBackend(tmp_path)
