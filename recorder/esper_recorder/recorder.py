@@ -394,7 +394,7 @@ class Recorder:
         self._staging.add(*self._ring.newest, notes)
 
     @_guarded
-    def known_rollout(self, **fields: Any) -> None:
+    def known_rollout(self, /, **fields: Any) -> None:
         """For adapters: what is known of every transition of a rollout that lies on the host.
 
         Args:

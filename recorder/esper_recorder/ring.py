@@ -321,9 +321,9 @@ def reduce_held(
         mask = fields.pop("mask", None)
         if mask is not None:
             valid = valid & (mask != 0)
-    if "entropy_max" not in fields and all(m.entropy_max is not None for m in notes):
-        bounds = from_host([m.entropy_max for m in notes], torch.float64, device)
-        fields["entropy_max"] = bounds[:, None].expand(rows, width)
+    bounds = [m.entropy_max for m in notes if m.entropy_max is not None]
+    if "entropy_max" not in fields and len(bounds) == len(notes):
+        fields["entropy_max"] = from_host(bounds, torch.float64, device)[:, None].expand(rows, width)
     settings = Settings(
         clip_range=_known([m.clip_range for m in notes], device),
         value_clip_range=_known([m.value_clip_range for m in notes], device),

@@ -337,7 +337,7 @@ class _UpdateListener:
             self._epoch,
             self._clip_range,
             self._value_clip_range,
-            self._entropy_max,
+            None if isinstance(self._entropy_max, np.ndarray) else self._entropy_max,
             self._model.normalize_advantage and len(indices) > 1,
         )
 

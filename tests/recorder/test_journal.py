@@ -48,7 +48,7 @@ def test_what_is_committed_reads_back_by_table_while_the_journal_is_open(path: P
 
 def test_a_large_batch_is_smaller_in_the_journal_and_reads_back_whole(path: Path) -> None:
     rows = 40_000
-    data = {
+    data: dict[str, list[Any]] = {
         "update": [2] * rows,
         "ratio_mean": [0.5] * rows,
         "minibatch": list(range(rows)),

@@ -14,7 +14,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 
 from esper_recorder.contract.tables import TABLES
 from esper_recorder.known import NEW, KnownRing
-from esper_recorder.reductions.arguments import BadCall
+from esper_recorder.reductions.arguments import BadCall, FieldKey
 from esper_recorder.ring import MinibatchNotes, MinibatchRing, Piece
 from esper_recorder.sb3 import RecorderCallback, _UpdateListener
 from tests.recorder.sb3_runs import TinyEnv
@@ -83,7 +83,9 @@ def filled(lengths: list[int], odd: dict[str, float], *, per_minibatch: bool) ->
         notes = MinibatchNotes(i + 1, 1, 0.2, 0.1, normalize=n > 1, entropy_max=math.log(3))
         at = torch.from_numpy(index)
         known.append(tuple(new.values()), index, notes)
-        general.append({name: x[at] for name, x in rollout.items()} | new, n, notes, index=at)
+        every: dict[FieldKey, torch.Tensor] = {name: x[at] for name, x in rollout.items()}
+        every.update(new.items())
+        general.append(every, n, notes, index=at)
     pieces = known.reduce(), general.reduce()
     assert pieces[0] is not None and pieces[1] is not None and len(known) == 0
     return pieces[0], pieces[1]
