@@ -17,7 +17,7 @@ TRAINERS = {"torch", "stable_baselines3", "sb3_contrib", "gymnasium"}
 DESK = {"duckdb", "polars", "matplotlib"}
 # What of the recorder works only inside a trainer.
 IN_THE_TRAINER = {
-    f"esper_recorder.{name}" for name in ("recorder", "reduce", "ring", "rows", "transfer", "watch", "sb3")
+    f"esper_recorder.{name}" for name in ("recorder", "reductions", "ring", "rows", "transfer", "watch", "sb3")
 }
 
 

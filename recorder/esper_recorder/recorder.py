@@ -28,14 +28,14 @@ from torch import Tensor
 from esper_recorder.contract.metrics import DEFINITIONS
 from esper_recorder.contract.rules import RuleSet, load_rules
 from esper_recorder.contract.tables import column_names
+from esper_recorder.layers import LayerLog
 from esper_recorder.levels import Level
 from esper_recorder.losses import BAD_CALL, REDUCE_FAILED
 from esper_recorder.reading import last_update
-from esper_recorder.reduce.gradients import layer_statistics
-from esper_recorder.reduce.packed import Packed
-from esper_recorder.reduce.recurrent import state_statistics
-from esper_recorder.reduce.transitions import rollout_statistics
-from esper_recorder.ring import BadCall, MinibatchNotes, MinibatchRing, Piece
+from esper_recorder.reductions.arguments import BadCall, FieldKey, check_log_ratio, flat_actions, head_fields
+from esper_recorder.reductions.recurrent import state_statistics
+from esper_recorder.reductions.transitions import rollout_statistics
+from esper_recorder.ring import MinibatchNotes, MinibatchRing, PackedRing, Piece, Pushed
 from esper_recorder.rows import UpdateInput, build
 from esper_recorder.run_folder import RunFolder
 from esper_recorder.sink import ParquetSink, Sink
@@ -49,6 +49,7 @@ P = ParamSpec("P")
 
 _LOST_BY: dict[str, tuple[str, int | None]] = {
     "minibatch": ("minibatches", 1),
+    "push": ("minibatches", 1),
     "episode": ("episodes", 1),
     "recurrent": ("recurrent_state", None),
     "layers": ("gradient_layers", None),
@@ -152,6 +153,8 @@ class Recorder:
         self._optimizer = None if optimizer is None else weakref.ref(optimizer)
         self._settings: dict[str, Any] = {}
         self._ring = MinibatchRing(pessimistic_value_clip=definition != "sb3", per_minibatch=self.level >= Level.DEBUG)
+        self._pushed = PackedRing()
+        self._layers = LayerLog()
         self._folder: RunFolder | None = None
         self._writer: Writer | None = None
         self._watcher: Watcher | None = None
@@ -225,6 +228,7 @@ class Recorder:
         advantages: Any = None,
         rewards: Any = None,
         actions: Any = None,
+        mask: Any = None,
         index_order: str = "time_major",
     ) -> None:
         """Record the rollout an update trains on; once per update, before its epochs.
@@ -236,13 +240,15 @@ class Recorder:
             advantages: not normalised.
             rewards: as the trainer uses them.
             actions: [steps, envs, ...], copied; they are looked up for the worst transitions.
+            mask: 0 or False on padding; of the others' shape.
             index_order: how a position in the rollout, as `minibatch(index=...)` gives it, counts: `time_major`,
                 step * envs + env (CleanRL), or `env_major`, env * steps + step (Stable-Baselines3).
         """
         given = {"value": values, "return": returns, "advantage": advantages, "reward": rewards}
         tensors = {name: torch.as_tensor(x).detach() for name, x in given.items() if x is not None}
         if tensors:
-            packed = rollout_statistics({name: x.reshape(-1) for name, x in tensors.items()})
+            valid = None if mask is None else torch.as_tensor(mask).detach().reshape(-1)
+            packed = rollout_statistics({name: x.reshape(-1) for name, x in tensors.items()}, valid)
             self._rollout_names, self._reduced["rollout"] = packed.names, packed.values
             shape = next(iter(tensors.values())).shape
             if len(shape) >= 2:
@@ -273,6 +279,7 @@ class Recorder:
         index: Any = None,
         actions: Tensor | None = None,
         stepped: bool | None = None,
+        heads: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """Record a minibatch where its loss is computed. Tensors are of one shape (any) and are copied.
 
@@ -292,10 +299,13 @@ class Recorder:
             index: position of each transition in the rollout, -1 on padding.
             actions: [..., size], one more dimension than the rest.
             stepped: whether the optimizer steps on it; told by the optimizer itself where the recorder has it.
+            heads: of a policy with several action heads, name -> `log_ratio` (or `new_log_probs` and
+                `old_log_probs`), `entropy`, `entropy_max` (a tensor or a number) and `mask` (0 or False where the
+                head's choice did not matter), tensors of the minibatch's shape; at least the first or the second.
         """
         self._newest = None
         self._minibatches += 1
-        fields = {
+        fields: dict[FieldKey, Tensor] = {
             name: x if x.dim() == 1 else x.detach().reshape(-1)
             for name, x in (
                 ("log_ratio", log_ratio),
@@ -314,9 +324,10 @@ class Recorder:
         if isinstance(entropy_max, Tensor):
             fields["entropy_max"] = entropy_max.reshape(-1)
             entropy_max = None
-        if "log_ratio" not in fields and not ("new_log_prob" in fields and "old_log_prob" in fields):
-            raise BadCall("a minibatch needs log_ratio, or new_log_probs and old_log_probs")
+        check_log_ratio(fields)
         n = len(next(iter(fields.values())))
+        layout, of_heads = head_fields(heads) if heads else ((), {})
+        fields.update(of_heads)
         if self._first_minibatch is None:
             self._first_minibatch = time.monotonic()
         notes = MinibatchNotes(
@@ -332,16 +343,44 @@ class Recorder:
         if index is not None:
             index = torch.as_tensor(index)
             index = index if index.dim() == 1 else index.reshape(-1)
-        actions = None if actions is None else actions.detach().reshape(n, -1)
-        if not self._ring.fits(fields, n, notes, index=index, actions=actions):
+        actions = None if actions is None else flat_actions(actions, n)
+        if self._pushed:
             self._reduce_ring()
-        self._ring.append(fields, n, notes, index=index, actions=actions)
+        if not self._ring.fits(fields, n, notes, heads=layout, index=index, actions=actions):
+            self._reduce_ring()
+        self._ring.append(fields, n, notes, heads=layout, index=index, actions=actions)
+        self._newest = notes
+
+    @_guarded
+    def push(self, packed: Tensor, *, epoch: int | None = None, stepped: bool | None = None) -> None:
+        """Record a minibatch that a compiled or captured step reduced: what `esper_recorder.reduce` returned.
+
+        Args:
+            packed: copied at once, as the next replay of a captured step writes over it.
+            epoch: counted from 1.
+            stepped: whether the optimizer stepped on it; True where not told, as such a step holds the optimizer.
+        """
+        self._newest = None
+        self._minibatches += 1
+        if not isinstance(packed, Tensor) or packed.dim() != 1 or packed.dtype != torch.float64:
+            raise BadCall("what was pushed is not what esper_recorder.reduce returned")
+        if self._first_minibatch is None:
+            self._first_minibatch = time.monotonic()
+        notes = MinibatchNotes(
+            minibatch=self._minibatches,
+            epoch=epoch,
+            learning_rate=self._learning_rate(),
+            stepped=True if stepped is None else stepped,
+        )
+        if self._ring or not self._pushed.fits(packed):
+            self._reduce_ring()
+        self._pushed.append(packed, notes)
         self._newest = notes
 
     @_guarded
     def gradients(self, *, total_norm: Tensor | float) -> None:
         """Record the total gradient norm before clipping of the newest minibatch: what `clip_grad_norm_` returned."""
-        if self._newest is not None:
+        if self._newest is not None and self._newest is self._ring.last:
             self._ring.set_grad_norm(total_norm)
 
     @_guarded
@@ -350,7 +389,10 @@ class Recorder:
 
         `end_update` does so itself where it was not called during the update.
         """
-        self._take_layers(self._newest, after_clipping)
+        model = None if self._model is None else self._model()
+        if model is not None:
+            self._layers.keeps_always = False  # the loop tells of the steps it wants to know
+            self._layers.take(model, self._step_notes(self._newest, after_clipping), only=self.level < Level.DEBUG)
 
     @_guarded
     def episode(
@@ -463,14 +505,15 @@ class Recorder:
         self._minibatches = 0
         self._newest = self._stepped = None
         self._first_minibatch = None
-        self._pieces: list[Piece] = []
+        self._pieces: list[Piece | Pushed] = []
         self._reduced: dict[str, Tensor] = {}
         self._recurrent: dict[tuple[str, str], tuple[str, ...]] = {}
         self._rollout_names = ()
         self._places = None
-        self._layers: list[tuple[list[dict[str, Any]], tuple[Packed, Tensor] | None]] = []
+        self._layers.clear()
         self._episodes: dict[str, list[Any]] = {}
         self._ring.clear()
+        self._pushed.clear()
 
     def _hand_over(
         self,
@@ -480,28 +523,20 @@ class Recorder:
         policy_std: Tensor | float | None,
         interrupted: bool,
     ) -> None:
-        if not self._layers and (self._step_hook is None or self._stepped is not None):
+        model = None if self._model is None else self._model()
+        if model is not None and not self._layers and (self._step_hook is None or self._stepped is not None):
             # Without a step in this update the gradients, if any, are those of an earlier one.
             of = self._newest if self._step_hook is None else self._stepped
-            self._take_layers(of, True if of is not None and of.norm_seen else None)
+            self._layers.take_after_step(model, self._step_notes(of, True if of is not None and of.norm_seen else None))
+        blocks = self._layers.drain()
         now = time.monotonic()
         first = self._first_minibatch
         self._reduce_ring()
         reduced = dict(self._reduced)
         for i, piece in enumerate(self._pieces):
-            reduced |= {
-                f"{i}.statistics": piece.statistics.values,
-                f"{i}.norms": piece.grad_norms,
-                f"{i}.histogram": piece.histogram[0],
-                f"{i}.histogram_nan": piece.histogram[1],
-                f"{i}.exemplars": piece.exemplars.values,
-            }
-            if piece.actions is not None:
-                reduced[f"{i}.actions"] = piece.actions
-        measured = [packed for _, packed in self._layers if packed is not None]
-        if measured:
-            reduced["layers"] = torch.cat([packed.values for packed, _ in measured])
-            reduced["layer_histograms"] = torch.cat([histogram for _, histogram in measured])
+            reduced |= {f"{i}.{name}": x for name, x in piece.tensors().items()}
+        for i, block in enumerate(blocks):
+            reduced |= {f"layers.{i}.{name}": x for name, x in block.tensors().items()}
         notes = self._settings | {
             "step": step,
             "progress": self._progress(step),
@@ -522,8 +557,7 @@ class Recorder:
             pieces=self._pieces,
             transfer=Transfer(reduced),
             rollout_names=self._rollout_names,
-            layers=[row for rows, _ in self._layers for row in rows],
-            layer_names=measured[0][0].names if measured else (),
+            layers=blocks,
             exemplar_places=self._places,
             recurrent=self._recurrent,
             episodes=self._episodes,
@@ -541,38 +575,30 @@ class Recorder:
             log.warning("The rules watch run %s as if it began here; its past cannot be read: %s", folder.run_id, error)
 
     def _reduce_ring(self) -> None:
-        piece = self._ring.reduce()
-        if piece is not None:
-            self._pieces.append(piece)
+        for piece in (self._pushed.take(per_minibatch=self._ring.per_minibatch), self._ring.reduce()):
+            if piece is not None:
+                self._pieces.append(piece)
 
-    def _take_layers(self, notes: MinibatchNotes | None, after_clipping: bool | None) -> None:
-        model = None if self._model is None else self._model()
-        if model is None:
-            return
-        parameters = list(model.named_parameters())
-        # A sparse gradient has no dense statistics; it is told as present and not measured.
-        dense = [p for _, p in parameters if p.grad is not None and not p.grad.is_sparse]
-        rows = [
-            {
-                "epoch": None if notes is None else notes.epoch,
-                "minibatch": self._minibatches if notes is None else notes.minibatch,
-                "layer": name,
-                "has_grad": p.grad is not None,
-                "measured": p.grad is not None and not p.grad.is_sparse,
-                "after_clipping": after_clipping,
-                "n": p.numel(),
-            }
-            for name, p in parameters
-        ]
-        reduced = layer_statistics(dense) if dense else None
-        if self.level < Level.DEBUG:
-            self._layers.clear()
-        self._layers.append((rows, reduced))
+    def _step_notes(self, notes: MinibatchNotes | None, after_clipping: bool | None) -> dict[str, Any]:
+        return {
+            "epoch": None if notes is None else notes.epoch,
+            "minibatch": self._minibatches if notes is None else notes.minibatch,
+            "after_clipping": after_clipping,
+        }
 
     def _on_step(self, *_: Any) -> None:
-        if self._newest is not None:
-            self._newest.stepped = True
-            self._stepped = self._newest
+        newest = self._newest
+        if newest is not None:
+            newest.stepped = True
+            self._stepped = newest
+        model = None if self._model is None else self._model()
+        if model is None or not self._recording:
+            return
+        with self.guarded("layers"):
+            if self.level >= Level.DEBUG and self._layers.keeps_always:
+                told = newest is not None and newest.norm_seen
+                self._layers.take(model, self._step_notes(newest, True if told else None), only=False)
+            self._layers.before_step(model)
 
     def _learning_rate(self) -> float | None:
         optimizer = None if self._optimizer is None else self._optimizer()

@@ -71,7 +71,12 @@ class Watcher:
 
 def _rows(columns: Columns, wanted: frozenset[str]) -> list[dict[str, Any]]:
     names = [name for name in columns if name in wanted]
-    return [dict(zip(names, values, strict=True)) for values in zip(*(columns[n] for n in names), strict=True)]
+    return [dict(zip(names, values, strict=True)) for values in zip(*(_plain(columns[n]) for n in names), strict=True)]
+
+
+def _plain(values: Any) -> Any:
+    """An Arrow array as Python values; a list as it is."""
+    return values.to_pylist() if hasattr(values, "to_pylist") else values
 
 
 def _recorded(folder: Path, table: str, wanted: frozenset[str]) -> Iterator[dict[str, Any]]:

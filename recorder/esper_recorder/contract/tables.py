@@ -25,7 +25,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, ClassVar
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Reducer(StrEnum):
@@ -89,6 +89,9 @@ _max = functools.partial(_column, reducer=Reducer.MAX, unit="1")
 _first = functools.partial(_column, reducer=Reducer.FIRST)
 _last = functools.partial(_column, reducer=Reducer.LAST)
 _derived = functools.partial(_column, reducer=Reducer.DERIVED, unit="1", null="its sums were not measured")
+_quantile = functools.partial(
+    _column, reducer=Reducer.LAST, unit="1", null="the rollout was not recorded, or holds nothing finite", since=2
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +236,17 @@ class _Statistics(_ValueStatistics):
     explained_variance: float | None = _derived(
         "1 - var(return - value) / var(return); NaN where the returns do not vary"
     )
+    advantage_positive_share: float | None = _derived(
+        "share of the advantages that are numbers (as the loss used them) above zero", since=2
+    )
+    raw_advantage_mean: float | None = _derived("mean advantage before normalisation", since=2)
+    raw_advantage_std: float | None = _derived(
+        "population standard deviation of the advantages before normalisation", since=2
+    )
+    value_std: float | None = _derived("population standard deviation of the value predictions", since=2)
+    value_return_correlation: float | None = _derived(
+        "correlation of value and return; NaN where one does not vary or holds what is not finite", since=2
+    )
     nonfinite_count: int | None = _count(
         "NaN and infinite values met: log ratios, advantages, values, returns, entropies, gradient norms"
     )
@@ -302,6 +316,30 @@ class PpoUpdate(_Statistics):
     rollout_reward_min: float | None = _min("smallest reward of the rollout")
     rollout_reward_max: float | None = _max("largest reward of the rollout")
     rollout_return_std: float | None = _derived("population standard deviation of the rollout's returns")
+    rollout_value_return_correlation: float | None = _derived(
+        "correlation of value and return over the rollout; NaN where one does not vary or holds what is not finite",
+        since=2,
+    )
+    rollout_advantage_q05: float | None = _quantile("5 % quantile of the rollout's finite advantages, not normalised")
+    rollout_advantage_q25: float | None = _quantile("25 % quantile of the rollout's finite advantages, not normalised")
+    rollout_advantage_q50: float | None = _quantile("50 % quantile of the rollout's finite advantages, not normalised")
+    rollout_advantage_q75: float | None = _quantile("75 % quantile of the rollout's finite advantages, not normalised")
+    rollout_advantage_q95: float | None = _quantile("95 % quantile of the rollout's finite advantages, not normalised")
+    rollout_return_q05: float | None = _quantile("5 % quantile of the rollout's finite returns")
+    rollout_return_q25: float | None = _quantile("25 % quantile of the rollout's finite returns")
+    rollout_return_q50: float | None = _quantile("50 % quantile of the rollout's finite returns")
+    rollout_return_q75: float | None = _quantile("75 % quantile of the rollout's finite returns")
+    rollout_return_q95: float | None = _quantile("95 % quantile of the rollout's finite returns")
+    rollout_value_q05: float | None = _quantile("5 % quantile of the rollout's finite value predictions")
+    rollout_value_q25: float | None = _quantile("25 % quantile of the rollout's finite value predictions")
+    rollout_value_q50: float | None = _quantile("50 % quantile of the rollout's finite value predictions")
+    rollout_value_q75: float | None = _quantile("75 % quantile of the rollout's finite value predictions")
+    rollout_value_q95: float | None = _quantile("95 % quantile of the rollout's finite value predictions")
+    rollout_residual_q05: float | None = _quantile("5 % quantile of the rollout's finite return - value")
+    rollout_residual_q25: float | None = _quantile("25 % quantile of the rollout's finite return - value")
+    rollout_residual_q50: float | None = _quantile("50 % quantile of the rollout's finite return - value")
+    rollout_residual_q75: float | None = _quantile("75 % quantile of the rollout's finite return - value")
+    rollout_residual_q95: float | None = _quantile("95 % quantile of the rollout's finite return - value")
     nonfinite_fields: list[str] | None = _column(
         "names of the trainer's own scalars that were NaN or infinite; empty where all were finite",
         Reducer.FIRST,
@@ -387,6 +425,43 @@ class Head(Row):
 
     head: str | None = _key("action head")
     n: int | None = _count("transitions counted for the head")
+    transition_n: int | None = _count(
+        "transitions of the update, whether the head's choice mattered or not (padding masked out)", since=2
+    )
+    learnable_count: int | None = _count(
+        "of them, those from which the head could learn: not masked out, and with more than one valid action",
+        null="not measured: neither a mask nor the number of valid actions was told",
+        since=2,
+    )
+    log_ratio_nan: int | None = _count("log ratios of the head that were NaN", since=2)
+    log_ratio_posinf: int | None = _count("log ratios that were +infinity", since=2)
+    log_ratio_neginf: int | None = _count("log ratios that were -infinity", since=2)
+    log_ratio_sum: float | None = _sum("sum of the head's log ratios", unit="nats", since=2)
+    log_ratio_sum_sq: float | None = _sum("sum of their squares", unit="nats^2", since=2)
+    log_ratio_min: float | None = _min("smallest log ratio that is a number", unit="nats", since=2)
+    log_ratio_max: float | None = _max("largest log ratio that is a number", unit="nats", since=2)
+    ratio_nonfinite: int | None = _count("ratios that were NaN or infinite", since=2)
+    ratio_sum: float | None = _sum("sum of the head's ratios", since=2)
+    ratio_sum_sq: float | None = _sum("sum of their squares", since=2)
+    k1_sum: float | None = _sum("sum of -log_ratio, the k1 estimator of KL(old, new)", unit="nats", since=2)
+    k3_sum: float | None = _sum("sum of (ratio - 1) - log_ratio, the k3 estimator", unit="nats", since=2)
+    clip_low_count: int | None = _count("transitions with |ratio - 1| > clip_range and ratio < 1", since=2)
+    clip_high_count: int | None = _count("transitions with |ratio - 1| > clip_range and ratio > 1", since=2)
+    clip_low_active_count: int | None = _count("of clip_low_count, those with a negative advantage", since=2)
+    clip_high_active_count: int | None = _count("of clip_high_count, those with a positive advantage", since=2)
+    entropy_nan: int | None = _count("entropies of the head that were NaN", since=2)
+    entropy_posinf: int | None = _count("entropies that were +infinity", since=2)
+    entropy_neginf: int | None = _count("entropies that were -infinity", since=2)
+    entropy_sum: float | None = _sum("sum of the head's entropies", unit="nats", since=2)
+    entropy_normalized_n: int | None = _count(
+        "transitions where the head had a choice and its entropy is finite", since=2
+    )
+    entropy_normalized_sum: float | None = _sum("sum over those of entropy / log(number of valid actions)", since=2)
+    approx_kl_k1: float | None = _derived("k1_sum over the finite log ratios", unit="nats", since=2)
+    approx_kl_k3: float | None = _derived("k3_sum over the finite ratios", unit="nats", since=2)
+    ratio_mean: float | None = _derived("mean of the finite ratios", since=2)
+    ratio_std: float | None = _derived("population standard deviation of the finite ratios", since=2)
+    entropy: float | None = _derived("mean of the finite entropies", unit="nats", since=2)
     learnable_fraction: float | None = _derived(
         "share of the transitions from which the head could learn: it had a choice, and the choice mattered",
         null="not measured",
@@ -422,11 +497,15 @@ class RecurrentState(Row):
     nan_count: int | None = _count("elements that were NaN")
     inf_count: int | None = _count("elements that were infinite")
     sum_sq: float | None = _sum("sum of squares of the finite elements")
-    rms: float | None = _last("root mean square over all elements", unit="1")
-    env_rms_mean: float | None = _last("root mean square of each environment's state, their mean", unit="1")
-    env_rms_max: float | None = _last("the largest of them", unit="1")
+    rms: float | None = _derived("root mean square over all elements", null="not measured")
+    env_n: int | None = _count("environments whose state has a finite element", since=2)
+    env_rms_sum: float | None = _sum("sum over those of the root mean square of the environment's state", since=2)
+    env_rms_mean: float | None = _derived(
+        "root mean square of each environment's state, their mean", null="not measured"
+    )
+    env_rms_max: float | None = _max("the largest of them")
     abs_max: float | None = _max("largest absolute element")
-    l2_norm: float | None = _last("L2 norm over all elements; grows with their number", unit="1")
+    l2_norm: float | None = _derived("L2 norm over all elements; grows with their number", null="not measured")
     nan_found: bool | None = _last("a NaN was met in the state")
     inf_found: bool | None = _last("an infinity was met in the state")
 
@@ -459,10 +538,20 @@ class GradientLayer(Row):
         null="no gradient",
     )
     weight_sum_sq: float | None = _sum("sum of squares of the finite weights")
+    step_sum_sq: float | None = _sum(
+        "sum of squares of what the optimizer's step changed in the weights, finite changes alone",
+        null="no step was seen, or the weights are larger than what the recorder keeps a copy of",
+        since=2,
+    )
     grad_norm: float | None = _derived("L2 norm of the finite elements", null="no gradient")
     grad_mean: float | None = _derived("mean of the finite elements", null="no gradient")
     grad_std: float | None = _derived("population standard deviation of the finite elements", null="no gradient")
     weight_norm: float | None = _derived("L2 norm of the finite weights")
+    step_norm: float | None = _derived(
+        "L2 norm of what the optimizer's step changed in the weights, finite changes alone",
+        null="no step was seen, or the weights are larger than what the recorder keeps a copy of",
+        since=2,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
