@@ -1,4 +1,6 @@
-"""What the command says beside the data: that nothing was found, how runs ended, which run a name was taken for."""
+"""What the command says beside the data: that nothing was found, how runs ended, which run a name was taken for, and
+that runs mean different things by one name.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import polars as pl
 
 from esper_analytics.recording import ending_of
 from esper_analytics.screen import shortened
-from esper_analytics.wording import count
+from esper_analytics.wording import count, listed
 
 if TYPE_CHECKING:
     from esper_analytics.replay import Result
@@ -55,3 +57,13 @@ def endings(runs: Runs, width: int) -> Iterator[str]:
             yield shortened(f"{run_id} was interrupted", width)
         elif ending.how == "killed":
             yield shortened(f"{run_id} was killed; its last rows may be missing", width)
+
+
+def definitions(runs: Runs) -> str | None:
+    """A sentence where the runs follow several libraries' definitions, so that their figures are not one thing."""
+    told = runs.table("runs").select("definition").collect()["definition"].drop_nulls()
+    names = sorted(told.unique())
+    if len(names) < 2:
+        return None
+    groups = listed([f"{name} ({count(int((told == name).sum()), 'run')})" for name in names])
+    return f"approx_kl, clip_fraction, entropy and losses follow different definitions here: {groups}"

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from esper_analytics.cells import cell, to_json
+from esper_analytics.importers.load_report import read_report
 from esper_analytics.screen import shortened
 from esper_analytics.store import Runs
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def card_of(runs: Runs, run_id: str) -> dict[str, Any]:
-    """The card as plain data: run, config, versions, tables with rows, attempts, gaps, rules, problems."""
+    """The card as plain data: run, config, versions, tables that hold rows, attempts, gaps, rules, problems.
+
+    Of a run that was imported, also where it came from and what became of what was read.
+    """
     run = runs[run_id]
     row = run.table("runs").collect().row(0, named=True)
     manifest = run.manifest(row["run_id"])
@@ -25,8 +29,10 @@ def card_of(runs: Runs, run_id: str) -> dict[str, Any]:
         "config": manifest.config,
         "versions": dict(manifest.versions),
         "rules": {"profile": row["rules_profile"], "sha256": row["rules_sha256"]},
-        "tables": run.rows_of(row["run_id"]),
+        "tables": {table: rows for table, rows in run.rows_of(row["run_id"]).items() if rows},
         "attempts": [asdict(attempt) for attempt in manifest.attempts],
+        "source": manifest.source or {},
+        "load report": read_report(run.folder(row["run_id"])) or {},
         "gaps": run.table("gaps").sort("update", "table_name").collect().to_dicts(),
         "problems": [problem.told for problem in run.problems],
     }

@@ -7,21 +7,30 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from esper_analytics.command_io import (
+    FormatOption,
+    OutputOption,
+    StrictOption,
+    emit,
+    print_json,
+    print_lines,
+    progress_bar,
+    tell,
+)
 from esper_analytics.command_words import App, Format, Group, Plot, What, listed_words, one_of
 from esper_analytics.errors import DataError, ExitCode, UsageError
+from esper_analytics.import_command import import_app
 from esper_recorder.contract.rule import Severity
 from esper_recorder.contract.rules import profiles
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from esper_analytics.store import Runs
 
 _NAMING = "its name, or the beginning of its run_id, will do"
@@ -32,19 +41,6 @@ _own_process = False
 """True where the process is the command's: only then may limits be set on it."""
 
 RunsPath = Annotated[Path, typer.Argument(metavar="RUNS", help="A folder of runs, or one run's folder.")]
-FormatOption = Annotated[
-    Format | None,
-    typer.Option(
-        "--format",
-        metavar="FORMAT",
-        parser=one_of(Format, "There is no format {!r}.", "formats"),
-        help=f"How the answer is written: {listed_words(Format)} (with -o). A table where nothing is said.",
-    ),
-]
-OutputOption = Annotated[
-    Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write it to FILE; its ending tells the format.")
-]
-StrictOption = Annotated[bool, typer.Option("--strict", help="End with exit code 3 where anything had to be left out.")]
 
 app = App(
     cls=Group,
@@ -218,7 +214,7 @@ def replay_rules(
     strict: StrictOption = False,
 ) -> None:
     """Run detection again, with these rules or others."""
-    from esper_analytics.beside import endings, nothing_found
+    from esper_analytics.beside import definitions, endings, nothing_found
     from esper_analytics.replay.command import meets, narration, replay_for
 
     runs = open_runs(path)
@@ -233,6 +229,8 @@ def replay_rules(
         tell(line)
     for line in endings(runs, terminal_width()):
         tell(line)
+    if (mixed := definitions(runs)) is not None:
+        tell(mixed)
     finish(runs, strict)
     if fail_on is not None and meets(result, fail_on):
         raise typer.Exit(int(ExitCode.FOUND))
@@ -299,6 +297,9 @@ def check_rules(
         raise typer.Exit(int(ExitCode.FOUND))
 
 
+app.add_typer(import_app, name="import")
+
+
 @app.command(
     "report",
     examples=["esper report runs/ -o report.html", "esper report runs/ --run hot --against seeds -o hot.md"],
@@ -353,11 +354,15 @@ def draw_plot(
     strict: StrictOption = False,
 ) -> None:
     """One figure of a run, or of several."""
+    from esper_analytics.beside import definitions
     from esper_analytics.report_command import plot_for
 
     runs = open_runs(path)
-    plot_for(runs, settled(runs, run or ()), kind, rules, values or (), output)
+    run = settled(runs, run or ())
+    plot_for(runs, run, kind, rules, values or (), output)
     tell(f"plot written to {output}")
+    if kind is Plot.compare and (mixed := definitions(runs.only(run) if run else runs)) is not None:
+        tell(mixed)
     finish(runs, strict)
 
 
@@ -410,25 +415,6 @@ def settled(runs: Runs, asked: Iterable[str]) -> list[str]:
     return words
 
 
-def emit(
-    frame: pl.DataFrame,
-    form: Format | None,
-    output: Path | None,
-    *,
-    percent: Sequence[str] = (),
-    whole: Sequence[str] = (),
-) -> None:
-    """Print an answer, or write it to a file and say so; `percent` and `whole` as in `output.show`."""
-    from esper_analytics.output import save, show
-
-    name = None if form is None else form.value
-    if output is None:
-        show(frame, name, percent=percent, whole=whole)
-    else:
-        save(frame, output, name)
-        tell(f"{frame.height} {'row' if frame.height == 1 else 'rows'} written to {output}")
-
-
 def finish(runs: Runs, strict: bool) -> None:
     """Tell what had to be left out of the answer. Raises DataError for it where `strict`."""
     problems = runs.problems_met
@@ -438,32 +424,12 @@ def finish(runs: Runs, strict: bool) -> None:
         raise DataError(f"{len(problems)} {'thing' if len(problems) == 1 else 'things'} had to be left out (--strict).")
 
 
-def tell(text: str) -> None:
-    """Say something beside the data."""
-    typer.echo(text, err=True)
-
-
 def terminal_width() -> int:
     """How many characters a line of stderr has; many where it is no terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)
     return console.width if console.is_terminal else 1000
-
-
-def print_lines(lines: Iterable[str]) -> None:
-    """Print text lines as data."""
-    for line in lines:
-        sys.stdout.write(line + "\n")
-
-
-def print_json(value: Any) -> None:
-    """Print plain data as JSON."""
-    import json
-
-    from esper_analytics.output import to_json
-
-    print_lines([json.dumps(to_json(value), indent=2, ensure_ascii=False, allow_nan=False)])
 
 
 @contextmanager
@@ -485,21 +451,6 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
                 tell(f"  {name}: {done:,} of {total:,} steps")
 
         yield progress
-
-
-@contextmanager
-def progress_bar(unit: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Called with done and of how much: a bar on stderr that goes when it is done; None where that is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(unit, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def bound_memory(gigabytes: int = 8) -> None:

@@ -110,7 +110,7 @@ class RunFindings:
     severity: str | None
     """The worst of its incidents."""
     ended: str
-    """`finished`, `raised`, `interrupted` (Ctrl-C), `killed` or `live`."""
+    """`finished`, `raised`, `interrupted` (Ctrl-C), `killed`, `live` or `unknown`."""
     error: str | None
     """What it raised, shortened."""
     state: list[str]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import polars as pl
 
@@ -18,17 +18,20 @@ FIRST_LINE: Final = 160
 WHOLE_ERROR: Final = 2_000
 """Characters of an error shown at most."""
 
+How = Literal["finished", "raised", "interrupted", "killed", "live", "unknown"]
+
 
 @dataclass(frozen=True, slots=True)
 class Ending:
     """How a run ended, told apart further than `runs.ended` does.
 
     Attributes:
-        how: `raised` is an error of the training; `interrupted` is Ctrl-C, which says nothing about the training.
+        how: `raised` is an error of the training; `interrupted` is Ctrl-C, which says nothing about the training;
+            `unknown` is an imported run that did not tell.
         error: what was raised, shortened; None where nothing was, or only Ctrl-C.
     """
 
-    how: Literal["finished", "raised", "interrupted", "killed", "live"]
+    how: How
     error: str | None = None
 
     @property
@@ -54,7 +57,7 @@ class Ending:
 def ending_of(ended: str, manifest: Manifest) -> Ending:
     """How a run ended, of which the listing says `ended`."""
     if ended != "raised":
-        return Ending("finished" if ended == "finished" else "live" if ended == "live" else "killed")
+        return Ending(cast(How, ended))
     errors = [attempt.error or "" for attempt in manifest.last_attempts if attempt.how == "raised"]
     # One rank's own error says more than the Ctrl-C that then ended the others.
     own = [error for error in errors if not error.startswith("KeyboardInterrupt")]
@@ -122,6 +125,8 @@ def _ending(ending: Ending, row: Mapping[str, Any]) -> str:
             return f"Was interrupted (Ctrl-C) after {upto}."
         case "live":
             return f"Still running, or its process has not ended: recorded up to {upto}."
+        case "unknown":
+            return f"Imported up to {upto}; what it was imported from does not tell how it ended."
     return (
         f"Killed: its process told no end. Recorded up to {upto}; what came after, at most the update in progress and "
         "what was not yet on disk, is not known."

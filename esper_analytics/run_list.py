@@ -30,7 +30,9 @@ RUN_COLUMNS: tuple[Column, ...] = (
     _column(
         "progress", "float64", "share of the training done at its last update", unit="1", null="the length was not told"
     ),
-    _column("ended", "string", "`finished`, `raised`, `killed` or `live`"),
+    _column(
+        "ended", "string", "`finished`, `raised`, `killed`, `live`, or `unknown` for an imported run that did not tell"
+    ),
     _column("alarms", "int64", "rows of `alarms`: firings while the run was recorded", unit="1"),
     _column(
         "complete",

@@ -23,7 +23,7 @@ MANIFEST_FILE = "run.json"
 HEARTBEAT_FILE = "heartbeat"
 HEARTBEAT_DEAD_SECONDS = 60.0
 
-Ended = Literal["finished", "raised", "killed", "live"]
+Ended = Literal["finished", "raised", "killed", "live", "unknown"]
 
 
 class ManifestError(ValueError):
@@ -59,7 +59,7 @@ class Attempt:
     from_update: int = 1
     ended: datetime | None = None
     how: str | None = None
-    """`finished`, `raised`, or None: still running or killed."""
+    """`finished`, `raised`, None: still running or killed, or `unknown`: imported from what does not tell."""
     error: str | None = None
     updates: int | None = None
     lost: Lost = Lost()
@@ -83,6 +83,8 @@ class Manifest:
     rules_sha256: str | None = None
     total_updates: int | None = None
     total_steps: int | None = None
+    source: Mapping[str, Any] | None = None
+    """Where an imported run came from; None for a run that was recorded."""
     attempts: tuple[Attempt, ...] = ()
     schema_version: int | None = None
     format: int = FORMAT
@@ -147,7 +149,8 @@ def how_it_ended(folder: str | Path, manifest: Manifest | None = None) -> Ended:
     """How a run ended, or `live` while it is being recorded.
 
     An attempt that told no end is live while its process holds the lock (same host) or its heartbeat is young (another
-    host), else it was killed. Raises ManifestError where no manifest is given and none can be read.
+    host), else it was killed. An imported run may say `unknown`: what it came from does not tell. Raises ManifestError
+    where no manifest is given and none can be read.
     """
     folder = Path(folder)
     manifest = read_manifest(folder) if manifest is None else manifest
@@ -157,7 +160,7 @@ def how_it_ended(folder: str | Path, manifest: Manifest | None = None) -> Ended:
         if is_locked(folder) or (any(a.host != here for a in last if a.how is None) and heartbeat_is_young(folder)):
             return "live"
         return "killed"
-    return "raised" if any(attempt.how == "raised" for attempt in last) else "finished"
+    return next((how for how in ("raised", "unknown") if any(attempt.how == how for attempt in last)), "finished")
 
 
 def heartbeat_is_young(folder: Path) -> bool:
@@ -190,6 +193,7 @@ def _manifest(data: dict[str, Any]) -> Manifest:
         rules_sha256=rules.get("sha256"),
         total_updates=data.get("total_updates"),
         total_steps=data.get("total_steps"),
+        source=data.get("source"),
         attempts=tuple(_attempt(attempt) for attempt in data.get("attempts") or ()),
         schema_version=data.get("schema_version"),
         format=data.get("format") or FORMAT,

@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 
 from esper_recorder.contract.tables import SCHEMA_VERSION, Column, columns
 
+COMPACT_LEVEL = 3
+
 _ARROW_TYPES: dict[str, pa.DataType] = {
     "int64": pa.int64(),
     "float64": pa.float64(),
@@ -56,7 +58,7 @@ def to_arrow(table: str, data: Mapping[str, Sequence[Any]]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def write_part(path: Path, table: str, data: pa.Table, *, durable: bool = True) -> None:
+def write_part(path: Path, table: str, data: pa.Table, *, durable: bool = True, compact: bool = False) -> None:
     """Write one part so that it is there whole or not at all: temporary name, fsync, rename, fsync of the folder.
 
     Args:
@@ -64,6 +66,7 @@ def write_part(path: Path, table: str, data: pa.Table, *, durable: bool = True) 
         table: name of the table.
         data: rows of the contract's schema (or an older version of it).
         durable: False leaves out both fsyncs, where the rows are kept elsewhere until the part is.
+        compact: take longer for a smaller file, where nobody waits for it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     updates = data.column("update").drop_null()
@@ -83,6 +86,7 @@ def write_part(path: Path, table: str, data: pa.Table, *, durable: bool = True) 
                 compression="zstd",
                 write_statistics=_columns_with_statistics(data.schema),
                 use_dictionary=[f.name for f in data.schema if pa.types.is_string(f.type)],
+                compression_level=COMPACT_LEVEL if compact else None,
             )
             file.flush()
             if durable:

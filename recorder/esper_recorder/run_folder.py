@@ -252,7 +252,7 @@ class RunFolder:
     ) -> RunFolder:
         if rules is not None:
             profile, text = rules
-            sha256 = _keep_rules(path, text)
+            sha256 = keep_rules(path, text)
             manifest = dataclasses.replace(manifest, rules_profile=profile, rules_sha256=sha256)
         folder = cls(path, manifest, attempt, lock)
         folder.beat()
@@ -297,7 +297,8 @@ def _find_run(root: Path, run_id: str) -> Path:
     raise RunFolderError(f"there is no run {run_id} under {root} to resume; there is: {', '.join(near)}")
 
 
-def _keep_rules(path: Path, text: str) -> str:
+def keep_rules(path: Path, text: str) -> str:
+    """Keep the text of a run's rules as `rules/<sha256>.toml` in its folder; returns the sha256. Raises OSError."""
     data = text.encode()
     sha256 = hashlib.sha256(data).hexdigest()
     folder = path / "rules"

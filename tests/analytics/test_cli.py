@@ -81,7 +81,7 @@ class TestShow:
             "  ended          finished",
             "  learning_rate  0.0003",
             "  profile  default",
-            "  ppo_updates       2",
+            "  ppo_updates  2",
         ):
             assert line in card
         assert "gaps\n  none" in card
@@ -95,7 +95,7 @@ class TestShow:
     def test_the_card_as_data(self, root):
         card = json.loads(esper("show", root, "--run", "b", "--format", "json").stdout)
         assert card["run"]["run_id"] == run_id_of("b")
-        assert card["tables"] == {**dict.fromkeys(TABLES, 0), "ppo_updates": 1, "gaps": 1}
+        assert card["tables"] == {"ppo_updates": 1, "gaps": 1}
         assert card["config"] == {"learning_rate": 0.0003, "seed": 1}
         assert card["gaps"][0]["rows"] == 3
         assert "gaps,1.reason,queue_full" in esper("show", root, "--run", "b", "--format", "csv").stdout
@@ -165,7 +165,7 @@ class TestTables:
         assert esper("tables", "gaps", "--find", "kl").stderr == "no column of gaps has 'kl' in its name or meaning\n"
 
     def test_an_unknown_table(self):
-        assert "no table 'alarm'. Did you mean alarms?" in esper("tables", "alarm", code=2).stderr
+        assert "no table 'alarm'. Did you mean alarms" in esper("tables", "alarm", code=2).stderr
 
 
 class TestSeveralRunsOfOneName:

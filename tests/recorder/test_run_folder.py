@@ -76,7 +76,7 @@ def test_run_json_has_the_agreed_keys(tmp_path: Path) -> None:
     assert data["format"] == 1 and data["rules"] == {"profile": None, "sha256": None}
     assert set(data) == {
         *("format", "schema_version", "run_id", "name", "started", "trainer", "definition", "config", "versions"),
-        *("host", "platform", "level", "rules", "total_updates", "total_steps", "attempts"),
+        *("host", "platform", "level", "rules", "total_updates", "total_steps", "source", "attempts"),
     }
     assert set(data["attempts"][0]) == {
         *("attempt", "rank", "pid", "host", "started", "from_update", "ended", "how", "error", "updates", "lost"),

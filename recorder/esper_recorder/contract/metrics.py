@@ -9,6 +9,9 @@ metrics of one set of transitions. `derive_update` gives those of a whole PPO up
   `clip_fraction`, `entropy`, `policy_loss` and `value_loss` are means over the minibatches of all epochs, each
   minibatch with the same weight; `loss` is the last minibatch's; a minibatch with a non-finite term is NaN.
 
+Rows that were imported from a library's own logs have no sums to compute anything from. Their `definition` names that
+library (`cleanrl`, `rsl_rl`, `torchrl`, `sb3`, ...), and their metrics are as it logged them: see docs/importing.md.
+
 Explained variance is that of the rollout where the rollout was recorded: predictions made before the update.
 
 None stands for NULL, not measured. The formulas of a set of transitions are written once, over an `Arithmetic`: that

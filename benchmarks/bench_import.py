@@ -1,0 +1,141 @@
+"""How fast Esper's JSON lines are imported, and how small they become, beside DuckDB extracting the same fields.
+
+DuckDB reads the lines once and writes a Parquet file per kind of event with every field that ever has a value there:
+each line's fields in one `json_extract_string`, cast to their types; the list of the fields is made beforehand and not
+measured. It is spared what the import does besides: nothing is checked or accounted for, lists stay JSON text, and no
+key that comes later is noticed. Each measure is taken in a process of its own, in turns, the best of several.
+
+    python benchmarks/bench_import.py [--turns 5] [FILE.jsonl.zst ...]
+
+Without files: those in the folder that ESPER_TEST_DATA names, else the small ones of the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+_SQL_TYPES = {bool: "BOOLEAN", int: "HUGEINT", float: "DOUBLE"}  # the seeds of random streams need 64 bits unsigned
+
+Fields = dict[tuple[str, str], dict[str, str]]
+"""(event_type, kind) -> JSON path -> SQL type."""
+
+
+def fields_of(path: Path) -> Fields:
+    """The fields that have a value in some event of a file, those inside of mappings too; a list is one field."""
+    fields: Fields = {}
+    for line in path.read_text().splitlines():
+        event = json.loads(line)
+        data = event["data"] or {}
+        _add(fields.setdefault((event["event_type"], str(data.get("kind", ""))), {}), "$", data)
+    return fields
+
+
+def _add(fields: dict[str, str], prefix: str, data: dict[str, Any]) -> None:
+    for key, value in data.items():
+        where = f'{prefix}."{key}"'
+        if isinstance(value, dict):
+            _add(fields, where, value)
+        elif value is not None:
+            kind = _SQL_TYPES.get(type(value), "VARCHAR")
+            fields[where] = "DOUBLE" if fields.get(where) == "DOUBLE" else kind
+
+
+def extract(path: Path, out: Path, fields: Fields) -> None:
+    """DuckDB's way: the fields of each kind of event as a Parquet file."""
+    import duckdb
+
+    connection = duckdb.connect(config={"threads": 2})
+    envelope = ("event_id", "event_type", "timestamp", "seed_id", "slot_id", "message", "severity", "group_id")
+    columns = ", ".join(f"{name}: 'VARCHAR'" for name in envelope)
+    connection.execute(
+        f"CREATE TEMP TABLE lines AS SELECT * FROM read_json('{path}', format = 'newline_delimited', "
+        f"columns = {{{columns}, epoch: 'BIGINT', data: 'JSON'}})"
+    )
+    for number, ((event_type, kind), types) in enumerate(fields.items()):
+        paths = ", ".join(f"'{path}'" for path in types)
+        casts = "".join(
+            f', CAST(v[{place}] AS {type_}) AS "{where[2:].replace(chr(34), "")}"'
+            for place, (where, type_) in enumerate(types.items(), 1)
+        )
+        kept = f"event_type = '{event_type}'" + (f" AND json_extract_string(data, '$.kind') = '{kind}'" if kind else "")
+        connection.execute(
+            f"COPY (SELECT CAST(timestamp AS TIMESTAMPTZ) AS time, * EXCLUDE (timestamp, data, v){casts} FROM "
+            f"(SELECT *, json_extract_string(data, [{paths}]) AS v FROM lines WHERE {kept})) "
+            f"TO '{out / f'{number}.parquet'}' (FORMAT parquet, COMPRESSION zstd)"
+        )
+
+
+def once(who: str, path: Path) -> dict[str, Any]:
+    """One measure, in this process: seconds, and bytes of what was written."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        if who == "duckdb":
+            import duckdb  # noqa: F401 - what is measured begins when it is there
+
+            fields = fields_of(path)
+            began = time.perf_counter()
+            extract(path, out, fields)
+        else:
+            from esper_analytics.importers.esper_jsonl import import_file
+
+            began = time.perf_counter()
+            [(_, report)] = import_file(path, out)
+            assert not report.losses, report.losses
+        seconds = time.perf_counter() - began
+        return {"seconds": seconds, "bytes": sum(file.stat().st_size for file in out.rglob("*") if file.is_file())}
+
+
+def main() -> None:
+    """Measure, print and write the result."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--once", nargs=2, metavar=("WHO", "FILE"), help="used by the benchmark itself")
+    arguments = parser.parse_args()
+    if arguments.once:
+        print(json.dumps(once(arguments.once[0], Path(arguments.once[1]))))
+        return
+    import pyarrow as pa
+    from results_file import write_result
+
+    folder = Path(os.environ.get("ESPER_TEST_DATA", ROOT / "tests" / "data"))
+    files = arguments.files or sorted(folder.glob("*.jsonl.zst"))
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for file in files:
+            plain = Path(temporary) / file.name.removesuffix(".zst")
+            plain.write_bytes(pa.input_stream(str(file), compression="detect").read())
+            best: dict[str, dict[str, Any]] = {}
+            for _ in range(arguments.turns):
+                for who in ("import", "duckdb"):
+                    command = [sys.executable, __file__, "--once", who, str(plain)]
+                    done = subprocess.run(command, check=True, capture_output=True, text=True)
+                    found = json.loads(done.stdout)
+                    best[who] = min(best.get(who, found), found, key=lambda one: one["seconds"])
+            size = plain.stat().st_size
+            row = {
+                "file": file.name,
+                "jsonl_mb": round(size / 1e6, 1),
+                "import_mb_per_s": round(size / 1e6 / best["import"]["seconds"], 1),
+                "duckdb_mb_per_s": round(size / 1e6 / best["duckdb"]["seconds"], 1),
+                "times_duckdb": round(best["duckdb"]["seconds"] / best["import"]["seconds"], 2),
+                "run_folder_mb": round(best["import"]["bytes"] / 1e6, 2),
+                "times_smaller": round(size / best["import"]["bytes"], 1),
+                "duckdb_parquet_mb": round(best["duckdb"]["bytes"] / 1e6, 2),
+            }
+            print(row)
+            rows.append(row)
+    print(write_result("import", {"turns": arguments.turns, "cores": 2, "statistic": "best of turns"}, rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What only Esper's trainer has: its events, and how they become rows of the tables."""
