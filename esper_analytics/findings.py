@@ -207,6 +207,8 @@ def _signal(condition: Condition) -> str:
     name = condition.signal.describe().removeprefix("ppo_updates.").removeprefix("ppo_updates: ")
     if condition.drift is not None:
         return f"drift of {name}"
+    if condition.rolling is not None:
+        return f"{condition.rolling.trend} of {name} by its mean over {condition.rolling.window}"
     return f"step of {name}" if condition.step else name
 
 

@@ -323,7 +323,7 @@ class _Task:
 
     def _judged(self, condition: Condition, place: int, gate: Any) -> Judged:
         reading = self._reading(condition.signal)
-        if condition.drift is not None or condition.step:
+        if condition.moves:
             reading = moved(condition, place, reading, gate, self.begins, self.states)
         return judge(condition, reading, self._threshold(condition))
 
