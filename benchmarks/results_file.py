@@ -15,12 +15,12 @@ RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("esper-recorder", "torch", "stable-baselines3", "gymnasium", "pyarrow", "duckdb", "polars", "numpy")
 
 
-def write_result(name: str, settings: dict[str, Any], rows: list[dict[str, Any]]) -> Path:
-    """Write `results/<name>.json`: machine, versions, date, settings and the measured rows."""
+def write_result(name: str, settings: dict[str, Any], rows: list[dict[str, Any]], *, gpu: str = "none") -> Path:
+    """Write `results/<name>.json`: machine (and the GPU, where one was used), versions, date, settings and the rows."""
     result = {
         "benchmark": name,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform(), "gpu": _gpu()},
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform(), "gpu": gpu},
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in _PACKAGES},
         "settings": settings,

@@ -32,6 +32,7 @@ from esper_recorder.contract.rules import profiles
 
 if TYPE_CHECKING:
     from esper_analytics.store import Runs
+    from esper_analytics.upkeep.outcome import Outcome
 
 _NAMING = "its name, or the beginning of its run_id, will do"
 _AGAINST = "`live` (the run's own alarms), a profile or a TOML file"
@@ -366,6 +367,36 @@ def draw_plot(
     finish(runs, strict)
 
 
+@app.command("verify", examples=["esper verify runs/", "esper verify runs/ --strict"])
+def verify_runs(
+    path: RunsPath, form: FormatOption = None, output: OutputOption = None, strict: StrictOption = False
+) -> None:
+    """Read every file of every run and say whether the recording is whole. Changes nothing."""
+    from esper_analytics.upkeep import verify
+
+    conclude(verify(path), form, output, strict)
+
+
+@app.command("recover", examples=["esper recover runs/"])
+def recover_runs(
+    path: RunsPath, form: FormatOption = None, output: OutputOption = None, strict: StrictOption = False
+) -> None:
+    """Finish what a crash left: journals become parts, unfinished files go. Leaves live runs alone."""
+    from esper_analytics.upkeep import recover
+
+    conclude(recover(path), form, output, strict)
+
+
+@app.command("compact", examples=["esper compact runs/"])
+def compact_runs(
+    path: RunsPath, form: FormatOption = None, output: OutputOption = None, strict: StrictOption = False
+) -> None:
+    """Merge many small parts into few, in the same order. Safe to interrupt, and while others read with esper."""
+    from esper_analytics.upkeep import compact
+
+    conclude(compact(path), form, output, strict)
+
+
 @app.command("demo", examples=["esper demo --out demo"])
 def run_demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="For DIR/runs and DIR/report.html.")] = Path("demo"),
@@ -422,6 +453,18 @@ def finish(runs: Runs, strict: bool) -> None:
         tell(problem.told)
     if problems and strict:
         raise DataError(f"{len(problems)} {'thing' if len(problems) == 1 else 'things'} had to be left out (--strict).")
+
+
+def conclude(outcome: Outcome, form: Format | None, output: Path | None, strict: bool) -> None:
+    """Print what was found or done and tell the problems. Raises DataError for them where `strict`."""
+    emit(outcome.frame, form, output)
+    problems = outcome.problems
+    for problem in problems:
+        tell(str(problem))
+    if problems and strict:
+        raise DataError(
+            f"There {'is 1 problem' if len(problems) == 1 else f'are {len(problems)} problems'} (--strict)."
+        )
 
 
 def terminal_width() -> int:

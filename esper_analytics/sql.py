@@ -105,9 +105,9 @@ def run(
         allowed = ", ".join(literal(str(path)) for path in dict.fromkeys(paths))
         connection.execute(f"SET allowed_paths = [{allowed}]")
         connection.execute("SET enable_external_access = false")
-        _make_views(connection, sources)
-        connection.execute("SET lock_configuration = true")
         try:
+            _make_views(connection, sources)
+            connection.execute("SET lock_configuration = true")
             types, table = _bounded(connection, query, timeout_s)
         except (duckdb.Error, MemoryError) as error:
             told = _explained(_located(error, connection, query), query, sources, known, memory)
@@ -134,6 +134,12 @@ def _bounded(connection: duckdb.DuckDBPyConnection, query: str, timeout_s: float
         except KeyboardInterrupt:
             connection.interrupt()
             raise
+
+
+def files_are_gone(sources: Mapping[str, Source]) -> bool:
+    """Whether a file of the views is not there any more: it was compacted since it was listed."""
+    scans = [source[0] for source in sources.values() if isinstance(source, tuple)]
+    return any(not path.exists() for scan in scans for path in scan.paths())
 
 
 def connect(sources: Mapping[str, Source]) -> duckdb.DuckDBPyConnection:

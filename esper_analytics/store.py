@@ -6,8 +6,9 @@
     runs.sql("SELECT run_id, max(ratio_max) FROM ppo_updates GROUP BY 1")
 
 Nothing is read before it is asked for, and every question lists the folders anew. A damaged or foreign file is left
-out and named in `problems`; the rest is read. Rows that a resumed run recorded again hide the earlier ones, which stay
-in `<table>_all`. The order of rows is no promise: sort by what you need.
+out and named in `problems`; the rest is read. Rows that a resumed run recorded again hide the earlier ones, and the
+rows of several ranks are merged (see `ranks`); as they were recorded, all are in `<table>_all`. The order of rows is no
+promise: sort by what you need.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from esper_analytics import sql as sql_room
-from esper_analytics.errors import DataError, UnknownRunError, UnknownTableError, did_you_mean
+from esper_analytics.errors import DataError, QueryError, UnknownRunError, UnknownTableError, did_you_mean
 from esper_analytics.folders import Problem, RunFolder, find_runs
 from esper_analytics.footers import Footer, read_footer
+from esper_analytics.ranks import merges
 from esper_analytics.run_list import LIST_COLUMNS, RUNS_VIEW, run_rows
 from esper_analytics.scan import Layout, TableScan
 from esper_recorder.contract.tables import TABLES
-from esper_recorder.manifest import Manifest
-from esper_recorder.reading import list_row_files
+from esper_recorder.manifest import Manifest, how_it_ended
+from esper_recorder.reading import PartName, RowFiles, list_row_files
 
 if TYPE_CHECKING:
     import duckdb
@@ -50,6 +52,7 @@ def open(path: str | os.PathLike[str]) -> Runs:  # noqa: A001 - as in `esper_ana
     return Runs(Path(path))
 
 
+_PATIENCE = 20  # how often files that were compacted since they were listed are looked for anew
 _MOVE = "Move it out of the run's folder"
 _RESTORE = "Restore it from a copy, or move it away"
 _UPGRADE = "Upgrade esper-analytics to read it"
@@ -172,8 +175,15 @@ class Runs:
             DataError: a recorded file turned out to be damaged.
         """
         sql_room.check(query)
-        views = self._sources(sql_room.views_named_in(query, VIEWS))
-        return sql_room.run(query, views, known=VIEWS, timeout_s=timeout_s, memory=memory)
+        names = sql_room.views_named_in(query, VIEWS)
+        for again in range(_PATIENCE, -1, -1):
+            views = self._sources(names)
+            try:
+                return sql_room.run(query, views, known=VIEWS, timeout_s=timeout_s, memory=memory)
+            except (DataError, QueryError):
+                if not again or not sql_room.files_are_gone(views):
+                    raise
+        raise AssertionError("the last try returns or raises")
 
     def connect(self) -> duckdb.DuckDBPyConnection:
         """A DuckDB connection of your own with every view, as the runs are now. Trusted: it is not confined."""
@@ -213,23 +223,43 @@ class Runs:
         scans = {table: TableScan(table) for table in tables}
         problems: builtins.list[Problem] = []
         for run in folders:
-            files = list_row_files(run.path)
+            files, footers = self._files(run, scans)
             cuts = run.superseded_from()
             problems += (Problem(found.path, found.reason, partly=True) for found in files.problems)
             problems += (Problem(path, "it is not named like a part", _MOVE) for path in files.strangers)
             for table in sorted(files.parts.keys() - TABLES.keys()):
                 problems.append(Problem(run.path / table, f"this version knows no table {table}", _UPGRADE))
+            several = len(files.ranks) > 1
+            if "ppo_updates" in scans:
+                problems += _uneven_ranks(run, files, footers)
             for table, scan in scans.items():
+                ranks = several and merges(table)
                 for path in files.parts.get(table, ()):
-                    footer = self._footer(run, path, table)
+                    footer = footers[path]
                     if footer.problem is None:
-                        scan.add_part(path, Layout(footer.present, footer.float_statistics, cuts), footer.rows)
+                        layout = Layout(footer.present, footer.float_statistics, cuts, ranks)
+                        scan.add_part(path, layout, footer.rows)
                     else:
                         problems.append(Problem(path, footer.problem, _RESTORE))
                 if table in files.journal_rows:
-                    scan.journals.append((files.journal_rows[table], cuts))
+                    scan.journals.append((files.journal_rows[table], Layout((), False, cuts, ranks)))
         self._met.update(dict.fromkeys(problems))
         return scans, problems
+
+    def _files(self, run: RunFolder, tables: Iterable[str]) -> tuple[RowFiles, dict[Path, Footer]]:
+        """The files of a run, and the footers of the parts of some tables: listed anew where a compaction came between.
+
+        Raises DataError where the folder cannot be listed.
+        """
+        for again in range(_PATIENCE, -1, -1):
+            try:
+                files = list_row_files(run.path)
+            except OSError as error:
+                raise DataError(f"The run {run.run_id} cannot be read: {error}.") from error
+            footers = {path: self._footer(run, path, table) for table in tables for path in files.parts.get(table, ())}
+            if not again or not any(footer.gone for footer in footers.values()):
+                return files, footers
+        raise AssertionError("the last try returns")
 
     def _footer(self, run: RunFolder, path: Path, table: str) -> Footer:
         """The footer of a part. A part never changes once it is there, so it is read once."""
@@ -238,6 +268,8 @@ class Runs:
             if linked and not path.resolve().is_relative_to(run.path.resolve()):
                 return Footer(problem="a link that leads out of the run")
             status = path.stat()
+        except FileNotFoundError:
+            return Footer(problem="it is gone", gone=not path.is_symlink())
         except OSError as error:
             return Footer(problem=f"it cannot be read ({error.strerror or error})")
         stamp = (status.st_ino, status.st_size, status.st_mtime_ns, run.run_id)
@@ -273,6 +305,24 @@ def _split(name: str) -> tuple[str, bool]:
     if name.endswith(ALL_ROWS) and name.removesuffix(ALL_ROWS) in TABLES:
         return name.removesuffix(ALL_ROWS), True
     raise UnknownTableError(f"There is no table {name!r}. {did_you_mean(name, VIEWS, kind='tables')}")
+
+
+def _uneven_ranks(run: RunFolder, files: RowFiles, footers: Mapping[Path, Footer]) -> Iterator[Problem]:
+    """That the ranks of a run do not end at one update. While they run they are an update or two apart."""
+    told = {attempt.rank for attempt in run.manifest.last_attempts}
+    if len(files.ranks | told) < 2 or how_it_ended(run.path, run.manifest) == "live":
+        return
+    ends = dict.fromkeys(sorted(files.ranks | told), 0)
+    for path in files.parts.get("ppo_updates", ()):
+        if (name := PartName.of(path.name)) is not None:
+            ends[name.rank] = max(ends[name.rank], footers[path].last_update)
+    if (held := files.journal_rows.get("ppo_updates")) is not None:
+        for rank, update in zip(held.column("rank").to_pylist(), held.column("update").to_pylist(), strict=True):
+            ends[rank] = max(ends.get(rank, 0), update)
+    if len(set(ends.values())) > 1:
+        listed = ", ".join(f"rank {rank} to {end}" for rank, end in ends.items())
+        reason = f"its ranks recorded different numbers of updates ({listed}); later updates are of the others alone"
+        yield Problem(run.path, reason, partly=True)
 
 
 def _rules_text(run: RunFolder) -> tuple[str | None, str] | None:

@@ -104,6 +104,16 @@ class MinibatchRing:
     def __len__(self) -> int:
         return len(self._lengths)
 
+    def another(self) -> MinibatchRing:
+        """An empty one that reduces as this one does."""
+        return MinibatchRing(self.limit_bytes, self.pessimistic_value_clip, self.per_minibatch)
+
+    @property
+    def newest(self) -> tuple[tuple[FieldKey, ...], Tensor]:
+        """The newest minibatch: names of its fields, and a view of their values, [fields, n]."""
+        assert self._buffer is not None
+        return self._names, self._buffer[len(self._lengths) - 1, :, : self._lengths[-1]]
+
     @property
     def last(self) -> MinibatchNotes | None:
         """The notes of the newest minibatch."""
@@ -158,7 +168,8 @@ class MinibatchRing:
         Raises:
             BadCall: lengths or devices differ; the minibatch is not taken.
         """
-        self._reserve(fields, n)
+        if not self._lengths or self._buffer is None or not self._has_room(n):
+            self._reserve(fields, n)
         if not self._lengths:
             self._given = _given(fields, notes, heads, index, actions)
             self._heads = heads
@@ -280,12 +291,12 @@ class MinibatchRing:
             return None
         return self._per_row([_NAN if v is None else v for v in values])
 
+    def _has_room(self, n: int) -> bool:
+        assert self._buffer is not None
+        return len(self._lengths) < self._buffer.shape[0] and n <= self._buffer.shape[2]
+
     def _reserve(self, fields: Mapping[FieldKey, Tensor], n: int) -> None:
         buffer = self._buffer
-        if self._lengths:
-            assert buffer is not None
-            if len(self._lengths) < buffer.shape[0] and n <= buffer.shape[2]:
-                return
         first = next(iter(fields.values()))
         dtype = torch.float64 if any(t.dtype == torch.float64 for t in fields.values()) else torch.float32
         self._uniform = all(t.dtype == dtype for t in fields.values())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,12 +63,16 @@ class UpdateInput:
     """(layer, kind) -> names of the statistics in the tensor `recurrent.<layer>.<kind>`."""
     episodes: Columns = field(default_factory=dict)
     with_minibatches: bool = True
+    rollout_episodes: Sequence[int | None] = ()
+    """Environment steps taken before each of the tensors `episodes.<i>`."""
+    episode_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    """Of all the recorder's updates: the writer's thread counts episodes as it stores them."""
 
 
 def build(given: UpdateInput) -> dict[str, Columns]:
     """The rows of one update, column by column, for each table that has some."""
     host = given.transfer.wait()
-    pieces = [own for i, piece in enumerate(given.pieces) for own in _on_host(piece, _under(f"{i}.", host))]
+    pieces = _pieces(given, host)
     minibatches = [_minibatch_vectors(piece, given) for piece in pieces]
     result: dict[str, Columns] = {}
     update = _update(given, pieces, minibatches, host)
@@ -87,10 +92,25 @@ def build(given: UpdateInput) -> dict[str, Columns]:
     ):
         if found is not None:
             result[table] = _with_identity(found, given.identity)
-    if given.episodes:
-        height = len(next(iter(given.episodes.values())))
-        result["episodes"] = {k: [v] * height for k, v in given.identity.items()} | given.episodes
+    if episodes := _episodes(given, host):
+        result["episodes"] = _as_columns(episodes, given.identity)
     return result
+
+
+def build_minibatches(given: UpdateInput) -> Columns:
+    """The rows of `minibatches` that `build` left out."""
+    pieces = _pieces(given, given.transfer.wait())
+    return _minibatch_columns(pieces, [_minibatch_vectors(piece, given) for piece in pieces], given)
+
+
+def build_episodes(given: UpdateInput) -> dict[str, Columns]:
+    """The episodes of a rollout that no update followed."""
+    rows = _episodes(given, given.transfer.wait())
+    return {"episodes": _as_columns(rows, given.identity)} if rows else {}
+
+
+def _pieces(given: UpdateInput, host: Mapping[str, Tensor]) -> list[Piece]:
+    return [own for i, piece in enumerate(given.pieces) for own in _on_host(piece, _under(f"{i}.", host))]
 
 
 def _on_host(piece: Piece | Pushed, host: Mapping[str, Tensor]) -> list[Piece]:
@@ -410,6 +430,25 @@ def _lists(rows: Tensor, kind: pa.DataType, valid: Tensor | None = None) -> pa.A
     values = pa.array(array(rows.reshape(-1)), type=kind)
     mask = None if valid is None or bool(valid.all()) else pa.array(array(~valid))
     return pa.ListArray.from_arrays(pa.array(array(ends), type=pa.int32()), values, mask=mask)
+
+
+def _episodes(given: UpdateInput, host: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Those told one by one, then those of the rollouts in the order they finished."""
+    names = list(given.episodes)
+    rows = [dict(zip(names, values, strict=True)) for values in zip(*given.episodes.values(), strict=True)]
+    for i, before in enumerate(given.rollout_episodes):
+        returns, finished, *lengths = host[f"episodes.{i}"]
+        envs = finished.shape[1]
+        for step, env in finished.nonzero().tolist():
+            rows.append(
+                {
+                    "env": env,
+                    "step": None if before is None else before + (step + 1) * envs,
+                    "episode_return": float(returns[step, env]),
+                    "episode_length": int(lengths[0][step, env]) if lengths else None,
+                }
+            )
+    return [{"episode": number, **row} for row, number in zip(rows, given.episode_numbers, strict=False)]
 
 
 def _recurrent(given: UpdateInput, host: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -176,7 +176,7 @@ class TestParts:
     def test_a_part_says_what_it_holds(self, tmp_path):
         path = tmp_path / "episodes" / "part-a1-r0-000001.parquet"
         write_part(path, "episodes", to_arrow("episodes", {"update": [3, 3, 7]}))
-        metadata = pq.read_schema(path).metadata
+        metadata = pq.read_metadata(path).metadata
         assert metadata[b"esper_table"] == b"episodes"
         assert metadata[b"esper_schema_version"] == str(SCHEMA_VERSION).encode()
         assert (metadata[b"esper_rows"], metadata[b"esper_first_update"], metadata[b"esper_last_update"]) == (

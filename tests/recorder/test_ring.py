@@ -14,6 +14,7 @@ from torch import Tensor
 from esper_recorder.contract.merge import merge
 from esper_recorder.contract.tables import columns
 from esper_recorder.reductions.arguments import FieldKey
+from esper_recorder.reductions.minibatches import with_actions
 from esper_recorder.reductions.ratios import EXEMPLARS, log_ratio_histogram
 from esper_recorder.reductions.transitions import terms, transition_statistics
 from esper_recorder.ring import MinibatchNotes, MinibatchRing, Piece
@@ -199,6 +200,20 @@ class TestExemplars:
         for i, fields in enumerate(given_):
             own, _ = log_ratio_histogram(fields["log_ratio"], torch.ones(len(fields["log_ratio"]), dtype=torch.bool))
             assert counts(piece)[i].tolist() == own.tolist()
+
+    @pytest.mark.parametrize("order", ["time_major", "env_major"])
+    def test_an_action_is_looked_up_in_the_rollout_as_its_index_counts(self, order: str):
+        ring = MinibatchRing()
+        put(ring, minibatch(5, 1), index=torch.tensor([0, 1, 5, -1, 6]))
+        # 3 steps of 2 environments; an action says its step and its environment.
+        actions = torch.stack(torch.meshgrid(torch.arange(3), torch.arange(2), indexing="ij"), dim=-1)
+        piece = rest(ring)
+        (reduced,) = (with_actions(one, actions, order) for one in piece.reduced)
+        assert reduced.actions is not None
+        by_index = dict(zip(worst(piece, "index"), map(repr, reduced.actions[0, 0].tolist()), strict=True))
+        second = "[0.0, 1.0]" if order == "time_major" else "[1.0, 0.0]"
+        unknown = {-1: "[nan, nan]", 6: "[nan, nan]"}
+        assert by_index == {0: "[0.0, 0.0]", 1: second, 5: "[2.0, 1.0]", **unknown}
 
 
 class TestChange:

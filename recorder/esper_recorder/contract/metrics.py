@@ -46,6 +46,13 @@ class Arithmetic(Protocol):
         """a / b; NaN where b is not above `least`: the quotient has no meaning."""
 
 
+class UpdateArithmetic(Arithmetic, Protocol):
+    """What the formulas of a whole update compute with besides."""
+
+    def choose(self, known: Any, then: Any, otherwise: Any) -> Any:
+        """`then` where `known` was measured, `otherwise` where it is NULL."""
+
+
 class Scalars:
     """Arithmetic of plain numbers and None."""
 
@@ -67,6 +74,9 @@ class Scalars:
         if a is None or b is None or least is None:
             return None
         return a / b if b > least else math.nan
+
+    def choose(self, known: Any, then: Any, otherwise: Any) -> Any:
+        return otherwise if known is None else then
 
 
 _SCALARS = Scalars()
@@ -264,24 +274,29 @@ def derive_update(row: Row, minibatches: Sequence[Row], definition: str = "poole
     Raises:
         KeyError: the definition is not known.
     """
-    by_definition = DEFINITIONS[definition]
-    result = derive(row)
-    norms_n = _SCALARS.subtract(row.get("grad_norm_n"), row.get("grad_norm_nonfinite"))
-    result["grad_norm"] = mean(row.get("grad_norm_sum"), norms_n, of=row.get("grad_norm_n"))
-    n = row.get("rollout_n")
-    returns = (row.get("rollout_return_sum"), row.get("rollout_return_sum_sq"), row.get("rollout_return_n"))
-    result["rollout_return_std"] = std(*returns, of=n)
-    values = (row.get("rollout_value_sum"), row.get("rollout_value_sum_sq"), row.get("rollout_value_n"))
-    result["rollout_value_return_correlation"] = correlation(values, returns, row.get("rollout_value_return_sum"), n)
-    if row.get("rollout_residual_n") is not None:
-        result["explained_variance"] = explained_variance(
-            row.get("rollout_residual_sum"),
-            row.get("rollout_residual_sum_sq"),
-            row.get("rollout_residual_n"),
-            *returns,
-            of=n,
-        )
-    return result | by_definition(row, minibatches)
+    return derive_pooled(row) | DEFINITIONS[definition](row, minibatches)
+
+
+def derive_pooled(row: Row, o: UpdateArithmetic = _SCALARS) -> dict[str, Any]:
+    """The metrics of one PPO update over all its transitions, whatever the minibatches.
+
+    Args:
+        row: the update's merged counts and sums, those of its rollout and gradient norms included.
+        o: the arithmetic of the row's values.
+    """
+    get = row.get
+    result = derive(row, o)
+    norms_n = o.subtract(get("grad_norm_n"), get("grad_norm_nonfinite"))
+    result["grad_norm"] = mean(get("grad_norm_sum"), norms_n, o, of=get("grad_norm_n"))
+    n = get("rollout_n")
+    returns = (get("rollout_return_sum"), get("rollout_return_sum_sq"), get("rollout_return_n"))
+    result["rollout_return_std"] = std(*returns, o, of=n)
+    values = (get("rollout_value_sum"), get("rollout_value_sum_sq"), get("rollout_value_n"))
+    result["rollout_value_return_correlation"] = correlation(values, returns, get("rollout_value_return_sum"), n, o)
+    residuals = (get("rollout_residual_sum"), get("rollout_residual_sum_sq"), get("rollout_residual_n"))
+    of_rollout = explained_variance(*residuals, *returns, o, of=n)
+    result["explained_variance"] = o.choose(get("rollout_residual_n"), of_rollout, result["explained_variance"])
+    return result
 
 
 def derive_layer(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:

@@ -40,6 +40,14 @@ class Reducer(StrEnum):
     DERIVED = "derived"  # computed anew from the merged sums, by `metrics`
 
 
+class AcrossRanks(StrEnum):
+    """What the views make of the rows that the ranks of a distributed trainer recorded under one key."""
+
+    MERGED = "merged"  # one row, by the reducers: each rank saw transitions of its own
+    REPLICAS = "replicas"  # the lowest rank's row: each rank holds a copy of the same thing
+    APART = "apart"  # a row each: each rank's are of something else
+
+
 _TYPES: dict[Any, str] = {
     int: "int64",
     float: "float64",
@@ -101,6 +109,7 @@ class Row:
     table: ClassVar[str]
     row: ClassVar[str]
     """What one row is, as the end of the sentence "One row is ..."."""
+    across_ranks: ClassVar[AcrossRanks] = AcrossRanks.APART
 
     run_id: str | None = _key("the run: name, start and random characters, unique")
     attempt: int | None = _key("1 for a fresh run; a resumed run opens the next one", unit="1")
@@ -261,11 +270,17 @@ class _Statistics(_ValueStatistics):
 class PpoUpdate(_Statistics):
     table: ClassVar[str] = "ppo_updates"
     row: ClassVar[str] = "one PPO update: all epochs over one rollout"
+    across_ranks: ClassVar[AcrossRanks] = AcrossRanks.MERGED
 
     definition: str | None = _first(
         "whose definition the metrics follow: pooled (over all evaluated transitions), sb3, or, where a run was "
         "imported, that of the library that logged it (cleanrl, rsl_rl, torchrl, esper)",
         null="never",
+    )
+    level: str | None = _first(
+        "how much was recorded of the update: `minimal`, `normal` or `debug`; an alarm raises it for some updates",
+        null="recorded by a version that did not tell, or imported",
+        since=2,
     )
     step: int | None = _last("environment steps taken when the update ended", unit="steps")
     progress: float | None = _last(
@@ -373,10 +388,16 @@ class PpoUpdate(_Statistics):
 class Minibatch(_Statistics):
     table: ClassVar[str] = "minibatches"
     row: ClassVar[str] = "one minibatch the trainer evaluated"
+    across_ranks: ClassVar[AcrossRanks] = AcrossRanks.MERGED
 
     epoch: int | None = _key("epoch of the update", unit="1", null="the trainer did not tell")
     minibatch: int | None = _key("minibatch, counted over the whole update", unit="1")
     stepped: bool | None = _last("the optimizer stepped on it (no: early stop, or a skipped step)")
+    held_back: bool | None = _first(
+        "level `minimal` held the row back, and an alarm had it stored later: no rule, live or replayed, looks at it",
+        null="the row was stored with its update",
+        since=2,
+    )
     learning_rate: float | None = _last("learning rate of the first parameter group", unit="1")
     clip_range: float | None = _last("clip range of the ratio", unit="1")
     value_clip_range: float | None = _last(
@@ -389,6 +410,7 @@ class Minibatch(_Statistics):
 class RatioHistogram(Row):
     table: ClassVar[str] = "ratio_histograms"
     row: ClassVar[str] = "one histogram of log ratios: of an update, or (level DEBUG) of one of its minibatches"
+    across_ranks: ClassVar[AcrossRanks] = AcrossRanks.MERGED
 
     epoch: int | None = _key("epoch", unit="1", null="the histogram is of the whole update")
     minibatch: int | None = _key(
@@ -429,6 +451,7 @@ class RatioExemplar(Row):
 class Head(Row):
     table: ClassVar[str] = "heads"
     row: ClassVar[str] = "one action head of a policy with several, in one update"
+    across_ranks: ClassVar[AcrossRanks] = AcrossRanks.MERGED
 
     head: str | None = _key("action head")
     n: int | None = _count("transitions counted for the head")
@@ -495,6 +518,7 @@ class Head(Row):
 class RecurrentState(Row):
     table: ClassVar[str] = "recurrent_state"
     row: ClassVar[str] = "one kind of state of one recurrent layer, in one update"
+    across_ranks: ClassVar[AcrossRanks] = AcrossRanks.MERGED
 
     layer: str | None = _key(
         "recurrent layer; `rollout_` before its name where the state was met while collecting, none where in training"
@@ -521,6 +545,7 @@ class RecurrentState(Row):
 class GradientLayer(Row):
     table: ClassVar[str] = "gradient_layers"
     row: ClassVar[str] = "one parameter tensor's gradient at one optimizer step (at NORMAL the update's last)"
+    across_ranks: ClassVar[AcrossRanks] = AcrossRanks.REPLICAS
 
     epoch: int | None = _key("epoch of the step", unit="1", null="the trainer did not tell")
     minibatch: int | None = _key("minibatch of the step, counted over the whole update", unit="1")

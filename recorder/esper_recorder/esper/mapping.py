@@ -5,8 +5,8 @@
     mapped = map_events(entries)            # of one run
     mapped.blocks["ppo_updates"]            # blocks of columns
 
-What an event says and no column holds is in the block of `raw_events`, with the reason; see `entries`. A key that is
-absent and a key whose value is null are NULL alike.
+A block's `time` is in microseconds since 1970, UTC. What an event says and no column holds is in the blocks of
+`raw_events`, with the reason; see `entries`. A key that is absent and a key whose value is null are NULL alike.
 """
 
 from __future__ import annotations

@@ -142,6 +142,8 @@ def _decision_heads(entries: Entries, rest: Rest) -> None:
         for key, head in layout.MASKS.items()
         if key in rest
     }
+    if not masks and "head_telemetry" not in rest:
+        return
     everyone = range(len(entries))
     told = [value or {} for value in _mappings(entries, "head_telemetry", rest.pop("head_telemetry", ()))]
     given = {f"masked {head}": values for head, values in masks.items()}  # no column's name: for the rows below
@@ -178,7 +180,6 @@ def _rewards(entries: Entries, rest: Rest) -> None:
                 entries.keep(place, key, DIFFERS, value)
             else:
                 breakdowns[place] = {**(breakdown or {}), key: value}
-                breakdown = breakdowns[place]
     places = [place for place, breakdown in enumerate(breakdowns) if breakdown]
     for below in entries.below("reward_components", places, [breakdowns[place] or {} for place in places]):
         map_rows(below, layout.REWARD)

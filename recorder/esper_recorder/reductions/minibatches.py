@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -129,6 +129,28 @@ def reduce_minibatches(
             _reduced(group.names, statistics, own.log_ratio, own.valid, group.fields, shared, actions, per_minibatch)
         )
     return tuple(found)
+
+
+def with_actions(reduced: Reduced, actions: Tensor, order: str) -> Reduced:
+    """The worst transitions with their actions looked up by index, on the device that holds both.
+
+    An index that is not of the rollout has NaN for an action.
+
+    Args:
+        reduced: without actions; nothing is done where it has some, or no index.
+        actions: [steps, envs, size].
+        order: how an index counts, `time_major` or `env_major`.
+    """
+    found = reduced.exemplars
+    if found is None or reduced.actions is not None or "index" not in found.names:
+        return reduced
+    if found.values.device != actions.device:
+        return reduced
+    by_index = (actions.transpose(0, 1) if order == "env_major" else actions).flatten(0, 1)
+    index = found.values[..., found.names.index("index")].to(torch.int64)
+    known = (index >= 0) & (index < by_index.shape[0])
+    chosen = by_index[torch.where(known, index, 0)].to(torch.float32)
+    return replace(reduced, actions=torch.where(known[..., None], chosen, torch.nan))
 
 
 def _reduced(
