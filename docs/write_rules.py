@@ -85,7 +85,8 @@ def _profile(rules: RuleSet) -> str:
         lines += ["Phases: " + ", ".join(f"{name} from {start:g}" for name, start in rules.phases) + ".", ""]
     lines += ["| rule | severity | fires where | evidence |", "|---|---|---|---|"]
     lines += [
-        f"| `{rule.name}` | {rule.severity} | {cell(fires_where(rule))} | {cell(rule.evidence)} |" for rule in rules.rules
+        f"| `{rule.name}` | {rule.severity} | {cell(fires_where(rule))} | {cell(rule.evidence)} |"
+        for rule in rules.rules
     ]
     return "\n".join(lines) + "\n"
 

@@ -108,9 +108,7 @@ class PendingGradients:
 class PendingDualGradients:
     """Gradients of a host and a seed that were collected; their figures are on their way, in one transfer."""
 
-    def __init__(
-        self, host: Sequence[Tensor], seed: Sequence[Tensor], vanishing: float, exploding: float
-    ) -> None:
+    def __init__(self, host: Sequence[Tensor], seed: Sequence[Tensor], vanishing: float, exploding: float) -> None:
         self._limits = vanishing, exploding
         self._without = [sum(p.grad is None for p in side) for side in (host, seed)]
         self._measured = Measurement(_gradients(0, host) | _gradients(1, seed))

@@ -47,9 +47,7 @@ class NumericalStabilityReport:
         return bool(self.inf_weights or self.inf_gradients) or loss
 
 
-def check_numerical_stability(
-    model: torch.nn.Module, loss: Tensor | float | None = None
-) -> NumericalStabilityReport:
+def check_numerical_stability(model: torch.nn.Module, loss: Tensor | float | None = None) -> NumericalStabilityReport:
     """Look for NaN and infinities in a model's weights and gradients as they stand.
 
     Any number of parameters, of any type (complex included), layout and device.
