@@ -116,7 +116,7 @@ def ratio_of_head(head: str, statistics: Mapping[str, Any], exemplars: Iterable[
     """
     get = statistics.get
     counts = [get(f"log_ratio_{kind}") for kind in ("nan", "posinf", "neginf")]
-    nonfinite = None if None in counts else int(sum(counts))
+    nonfinite = None if None in counts else sum(int(count or 0) for count in counts)
     n, sum_sq = get("n"), get("log_ratio_sum_sq")
     finite = None if n is None or nonfinite is None else n - nonfinite
     rows = sorted((row for row in exemplars if row.get("log_ratio") is not None), key=_worst_first)

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from esper_recorder.contract.histogram import gradient_quantile
 from esper_recorder.contract.metrics import derive_layer
-from esper_recorder.instruments.measuring import named_parameters
+from esper_recorder.instruments.measuring import Measurement, named_parameters
 from esper_recorder.reductions.gradients import NAMES, layer_statistics, precision
-from esper_recorder.transfer import Transfer
 
 HISTORY: Final = (5, 100)
 """The shortest and the longest history."""
@@ -126,7 +125,7 @@ class ModelDiagnostics:
         self.history: deque[tuple[LayerDiagnosis, ...]] = deque(maxlen=config.history_length)
 
     def look(self, model: torch.nn.Module) -> tuple[LayerDiagnosis, ...]:
-        """Look at a model's parameters and gradients as they stand; one transfer.
+        """Look at a model's parameters and gradients as they stand, at one transfer to the host.
 
         Raises:
             TypeError: `model` is no module, or a gradient that is looked at is sparse or complex.
@@ -137,23 +136,21 @@ class ModelDiagnostics:
             if asked or (gradients is None and self.config.weight_norms):
                 chosen.append((name, p))
         measured = self._measured(chosen) if gradients is not None else {}
-        weights = {name: torch.linalg.vector_norm(p.detach(), dtype=_wide(p)) for name, p in chosen}
-        if not self.config.weight_norms:
-            weights = {}
-        sent = {f"weight.{name}": norm for name, norm in weights.items()}
+        sent: dict[str, Tensor] = {}
         for i, (_, statistics, histograms) in enumerate(measured.values()):
             sent |= {f"{i}.statistics": statistics, f"{i}.histograms": histograms}
-        host = Transfer(sent).wait()
+        weights = Measurement(dict(chosen) if self.config.weight_norms else {}, besides=sent)
+        norms = {name: derive_layer(figures)["grad_norm"] for name, figures in weights.figures()}
         found: dict[str, LayerDiagnosis] = {}
         for i, (names, _, _) in enumerate(measured.values()):
-            rows = zip(names, host[f"{i}.statistics"].tolist(), host[f"{i}.histograms"].tolist(), strict=True)
-            for name, values, counts in rows:
+            own = (weights.besides(f"{i}.{what}").tolist() for what in ("statistics", "histograms"))
+            for name, values, counts in zip(names, *own, strict=True):
                 found[name] = self._diagnosis(name, dict(zip(NAMES, values, strict=True)), counts)
         told = tuple(
             [
                 replace(
                     found.get(name) or LayerDiagnosis(name, has_grad=p.grad is not None),
-                    weight_norm=float(host[f"weight.{name}"]) if weights else None,
+                    weight_norm=norms.get(name),
                 )
                 for name, p in chosen
             ]
@@ -194,7 +191,3 @@ class ModelDiagnostics:
             exploding=None if norm is None else norm > config.exploding or math.isinf(norm),
             histogram=tuple(counts) if config.histogram else None,
         )
-
-
-def _wide(p: Tensor) -> torch.dtype:
-    return torch.promote_types(p.dtype, torch.float32)

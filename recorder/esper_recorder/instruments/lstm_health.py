@@ -90,22 +90,20 @@ def compute_lstm_health(
         raise TypeError(f"state is {_shown(state)}; give the pair (hidden, cell) of tensors")
     hidden, cell = (state_statistics(one) for one in state)
     host = Transfer({"h": hidden.values, "c": cell.values}).wait()
-    states = []
+    states: dict[str, StateHealth] = {}
     for name, packed in (("h", hidden), ("c", cell)):
         own = dict(zip(packed.names, host[name].tolist(), strict=True))
         if not own["n"]:
             raise ValueError(f"the state {name} has no elements")
         finite = own["n"] - own["nan_count"] - own["inf_count"]
-        states.append(
-            StateHealth(
-                rms=root_mean_square(own["sum_sq"], finite, of=own["n"]),
-                env_rms_max=own["env_rms_max"],
-                abs_max=own["abs_max"],
-                nan_count=int(own["nan_count"]),
-                inf_count=int(own["inf_count"]),
-            )
+        states[name] = StateHealth(
+            rms=root_mean_square(own["sum_sq"], finite, of=own["n"]),
+            env_rms_max=own["env_rms_max"],
+            abs_max=own["abs_max"],
+            nan_count=int(own["nan_count"]),
+            inf_count=int(own["inf_count"]),
         )
-    return LSTMHealth(*states, max_rms=max_rms, min_rms=min_rms)
+    return LSTMHealth(states["h"], states["c"], max_rms, min_rms)
 
 
 def _shown(state: Any) -> str:

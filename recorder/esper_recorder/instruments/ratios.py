@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from esper_recorder.contract.ratio_diagnostic import ABOVE, BELOW, RatioDiagnostic, RatioOfHead, ratio_of_head
-from esper_recorder.reductions.arguments import BadCall, check_log_ratio, flat_actions, head_fields
+from esper_recorder.reductions.arguments import BadCall, argument, check_log_ratio, flat_actions, head_fields
 from esper_recorder.reductions.minibatches import HeadFields, Reduced, Settings, reduce_minibatches
 from esper_recorder.transfer import Transfer
 
@@ -69,9 +69,7 @@ def diagnose_ratios(
     ]
     chosen = None if actions is None else flat_actions(actions, n)
     if chosen is not None and chosen.shape[0] != n:
-        raise BadCall(
-            f"actions has {actions.numel() if actions is not None else 0} elements, which are not {n} actions"
-        )
+        raise BadCall(f"the tensors have different lengths: the log ratio has {n}, actions has {tuple(chosen.shape)}")
     reduced = reduce_minibatches(
         fields,
         groups,
@@ -90,9 +88,7 @@ def diagnose_ratios(
 def _check(n: int, tensors: Mapping[Any, Tensor | None]) -> None:
     odd = {name: x.numel() for name, x in tensors.items() if x is not None and x.numel() != n}
     if odd:
-        told = ", ".join(
-            f"{name if isinstance(name, str) else ' of head '.join(name)} has {k}" for name, k in odd.items()
-        )
+        told = ", ".join(f"{argument(name)} has {k}" for name, k in odd.items())
         raise BadCall(f"the tensors have different lengths: the log ratio has {n}, {told}")
 
 
