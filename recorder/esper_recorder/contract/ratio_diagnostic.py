@@ -166,11 +166,13 @@ def in_words(diagnostic: RatioDiagnostic) -> Sequence[str]:
     lines = []
     broken = sum(one.nonfinite or 0 for one in diagnostic.ratios if one.head == JOINT)
     if broken:
-        lines.append(f"{broken} log ratios are not finite.")
+        lines.append(f"{broken} of its log ratios {'is' if broken == 1 else 'are'} not finite.")
     guilty = diagnostic.guilty
     if guilty is not None:
-        what = "is not finite" if guilty.severity[0] else f"moved by up to {guilty.severity[1]:.3g} nats"
-        lines.append(f"The head {guilty.head!r} {what}, the furthest of all heads.")
+        moved = f"moved by up to {guilty.severity[1]:.3g} nats, the furthest of all heads."
+        lines.append(
+            f"The head {guilty.head!r} " + ("has log ratios that are not finite." if guilty.severity[0] else moved)
+        )
     elif all(one.head == JOINT for one in diagnostic.ratios):
         lines.append("No heads were recorded, so none can be named.")
     return lines
