@@ -13,7 +13,7 @@ from typing import Any
 from esper_recorder.contract.evaluator import Coverage, RuleEvaluator
 from esper_recorder.contract.rule import Rule, Severity, Test
 from esper_recorder.contract.rules import RuleSet, load_profile
-from esper_recorder.contract.signals import UPDATE_TABLE
+from esper_recorder.contract.signals import UPDATE_TABLE, Reason
 from esper_recorder.contract.wording import fires_where
 
 
@@ -117,7 +117,9 @@ class AnomalyDetector:
         seen = {(one.rule, one.key): one for one in self._evaluator.coverage()}
         for series, now in seen.items():
             before = self._seen.get(series)
-            counted = {} if before is None else before.abstained
+            counted = {} if before is None else dict(before.abstained)
+            if Reason.NO_TABLE not in now.abstained:  # its first row has come: until now there was none
+                counted[Reason.NOT_RECORDED] = counted.pop(Reason.NO_TABLE, counted.get(Reason.NOT_RECORDED, 0))
             if sum(now.abstained.values()) > sum(counted.values()):
                 grown = {reason: n - counted.get(reason, 0) for reason, n in now.abstained.items()}
                 found.append(Abstention(*series, str(max(grown, key=lambda reason: grown[reason]))))
