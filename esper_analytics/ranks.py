@@ -21,6 +21,8 @@ from esper_recorder.contract.tables import TABLES, AcrossRanks, Column, Reducer,
 _DERIVE: dict[str, Callable[..., dict[str, Any]]] = {
     "ppo_updates": metrics.derive_pooled,
     "minibatches": metrics.derive,
+    "heads": metrics.derive_head,
+    "recurrent_state": metrics.derive_state,
 }
 _POOLED = "pooled"
 

@@ -24,7 +24,7 @@ from esper_recorder.contract.tables import Column, columns
 Cuts = tuple[tuple[int, int], ...]
 """(attempt, update): rows of the attempt from this update on are superseded."""
 
-_SQL_TYPES = {
+SQL_TYPES = {
     "int64": "BIGINT",
     "float64": "DOUBLE",
     "string": "VARCHAR",
@@ -43,6 +43,14 @@ _POLARS_TYPES: dict[str, pl.DataType] = {
     "list<int64>": pl.List(pl.Int64()),
     "list<float64>": pl.List(pl.Float64()),
     "list<string>": pl.List(pl.String()),
+}
+# How Arrow spells the type that DuckDB reads as the column's own.
+_ARROW_TYPES = {
+    "int64": "int64",
+    "float64": "double",
+    "string": "string",
+    "bool": "bool",
+    "timestamp[us, UTC]": "timestamp[us, tz=UTC]",
 }
 
 
@@ -69,6 +77,7 @@ class TableScan:
 
     def add_part(self, path: Path, layout: Layout, rows: int) -> None:
         """Take in a part whose footer was checked."""
+        path = path.absolute()
         self.files.setdefault(layout, []).append(path)
         self.heights[path] = rows
 
@@ -103,7 +112,7 @@ class TableScan:
             select = f"SELECT {', '.join(terms)} FROM {source}{_sql_where(layout.cuts, superseded)}"
             (of_ranks if layout.ranks and not superseded else selects).append(select)
         for (_, layout), name in zip(self.journals, journal_tables, strict=True):
-            terms = [_sql_term(c, c.type, False) for c in columns(self.table)]
+            terms = [_sql_term(c, "held", False) for c in columns(self.table)]
             select = f"SELECT {', '.join(terms)} FROM {name}{_sql_where(layout.cuts, superseded)}"
             (of_ranks if layout.ranks and not superseded else selects).append(select)
         if of_ranks:
@@ -162,7 +171,7 @@ def literal(text: str) -> str:
 
 def sql_type(column: Column) -> str:
     """The DuckDB type of a contract column."""
-    return _SQL_TYPES[column.type]
+    return SQL_TYPES[column.type]
 
 
 def polars_type(column: Column) -> pl.DataType:
@@ -174,6 +183,8 @@ def _sql_term(column: Column, found: str | None, float_statistics: bool) -> str:
     name = identifier(column.name)
     if found is None:
         return f"NULL::{sql_type(column)} AS {name}"
+    if found == _ARROW_TYPES.get(column.type) and not (float_statistics and column.is_float):
+        return name  # a cast that changes nothing costs the binding of every query
     value = f"CAST({name} AS {sql_type(column)})"
     if float_statistics and column.type == "float64":
         # A cast alone, or adding zero, does not keep DuckDB from pruning by statistics that know no NaN; this does.

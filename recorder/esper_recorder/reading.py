@@ -285,6 +285,10 @@ def _read(
     unreadable: set[RowFileName] = set()
     problems: list[FileProblem] = []
     for name, path in sorted(journals.items()):
+        if _leads_out(path):
+            unreadable.add(name)
+            problems.append(FileProblem(path, "a link that leads out of the run; it is not followed"))
+            continue
         try:
             content = contents[name] = read_journal(path)
         except FileNotFoundError:
@@ -302,6 +306,13 @@ def _read(
             )
             problems.append(FileProblem(path, reason))
     return contents, unreadable, problems
+
+
+def _leads_out(journal: Path) -> bool:
+    """Whether a journal is a link, or lies in one, to a place outside of its run's folder."""
+    if not (journal.is_symlink() or journal.parent.is_symlink()):
+        return False
+    return not journal.resolve().is_relative_to(journal.parent.parent.resolve())
 
 
 def _set_aside(folder: Path) -> Iterator[FileProblem]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
+from typing import Any
 
 import polars as pl
 import pytest
@@ -73,7 +75,20 @@ def random_row(table: str, chance: random.Random) -> dict[str, object]:
     return row
 
 
-@pytest.mark.parametrize("table", ["ppo_updates", "minibatches"])
+KEYS: dict[str, dict[str, object]] = {
+    "minibatches": {"epoch": None, "minibatch": 1},
+    "heads": {"head": "slot"},
+    "recurrent_state": {"layer": "lstm", "kind": "h"},
+}
+DERIVE: dict[str, Callable[..., dict[str, Any]]] = {
+    "ppo_updates": metrics.derive_pooled,
+    "minibatches": metrics.derive,
+    "heads": metrics.derive_head,
+    "recurrent_state": metrics.derive_state,
+}
+
+
+@pytest.mark.parametrize("table", [*DERIVE])
 @pytest.mark.parametrize("seed", range(6))
 def test_sql_and_polars_merge_any_rows_as_the_contract_does(tmp_path, table, seed):
     """Against `contract.merge` and `contract.metrics` on plain Python rows; keys that are NULL among them."""
@@ -85,7 +100,7 @@ def test_sql_and_polars_merge_any_rows_as_the_contract_does(tmp_path, table, see
             recorded.append({**random_row(table, chance), **key, "update": update, "rank": rank})
     path = write_run(tmp_path, tables={table: recorded})
     merged = both(ea.open(path), table)
-    derive = {"ppo_updates": metrics.derive_pooled, "minibatches": metrics.derive}[table]
+    derive = DERIVE[table]
     complete = complete_rows(table, recorded, run_id=path.name)
     assert len(merged) == 15
     for row in merged:

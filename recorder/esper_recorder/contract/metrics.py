@@ -314,15 +314,16 @@ def derive_layer(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
     }
 
 
-def derive_state(row: Row) -> dict[str, float | None]:
+def derive_state(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
     """The metrics of a recurrent state (`recurrent_state`)."""
     get = row.get
     n = get("n")
-    finite = None if n is None else n - get("nan_count") - get("inf_count")
+    finite = o.subtract(o.subtract(n, get("nan_count")), get("inf_count"))
+    some = o.divide(finite, finite, n)  # 1; NaN where no element is finite
     return {
-        "rms": root_mean_square(get("sum_sq"), finite, of=n),
-        "env_rms_mean": mean(get("env_rms_sum"), get("env_n"), of=n),
-        "l2_norm": math.nan if finite == 0 and n else _SCALARS.root(get("sum_sq")),
+        "rms": root_mean_square(get("sum_sq"), finite, o, of=n),
+        "env_rms_mean": mean(get("env_rms_sum"), get("env_n"), o, of=n),
+        "l2_norm": o.multiply(o.root(get("sum_sq")), some),
     }
 
 
