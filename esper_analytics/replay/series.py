@@ -15,7 +15,7 @@ from esper_analytics.replay.averages import held_against
 from esper_analytics.replay.block import Codes, code
 from esper_analytics.replay.columns import Flags, Floats, Ints
 from esper_recorder.contract.ema import Average, Previous
-from esper_recorder.contract.rolling import Rolling, RollingMean, Trend
+from esper_recorder.contract.rolling import Rolling, RollingMean, TrendOf
 from esper_recorder.contract.rule import Condition, Gate, Rule, Test
 from esper_recorder.contract.signals import Reason
 
@@ -105,7 +105,7 @@ def moved(
         told = np.empty(len(values))
         for state, start, end in zip(states, bounds[:-1], bounds[1:], strict=True):
             mean = state.means.setdefault(place, RollingMean(condition.rolling))
-            if start < end and mean.mean is None and condition.rolling.trend is not Trend.DROP:
+            if start < end and mean.mean is None and condition.rolling.trend is not TrendOf.DROP:
                 first[start] = True
             told[start:end] = _trends(condition.rolling, mean, values[start:end])
     elif condition.drift is not None:
@@ -154,9 +154,9 @@ def _trends(form: Rolling, state: RollingMean, values: Floats) -> Floats:
     before = np.concatenate([[math.nan if state.mean is None else state.mean], means[:-1]])
     state.values.extend(values[-form.window :].tolist())
     state.mean = float(means[-1])
-    if form.trend is Trend.DROP:
+    if form.trend is TrendOf.DROP:
         return np.where(means > 0.0, (means - values) / means, math.nan)
-    return np.abs(means - before) if form.trend is Trend.SIZE else means - before
+    return np.abs(means - before) if form.trend is TrendOf.SIZE else means - before
 
 
 def judge(condition: Condition, reading: Values, threshold: Floats | float) -> Judged:

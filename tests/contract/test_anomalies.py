@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from esper_recorder.contract.anomalies import AnomalyDetector, AnomalyReport, checks_in_words
-from esper_recorder.contract.rolling import Rolling, RollingMean, Trend
+from esper_recorder.contract.rolling import Rolling, RollingMean, TrendOf
 from esper_recorder.contract.rules import RuleSet, load_profile
 
 HEALTHY: dict[str, Any] = {
@@ -138,16 +138,16 @@ def test_phases_are_half_open():
 
 class TestRollingMean:
     def test_the_mean_is_of_what_there_is_and_holds_the_current_value(self):
-        mean = RollingMean(Rolling(3, Trend.CHANGE))
+        mean = RollingMean(Rolling(3, TrendOf.CHANGE))
         # Means 1, 1.5, 2, 3: the fourth value pushes out the first.
         assert mean.push_all([1.0, 2.0, 3.0, 4.0]) == [None, 0.5, 0.5, 1.0]
 
     def test_size_has_no_sign_and_drop_is_a_share(self):
-        assert RollingMean(Rolling(2, Trend.SIZE)).push_all([4.0, 2.0]) == [None, 1.0]
-        assert RollingMean(Rolling(2, Trend.DROP)).push_all([4.0, 2.0]) == [0.0, pytest.approx(1 / 3)]
+        assert RollingMean(Rolling(2, TrendOf.SIZE)).push_all([4.0, 2.0]) == [None, 1.0]
+        assert RollingMean(Rolling(2, TrendOf.DROP)).push_all([4.0, 2.0]) == [0.0, pytest.approx(1 / 3)]
 
     def test_a_mean_that_is_not_positive_has_no_share(self):
-        told = RollingMean(Rolling(2, Trend.DROP)).push_all([0.0, -1.0])
+        told = RollingMean(Rolling(2, TrendOf.DROP)).push_all([0.0, -1.0])
         assert all(value is not None and math.isnan(value) for value in told)
 
     def test_what_is_missing_or_not_finite_neither_enters_nor_has_a_trend(self):
@@ -170,4 +170,4 @@ class TestRollingMean:
     def test_its_window_can_be_set(self):
         changed = load_profile("seeds").with_values({"plateau.rolling.window": 5})
         [rule] = [rule for rule in changed.rules if rule.name == "plateau"]
-        assert rule.conditions[0].rolling == Rolling(5, Trend.SIZE)
+        assert rule.conditions[0].rolling == Rolling(5, TrendOf.SIZE)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import pytest
@@ -165,6 +167,19 @@ class TestLayerGradients:
     def test_what_is_no_model_is_a_type_error(self):
         with pytest.raises(TypeError, match=r"model is a dict; give a torch\.nn\.Module"):
             collect_per_layer_gradients({})  # type: ignore[arg-type]
+
+    def test_no_graph_is_held(self):
+        x = torch.tensor([2.0], requires_grad=True)
+        (grad,) = torch.autograd.grad((x**3).sum(), x, create_graph=True)
+        assert grad.requires_grad
+        held = weakref.ref(grad)
+        model = Holder(w=grad.detach())
+        model.w.grad = grad  # type: ignore[assignment]
+        pending = collect_gradients(model.parameters())
+        assert collect_per_layer_gradients(model).layers[0].grad_norm == 12.0  # 3 * 2^2
+        del model, grad
+        gc.collect()
+        assert held() is None and pending.materialise().norm == 12.0
 
     def test_the_gradients_are_left_as_they_are(self):
         grad = torch.tensor([1.0, NAN, -2.0])
@@ -401,6 +416,11 @@ class TestDrift:
             GradientEMATracker().load_state_dict(GradientEMATracker(momentum=0.9).state_dict())
         with pytest.raises(ValueError, match=r"this is no state of a GradientEMATracker: settings, .*is missing"):
             GradientEMATracker().load_state_dict({"update_count": 0})
+
+    def test_two_trackers_share_no_state(self):
+        one, other = GradientEMATracker(), GradientEMATracker()
+        one.update(1.0, 1.0)
+        assert (other.update_count, other.ema_norm) == (0, None)
 
     def test_it_begins_without_averages(self):
         assert GradientEMATracker().ema_norm is None and GradientEMATracker().ema_health is None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Trend(StrEnum):
+class TrendOf(StrEnum):
     """What becomes of a value and the rolling mean it has entered."""
 
     CHANGE = "change"  # the mean less the mean before; none for the first value
@@ -30,7 +30,7 @@ class Rolling:
     """
 
     window: int = 10
-    trend: Trend = Trend.CHANGE
+    trend: TrendOf = TrendOf.CHANGE
 
 
 class RollingMean:
@@ -57,12 +57,12 @@ class RollingMean:
         for one in self.values:
             total += one
         before, self.mean = self.mean, total / len(self.values)
-        if self._form.trend is Trend.DROP:
+        if self._form.trend is TrendOf.DROP:
             return (self.mean - value) / self.mean if self.mean > 0.0 else math.nan
         if before is None:
             return None
         change = self.mean - before
-        return abs(change) if self._form.trend is Trend.SIZE else change
+        return abs(change) if self._form.trend is TrendOf.SIZE else change
 
     def push_all(self, values: Iterable[float | None]) -> list[float | None]:
         """Take in values in their order and return the trend of each."""

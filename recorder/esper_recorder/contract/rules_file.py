@@ -13,7 +13,7 @@ from typing import Any, Final
 from esper_recorder.contract.ema import Drift
 from esper_recorder.contract.expressions import Expression, ExpressionError
 from esper_recorder.contract.place import Place, shown
-from esper_recorder.contract.rolling import Rolling, Trend
+from esper_recorder.contract.rolling import Rolling, TrendOf
 from esper_recorder.contract.rule import Condition, Gate, Reset, Rule, RuleError, Severity, Test, Threshold, near
 from esper_recorder.contract.signals import UPDATE_TABLE, Signal, Take, own_keys
 from esper_recorder.contract.tables import TABLES, columns
@@ -291,9 +291,9 @@ def _drift(raw: Any, place: Place) -> Drift:
 def _rolling(raw: Any, place: Place) -> Rolling:
     place.known(raw, ("window", "trend"))
     if "trend" not in raw:
-        raise place.at("trend").error(f"is missing; it is one of {', '.join(Trend)}")
+        raise place.at("trend").error(f"is missing; it is one of {', '.join(TrendOf)}")
     window = place.at("window").count(raw.get("window", Rolling().window), 1)
-    return Rolling(window, Trend(place.at("trend").word(raw["trend"], Trend)))
+    return Rolling(window, TrendOf(place.at("trend").word(raw["trend"], TrendOf)))
 
 
 def _gate(raw: Any, table: str, key: str | None, place: Place) -> Gate:

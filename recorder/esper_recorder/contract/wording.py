@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from esper_recorder.contract.rolling import Trend
+from esper_recorder.contract.rolling import TrendOf
 from esper_recorder.contract.rule import Condition, Rule, Test
 
 _TRENDS = {
-    Trend.CHANGE: "the change of the mean over {} of {}",
-    Trend.SIZE: "the size of the change of the mean over {} of {}",
-    Trend.DROP: "the share that {1} lies below its mean over {0}",
+    TrendOf.CHANGE: "the change of the mean over {} of {}",
+    TrendOf.SIZE: "the size of the change of the mean over {} of {}",
+    TrendOf.DROP: "the share that {1} lies below its mean over {0}",
 }
 
 
