@@ -154,9 +154,12 @@ def _trends(form: Rolling, state: RollingMean, values: Floats) -> Floats:
     before = np.concatenate([[math.nan if state.mean is None else state.mean], means[:-1]])
     state.values.extend(values[-form.window :].tolist())
     state.mean = float(means[-1])
+    trends: Floats = means - before
     if form.trend is TrendOf.DROP:
-        return np.where(means > 0.0, (means - values) / means, math.nan)
-    return np.abs(means - before) if form.trend is TrendOf.SIZE else means - before
+        trends = np.where(means > 0.0, (means - values) / means, math.nan)
+    elif form.trend is TrendOf.SIZE:
+        trends = np.abs(trends)
+    return trends
 
 
 def judge(condition: Condition, reading: Values, threshold: Floats | float) -> Judged:

@@ -22,7 +22,7 @@ HEALTHY: dict[str, Any] = {
     "grad_norm": 1.0,
 }
 STATE = {"layer": "lstm", "nan_found": False, "inf_found": False, "l2_norm": 3.0}
-TABLES = {
+TABLES: dict[str, list[dict[str, Any]]] = {
     "recurrent_state": [STATE | {"kind": "h"}, STATE | {"kind": "c"}],
     "batches": [{"avg_accuracy": 50.0}],
 }
@@ -107,9 +107,10 @@ def test_two_anomalies_of_one_type_keep_both_details():
 
 def test_every_argument_is_required():
     detector = AnomalyDetector()
-    for words in ({}, {"progress": 0.5}, {"tables": {}}):
+    missing: list[dict[str, Any]] = [{}, {"progress": 0.5}, {"tables": {}}]
+    for words in missing:
         with pytest.raises(TypeError, match="missing"):
-            detector.check_all({}, **words)  # type: ignore[arg-type]
+            detector.check_all({}, **words)
     with pytest.raises(TypeError, match="row is a list; give a mapping"):
         detector.check_all([], progress=None, tables={})  # type: ignore[arg-type]
 

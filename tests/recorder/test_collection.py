@@ -86,8 +86,8 @@ class TestDiagnostics:
         model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
         for p in model.parameters():
             torch.nn.init.constant_(p, 2.0)
-        model[0].weight.grad = torch.tensor([[0.0, 1.0], [3.0, 1e4]])  # type: ignore[union-attr]
-        model[1].weight.grad = torch.zeros(1, 2)  # type: ignore[union-attr]
+        model[0].weight.grad = torch.tensor([[0.0, 1.0], [3.0, 1e4]])
+        model[1].weight.grad = torch.zeros(1, 2)
         return model
 
     def test_the_profiles_are_four_and_each_looks_closer(self):

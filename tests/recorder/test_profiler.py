@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from esper_recorder.profiler import ProfilerFolderError, profile
 from esper_recorder.traces import traces_of
 
 
-def work(steps: int, folder: Path | None, **options: bool) -> None:
+def work(steps: int, folder: Path | None, **options: Any) -> None:
     with profile(folder, wait=0, warmup=1, active=1, **options) as profiler:
         for _ in range(steps):
             torch.ones(4, 4).matmul(torch.ones(4, 4))

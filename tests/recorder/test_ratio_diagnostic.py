@@ -113,9 +113,9 @@ def test_a_mistake_is_met_with_a_sentence(words: dict[str, Any], told: str):
 
 def test_there_is_one_transfer(monkeypatch: pytest.MonkeyPatch):
     from esper_recorder.instruments import ratios
+    from esper_recorder.transfer import Transfer as plain
 
-    made = []
-    plain = ratios.Transfer
+    made: list[int] = []
     monkeypatch.setattr(ratios, "Transfer", lambda tensors: made.append(1) or plain(tensors))  # type: ignore[func-returns-value]
     heads = {name: {"log_ratio": torch.ones(3)} for name in "abcd"}
     with NoSync():
@@ -131,7 +131,7 @@ def test_the_thresholds_are_those_of_the_profile():
 
 def test_it_is_there_where_a_real_training_stops_early(tmp_path: Path):
     """Stable-Baselines3 leaves its epochs at target_kl, before the step; the minibatch that did it is on record."""
-    shape = {"n_steps": 32, "batch_size": 16, "n_epochs": 4, "policy_kwargs": {"net_arch": [8]}}
+    shape: dict[str, Any] = {"n_steps": 32, "batch_size": 16, "n_epochs": 4, "policy_kwargs": {"net_arch": [8]}}
     model = PPO("MlpPolicy", TinyEnv(), seed=3, device="cpu", target_kl=1e-3, learning_rate=0.3, **shape)
     model.learn(32, callback=RecorderCallback(tmp_path, rules="seeds"))
     runs = ea.open(tmp_path)
