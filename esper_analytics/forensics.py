@@ -334,6 +334,10 @@ def _story(
             f"Its minibatch {worst['minibatch']} of {len(minibatches)} is the worst: ratio "
             f"{number(worst['ratio_min'])} to {number(worst['ratio_max'])}, KL {number(worst['approx_kl'])}."
         )
+    if row["nonfinite_fields"]:
+        yield f"Not finite among the figures of the trainer: {listed(row['nonfinite_fields'])}."
+    if row["return_variance_low"]:
+        yield "Its returns hardly vary, so its explained variance says nothing."
     broken = [one["minibatch"] for one in minibatches if one["nonfinite_count"]]
     if broken:
         yield f"The first minibatch of it with a number that is not finite is {broken[0]}."
@@ -407,6 +411,8 @@ def _absent(
             of_run = run.rows_of(run_id).get(table, 0)
             why = f"the run has none{level}" if not of_run else "other updates of the run have some"
             yield f"{what[table]}: {why}."
+    if heads and all(one["ratio_max"] is None for one in heads):
+        yield "Its action heads have rows but no ratio, so none can be named."
     if shown < len(minibatches):
         yield f"Of its {len(minibatches)} minibatches, {shown} are shown: those around the worst."
     if row["stopped_early"] is None:

@@ -97,7 +97,30 @@ def test_what_was_not_recorded_is_said(tmp_path: Path):
     assert "No row of its minibatches" in told and "No row of its action heads" in told
     assert "None of its worst transitions" in told and "No gradient of its layers" in told
     assert "Whether it stopped early was not recorded." in told
-    assert "No heads were recorded, so none can be named." in found.story
+    assert found.story == ()
+
+
+def test_a_head_that_did_not_move_is_not_called_guilty(tmp_path: Path):
+    heads = [{"head": name, "ratio_min": 1.0, "ratio_max": 1.0000001} for name in ("op", "slot")]
+    write_run(tmp_path, "calm", updates=[{"ratio_max": 1.0}], tables={"heads": heads})
+    assert examine(ea.open(tmp_path), "calm", 1).story == ("No head's ratio lies above 5 or below 0.1.",)
+
+
+def test_heads_without_a_ratio_are_not_called_unrecorded(tmp_path: Path):
+    heads = [{"head": "op", "entropy_normalized_all": 0.5}]
+    write_run(tmp_path, "old", updates=[{"ratio_max": 1.0}], tables={"heads": heads})
+    told = examine(ea.open(tmp_path), "old", 1).absent
+    assert "Its action heads have rows but no ratio, so none can be named." in told
+    assert not any(text.startswith("No row of its action heads") for text in told)
+
+
+def test_figures_of_the_trainer_that_are_not_finite_are_named(tmp_path: Path):
+    row = {"nonfinite_fields": ["explained_variance"], "return_variance_low": True}
+    write_run(tmp_path, "esper", updates=[row])
+    assert examine(ea.open(tmp_path), "esper", 1).story == (
+        "Not finite among the figures of the trainer: explained_variance.",
+        "Its returns hardly vary, so its explained variance says nothing.",
+    )
 
 
 def test_rows_that_were_lost_are_not_called_unrecorded(tmp_path: Path):

@@ -137,6 +137,12 @@ class TestDiagnostics:
         with pytest.raises(error, match=told):
             make()
 
+    def test_a_complex_weight_is_refused_by_name(self):
+        model = torch.nn.Module()
+        model.register_parameter("z", torch.nn.Parameter(torch.ones(2, dtype=torch.complex64)))
+        with pytest.raises(TypeError, match=r"z is torch\.complex64: complex numbers have no order"):
+            ModelDiagnostics(DiagnosticConfig.profile("minimal")).look(model)
+
     def test_a_sparse_gradient_is_refused_by_name(self):
         model = torch.nn.Embedding(3, 2, sparse=True)
         model(torch.tensor([1])).sum().backward()

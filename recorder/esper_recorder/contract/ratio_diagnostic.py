@@ -160,19 +160,16 @@ def _log(ratio: float) -> float:
 
 
 def in_words(diagnostic: RatioDiagnostic) -> Sequence[str]:
-    """The diagnosis in a sentence or two."""
-    if not diagnostic.ratios:
-        return ["No ratio was recorded."]
+    """The diagnosis in a sentence or two; nothing where there is nothing to say."""
     lines = []
     broken = sum(one.nonfinite or 0 for one in diagnostic.ratios if one.head == JOINT)
     if broken:
         lines.append(f"{broken} of its log ratios {'is' if broken == 1 else 'are'} not finite.")
     guilty = diagnostic.guilty
-    if guilty is not None:
-        moved = f"moved by up to {guilty.severity[1]:.3g} nats, the furthest of all heads."
-        lines.append(
-            f"The head {guilty.head!r} " + ("has log ratios that are not finite." if guilty.severity[0] else moved)
-        )
-    elif all(one.head == JOINT for one in diagnostic.ratios):
-        lines.append("No heads were recorded, so none can be named.")
+    if guilty is not None and guilty.head in diagnostic.exploded:
+        not_finite, moved = guilty.severity
+        told = "has log ratios that are not finite" if not_finite else f"moved furthest, by up to {moved:.3g} nats"
+        lines.append(f"The head {guilty.head!r} {told}.")
+    elif any(one.head != JOINT for one in diagnostic.ratios):
+        lines.append(f"No head's ratio lies above {diagnostic.above:g} or below {diagnostic.below:g}.")
     return lines

@@ -59,6 +59,11 @@ class Measurement:
         above: float = float("inf"),
         besides: Mapping[str, Tensor] | None = None,
     ) -> None:
+        for name, tensor in tensors.items():
+            if tensor.is_complex():
+                raise TypeError(
+                    f"{name} is {tensor.dtype}: complex numbers have no order; give torch.view_as_real of it"
+                )
         self._sizes = {name: tensor.numel() for name, tensor in tensors.items()}
         elements = {name: stored(tensor) for name, tensor in tensors.items()}
         groups: dict[tuple[torch.device, torch.dtype], list[Any]] = {}
