@@ -261,8 +261,8 @@ def replay_rules(
     strict: StrictOption = False,
 ) -> None:
     """Run detection again, with these rules or others."""
-    from esper_analytics.beside import definitions, endings, nothing_found
-    from esper_analytics.replay.command import meets, narration, replay_for
+    from esper_analytics.beside import definitions, endings, not_compared, nothing_found
+    from esper_analytics.replay.command import LIVE, meets, narration, replay_for
 
     runs = open_runs(path)
     runs = runs.only(settled(runs, run)) if run else runs
@@ -273,6 +273,8 @@ def replay_rules(
     if frame.is_empty():
         tell(nothing_found(result, what))
     for line in narration(result):
+        tell(line)
+    for line in not_compared(runs) if against == LIVE and what is What.diff else ():
         tell(line)
     for line in endings(runs, terminal_width()):
         tell(line)
