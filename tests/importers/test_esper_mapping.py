@@ -216,7 +216,7 @@ class TestMeaning:
     def test_an_update_that_was_skipped_measured_nothing(self) -> None:
         placeholders = {"value_loss": 0.0, "grad_norm": 0.0, "ratio_max": 1.0, "update_skipped": False}
         told: list[dict[str, Any]] = [
-            {**placeholders, "batch": 1, "skipped": False},
+            {**placeholders, "batch": 1, "skipped": False, "update_skipped": True},  # the optimizer was not asked
             {**placeholders, "batch": 2, "skipped": True},
         ]
         result = mapped([event("PPO_UPDATE_COMPLETED", data, epoch=4) for data in told])
@@ -224,7 +224,7 @@ class TestMeaning:
         assert updates[1]["grad_norm_clipped"] == 0.0 and updates[1]["nonfinite_fields"] == []
         assert set(updates[2]) == {"update", "time", "definition", "progress"}
         skipped = {row["update"]: row["update_skipped"] for row in rows(result, "esper_updates")}
-        assert skipped == {1: False, 2: True}
+        assert skipped == {1: True, 2: True}
         [raw] = rows(result, "raw_events")
         assert (raw["key"], raw["reason"], json.loads(raw["text"])) == ("data", "no_column", told[1])
         assert result.typed == {"PPO_UPDATE_COMPLETED": 2} and not result.values_rejected

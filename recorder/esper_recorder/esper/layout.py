@@ -109,7 +109,7 @@ PPO_UPDATE: Final = Kind(
         "update_time_ms": To("update_s", _seconds),
     },
     constants={"definition": DEFINITION},
-    repeats={**OF_UPDATE, "skipped": "update_skipped"},
+    repeats={**OF_UPDATE, "skipped": "false"},  # where it is true, see `parts.skipped_update`
     parts=frozenset({"layer_gradient_health"}),
 )
 """Besides: what `parts.of_ppo_update` makes of the keys of heads and of the LSTM, and the two tables below."""

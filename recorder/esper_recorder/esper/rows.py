@@ -75,8 +75,10 @@ def _repeated(entries: Entries, what: str) -> Iterable[Any]:
     """What a value should repeat, for each event.
 
     `update` (which the training loop's profile counts from 0), `envelope.KEY`, `config.KEY` of the run's configuration,
-    `size.KEY` for the number of things under another key, or that key itself.
+    `size.KEY` for the number of things under another key, `false`, or another key itself.
     """
+    if what == "false":
+        return [False] * len(entries)
     if what == "update":
         first = 0 if entries.event_type == PROFILE else 1
         named = [batch_of(entries.event_type, data) for data in entries.datas]
