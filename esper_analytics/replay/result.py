@@ -118,6 +118,17 @@ def load_rules(rules: Rules) -> RuleSet:
         raise UsageError(_sentence(error) + hint) from error
 
 
+def rules_of_all(runs: Runs) -> RuleSet:
+    """The rules all runs ran with; `default` where they ran with none, or with different ones.
+
+    Raises DataError: they cannot be read.
+    """
+    texts = runs.rules_texts()
+    distinct = set(texts.values())
+    text = distinct.pop() if len(distinct) == 1 else None
+    return load_rules(DEFAULT_PROFILE) if text is None else _own_rules(next(iter(texts)), *text)
+
+
 def replay(
     runs: Runs | str | os.PathLike[str],
     rules: Rules | None = None,

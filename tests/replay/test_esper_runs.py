@@ -112,3 +112,17 @@ def test_a_run_killed_between_an_update_and_its_alarms_is_compared_up_to_there(p
     assert (changed.exit_code, changed.stdout) == (0, "")
     alarms = "1 live alarm" if alone == 1 else f"{alone} live alarms"
     assert f"left out of the comparison: {alarms} of update {batch}, which the recording lacks" in changed.stderr
+
+
+def test_a_sweep_takes_the_rules_all_runs_ran_with_and_else_the_default(tmp_path: Path) -> None:
+    def sweep(folder: Path, rule: str) -> str:
+        done = CliRunner().invoke(app, ["sweep", str(folder), "--rule", rule, "--values", "0,9", "--format", "csv"])
+        assert done.exit_code == 0 and len(done.stdout.splitlines()) == 3
+        return done.stderr.splitlines()[-1]
+
+    alike, mixed = tmp_path / "alike", tmp_path / "mixed"
+    for path in EXCERPTS:
+        esper_jsonl.import_file(path, mixed)
+    esper_jsonl.import_file(EXCERPTS[0], alike)
+    assert sweep(alike, "numerical_instability") == f"rules {profile_of(EXCERPTS[0])}"  # a rule `default` has not
+    assert sweep(mixed, "ratio_explosion") == "rules default"
