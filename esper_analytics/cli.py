@@ -360,6 +360,46 @@ app.add_typer(import_app, name="import")
 
 
 @app.command(
+    "forensics",
+    examples=[
+        "esper forensics runs/ --run hot",
+        "esper forensics runs/ --run hot --update 12 --format markdown -o hot-12.md",
+    ],
+)
+def look_closely(
+    path: RunsPath,
+    run: Annotated[str | None, typer.Option("--run", metavar="ID", help=f"The run; {_NAMING}.")] = None,
+    update: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="The update; where a ratio explosion, else the worst incident, began."),
+    ] = None,
+    form: FormatOption = None,
+    output: OutputOption = None,
+    strict: StrictOption = False,
+) -> None:
+    """What happened around a ratio explosion, or any incident: minibatches, worst transitions by head, layers."""
+    from dataclasses import asdict
+
+    from esper_analytics.forensics import as_frame, as_lines, examine
+    from esper_analytics.output import save_lines
+
+    runs = open_runs(path)
+    [run] = settled(runs, [run]) if run else [the_only_run(runs)]
+    found = examine(runs, run, update)
+    markdown = form is Format.markdown or (form is None and output is not None and output.suffix == ".md")
+    if markdown and output is not None:
+        save_lines(as_lines(found, markdown=True), output)
+        tell(f"written to {output}")
+    elif output is None and form in (None, Format.table, Format.markdown):
+        print_lines(as_lines(found, markdown=markdown))
+    elif output is None and form is Format.json:
+        print_json(asdict(found))
+    else:
+        emit(as_frame(found), form, output)
+    finish(runs, strict)
+
+
+@app.command(
     "report",
     examples=["esper report runs/ -o report.html", "esper report runs/ --run hot --against seeds -o hot.md"],
 )

@@ -28,6 +28,7 @@ from esper_recorder.contract.rule import Condition, Rule, Severity, Test
 from esper_recorder.contract.rules import RuleSet
 from esper_recorder.contract.signals import UPDATE_TABLE, Reason
 from esper_recorder.contract.tables import columns
+from esper_recorder.traces import traces_of
 
 Against = Result | Literal["live"]
 
@@ -129,6 +130,7 @@ def _of_run(
         held_against=in_words(rules, base),
         overrides=_texts(rules.overrides),
         ran_with=_ran_with(ran_with, rules),
+        traces=[str(result.runs.folder(run_id) / trace) for trace in traces_of(result.runs.folder(run_id))],
         ending=ending,
         frames=frames,
     )
@@ -209,6 +211,8 @@ def _signal(condition: Condition) -> str:
     name = condition.signal.describe().removeprefix("ppo_updates.").removeprefix("ppo_updates: ")
     if condition.drift is not None:
         return f"drift of {name}"
+    if condition.rolling is not None:
+        return f"{condition.rolling.trend} of {name} by its mean over {condition.rolling.window}"
     return f"step of {name}" if condition.step else name
 
 
