@@ -261,8 +261,8 @@ def replay_rules(
     strict: StrictOption = False,
 ) -> None:
     """Run detection again, with these rules or others."""
-    from esper_analytics.beside import definitions, endings, nothing_found
-    from esper_analytics.replay.command import meets, narration, replay_for
+    from esper_analytics.beside import definitions, endings, not_compared, nothing_found
+    from esper_analytics.replay.command import LIVE, meets, narration, replay_for
 
     runs = open_runs(path)
     runs = runs.only(settled(runs, run)) if run else runs
@@ -273,6 +273,8 @@ def replay_rules(
     if frame.is_empty():
         tell(nothing_found(result, what))
     for line in narration(result):
+        tell(line)
+    for line in not_compared(runs) if against == LIVE and what is What.diff else ():
         tell(line)
     for line in endings(runs, terminal_width()):
         tell(line)
@@ -289,21 +291,31 @@ def sweep_values(
     rule: Annotated[str, typer.Option("--rule", metavar="RULE", help="The rule.")],
     values: Annotated[str, typer.Option("--values", metavar="VALUES", help="START:STOP:STEP, or a,b,c.")],
     key: Annotated[str, typer.Option("--key", metavar="KEY", help="Which of its numbers, such as above.")] = "above",
-    rules: Annotated[str, typer.Option("--rules", metavar="RULES", help="A profile or a TOML file.")] = "default",
+    rules: Annotated[
+        str | None,
+        typer.Option(
+            "--rules",
+            metavar="RULES",
+            help="A profile or a TOML file. Left out: the rules all runs ran with, else default.",
+        ),
+    ] = None,
     run: RunOption = None,
     form: FormatOption = None,
     output: OutputOption = None,
     strict: StrictOption = False,
 ) -> None:
     """One threshold at many values: a row each, with the runs and updates that fire."""
+    from esper_analytics.replay import load_rules, rules_of_all
     from esper_analytics.replay.sweep import read_values, sweep
 
     wanted = read_values(values)
     runs = open_runs(path)
     runs = runs.only(settled(runs, run)) if run else runs
+    held = rules_of_all(runs) if rules is None else load_rules(rules)
     with progress_bar("values") as told:
-        frame = sweep(runs, rules, rule=rule, key=key, values=wanted, progress=told)
+        frame = sweep(runs, held, rule=rule, key=key, values=wanted, progress=told)
     emit(frame, form, output)
+    tell(f"rules {held.name}")
     finish(runs, strict)
 
 

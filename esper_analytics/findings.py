@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from esper_analytics.beside import not_compared
 from esper_analytics.exemplars import worst_transitions
 from esper_analytics.facts import Difference, Findings, FirstFiring, Incident, RunFindings, Unjudged
 from esper_analytics.grouping import differing, grouped
@@ -52,6 +53,7 @@ def findings(result: Result, against: Against | None = None) -> Findings:
         found.append(_of_run(result, run_id, (name, labels[run_id]), row, rules, changed))
     order = sorted(found, key=_badness, reverse=True)
     problems = [problem.told for problem in result.runs.problems]
+    problems += not_compared(result.runs) if against == "live" else ()
     return Findings(order, _name_of(against), differing(order), problems)
 
 
