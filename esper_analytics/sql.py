@@ -103,7 +103,8 @@ class Confined:
             memory: how much a query may use, such as 4GB.
 
         Raises:
-            QueryError: `memory` is no amount of memory.
+            QueryError: `memory` is no amount of memory, or a file of the views is gone.
+            DataError: a file of the views is damaged.
         """
         bytes_allowed = size_of(memory)
         if not bytes_allowed:
@@ -126,8 +127,10 @@ class Confined:
             self._connection.execute("SET enable_external_access = false")
             _make_views(self._connection, sources)
             self._connection.execute("SET lock_configuration = true")
-        except BaseException:
+        except BaseException as error:
             self._connection.close()
+            if isinstance(error, duckdb.Error):
+                raise explained(error, self._asked("")) from error
             raise
 
     def answer(self, query: str, parameters: Mapping[str, Any] | None, *, timeout_s: float) -> pl.DataFrame:

@@ -220,18 +220,22 @@ class Runs:
         names = sql_room.views_named_in(query, VIEWS)
         for again in range(_PATIENCE, -1, -1):
             sources = self._sources(names)
-            key = _unchanged(sources, memory)
-            if self._confined is None or key is None or self._confined[0] != key:
-                self._let_go()
-                self._confined = (key, sql_room.Confined(sources, known=VIEWS, memory=memory))
             try:
-                return self._confined[1].answer(query, values, timeout_s=timeout_s)
+                return self._confined_to(sources, memory).answer(query, values, timeout_s=timeout_s)
             except BaseException as error:
                 self._let_go()  # after running out of memory or time, a connection is not to be trusted
-                compacted = isinstance(error, DataError | QueryError) and sql_room.files_are_gone(sources)
+                compacted = isinstance(error, DataError | QueryError | OSError) and sql_room.files_are_gone(sources)
                 if not again or not compacted:
                     raise
         raise AssertionError("the last try returns or raises")
+
+    def _confined_to(self, sources: Mapping[str, sql_room.Source], memory: str) -> sql_room.Confined:
+        """The connection of the last query, where it was to the same files."""
+        key = _unchanged(sources, memory)
+        if self._confined is None or key is None or self._confined[0] != key:
+            self._let_go()
+            self._confined = (key, sql_room.Confined(sources, known=VIEWS, memory=memory))
+        return self._confined[1]
 
     def _let_go(self) -> None:
         """Forget the connection of the last query."""
