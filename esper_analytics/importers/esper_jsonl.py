@@ -37,13 +37,14 @@ from esper_analytics.importers.load_report import LoadReport
 from esper_analytics.importers.run_writer import Origin, RunWriter, Stored, imported_run_id
 from esper_analytics.importers.sources import Source, find_sources, plain_name
 from esper_recorder.contract.rules import load_profile
+from esper_recorder.contract.tables import columns
 from esper_recorder.esper.clock import TURNING, Clock, RunKey
 from esper_recorder.esper.entries import Block
 from esper_recorder.esper.facts import KINDS as FACTS
 from esper_recorder.esper.facts import Facts
 from esper_recorder.esper.mapping import Entry, is_event, map_events
 from esper_recorder.manifest import Attempt, Manifest, plain_json
-from esper_recorder.parquet import arrow_schema
+from esper_recorder.parquet import arrow_type
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 FORMAT = "esper-jsonl"
@@ -339,15 +340,25 @@ def _finish(
             block["text"] = [text_of(line) for line in block["line"]]
     if raw:
         mapped.add("raw_events", {name: [row[name] for row in raw] for name in raw[0]})
-    piece.tables = {table: _as_arrow(table, blocks) for table, blocks in mapped.blocks.items()}
+    arrays: _Arrays = {}
+    piece.tables = {table: _as_arrow(table, blocks, arrays) for table, blocks in mapped.blocks.items()}
 
 
-def _as_arrow(table: str, blocks: Sequence[Block]) -> pa.Table:
-    types = {f.name: f.type for f in arrow_schema(table)}
-    tables = [
-        pa.Table.from_arrays([_array(values, types[name]) for name, values in block.items()], names=list(block))
-        for block in blocks
-    ]
+_Arrays = dict[tuple[int, str], pa.Array]
+"""(id of the values, contract type) -> the array: rows of several tables share their line, time, environment."""
+
+
+def _as_arrow(table: str, blocks: Sequence[Block], arrays: _Arrays) -> pa.Table:
+    declared = {column.name: column for column in columns(table)}
+    tables = []
+    for block in blocks:
+        made = []
+        for name, values in block.items():
+            key = (id(values), declared[name].type)
+            if key not in arrays:
+                arrays[key] = _array(values, arrow_type(declared[name]))
+            made.append(arrays[key])
+        tables.append(pa.Table.from_arrays(made, names=list(block)))
     return pa.concat_tables(tables, promote_options="default").combine_chunks()
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import eq
 from typing import Any, Final
 
 from esper_recorder.contract.tables import columns
@@ -169,23 +170,27 @@ class Entries:
         shapes: dict[tuple[str, ...], list[int]] = {}
         for position, data in enumerate(datas):
             shapes.setdefault(tuple(data), []).append(position)
-        for positions in shapes.values():
-            came_from = [places[position] for position in positions]
+        whole = range(len(datas))
+        if len(places) == len(self) and all(map(eq, places, whole)):
+            places = whole
+        inherited = {name: _at(places, values) for name, values in self.given.items()} | given
+        epochs = {key: _at(places, values) for key, values in self.envelope.items() if key == "epoch"}
+        for positions in shapes.values() if len(shapes) > 1 else [whole] * len(shapes):
             yield Entries(
                 self.label,
                 self.event_type,
                 self.training,
-                {name: [values[place] for place in came_from] for name, values in self.given.items()}
-                | {name: [values[position] for position in positions] for name, values in given.items()},
-                [datas[position] for position in positions],
-                {
-                    key: [values[place] for place in came_from]
-                    for key, values in self.envelope.items()
-                    if key == "epoch"
-                },
+                {name: _at(positions, values) for name, values in inherited.items()},
+                _at(positions, datas),
+                {key: _at(positions, values) for key, values in epochs.items()},
                 f"{self.path}{key}.",
                 self.out,
             )
+
+
+def _at(places: Sequence[int], values: Sequence[Any]) -> Sequence[Any]:
+    """The values at some places: where these are all of them, as a range, the very same object."""
+    return values if places == range(len(values)) else [values[place] for place in places]
 
 
 _types: dict[str, dict[str, str]] = {}
