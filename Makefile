@@ -36,16 +36,19 @@ lint: $(READY)  ## ruff, mypy, the walls between rooms, generated pages up to da
 	$(VENV)/bin/lint-imports
 	$(PY) docs/write_tables.py --check
 	$(PY) docs/write_rules.py --check
+	$(PY) docs/write_queries.py --check
 
 fix: $(READY)  ## format the code and write the generated pages anew
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(PY) docs/write_tables.py
 	$(PY) docs/write_rules.py
+	$(PY) docs/write_queries.py
 
 docs: $(READY)  ## write the generated pages anew
 	$(PY) docs/write_tables.py
 	$(PY) docs/write_rules.py
+	$(PY) docs/write_queries.py
 
 bench: $(READY)  ## measure; the results go to benchmarks/results
 	@$(if $(BENCHMARKS),,echo "There are no benchmarks yet: nothing matches benchmarks/bench_*.py.")

@@ -1,10 +1,11 @@
 """What recording costs a small Stable-Baselines3 training: PPO, CartPole-v1, MlpPolicy, one thread, on the CPU.
 
-Two measures, because a shared machine is noisy:
+Several measures, because a shared machine is noisy:
 
-* `calls`: CPU time inside the recorder's calls in the training thread plus the writer thread's, over the rest of the
-  training's CPU time, in one and the same process;
-* `pairs`: CPU time of `learn()` with a recorder over that without, in fresh processes that take turns.
+* `calls`: CPU time inside the recorder's calls and the callback's in the training thread (making and closing the
+  recorder included) plus the writer thread's, over the rest of the training's CPU time, in one and the same process;
+* `pairs`: CPU time of `learn()` with a recorder over that without, in fresh processes that take turns;
+* `processes`: the same of the whole processes, which begin with seconds of imports.
 
     python benchmarks/bench_overhead.py [--pairs 15] [--steps 20480]
 """
@@ -23,7 +24,8 @@ import warnings
 from typing import Any
 
 LEVELS = ("normal", "debug")
-CALLS = ("rollout", "minibatch", "gradients", "layers", "episode", "end_update", "close")
+CALLS = ("rollout", "minibatch", "gradients", "layers", "episode", "recurrent", "end_update", "close", "_on_step")
+CALLBACK = ("_on_training_start", "_on_step", "_on_rollout_end", "_on_rollout_start", "_on_training_end")
 
 
 def train(level: str, steps: int) -> dict[str, float]:
@@ -32,7 +34,7 @@ def train(level: str, steps: int) -> dict[str, float]:
     from stable_baselines3 import PPO
 
     from esper_recorder.recorder import Recorder
-    from esper_recorder.sb3 import RecorderCallback
+    from esper_recorder.sb3 import RecorderCallback, _UpdateListener
     from esper_recorder.writer import Writer
 
     warnings.simplefilter("ignore")
@@ -49,13 +51,14 @@ def train(level: str, steps: int) -> dict[str, float]:
                 return method(*args, **kwargs)
             finally:
                 depth[0] -= 1
-                if not depth[0]:  # end_update calls layers
+                if not depth[0]:  # the callback calls the recorder
                     spent["calls"] += time.thread_time() - began
 
         return call
 
-    for name in CALLS:
-        setattr(Recorder, name, timed(getattr(Recorder, name)))
+    for owner, names in ((Recorder, CALLS), (RecorderCallback, CALLBACK), (_UpdateListener, ("_record",))):
+        for name in names:
+            setattr(owner, name, timed(getattr(owner, name)))
     write = Writer._run
 
     def run(self: Writer) -> None:
@@ -69,7 +72,7 @@ def train(level: str, steps: int) -> dict[str, float]:
         began = time.process_time()
         model.learn(steps, callback=callback)
         total = time.process_time() - began
-    return {"total": total, **spent}
+    return {"total": total, "process": time.process_time(), **spent}
 
 
 def main() -> None:
@@ -92,13 +95,16 @@ def main() -> None:
     rows = []
     for level in LEVELS:
         own = [(m["calls"] + m["writer"]) / (m["total"] - m["calls"] - m["writer"]) for m in measured[level]]
-        pairs = [a["total"] / b["total"] for a, b in zip(measured[level], measured["none"], strict=True)]
+        with_and_without = list(zip(measured[level], measured["none"], strict=True))
+        pairs = [a["total"] / b["total"] for a, b in with_and_without]
+        processes = [a["process"] / b["process"] for a, b in with_and_without]
         rows.append(
             {
                 "level": level,
                 "calls": round(1 + statistics.median(own), 4),
                 "pairs": round(statistics.median(pairs), 4),
                 "pairs_quartiles": [round(q, 4) for q in statistics.quantiles(pairs, n=4)],
+                "processes": round(statistics.median(processes), 4),
                 "cpu_s_without": round(statistics.median(m["total"] for m in measured["none"]), 3),
             }
         )

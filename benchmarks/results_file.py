@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("esper-recorder", "torch", "stable-baselines3", "gymnasium", "pyarrow", "duckdb", "polars", "numpy")
 
 
-def write_result(name: str, settings: dict[str, Any], rows: list[dict[str, Any]]) -> Path:
-    """Write `results/<name>.json`: machine, versions, date, settings and the measured rows."""
+def write_result(name: str, settings: dict[str, Any], rows: list[dict[str, Any]], *, gpu: str = "none") -> Path:
+    """Write `results/<name>.json`: machine (and the GPU, where one was used), versions, date, settings and the rows."""
     result = {
         "benchmark": name,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform(), "gpu": "none"},
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform(), "gpu": gpu},
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in _PACKAGES},
         "settings": settings,
@@ -29,6 +30,13 @@ def write_result(name: str, settings: dict[str, Any], rows: list[dict[str, Any]]
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
+
+
+def _gpu() -> str:
+    torch = sys.modules.get("torch")  # loaded by what measures on one
+    if torch is None or not torch.cuda.is_available():
+        return "none"
+    return str(torch.cuda.get_device_name())
 
 
 def _processor() -> str:

@@ -5,6 +5,7 @@ Data goes to stdout, narration to stderr. A mistake ends with a sentence and the
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -31,7 +32,10 @@ from esper_recorder.contract.rule import Severity
 from esper_recorder.contract.rules import profiles
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from esper_analytics.store import Runs
+    from esper_analytics.upkeep.outcome import Outcome
 
 _NAMING = "its name, or the beginning of its run_id, will do"
 _AGAINST = "`live` (the run's own alarms), a profile or a TOML file"
@@ -104,6 +108,13 @@ def show_run(
     finish(runs, strict)
 
 
+RunOption = Annotated[
+    list[str] | None, typer.Option("--run", metavar="ID", help=f"Only this run; {_NAMING}; repeatable.")
+]
+TimeoutOption = Annotated[float, typer.Option(metavar="SECONDS", help="The query is stopped after so long.", min=0.001)]
+MemoryOption = Annotated[str, typer.Option(metavar="SIZE", help="Memory the query may use.")]
+
+
 @app.command(
     "sql",
     examples=[
@@ -119,19 +130,58 @@ def run_sql(
     form: FormatOption = None,
     output: OutputOption = None,
     strict: StrictOption = False,
-    timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="The query is stopped after so long.", min=0.001)
-    ] = 60,
-    memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory the query may use.")] = "4GB",
+    timeout: TimeoutOption = 60,
+    memory: MemoryOption = "4GB",
 ) -> None:
     """SQL over the recorded runs: read-only, and confined to RUNS."""
     runs = open_runs(path)
-    bound_memory()
-    answer = runs.sql(query, timeout_s=timeout, memory=memory)
-    emit(answer, form, output)
-    if answer.is_empty():
-        tell("no rows")
-    finish(runs, strict)
+    bound_memory(memory)
+    emit_answer(runs, runs.sql(query, timeout_s=timeout, memory=memory), form, output, strict)
+
+
+@app.command(
+    "query",
+    examples=[
+        "esper query --list",
+        "esper query runs/ ratio_exceeded -p above=2",
+        "esper query --show ratio_exceeded",
+    ],
+)
+def run_query(
+    path: Annotated[Path | None, typer.Argument(metavar="RUNS", help="A folder of runs, or one run's folder.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The question.")] = None,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--param", metavar="KEY=VALUE", help="One of its parameters; repeatable."),
+    ] = None,
+    run: RunOption = None,
+    listing: Annotated[bool, typer.Option("--list", help="Which questions there are.")] = False,
+    show: Annotated[str | None, typer.Option("--show", metavar="NAME", help="A question's SQL, to begin with.")] = None,
+    form: FormatOption = None,
+    output: OutputOption = None,
+    strict: StrictOption = False,
+    timeout: TimeoutOption = 60,
+    memory: MemoryOption = "4GB",
+) -> None:
+    """A question that people have after a bad run, by its name: confined as `esper sql` is."""
+    from esper_analytics.questions import described, question_named, questions_frame, read_words
+
+    if show is not None:
+        print_lines([question_named(show).sql])
+    elif listing and form is Format.json and output is None:
+        print_json(described())
+    elif listing:
+        emit(questions_frame(), form, output, whole=("answers", "parameters"))
+    elif path is None or name is None:
+        raise UsageError("Say RUNS and the NAME of a question; `esper query --list` has them all.")
+    else:
+        question_named(name)
+        values = read_words(parameters or ())
+        runs = open_runs(path)
+        runs = runs.only(settled(runs, run)) if run else runs
+        bound_memory(memory)
+        answer = runs.asked(name, values, timeout_s=timeout, memory=memory)
+        emit_answer(runs, answer, form, output, strict)
 
 
 @app.command("tables", examples=["esper tables ppo_updates --find kl", "esper tables --format json"])
@@ -165,9 +215,6 @@ RulesOption = Annotated[
         metavar="RULES",
         help=f"A profile ({', '.join(profiles())}) or a TOML file. What each run ran with where nothing is said.",
     ),
-]
-RunOption = Annotated[
-    list[str] | None, typer.Option("--run", metavar="ID", help=f"Only this run; {_NAMING}; repeatable.")
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="RULE.KEY=VALUE", help="Another number; repeatable.")
@@ -366,6 +413,36 @@ def draw_plot(
     finish(runs, strict)
 
 
+@app.command("verify", examples=["esper verify runs/", "esper verify runs/ --strict"])
+def verify_runs(
+    path: RunsPath, form: FormatOption = None, output: OutputOption = None, strict: StrictOption = False
+) -> None:
+    """Read every file of every run and say whether the recording is whole. Changes nothing."""
+    from esper_analytics.upkeep import verify
+
+    conclude(verify(path), form, output, strict)
+
+
+@app.command("recover", examples=["esper recover runs/"])
+def recover_runs(
+    path: RunsPath, form: FormatOption = None, output: OutputOption = None, strict: StrictOption = False
+) -> None:
+    """Finish what a crash left: journals become parts, unfinished files go. Leaves live runs alone."""
+    from esper_analytics.upkeep import recover
+
+    conclude(recover(path), form, output, strict)
+
+
+@app.command("compact", examples=["esper compact runs/"])
+def compact_runs(
+    path: RunsPath, form: FormatOption = None, output: OutputOption = None, strict: StrictOption = False
+) -> None:
+    """Merge many small parts into few, in the same order. Safe to interrupt, and while others read with esper."""
+    from esper_analytics.upkeep import compact
+
+    conclude(compact(path), form, output, strict)
+
+
 @app.command("demo", examples=["esper demo --out demo"])
 def run_demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="For DIR/runs and DIR/report.html.")] = Path("demo"),
@@ -415,6 +492,14 @@ def settled(runs: Runs, asked: Iterable[str]) -> list[str]:
     return words
 
 
+def emit_answer(runs: Runs, answer: pl.DataFrame, form: Format | None, output: Path | None, strict: bool) -> None:
+    """Print the answer of a query over runs, and say what it lacks."""
+    emit(answer, form, output)
+    if answer.is_empty():
+        tell("no rows")
+    finish(runs, strict)
+
+
 def finish(runs: Runs, strict: bool) -> None:
     """Tell what had to be left out of the answer. Raises DataError for it where `strict`."""
     problems = runs.problems_met
@@ -422,6 +507,18 @@ def finish(runs: Runs, strict: bool) -> None:
         tell(problem.told)
     if problems and strict:
         raise DataError(f"{len(problems)} {'thing' if len(problems) == 1 else 'things'} had to be left out (--strict).")
+
+
+def conclude(outcome: Outcome, form: Format | None, output: Path | None, strict: bool) -> None:
+    """Print what was found or done and tell the problems. Raises DataError for them where `strict`."""
+    emit(outcome.frame, form, output)
+    problems = outcome.problems
+    for problem in problems:
+        tell(str(problem))
+    if problems and strict:
+        raise DataError(
+            f"There {'is 1 problem' if len(problems) == 1 else f'are {len(problems)} problems'} (--strict)."
+        )
 
 
 def terminal_width() -> int:
@@ -453,11 +550,13 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
         yield progress
 
 
-def bound_memory(gigabytes: int = 8) -> None:
-    """Bound the command's address space: one step of a scalar function may outgrow DuckDB's own limit.
+def bound_memory(memory: str) -> None:
+    """Bound the command's address space: to print an answer takes more than to compute it.
 
     It is set on the command's own process only, and never raised.
     """
+    from esper_analytics.limits import size_of
+
     if not _own_process:
         return
     try:
@@ -465,7 +564,7 @@ def bound_memory(gigabytes: int = 8) -> None:
     except ImportError:  # not on this platform
         return
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = gigabytes * 2**30
+    wanted = max(8 * 2**30, 2 * (size_of(memory) or 0))
     if hard == resource.RLIM_INFINITY or hard > wanted:
         resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
 
@@ -474,7 +573,16 @@ def main() -> None:
     """The entry point of the command `esper`."""
     global _own_process
     _own_process = True
-    app(prog_name="esper")
+    try:
+        app(prog_name="esper")
+    except SystemExit as end:
+        room = sys.modules.get("esper_analytics.sql")
+        if room is not None and room.left_behind():
+            # A query that cannot be stopped ends with its process, which must not wait for it.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else 0)
+        raise
 
 
 if __name__ == "__main__":

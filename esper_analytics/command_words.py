@@ -27,6 +27,9 @@ class Group(TyperGroup):
         except EsperError as error:
             typer.echo(f"esper: {error}", err=True)
             ctx.exit(int(error.exit_code))
+        except MemoryError:
+            typer.echo("esper: The answer needs more memory than the command may use. Ask for less of it.", err=True)
+            ctx.exit(int(ExitCode.USAGE))
         except KeyboardInterrupt:
             typer.echo("esper: interrupted", err=True)
             ctx.exit(int(ExitCode.INTERRUPTED))

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from esper_analytics.errors import UnknownTableError, did_you_mean
 from esper_analytics.run_list import RUN_COLUMNS, RUNS_ROW, RUNS_VIEW
+from esper_analytics.sql_files import views
 from esper_recorder.contract.tables import TABLES, Column, columns, key_columns
 
 if TYPE_CHECKING:
     import polars as pl
 
-NAMES = (RUNS_VIEW, *TABLES)
+NAMES = (RUNS_VIEW, *TABLES, *views())
 
 
 def describe_tables() -> list[dict[str, Any]]:
@@ -21,7 +22,7 @@ def describe_tables() -> list[dict[str, Any]]:
             "table": name,
             "row": row_of(name),
             "keys": [*_keys(name)],
-            "all_rows": None if name == RUNS_VIEW else f"{name}_all",
+            "all_rows": f"{name}_all" if name in TABLES else None,
             "columns": [_described(column) for column in columns_of(name)],
         }
         for name in NAMES
@@ -59,9 +60,11 @@ def found_frame(word: str, table: str | None = None) -> pl.DataFrame:
 
 
 def columns_of(table: str) -> tuple[Column, ...]:
-    """The columns of a table, of its `_all`, or of `runs`. Raises UnknownTableError."""
+    """The columns of a table, of its `_all`, of a view or of `runs`. Raises UnknownTableError."""
     if table == RUNS_VIEW:
         return RUN_COLUMNS
+    if table in views():
+        return views()[table].columns
     name = table.removesuffix("_all")
     if name not in TABLES:
         raise UnknownTableError(f"There is no table {table!r}. {did_you_mean(table, NAMES, kind='tables')}")
@@ -70,10 +73,14 @@ def columns_of(table: str) -> tuple[Column, ...]:
 
 def row_of(table: str) -> str:
     """What one row of a table is."""
-    return RUNS_ROW if table == RUNS_VIEW else TABLES[table.removesuffix("_all")].row
+    if table == RUNS_VIEW:
+        return RUNS_ROW
+    return views()[table].row if table in views() else TABLES[table.removesuffix("_all")].row
 
 
 def _keys(table: str) -> tuple[str, ...]:
+    if table in views():
+        return ()
     return ("run_id",) if table == RUNS_VIEW else key_columns(table)
 
 

@@ -79,7 +79,16 @@ class RunFolder:
 
 
 def find_runs(root: Path) -> tuple[list[RunFolder], list[Problem]]:
-    """The runs of RUNS in the order of their folders' names, and the folders that were left out.
+    """The runs of RUNS in the order of their folders' names, one folder each, and the folders that were left out.
+
+    Raises UsageError and DataError, as `run_folders` does.
+    """
+    found, problems = run_folders(root)
+    return list(_without_copies(found, problems)), problems
+
+
+def run_folders(root: Path) -> tuple[list[RunFolder], list[Problem]]:
+    """Every folder of RUNS that can be read as a run's, in the order of their names, and those that cannot.
 
     Raises:
         UsageError: `root` is not there, or is no folder.
@@ -106,7 +115,7 @@ def find_runs(root: Path) -> tuple[list[RunFolder], list[Problem]]:
         found.append(RunFolder(folder, manifest))
     if not found:
         raise DataError(_no_runs(root, problems))
-    return list(_without_copies(found, problems)), problems
+    return found, problems
 
 
 def _candidates(root: Path, problems: list[Problem]) -> Iterator[Path]:

@@ -29,8 +29,12 @@ class Footer:
     """(name, Arrow type) of the contract's columns that the file has."""
     float_statistics: bool = False
     """A float column carries min/max statistics, which leave NaN out: engines that prune by them lose its rows."""
+    last_update: int = 0
+    """The highest update of its rows, as the recorder told; 0 where it did not."""
     problem: str | None = None
     """Why the file cannot be read as a part of its table."""
+    gone: bool = False
+    """It is not there any more: a compaction replaced it since it was listed."""
 
 
 def read_footer(path: Path, table: str, run_id: str) -> Footer:
@@ -39,7 +43,7 @@ def read_footer(path: Path, table: str, run_id: str) -> Footer:
         with pq.ParquetFile(path) as file:
             metadata, schema = file.metadata, file.schema_arrow
     except FileNotFoundError:
-        return Footer(problem="it is gone")
+        return Footer(problem="it is gone", gone=True)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
         return Footer(problem=f"it is truncated or no Parquet file ({reason})")
@@ -53,7 +57,12 @@ def read_footer(path: Path, table: str, run_id: str) -> Footer:
         rows=metadata.num_rows,
         present=present,
         float_statistics=_have_statistics(metadata, floats),
+        last_update=_number((metadata.metadata or {}).get(b"esper_last_update")),
     )
+
+
+def _number(text: bytes | None) -> int:
+    return int(text) if text is not None and text.isdigit() else 0
 
 
 @functools.lru_cache(256)

@@ -7,6 +7,7 @@ table and markdown, an empty field in csv (an empty text is `""`), null in json.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -99,10 +100,13 @@ def _csv_field(text: str) -> str:
 
 
 def _json(frame: pl.DataFrame) -> Iterable[str]:
-    lines = [*_ndjson(frame)]
-    if not lines:
-        return ["[]"]
-    return ["[", *(line + "," for line in lines[:-1]), lines[-1], "]"]
+    if frame.is_empty():
+        yield "[]"
+        return
+    yield "["
+    for number, line in enumerate(_ndjson(frame), 1):
+        yield line + ("," if number < frame.height else "")
+    yield "]"
 
 
 def _ndjson(frame: pl.DataFrame) -> Iterable[str]:
@@ -123,13 +127,16 @@ def _markdown(frame: pl.DataFrame) -> Iterable[str]:
 
 def _plain_table(frame: pl.DataFrame) -> Iterable[str]:
     """Columns aligned by spaces, one line a row however wide: for pipes and files."""
-    cells = [frame.columns, *([cell(value) for value in row] for row in frame.iter_rows())]
     if not frame.columns:
         return
-    widths = [max(len(row[position]) for row in cells) for position in range(frame.width)]
+    widths = [len(name) for name in frame.columns]
+    for row in frame.iter_rows():
+        widths = [max(width, len(cell(value))) for width, value in zip(widths, row, strict=True)]
     right = [dtype.is_numeric() for dtype in frame.dtypes]
-    for row in cells:
-        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
+    # Twice over the rows, so that the text of a large answer is never held as a whole.
+    cells = itertools.chain([frame.columns], ([cell(value) for value in row] for row in frame.iter_rows()))
+    for line in cells:
+        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True))
         yield "  ".join(padded).rstrip()
 
 

@@ -18,12 +18,13 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
+from esper_analytics.ranks import merged_frame, merged_sql
 from esper_recorder.contract.tables import Column, columns
 
 Cuts = tuple[tuple[int, int], ...]
 """(attempt, update): rows of the attempt from this update on are superseded."""
 
-_SQL_TYPES = {
+SQL_TYPES = {
     "int64": "BIGINT",
     "float64": "DOUBLE",
     "string": "VARCHAR",
@@ -43,6 +44,14 @@ _POLARS_TYPES: dict[str, pl.DataType] = {
     "list<float64>": pl.List(pl.Float64()),
     "list<string>": pl.List(pl.String()),
 }
+# How Arrow spells the type that DuckDB reads as the column's own.
+_ARROW_TYPES = {
+    "int64": "int64",
+    "float64": "double",
+    "string": "string",
+    "bool": "bool",
+    "timestamp[us, UTC]": "timestamp[us, tz=UTC]",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,8 @@ class Layout:
     present: tuple[tuple[str, str], ...]
     float_statistics: bool
     cuts: Cuts
+    ranks: bool = False
+    """Several ranks recorded these rows, and they are to be merged."""
 
 
 @dataclass(slots=True)
@@ -60,12 +71,13 @@ class TableScan:
 
     table: str
     files: dict[Layout, list[Path]] = field(default_factory=dict)
-    journals: list[tuple[pa.Table, Cuts]] = field(default_factory=list)
+    journals: list[tuple[pa.Table, Layout]] = field(default_factory=list)
     heights: dict[Path, int] = field(default_factory=dict)
     """The number of rows of each part."""
 
     def add_part(self, path: Path, layout: Layout, rows: int) -> None:
         """Take in a part whose footer was checked."""
+        path = path.absolute()
         self.files.setdefault(layout, []).append(path)
         self.heights[path] = rows
 
@@ -90,16 +102,21 @@ class TableScan:
         Args:
             journal_tables: quoted names of tables that hold `journals`, in their order.
         """
-        selects = []
+        selects: list[str] = []
+        of_ranks: list[str] = []  # what has to be merged before it counts
         for layout, paths in self.files.items():
             present = dict(layout.present)
             listed = ", ".join(literal(str(path)) for path in paths)
             source = f"read_parquet([{listed}], hive_partitioning = false, union_by_name = false)"
             terms = [_sql_term(c, present.get(c.name), layout.float_statistics) for c in columns(self.table)]
-            selects.append(f"SELECT {', '.join(terms)} FROM {source}{_sql_where(layout.cuts, superseded)}")
-        for (_, cuts), name in zip(self.journals, journal_tables, strict=True):
-            terms = [_sql_term(c, c.type, False) for c in columns(self.table)]
-            selects.append(f"SELECT {', '.join(terms)} FROM {name}{_sql_where(cuts, superseded)}")
+            select = f"SELECT {', '.join(terms)} FROM {source}{_sql_where(layout.cuts, superseded)}"
+            (of_ranks if layout.ranks and not superseded else selects).append(select)
+        for (_, layout), name in zip(self.journals, journal_tables, strict=True):
+            terms = [_sql_term(c, "held", False) for c in columns(self.table)]
+            select = f"SELECT {', '.join(terms)} FROM {name}{_sql_where(layout.cuts, superseded)}"
+            (of_ranks if layout.ranks and not superseded else selects).append(select)
+        if of_ranks:
+            selects.append(merged_sql(self.table, "\nUNION ALL\n".join(of_ranks)))
         if not selects:
             terms = [_sql_term(c, None, False) for c in columns(self.table)]
             selects.append(f"SELECT {', '.join(terms)} WHERE false")
@@ -108,17 +125,26 @@ class TableScan:
     def frame(self, *, superseded: bool, only: Collection[str] | None = None) -> pl.LazyFrame:
         """The table as a LazyFrame, all rows with `superseded`, else those that count; `only` some of its columns."""
         wanted = [c for c in columns(self.table) if only is None or c.name in only or c.name in ("attempt", "update")]
-        frames = []
+        frames: list[pl.LazyFrame] = []
+        of_ranks: list[pl.LazyFrame] = []
+
+        def take(raw: pl.LazyFrame, present: dict[str, str], layout: Layout) -> None:
+            merged = layout.ranks and not superseded
+            needed = columns(self.table) if merged else wanted
+            frame = self._of_contract(raw, present, layout.cuts, superseded, needed)
+            (of_ranks if merged else frames).append(frame)
+
         for layout, paths in self.files.items():
             scanned = pl.scan_parquet(
                 list(paths), glob=False, hive_partitioning=False, use_statistics=not layout.float_statistics
             )
-            frames.append(self._of_contract(scanned, dict(layout.present), layout.cuts, superseded, wanted))
-        for journal, cuts in self.journals:
+            take(scanned, dict(layout.present), layout)
+        for journal, layout in self.journals:
             held = pl.from_arrow(journal)
             assert isinstance(held, pl.DataFrame)
-            present = dict.fromkeys(journal.column_names, "")
-            frames.append(self._of_contract(held.lazy(), present, cuts, superseded, wanted))
+            take(held.lazy(), dict.fromkeys(journal.column_names, ""), layout)
+        if of_ranks:
+            frames.append(merged_frame(self.table, pl.concat(of_ranks)).select(c.name for c in wanted))
         if not frames:
             return pl.LazyFrame(schema={c.name: _POLARS_TYPES[c.type] for c in wanted})
         return frames[0] if len(frames) == 1 else pl.concat(frames)
@@ -145,7 +171,7 @@ def literal(text: str) -> str:
 
 def sql_type(column: Column) -> str:
     """The DuckDB type of a contract column."""
-    return _SQL_TYPES[column.type]
+    return SQL_TYPES[column.type]
 
 
 def polars_type(column: Column) -> pl.DataType:
@@ -157,6 +183,8 @@ def _sql_term(column: Column, found: str | None, float_statistics: bool) -> str:
     name = identifier(column.name)
     if found is None:
         return f"NULL::{sql_type(column)} AS {name}"
+    if found == _ARROW_TYPES.get(column.type) and not (float_statistics and column.is_float):
+        return name  # a cast that changes nothing costs the binding of every query
     value = f"CAST({name} AS {sql_type(column)})"
     if float_statistics and column.type == "float64":
         # A cast alone, or adding zero, does not keep DuckDB from pruning by statistics that know no NaN; this does.

@@ -5,15 +5,18 @@ files, loads no extension, spills nowhere, and its configuration is locked befor
 made for the names that occur as words in its text (DuckDB's own `get_table_names` fails on joins by USING and does
 not look into `query('...')`); a name too many costs a listing, a hidden name is an unknown view.
 
-Not covered: a scalar function that grows beyond `memory` in one step, such as `list_sum(range(2000000000))`, is
-bounded by the process's own address space only; the command `esper` sets that limit, a notebook does not.
+What DuckDB does not bound by itself is bounded around it. A step that outgrows its `memory_limit`, such as
+`list_sum(range(2000000000))`, meets a limit on the process's address space. A step that never looks whether it was
+interrupted, such as `levenshtein` of two long texts, is left behind in its thread, and the answer is an error.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import re
+import threading
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import duckdb
@@ -21,25 +24,30 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from esper_analytics.errors import DataError, QueryError, did_you_mean, near
-from esper_analytics.scan import TableScan, identifier, literal
+from esper_analytics.errors import QueryError
+from esper_analytics.limits import bounded_growth, size_of
+from esper_analytics.macros import MACROS
+from esper_analytics.scan import Layout, TableScan, identifier, literal
+from esper_analytics.sql_answers import frame_of
+from esper_analytics.sql_errors import Asked, explained
+from esper_analytics.sql_files import View
+from esper_recorder.batches import to_table
 from esper_recorder.contract.tables import column_names
 
-Source = tuple[TableScan, bool] | pl.DataFrame
-"""What a view is made of: a table's files (with or without superseded rows), or rows held in memory."""
+Source = tuple[TableScan, bool] | pl.DataFrame | View
+"""What a view is made of: a table's files (with or without superseded rows), rows held in memory, or other views."""
 
-MACROS: dict[str, tuple[str, str]] = {
-    "finite": ("finite(x)", "CASE WHEN isfinite(x) THEN x END"),
-    "above": (
-        "above(x, t)",
-        "coalesce(x > t AND NOT isnan(CAST(x AS DOUBLE)) AND NOT isnan(CAST(t AS DOUBLE)), false)",
-    ),
-    "below": (
-        "below(x, t)",
-        "coalesce(x < t AND NOT isnan(CAST(x AS DOUBLE)) AND NOT isnan(CAST(t AS DOUBLE)), false)",
-    ),
+GRACE_S = 2.0
+"""How long a query that was interrupted may take to end."""
+_THREAD = "esper-sql"
+
+_SETTINGS: dict[str, str | bool | int | float | list[str]] = {
+    "python_enable_replacements": "false",
+    "autoload_known_extensions": "false",
+    "autoinstall_known_extensions": "false",
+    "allow_community_extensions": "false",
+    "temp_directory": "",
 }
-"""Name -> (signature, body) of the functions that compare as the rules do; documented in docs/sql.md."""
 
 # Words of queries that reach views other than by writing their names, or ask which there are.
 _INDIRECT = re.compile(
@@ -47,25 +55,29 @@ _INDIRECT = re.compile(
     r"|(duckdb|pg|pragma)_\w+)\b",
     re.IGNORECASE,
 )
+# Characters by which DuckDB takes a path for a pattern of paths. It has no way to say that a path is none.
+_PATTERN = re.compile(r"[*?\[]")
 
 
 def check(query: str) -> None:
     """Raise QueryError unless the text is exactly one statement of type SELECT."""
     try:
-        with duckdb.connect(":memory:") as connection:
-            statements = connection.extract_statements(query)
+        statements = _parser().cursor().extract_statements(query)
     except duckdb.Error as error:
-        raise _explained(error, query, {}, (), "") from None
+        raise explained(error, Asked(query)) from None
     if not statements:
         raise QueryError("There is no SQL statement to run. Write one SELECT.")
     if len(statements) > 1:
         raise QueryError(f"These are {len(statements)} statements; only one SELECT at a time is run.")
-    kind = statements[0].type.name
+    try:
+        kind = statements[0].type.name
+    except ValueError:  # a kind of statement that DuckDB's Python has no name for
+        raise QueryError("Only a SELECT is run here, and this is none. Recordings are read-only.") from None
+    if kind == "MULTI":
+        raise QueryError("Only one plain SELECT is run here; write a PIVOT as FROM (PIVOT ... ON column IN (...)).")
     if kind != "SELECT":
         raise QueryError(
             f"Only a SELECT is run here, and this is {_article(kind)} statement. Recordings are read-only."
-            if kind != "MULTI"
-            else "Only one plain SELECT is run here; write a PIVOT as FROM (PIVOT ... ON column IN (...))."
         )
 
 
@@ -77,63 +89,107 @@ def views_named_in(query: str, views: Iterable[str]) -> list[str]:
     return [view for view in views if view in words]
 
 
-def run(
-    query: str, sources: Mapping[str, Source], *, known: Sequence[str], timeout_s: float, memory: str
-) -> pl.DataFrame:
-    """The answer to one SELECT (`check` it first) over the views of `sources`.
+class Confined:
+    """A connection in memory with the views of `sources`, which reads their files and nothing else.
 
-    Args:
-        known: every view's name, for the near-by names in an error.
-
-    Raises:
-        QueryError, DataError: as `Runs.sql` says.
+    It can be asked again and again, from several threads too, as long as the files are the same.
     """
-    settings: dict[str, str | bool | int | float | list[str]] = {
-        "python_enable_replacements": "false",
-        "autoload_known_extensions": "false",
-        "autoinstall_known_extensions": "false",
-        "allow_community_extensions": "false",
-        "temp_directory": "",
-    }
-    with duckdb.connect(":memory:", config=settings) as connection:
+
+    def __init__(self, sources: Mapping[str, Source], *, known: Sequence[str], memory: str) -> None:
+        """Make the views, each of which stands after those it needs.
+
+        Args:
+            known: every view's name, for the near-by names in an error.
+            memory: how much a query may use, such as 4GB.
+
+        Raises:
+            QueryError: `memory` is no amount of memory.
+        """
+        bytes_allowed = size_of(memory)
+        if not bytes_allowed:
+            raise QueryError(f"{memory!r} is no amount of memory. Write it like 4GB or 500MB.")
+        self._bytes, self._memory = bytes_allowed, memory
+        self._paths = [*dict.fromkeys(path for source in sources.values() for path in _paths(source))]
+        self._asked = functools.partial(
+            Asked,
+            columns={name: _column_names(source) for name, source in sources.items()},
+            known=known,
+            paths=self._paths,
+            memory=memory,
+        )
+        self._connection = duckdb.connect(":memory:", config=_SETTINGS | {"memory_limit": f"{self._bytes}B"})
         try:
-            connection.execute(f"SET memory_limit = {literal(memory)}")
-        except duckdb.Error:
-            raise QueryError(f"{memory!r} is no amount of memory. Write it like 4GB or 500MB.") from None
-        connection.execute("SET TimeZone = 'UTC'")
-        paths = [path for source in sources.values() if isinstance(source, tuple) for path in source[0].paths()]
-        allowed = ", ".join(literal(str(path)) for path in dict.fromkeys(paths))
-        connection.execute(f"SET allowed_paths = [{allowed}]")
-        connection.execute("SET enable_external_access = false")
-        _make_views(connection, sources)
-        connection.execute("SET lock_configuration = true")
-        try:
-            types, table = _bounded(connection, query, timeout_s)
-        except (duckdb.Error, MemoryError) as error:
-            told = _explained(_located(error, connection, query), query, sources, known, memory)
-            # The engine's own words add nothing to a mistake in the query; to damaged data they do.
-            raise told from (error if isinstance(told, DataError) else None)
-    return _frame(table, types)
-
-
-def _bounded(connection: duckdb.DuckDBPyConnection, query: str, timeout_s: float) -> tuple[list[str], pa.Table]:
-    """The answer's types and rows. It is computed in a thread, so that the caller can be interrupted at any time."""
-
-    def answer() -> tuple[list[str], pa.Table]:
-        relation = connection.sql(query)
-        return [str(kind) for kind in relation.types], relation.to_arrow_table()
-
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="esper-sql") as pool:
-        answered = pool.submit(answer)
-        try:
-            return answered.result(timeout_s)
-        except TimeoutError:
-            connection.interrupt()
-            message = f"The query was stopped after {timeout_s:g} s. Ask for less, or give it more time (timeout)."
-            raise QueryError(message) from None
-        except KeyboardInterrupt:
-            connection.interrupt()
+            self._connection.execute("SET GLOBAL TimeZone = 'UTC'")
+            self._connection.execute("SET GLOBAL parquet_metadata_cache = true")  # parts never change
+            allowed = ", ".join(literal(path) for path in self._paths if not _PATTERN.search(path))
+            self._connection.execute(f"SET allowed_paths = [{allowed}]")
+            self._connection.execute("SET enable_external_access = false")
+            _make_views(self._connection, sources)
+            self._connection.execute("SET lock_configuration = true")
+        except BaseException:
+            self._connection.close()
             raise
+
+    def answer(self, query: str, parameters: Mapping[str, Any] | None, *, timeout_s: float) -> pl.DataFrame:
+        """The answer to one SELECT (`check` it first), `parameters` bound to its `$name`.
+
+        It is computed in a thread, so that the caller can be interrupted at any time.
+
+        Raises:
+            QueryError, DataError: as `Runs.sql` says.
+        """
+        cursor = self._connection.cursor()
+        outcome: list[tuple[list[str], pa.Table] | BaseException] = []
+
+        def compute() -> None:
+            try:
+                with bounded_growth(self._bytes):
+                    outcome.append(_computed(cursor, query, parameters))
+            except BaseException as error:
+                outcome.append(error)
+            finally:
+                cursor.close()
+
+        worker = threading.Thread(target=compute, name=_THREAD, daemon=True)
+        worker.start()
+        try:
+            worker.join(timeout_s)
+        except BaseException:  # Ctrl-C
+            _stop(cursor, worker)
+            raise
+        if worker.is_alive():
+            raise QueryError(_stopped(timeout_s, _stop(cursor, worker)))
+        [found] = outcome
+        if isinstance(found, tuple):
+            types, table = found
+            if table.nbytes > self._bytes / 2:
+                # Making a frame of it may take as much again, and Polars ends the process where it cannot.
+                message = (
+                    f"The answer takes {table.nbytes / 1e9:.1f} GB, more than half of the {self._memory} there is."
+                )
+                raise QueryError(f"{message} Ask for less of it, or give it more (memory).")
+            return frame_of(table, types)
+        if isinstance(found, duckdb.Error | MemoryError):
+            told = explained(found, self._asked(query))
+            # The engine's own words add nothing to a mistake in the query; to damaged data they do.
+            raise told from (None if isinstance(told, QueryError) else found)
+        raise found
+
+    def close(self) -> None:
+        """Let go of the connection, unless a query that cannot be stopped still computes on it."""
+        with contextlib.suppress(duckdb.Error):
+            self._connection.close()
+
+
+def left_behind() -> bool:
+    """Whether a query that was told to stop is still computing."""
+    return any(thread.name == _THREAD for thread in threading.enumerate())
+
+
+def files_are_gone(sources: Mapping[str, Source]) -> bool:
+    """Whether a file of the views is not there any more: it was compacted since it was listed."""
+    scans = [source[0] for source in sources.values() if isinstance(source, tuple)]
+    return any(not path.exists() for scan in scans for path in scan.paths())
 
 
 def connect(sources: Mapping[str, Source]) -> duckdb.DuckDBPyConnection:
@@ -144,21 +200,80 @@ def connect(sources: Mapping[str, Source]) -> duckdb.DuckDBPyConnection:
     return connection
 
 
+# --- within -----------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _parser() -> duckdb.DuckDBPyConnection:
+    """A connection that runs nothing: it tells the statements of a text."""
+    return duckdb.connect(":memory:", config=_SETTINGS)
+
+
+def _computed(
+    cursor: duckdb.DuckDBPyConnection, query: str, parameters: Mapping[str, Any] | None
+) -> tuple[list[str], pa.Table]:
+    """The answer's types and rows."""
+    try:
+        relation = cursor.sql(query, params=dict(parameters) if parameters else None)
+        return [str(kind) for kind in relation.types], relation.to_arrow_table()
+    except (duckdb.BinderException, duckdb.CatalogException):
+        # Raises the same with its position, which DuckDB tells for `execute` only.
+        cursor.execute(query, dict(parameters) if parameters else None)
+        raise
+
+
+def _stop(cursor: duckdb.DuckDBPyConnection, worker: threading.Thread) -> bool:
+    """Interrupt a query; whether it has ended."""
+    cursor.interrupt()
+    worker.join(GRACE_S)
+    return not worker.is_alive()
+
+
+def _stopped(timeout_s: float, ended: bool) -> str:
+    if ended:
+        return f"The query was stopped after {timeout_s:g} s. Ask for less, or give it more time (timeout)."
+    return (
+        f"The query was given up after {timeout_s:g} s, in the middle of one step that DuckDB does not interrupt: in "
+        "Python it goes on in the background until that step ends. Ask for less."
+    )
+
+
 def _make_views(connection: duckdb.DuckDBPyConnection, sources: Mapping[str, Source]) -> None:
     for signature, body in MACROS.values():
         connection.execute(f"CREATE MACRO {signature} AS {body}")
-    held: dict[int, list[str]] = {}  # the journal rows of a scan, which two views may share
+    held: dict[int, TableScan] = {}  # scans without what must be held in memory, which two views may share
+    names: dict[int, list[str]] = {}
     for name, source in sources.items():
         if isinstance(source, pl.DataFrame):
             _hold(connection, name, source.to_arrow(compat_level=pl.CompatLevel.oldest()))
-            continue
-        scan, superseded = source
-        if id(scan) not in held:
-            held[id(scan)] = []
-            for number, (journal, _) in enumerate(scan.journals):
-                _hold(connection, table := f"journal {number} of {scan.table}", journal)
-                held[id(scan)].append(identifier(table))
-        connection.execute(f"CREATE VIEW {identifier(name)} AS {scan.view(held[id(scan)], superseded=superseded)}")
+        elif isinstance(source, View):
+            connection.execute(f"CREATE VIEW {identifier(name)} AS {source.sql}")
+        else:
+            scan, superseded = source
+            if id(scan) not in held:
+                readable = held[id(scan)] = _with_plain_paths(scan)
+                names[id(scan)] = []
+                for number, (rows, _) in enumerate(readable.journals):
+                    _hold(connection, table := f"journal {number} of {scan.table}", rows)
+                    names[id(scan)].append(identifier(table))
+            text = held[id(scan)].view(names[id(scan)], superseded=superseded)
+            connection.execute(f"CREATE VIEW {identifier(name)} AS {text}")
+
+
+def _with_plain_paths(scan: TableScan) -> TableScan:
+    """The scan, with the rows of files whose paths DuckDB would take for patterns in memory, as a journal's are."""
+    if not any(_PATTERN.search(str(path)) for path in scan.paths()):
+        return scan
+    plain = TableScan(scan.table, journals=[*scan.journals])
+    for layout, paths in scan.files.items():
+        for path in paths:
+            if _PATTERN.search(str(path)):
+                rows = pq.ParquetFile(path).read(columns=[name for name, _ in layout.present])
+                held = to_table(scan.table, rows.to_batches())
+                plain.journals.append((held, Layout((), False, layout.cuts, layout.ranks)))
+            else:
+                plain.add_part(path, layout, scan.heights[path])
+    return plain
 
 
 def _hold(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> None:
@@ -168,143 +283,15 @@ def _hold(connection: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> N
     connection.unregister("_rows")
 
 
-# --- answers ----------------------------------------------------------------------------------------------------------
+def _paths(source: Source) -> list[str]:
+    paths = source[0].paths() if isinstance(source, tuple) else []
+    return [str(path) for path in paths]
 
 
-def _frame(table: pa.Table, types: Sequence[str]) -> pl.DataFrame:
-    """DuckDB's answer as a frame: column names made unique, sums of integers as integers, times in UTC."""
-    columns: dict[str, pl.Series] = {}
-    for position, kind in enumerate(types):
-        name = table.field(position).name
-        unique, count = name, 1
-        while unique in columns:
-            unique, count = f"{name}_{count}", count + 1
-        columns[unique] = _series(unique, table.column(position), kind)
-    return pl.DataFrame(list(columns.values()))
-
-
-def _series(name: str, column: pa.ChunkedArray, kind: str) -> pl.Series:
-    if kind == "INTERVAL":
-        return _intervals(name, column.to_pylist())
-    try:
-        series = pl.Series(name, pl.from_arrow(column))
-    except (pl.exceptions.PolarsError, TypeError, ValueError):
-        raise QueryError(
-            f"The column {name} is of type {kind}, which an answer cannot hold. CAST it to VARCHAR."
-        ) from None
-    if kind in ("HUGEINT", "UHUGEINT"):
-        fits = series.cast(pl.Int64, strict=False)
-        return fits if fits.null_count() == series.null_count() else series
-    if isinstance(series.dtype, pl.Datetime) and series.dtype.time_zone:
-        return series.dt.convert_time_zone("UTC")
-    if series.dtype in (pl.Categorical, pl.Enum):
-        return series.cast(pl.String)
-    return series
-
-
-def _intervals(name: str, values: list[Any]) -> pl.Series:
-    if all(value is None or value.months == 0 for value in values):
-        micros = [None if v is None else v.days * 86_400_000_000 + v.nanoseconds // 1000 for v in values]
-        return pl.Series(name, micros, dtype=pl.Duration("us"))
-    spelled = [None if v is None else f"{v.months} months {v.days} days {v.nanoseconds / 1e9:g} s" for v in values]
-    return pl.Series(name, spelled, dtype=pl.String)
-
-
-# --- errors in sentences ----------------------------------------------------------------------------------------------
-
-_COLUMN = re.compile(r'Referenced column "(.+?)" not found|does not have a column named "(.+?)"|Column "(.+?)" in ')
-_TABLE = re.compile(r'Table with name "?(.+?)"? does not exist')
-_FUNCTION = re.compile(r"(?:\w+ )?Function with name (\S+) does not exist!(?:\nDid you mean \"(.+?)\")?")
-_POSITION = re.compile(r"\n\s*\nLINE (\d+): (.*)\n(\s*)\^")
-
-
-# Errors that the words of a query cause, whatever the files hold.
-_OF_THE_WORDS = (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException, duckdb.ConversionException)
-
-
-def _damaged(paths: Iterable[str]) -> str | None:
-    """The first of the files whose rows cannot be read. DuckDB's own error does not always name it."""
-    for path in paths:
-        try:
-            pq.read_table(path)
-        except (OSError, pa.ArrowException):
-            return path
-    return None
-
-
-def _located(error: BaseException, connection: duckdb.DuckDBPyConnection, query: str) -> BaseException:
-    """The same error with its position, which DuckDB tells for `execute` only. Binding fails before anything runs."""
-    if isinstance(error, duckdb.BinderException | duckdb.CatalogException):
-        try:
-            connection.execute(query)
-        except duckdb.Error as located:
-            return located
-    return error
-
-
-def _explained(
-    error: BaseException, query: str, sources: Mapping[str, Source], known: Sequence[str], memory: str
-) -> QueryError | DataError:
-    """DuckDB's error as a sentence: what was asked, what there is, where."""
-    text = str(error)
-    where = _position(text, query)
-    paths = [str(path) for source in sources.values() if isinstance(source, tuple) for path in source[0].paths()]
-    if isinstance(error, duckdb.OutOfMemoryException | MemoryError) or "bad_alloc" in text:
-        limit = f"the {memory} it may use" if memory else "the memory there is"
-        return QueryError(f"The query needs more than {limit}. Select fewer columns or rows, or aggregate earlier.")
-    if isinstance(error, duckdb.PermissionException):
-        found = re.search(r'"(.+?)"', text)
-        what = f" ({found[1]})" if found else ""
-        return QueryError(f"SQL here reads the recorded runs and nothing else: no other file or address{what}.")
-    if "configuration has been locked" in text:
-        return QueryError("SQL here cannot change how it is run: the configuration is locked.")
-    if not isinstance(error, _OF_THE_WORDS) and (damaged := _damaged(paths)) is not None:
-        return DataError(f"{damaged} is damaged: its footer can be read, but its rows cannot.")
-    if (found := _COLUMN.search(text)) is not None:
-        name = next(group for group in found.groups() if group)
-        return QueryError(f"There is no column {name}{where}. {_columns_hint(name, sources, text)}")
-    if (found := _TABLE.search(text)) is not None:
-        return QueryError(f"There is no view {found[1]}{where}. {did_you_mean(found[1], known, kind='views')}")
-    if (found := _FUNCTION.search(text)) is not None:
-        hint = near(found[1], MACROS) or ([found[2]] if found[2] else [])
-        return QueryError(f"There is no function {found[1]}{where}.{f' Did you mean {hint[0]}?' if hint else ''}")
-    told = f"{_first_line(text)}{where}."
-    if isinstance(error, duckdb.ParserException):
-        told += " One SELECT is expected, such as SELECT * FROM runs."
-    return QueryError(told)
-
-
-def _columns_hint(name: str, sources: Mapping[str, Source], text: str) -> str:
-    names: dict[str, None] = {}
-    for source in sources.values():
-        names.update(
-            dict.fromkeys(source.columns if isinstance(source, pl.DataFrame) else column_names(source[0].table))
-        )
-    bare = name.rsplit(".", 1)[-1]
-    if close := near(bare, names):
-        return did_you_mean(bare, close, kind="columns")
-    if (offered := re.search(r"Candidate bindings: (.+)", text)) is not None:
-        return f"Near it there are: {offered[1].replace(chr(34), '')}."
-    tables = " ".join(sorted({s[0].table for s in sources.values() if isinstance(s, tuple)})) or "TABLE"
-    return f"`esper tables {tables.split()[0]}` lists the columns."
-
-
-def _position(text: str, query: str) -> str:
-    found = _POSITION.search(text)
-    if found is None:
-        return ""
-    line, shown, margin = int(found[1]), found[2], len(found[3])
-    lines = query.splitlines()
-    column = margin - len(f"LINE {line}: ")
-    if line <= len(lines) and lines[line - 1].rstrip() == shown.rstrip():
-        return f" (line {line}, column {column + 1})"
-    return f" (line {line}, near {shown[max(column, 0) : column + 20].strip()!r})"
-
-
-def _first_line(text: str) -> str:
-    line = text.split("\n", 1)[0]
-    line = re.sub(r"^[A-Z][A-Za-z ]* Error: ", "", line)
-    return (line[:1].upper() + line[1:]).rstrip(".!")
+def _column_names(source: Source) -> Sequence[str]:
+    if isinstance(source, tuple):
+        return column_names(source[0].table)
+    return source.columns if isinstance(source, pl.DataFrame) else [column.name for column in source.columns]
 
 
 def _article(kind: str) -> str:

@@ -6,8 +6,9 @@
     runs.sql("SELECT run_id, max(ratio_max) FROM ppo_updates GROUP BY 1")
 
 Nothing is read before it is asked for, and every question lists the folders anew. A damaged or foreign file is left
-out and named in `problems`; the rest is read. Rows that a resumed run recorded again hide the earlier ones, which stay
-in `<table>_all`. The order of rows is no promise: sort by what you need.
+out and named in `problems`; the rest is read. Rows that a resumed run recorded again hide the earlier ones, and the
+rows of several ranks are merged (see `ranks`); as they were recorded, all are in `<table>_all`. The order of rows is no
+promise: sort by what you need.
 """
 
 from __future__ import annotations
@@ -23,20 +24,24 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from esper_analytics import sql as sql_room
-from esper_analytics.errors import DataError, UnknownRunError, UnknownTableError, did_you_mean
+from esper_analytics.errors import DataError, QueryError, UnknownRunError, UnknownTableError, did_you_mean
 from esper_analytics.folders import Problem, RunFolder, find_runs
 from esper_analytics.footers import Footer, read_footer
+from esper_analytics.listings import Listings
+from esper_analytics.questions import Value, bound, question_named
+from esper_analytics.ranks import merges
 from esper_analytics.run_list import LIST_COLUMNS, RUNS_VIEW, run_rows
 from esper_analytics.scan import Layout, TableScan
+from esper_analytics.sql_files import needed, views
 from esper_recorder.contract.tables import TABLES
-from esper_recorder.manifest import Manifest
-from esper_recorder.reading import list_row_files
+from esper_recorder.manifest import Manifest, how_it_ended
+from esper_recorder.reading import PartName, RowFiles
 
 if TYPE_CHECKING:
     import duckdb
 
 ALL_ROWS = "_all"
-VIEWS: tuple[str, ...] = (RUNS_VIEW, *TABLES, *(table + ALL_ROWS for table in TABLES))
+VIEWS: tuple[str, ...] = (RUNS_VIEW, *TABLES, *views(), *(table + ALL_ROWS for table in TABLES))
 """Every name that `Runs.table` and SQL know."""
 
 
@@ -50,6 +55,7 @@ def open(path: str | os.PathLike[str]) -> Runs:  # noqa: A001 - as in `esper_ana
     return Runs(Path(path))
 
 
+_PATIENCE = 20  # how often files that were compacted since they were listed are looked for anew
 _MOVE = "Move it out of the run's folder"
 _RESTORE = "Restore it from a copy, or move it away"
 _UPGRADE = "Upgrade esper-analytics to read it"
@@ -82,12 +88,19 @@ class Runs:
     """
 
     def __init__(
-        self, path: Path, *, only: frozenset[str] | None = None, footers: dict[Path, _Known] | None = None
+        self,
+        path: Path,
+        *,
+        only: frozenset[str] | None = None,
+        footers: dict[Path, _Known] | None = None,
+        listings: Listings | None = None,
     ) -> None:
         self.path = path
         self._only = only
         self._footers: dict[Path, _Known] = {} if footers is None else footers
+        self._listings = listings or Listings()
         self._met: dict[Problem, None] = {}
+        self._confined: tuple[object, sql_room.Confined] | None = None
         self._folders()
 
     def __repr__(self) -> str:
@@ -110,7 +123,8 @@ class Runs:
     def only(self, run_ids: Iterable[str]) -> Runs:
         """Some of the runs, each named as in `runs["ID"]`. Raises UnknownRunError."""
         folders = self._folders()
-        return Runs(self.path, only=frozenset(_named(r, folders).run_id for r in run_ids), footers=self._footers)
+        chosen = frozenset(_named(run_id, folders).run_id for run_id in run_ids)
+        return Runs(self.path, only=chosen, footers=self._footers, listings=self._listings)
 
     def of_name(self, name: str) -> builtins.list[str]:
         """The run_ids of the runs of exactly this name, the newest first."""
@@ -152,9 +166,14 @@ class Runs:
     # --- questions --------------------------------------------------------------------------------------------------
 
     def table(self, name: str) -> pl.LazyFrame:
-        """The rows of a table, of its `_all` or of `runs`, over all runs as they are now. Raises UnknownTableError."""
+        """The rows of a table, of its `_all`, of a view or of `runs`, over all runs as they are now.
+
+        Raises UnknownTableError.
+        """
         if name == RUNS_VIEW:
             return self._runs_frame().lazy()
+        if name in views():
+            return self.sql(f"SELECT * FROM {name}").lazy()
         table, superseded = _split(name)
         return self._scans([table], self._folders())[0][table].frame(superseded=superseded)
 
@@ -171,9 +190,54 @@ class Runs:
             QueryError: the SQL is wrong, is no single SELECT, or went beyond its limits.
             DataError: a recorded file turned out to be damaged.
         """
+        return self._answer(query, None, timeout_s=timeout_s, memory=memory)
+
+    def query(self, name: str, /, **parameters: Value) -> pl.DataFrame:
+        """The answer to a named question; `esper query --list` has them all. Confined as `sql` is.
+
+        Args:
+            name: the question.
+            parameters: its parameters by name, as values or as text; what is left out has its default.
+
+        Raises:
+            UsageError: there is no such question or parameter, one is missing, or is not of its type.
+            QueryError, DataError: as of `sql`.
+        """
+        return self.asked(name, parameters)
+
+    def asked(
+        self, name: str, parameters: Mapping[str, Value], *, timeout_s: float = 60, memory: str = "4GB"
+    ) -> pl.DataFrame:
+        """The same as `query`, with limits of its own."""
+        question = question_named(name)
+        values = bound(question, parameters, lambda run: _named(run, self._folders()).run_id)
+        return self._answer(question.sql, values, timeout_s=timeout_s, memory=memory)
+
+    def _answer(
+        self, query: str, values: Mapping[str, object] | None, *, timeout_s: float, memory: str
+    ) -> pl.DataFrame:
         sql_room.check(query)
-        views = self._sources(sql_room.views_named_in(query, VIEWS))
-        return sql_room.run(query, views, known=VIEWS, timeout_s=timeout_s, memory=memory)
+        names = sql_room.views_named_in(query, VIEWS)
+        for again in range(_PATIENCE, -1, -1):
+            sources = self._sources(names)
+            key = _unchanged(sources, memory)
+            if self._confined is None or key is None or self._confined[0] != key:
+                self._let_go()
+                self._confined = (key, sql_room.Confined(sources, known=VIEWS, memory=memory))
+            try:
+                return self._confined[1].answer(query, values, timeout_s=timeout_s)
+            except BaseException as error:
+                self._let_go()  # after running out of memory or time, a connection is not to be trusted
+                compacted = isinstance(error, DataError | QueryError) and sql_room.files_are_gone(sources)
+                if not again or not compacted:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    def _let_go(self) -> None:
+        """Forget the connection of the last query."""
+        confined, self._confined = self._confined, None
+        if confined is not None:
+            confined[1].close()
 
     def connect(self) -> duckdb.DuckDBPyConnection:
         """A DuckDB connection of your own with every view, as the runs are now. Trusted: it is not confined."""
@@ -213,23 +277,43 @@ class Runs:
         scans = {table: TableScan(table) for table in tables}
         problems: builtins.list[Problem] = []
         for run in folders:
-            files = list_row_files(run.path)
+            files, footers = self._files(run, scans)
             cuts = run.superseded_from()
             problems += (Problem(found.path, found.reason, partly=True) for found in files.problems)
             problems += (Problem(path, "it is not named like a part", _MOVE) for path in files.strangers)
             for table in sorted(files.parts.keys() - TABLES.keys()):
                 problems.append(Problem(run.path / table, f"this version knows no table {table}", _UPGRADE))
+            several = len(files.ranks) > 1
+            if "ppo_updates" in scans:
+                problems += _uneven_ranks(run, files, footers)
             for table, scan in scans.items():
+                ranks = several and merges(table)
                 for path in files.parts.get(table, ()):
-                    footer = self._footer(run, path, table)
+                    footer = footers[path]
                     if footer.problem is None:
-                        scan.add_part(path, Layout(footer.present, footer.float_statistics, cuts), footer.rows)
+                        layout = Layout(footer.present, footer.float_statistics, cuts, ranks)
+                        scan.add_part(path, layout, footer.rows)
                     else:
                         problems.append(Problem(path, footer.problem, _RESTORE))
                 if table in files.journal_rows:
-                    scan.journals.append((files.journal_rows[table], cuts))
+                    scan.journals.append((files.journal_rows[table], Layout((), False, cuts, ranks)))
         self._met.update(dict.fromkeys(problems))
         return scans, problems
+
+    def _files(self, run: RunFolder, tables: Iterable[str]) -> tuple[RowFiles, dict[Path, Footer]]:
+        """The files of a run, and the footers of the parts of some tables: listed anew where a compaction came between.
+
+        Raises DataError where the folder cannot be listed.
+        """
+        for again in range(_PATIENCE, -1, -1):
+            try:
+                files = self._listings.of(run.path, tables)
+            except OSError as error:
+                raise DataError(f"The run {run.run_id} cannot be read: {error}.") from error
+            footers = {path: self._footer(run, path, table) for table in tables for path in files.parts.get(table, ())}
+            if not again or not any(footer.gone for footer in footers.values()):
+                return files, footers
+        raise AssertionError("the last try returns")
 
     def _footer(self, run: RunFolder, path: Path, table: str) -> Footer:
         """The footer of a part. A part never changes once it is there, so it is read once."""
@@ -238,6 +322,8 @@ class Runs:
             if linked and not path.resolve().is_relative_to(run.path.resolve()):
                 return Footer(problem="a link that leads out of the run")
             status = path.stat()
+        except FileNotFoundError:
+            return Footer(problem="it is gone", gone=not path.is_symlink())
         except OSError as error:
             return Footer(problem=f"it cannot be read ({error.strerror or error})")
         stamp = (status.st_ino, status.st_size, status.st_mtime_ns, run.run_id)
@@ -247,8 +333,10 @@ class Runs:
         return known[1]
 
     def _sources(self, names: Iterable[str]) -> dict[str, sql_room.Source]:
-        """What SQL needs to make the views of these names."""
-        names = [*names]
+        """What SQL needs to make the views of these names, and those that they are made of, in that order."""
+        made = needed(frozenset(names))
+        wanted = {*names}.union(*(view.words for view in made))
+        names = [name for name in VIEWS if name in wanted and name not in views()]
         scans, _ = self._scans(dict.fromkeys(_split(name)[0] for name in names if name != RUNS_VIEW), self._folders())
         sources: dict[str, sql_room.Source] = {}
         for name in names:
@@ -257,7 +345,7 @@ class Runs:
             else:
                 table, superseded = _split(name)
                 sources[name] = (scans[table], superseded)
-        return sources
+        return sources | {view.name: view for view in made}
 
     def _runs_frame(self) -> pl.DataFrame:
         folders = self._folders()
@@ -273,6 +361,40 @@ def _split(name: str) -> tuple[str, bool]:
     if name.endswith(ALL_ROWS) and name.removesuffix(ALL_ROWS) in TABLES:
         return name.removesuffix(ALL_ROWS), True
     raise UnknownTableError(f"There is no table {name!r}. {did_you_mean(name, VIEWS, kind='tables')}")
+
+
+def _uneven_ranks(run: RunFolder, files: RowFiles, footers: Mapping[Path, Footer]) -> Iterator[Problem]:
+    """That the ranks of a run do not end at one update. While they run they are an update or two apart."""
+    told = {attempt.rank for attempt in run.manifest.last_attempts}
+    if len(files.ranks | told) < 2 or how_it_ended(run.path, run.manifest) == "live":
+        return
+    ends = dict.fromkeys(sorted(files.ranks | told), 0)
+    for path in files.parts.get("ppo_updates", ()):
+        if (name := PartName.of(path.name)) is not None:
+            ends[name.rank] = max(ends[name.rank], footers[path].last_update)
+    if (held := files.journal_rows.get("ppo_updates")) is not None:
+        for rank, update in zip(held.column("rank").to_pylist(), held.column("update").to_pylist(), strict=True):
+            ends[rank] = max(ends.get(rank, 0), update)
+    if len(set(ends.values())) > 1:
+        listed = ", ".join(f"rank {rank} to {end}" for rank, end in ends.items())
+        reason = f"its ranks recorded different numbers of updates ({listed}); later updates are of the others alone"
+        yield Problem(run.path, reason, partly=True)
+
+
+def _unchanged(sources: Mapping[str, sql_room.Source], memory: str) -> object | None:
+    """What is the same as long as the views need not be made anew; None where they must be for each query."""
+    files: builtins.list[object] = [memory]
+    for name, source in sources.items():
+        if isinstance(source, tuple):
+            scan, superseded = source
+            if scan.journals:
+                return None
+            files.append((name, superseded, {layout: tuple(paths) for layout, paths in scan.files.items()}))
+        elif isinstance(source, pl.DataFrame):
+            return None
+        else:
+            files.append(name)
+    return files
 
 
 def _rules_text(run: RunFolder) -> tuple[str | None, str] | None:

@@ -13,7 +13,7 @@ from esper_analytics.errors import DataError
 from esper_analytics.scan import Layout, TableScan
 from esper_analytics.store import RunTables
 from esper_recorder.contract.rules import RuleSet
-from esper_recorder.contract.signals import UPDATE_TABLE
+from esper_recorder.contract.signals import HELD_BACK, UPDATE_TABLE
 from esper_recorder.contract.tables import columns
 
 RUN = "run"
@@ -28,7 +28,7 @@ def read(rules: RuleSet, frames: Mapping[str, Sequence[pl.LazyFrame]]) -> dict[s
         frames: by table, a frame for each run; of several, each row gets its run's place as `RUN`.
     """
     lazy = {table: _of_each(frames[table], table, names) for table, names in rules.tables.items() if frames.get(table)}
-    return dict(zip(lazy, pl.collect_all(lazy.values()), strict=True))
+    return {table: _seen(frame) for table, frame in zip(lazy, pl.collect_all(lazy.values()), strict=True)}
 
 
 def read_runs(rules: RuleSet, runs: Sequence[RunTables]) -> dict[str, pl.DataFrame]:
@@ -54,10 +54,17 @@ def read_runs(rules: RuleSet, runs: Sequence[RunTables]) -> dict[str, pl.DataFra
             if frame.height != sum(heights):
                 raise DataError(f"Files of {table} changed while they were read. Ask again.")
             frame.insert_column(0, pl.Series(RUN, np.repeat(np.array(of_file, np.int64), heights)))
-        tables.setdefault(table, []).append(frame)
+        tables.setdefault(table, []).append(_seen(frame))
     return {
         table: frames[0] if len(frames) == 1 else pl.concat(frames, how="diagonal") for table, frames in tables.items()
     }
+
+
+def _seen(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows that the watcher saw too."""
+    if HELD_BACK not in frame.columns:
+        return frame
+    return frame.filter(pl.col(HELD_BACK).cast(pl.Boolean).fill_null(False).not_()).drop(HELD_BACK)
 
 
 def stretches(tables: Mapping[str, pl.DataFrame], updates: int) -> Iterator[dict[str, pl.DataFrame]]:

@@ -2,6 +2,7 @@
 
     from esper_recorder import Recorder                  # any script
     from esper_recorder.sb3 import RecorderCallback      # Stable-Baselines3
+    from esper_recorder import reduce                    # compiled and captured steps: see Recorder.push
 
 The names below are loaded when they are first used: importing `esper_recorder.contract` needs neither torch nor
 pyarrow.
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from esper_recorder.levels import Level
     from esper_recorder.recorder import Recorder
+    from esper_recorder.reductions.packing import reduce
     from esper_recorder.sink import MemorySink, ParquetSink, Sink
 
 __version__ = "0.1.0"
 
-__all__ = ["Level", "MemorySink", "ParquetSink", "Recorder", "Sink"]
+__all__ = ["Level", "MemorySink", "ParquetSink", "Recorder", "Sink", "reduce"]
 
 _HOMES = {
     "Level": "levels",
@@ -25,6 +27,7 @@ _HOMES = {
     "ParquetSink": "sink",
     "Recorder": "recorder",
     "Sink": "sink",
+    "reduce": "reductions.packing",
 }
 
 

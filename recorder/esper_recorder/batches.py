@@ -43,7 +43,7 @@ def to_batch(table: str, data: Mapping[str, Sequence[Any]]) -> pa.RecordBatch:
         given = ", ".join(f"{name}: {len(values)}" for name, values in data.items())
         raise ValueError(f"the columns for table {table} have different lengths ({given})")
     rows = lengths.pop()
-    if rows < _MANY_ROWS:
+    if rows < _MANY_ROWS and not any(isinstance(values, pa.Array) for values in data.values()):
         try:
             return _grouped(data, names, schema, groups, rows)
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
@@ -51,7 +51,11 @@ def to_batch(table: str, data: Mapping[str, Sequence[Any]]) -> pa.RecordBatch:
     arrays = []
     for name in names:
         try:
-            arrays.append(pa.array(data[name], type=types[name], from_pandas=False))
+            values = data[name]
+            if isinstance(values, pa.Array):
+                arrays.append(values if values.type == types[name] else values.cast(types[name]))
+            else:
+                arrays.append(pa.array(values, type=types[name], from_pandas=False))
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"a value of {table}.{name} is no {types[name]}: {error}") from error
     return pa.RecordBatch.from_arrays(arrays, schema=schema)

@@ -6,6 +6,7 @@
     kind 1 = schema: table name, b"\\0", Arrow IPC schema; gives its `table` number the meaning for this file
     kind 2 = rows: one Arrow IPC record batch of the schema numbered `table`
     kind 3 = commit: update i64, rows i64
+    kind 4 = one row, packed (see `plain`) by the layout whose schema is numbered `table`
 
 Rows count only once a commit follows them, so all tables of an update appear together. One commit is one `write`, so
 what is committed is with the operating system and survives the death of the process; `sync` makes it survive the
@@ -14,26 +15,32 @@ loss of power. A schema is written once per file and set of columns.
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from esper_recorder.parquet import sync_folder
+from esper_recorder.plain import Layout, PackedRow, unpack_rows
 
 MAGIC = b"ESPERJ1\n"
 _MARKER = 0x4AE5
 _MARKER_BYTES = _MARKER.to_bytes(2, "little")
 _FIXED = struct.Struct("<HBBHHII")
-_HEADER_SIZE = _FIXED.size + 8
+_HEADER = struct.Struct("<HBBHHIIII")
+_HEADER_SIZE = _HEADER.size
 _COMMIT = struct.Struct("<qq")
-_SCHEMA, _ROWS, _COMMITTED = 1, 2, 3
+_SCHEMA, _ROWS, _COMMITTED, _PACKED = 1, 2, 3, 4
 _LONGEST = 2**32 - 1
-_Schemas = dict[tuple[str, tuple[str, ...]], tuple[pa.Schema, int]]
+_CHUNK = 256  # packed rows to be turned into columns at once: so many stay in a processor's cache
+_Key = tuple[str, tuple[str, ...] | Layout, int]  # table, columns, kind of frame
+_Schemas = dict[_Key, tuple[pa.Schema, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +92,7 @@ class JournalWriter:
         self.size = len(MAGIC)
         self.unsynced = True
 
-    def commit(self, update: int, batches: Iterable[tuple[str, pa.RecordBatch]]) -> None:
+    def commit(self, update: int, batches: Iterable[tuple[str, pa.RecordBatch | PackedRow]]) -> None:
         """Append the rows of one update, all or none.
 
         Raises:
@@ -97,9 +104,16 @@ class JournalWriter:
         fresh: _Schemas = {}
         rows = 0
         for table, batch in batches:
-            number = self._number(table, batch.schema, fresh, pieces)
-            pieces.append(_frame(_ROWS, number, batch.serialize()))
-            rows += batch.num_rows
+            if isinstance(batch, PackedRow):
+                layout = batch.layout
+                number = self._number((table, layout, _PACKED), layout.schema, fresh, pieces)
+                pieces.append(_frame(_PACKED, number, batch.data))
+                rows += 1
+            else:
+                # Keyed by the columns' names: hashing a schema of a hundred columns costs more than writing its row.
+                number = self._number((table, tuple(batch.schema.names), _ROWS), batch.schema, fresh, pieces)
+                pieces.append(_frame(_ROWS, number, batch.serialize()))
+                rows += batch.num_rows
         pieces.append(_frame(_COMMITTED, 0, _COMMIT.pack(update, rows)))
         data = b"".join(pieces)
         try:
@@ -135,15 +149,13 @@ class JournalWriter:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
 
-    def _number(self, table: str, schema: pa.Schema, fresh: _Schemas, pieces: list[bytes]) -> int:
-        # Keyed by the columns' names: hashing a schema of a hundred columns costs more than writing a row of it.
-        key = (table, tuple(schema.names))
+    def _number(self, key: _Key, schema: pa.Schema, fresh: _Schemas, pieces: list[bytes]) -> int:
         known = fresh.get(key) or self._schemas.get(key)
-        if known is not None and known[0].equals(schema):
+        if known is not None and (known[0] is schema or known[0].equals(schema)):
             return known[1]
         number = len(self._schemas) + len(fresh)
         fresh[key] = (schema, number)
-        pieces.append(_frame(_SCHEMA, number, table.encode() + b"\0" + schema.serialize().to_pybytes()))
+        pieces.append(_frame(_SCHEMA, number, key[0].encode() + b"\0" + schema.serialize().to_pybytes()))
         return number
 
 
@@ -163,12 +175,12 @@ def parse_journal(data: bytes, name: str = "journal") -> JournalContent:
         raise ValueError(f"{name} is no journal of esper-recorder (or of a newer version): it begins otherwise")
     whole = pa.py_buffer(data)
     schemas: dict[int, tuple[str, pa.Schema]] = {}
-    batches: dict[str, list[pa.RecordBatch]] = {}
-    pending: list[tuple[str, pa.RecordBatch]] = []
+    layouts: dict[int, Layout] = {}
+    held: dict[str, list[pa.RecordBatch | PackedRow]] = {}
+    pending: list[tuple[str, pa.RecordBatch | PackedRow]] = []
     damage: list[Damage] = []
     unsure: list[Damage] = []  # damage once a commit follows; else part of the torn tail
     updates: list[int] = []
-    rows = 0
     committed = min(len(MAGIC), len(data))
     offset = committed
     while offset < len(data):
@@ -185,32 +197,56 @@ def parse_journal(data: bytes, name: str = "journal") -> JournalContent:
         end = start + length + -length % 8
         if end > len(data):
             break
-        payload = whole.slice(start, length)
+        payload: Any = data[start : start + length] if kind in (_PACKED, _COMMITTED) else whole.slice(start, length)
         if zlib.crc32(payload) != crc:
             unsure.append(Damage(offset, end - offset, "the checksum does not fit"))
         elif kind == _COMMITTED:
-            updates.append(_COMMIT.unpack(payload.to_pybytes())[0])
-            for table, batch in pending:
-                batches.setdefault(table, []).append(batch)
-                rows += batch.num_rows
+            updates.append(_COMMIT.unpack(payload)[0])
+            for table, rows in pending:
+                held.setdefault(table, []).append(rows)
             damage += unsure
             pending, unsure = [], []
             committed = end
         else:
             try:
-                if kind == _SCHEMA:
+                if kind == _PACKED:
+                    layout = layouts.get(number)
+                    if layout is None:
+                        layout = layouts[number] = Layout(schemas[number][1])
+                    pending.append((schemas[number][0], PackedRow(layout, payload)))
+                elif kind == _SCHEMA:
                     table_name, _, encoded = payload.to_pybytes().partition(b"\0")
                     schemas[number] = (table_name.decode(), pa.ipc.read_schema(pa.py_buffer(encoded)))
                 elif kind == _ROWS:
                     table, schema = schemas[number]
                     pending.append((table, pa.ipc.read_record_batch(payload, schema)))
-            except (pa.ArrowException, KeyError, UnicodeDecodeError, OSError) as error:
+                else:
+                    unsure.append(Damage(offset, end - offset, f"this version knows no frame of kind {kind}"))
+            except (pa.ArrowException, KeyError, ValueError, OSError) as error:
                 reason = "its schema was damaged" if isinstance(error, KeyError) else f"Arrow cannot read it: {error}"
                 unsure.append(Damage(offset, end - offset, reason))
         offset = end
+    batches = {table: _as_batches(rows) for table, rows in held.items()}
     return JournalContent(
-        batches, tuple(updates), rows, bytes_read=committed, bytes_ignored=len(data) - committed, damage=tuple(damage)
+        batches,
+        tuple(updates),
+        sum(batch.num_rows for own in batches.values() for batch in own),
+        bytes_read=committed,
+        bytes_ignored=len(data) - committed,
+        damage=tuple(damage),
     )
+
+
+def _as_batches(rows: list[pa.RecordBatch | PackedRow]) -> list[pa.RecordBatch]:
+    """Rows in their order as Arrow batches: packed ones that follow each other in one layout become one."""
+    batches: list[pa.RecordBatch] = []
+    for layout, group in itertools.groupby(rows, lambda r: r.layout if isinstance(r, PackedRow) else None):
+        if layout is None:
+            batches += group
+        else:
+            data = [row.data for row in group if isinstance(row, PackedRow)]
+            batches += (unpack_rows(layout, data[i : i + _CHUNK]) for i in range(0, len(data), _CHUNK))
+    return batches
 
 
 def _frame(kind: int, number: int, payload: pa.Buffer | bytes) -> bytes:
@@ -223,12 +259,11 @@ def _frame(kind: int, number: int, payload: pa.Buffer | bytes) -> bytes:
 
 def _header(data: bytes, offset: int) -> tuple[int, int, int, int] | None:
     """kind, table number, payload length and crc of the frame at `offset`, or None where no frame begins."""
-    if offset + _HEADER_SIZE > len(data) or not data.startswith(_MARKER_BYTES, offset):
+    if offset + _HEADER_SIZE > len(data):
         return None
-    end = offset + _FIXED.size
-    if int.from_bytes(data[end : end + 4], "little") != zlib.crc32(data[offset:end]):
+    marker, kind, _, number, _, length, crc, own, _ = _HEADER.unpack_from(data, offset)
+    if marker != _MARKER or own != zlib.crc32(data[offset : offset + _FIXED.size]):
         return None
-    _, kind, _, number, _, length, crc = _FIXED.unpack_from(data, offset)
     return kind, number, length, crc
 
 

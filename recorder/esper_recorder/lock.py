@@ -7,13 +7,17 @@ by its inode and is not opened again.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 LOCK_FILE = "lock"
+_CHANGING = 1 << 30
+"""The byte that is held while run.json is changed; those before it are the ranks'."""
 
 _guard = threading.Lock()
 _held: dict[tuple[int, int], int] = {}  # (device, inode) of a lock file -> descriptor
@@ -88,6 +92,35 @@ def release_lock(descriptor: int) -> None:
             if held == descriptor:
                 del _held[inode]
                 os.close(descriptor)
+
+
+@contextlib.contextmanager
+def changing(descriptor: int) -> Iterator[None]:
+    """Keep the other ranks that record to the run from changing run.json meanwhile. Raises OSError."""
+    fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, _CHANGING)
+    try:
+        yield
+    finally:
+        fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, _CHANGING)
+
+
+@contextlib.contextmanager
+def maintaining(folder: Path) -> Iterator[None]:
+    """Keep other maintenance (recovery, compaction) off a run's folder meanwhile. It keeps nobody from recording.
+
+    Raises OSError where another process maintains the folder, or where it is not there.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"another process recovers or compacts {folder} right now") from None
+        except OSError:
+            pass  # a file system without locks; two at once would do the same work twice
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _inode(file: Path | int) -> tuple[int, int]:

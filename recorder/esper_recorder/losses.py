@@ -17,6 +17,7 @@ WRITE_FAILED = "write_failed"
 REDUCE_FAILED = "reduce_failed"
 BAD_CALL = "bad_call"
 WATCH_FAILED = "watch_failed"
+DEVICE_FAILED = "device_failed"
 
 ALL_TABLES = "*"
 _MOST_GAPS = 1000
@@ -26,6 +27,7 @@ _ADVICE = {
     WRITE_FAILED: "Check that there is room, and that the run's folder is still there and may be written to.",
     REDUCE_FAILED: "Check what the call was given; if that is right, please report it with this message.",
     BAD_CALL: "Correct the call in the training loop: what it was to record is not measured.",
+    DEVICE_FAILED: "What had arrived on the host is recorded. CUDA_LAUNCH_BLOCKING=1 helps to find the failing call.",
     WATCH_FAILED: "The rows are stored, only live alarms are missing: replay the rules over the run to get them.",
 }
 

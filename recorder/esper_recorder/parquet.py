@@ -6,13 +6,15 @@ Float columns carry no min/max statistics. Parquet's statistics leave NaN out, s
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from esper_recorder.contract.tables import SCHEMA_VERSION, Column, columns
@@ -68,26 +70,68 @@ def write_part(path: Path, table: str, data: pa.Table, *, durable: bool = True, 
         durable: False leaves out both fsyncs, where the rows are kept elsewhere until the part is.
         compact: take longer for a smaller file, where nobody waits for it.
     """
+    with part_writer(path, table, data.schema, durable=durable, compact=compact) as part:
+        part.write(data)
+
+
+class PartWriter:
+    """Takes the rows of one part, piece by piece."""
+
+    def __init__(self, file: BinaryIO, schema: pa.Schema, *, compact: bool) -> None:
+        self._writer = pq.ParquetWriter(
+            file,
+            schema.remove_metadata(),
+            compression="zstd",
+            write_statistics=_columns_with_statistics(schema),
+            use_dictionary=[f.name for f in schema if pa.types.is_string(f.type)],
+            compression_level=COMPACT_LEVEL if compact else None,
+        )
+        self.rows = 0
+        self._updates: list[int] = []  # the lowest and the highest so far
+
+    def write(self, rows: pa.Table) -> None:
+        """Append rows of the part's schema, as row groups of their own."""
+        self._writer.write_table(rows)
+        self.rows += rows.num_rows
+        ends = pc.min_max(rows.column("update")).as_py().values()
+        found = [*self._updates, *(end for end in ends if end is not None)]
+        self._updates = [min(found), max(found)] if found else []
+
+    def finish(self, table: str) -> None:
+        """Write the footer."""
+        first, last = self._updates or ("", "")
+        metadata = {
+            "esper_table": table,
+            "esper_schema_version": str(SCHEMA_VERSION),
+            "esper_rows": str(self.rows),
+            "esper_first_update": str(first),
+            "esper_last_update": str(last),
+        }
+        self._writer.add_key_value_metadata(metadata)
+        self._writer.close()
+
+    def abandon(self) -> None:
+        """Let go of the file, which will not be a part."""
+        with contextlib.suppress(Exception):
+            self._writer.close()
+
+
+@contextlib.contextmanager
+def part_writer(
+    path: Path, table: str, schema: pa.Schema, *, durable: bool = True, compact: bool = False
+) -> Iterator[PartWriter]:
+    """What `write_part` does, for rows that come piece by piece: the part is there once the block has ended well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    updates = data.column("update").drop_null()
-    metadata = {
-        "esper_table": table,
-        "esper_schema_version": str(SCHEMA_VERSION),
-        "esper_rows": str(data.num_rows),
-        "esper_first_update": str(updates[0].as_py()) if len(updates) else "",
-        "esper_last_update": str(updates[-1].as_py()) if len(updates) else "",
-    }
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
-            pq.write_table(
-                data.replace_schema_metadata(metadata),
-                file,
-                compression="zstd",
-                write_statistics=_columns_with_statistics(data.schema),
-                use_dictionary=[f.name for f in data.schema if pa.types.is_string(f.type)],
-                compression_level=COMPACT_LEVEL if compact else None,
-            )
+            part = PartWriter(file, schema, compact=compact)
+            try:
+                yield part
+            except BaseException:
+                part.abandon()
+                raise
+            part.finish(table)
             file.flush()
             if durable:
                 os.fsync(file.fileno())

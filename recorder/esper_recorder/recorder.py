@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import difflib
 import functools
 import inspect
+import itertools
 import logging
+import os
 import sys
 import time
 import weakref
@@ -26,19 +29,26 @@ import torch
 from torch import Tensor
 
 from esper_recorder.contract.metrics import DEFINITIONS
+from esper_recorder.contract.rule import Severity
 from esper_recorder.contract.rules import RuleSet, load_rules
 from esper_recorder.contract.tables import column_names
-from esper_recorder.levels import Level
-from esper_recorder.losses import BAD_CALL, REDUCE_FAILED
+from esper_recorder.escalation import UPDATES, Escalation
+from esper_recorder.layers import LayerLog
+from esper_recorder.levels import COLLECTED, Level
+from esper_recorder.losses import BAD_CALL, DEVICE_FAILED, REDUCE_FAILED
+from esper_recorder.manifest import loaded_versions
+from esper_recorder.ranks import JOIN_SECONDS, Meeting, own_rank
 from esper_recorder.reading import last_update
-from esper_recorder.reduce.gradients import layer_statistics
-from esper_recorder.reduce.packed import Packed
-from esper_recorder.reduce.recurrent import state_statistics
-from esper_recorder.reduce.transitions import rollout_statistics
-from esper_recorder.ring import BadCall, MinibatchNotes, MinibatchRing, Piece
-from esper_recorder.rows import UpdateInput, build
+from esper_recorder.reductions.arguments import BadCall, FieldKey, check_log_ratio, flat_actions, head_fields
+from esper_recorder.reductions.minibatches import with_actions
+from esper_recorder.reductions.recurrent import state_statistics
+from esper_recorder.reductions.transitions import rollout_statistics
+from esper_recorder.ring import MinibatchNotes, MinibatchRing, PackedRing, Piece, Pushed
+from esper_recorder.rows import UpdateInput, build, build_episodes, build_minibatches
 from esper_recorder.run_folder import RunFolder
 from esper_recorder.sink import ParquetSink, Sink
+from esper_recorder.staging import Staging
+from esper_recorder.told import ToldRows, with_told
 from esper_recorder.transfer import Transfer
 from esper_recorder.watch import Watcher
 from esper_recorder.writer import Writer
@@ -49,7 +59,9 @@ P = ParamSpec("P")
 
 _LOST_BY: dict[str, tuple[str, int | None]] = {
     "minibatch": ("minibatches", 1),
+    "push": ("minibatches", 1),
     "episode": ("episodes", 1),
+    "episodes": ("episodes", None),
     "recurrent": ("recurrent_state", None),
     "layers": ("gradient_layers", None),
     "end_update": ("*", None),
@@ -98,17 +110,26 @@ class Recorder:
     Args:
         root: folder the run's folder is made in; made if it is not there.
         name: first part of the run's id.
-        config: anything JSON can hold, kept in run.json; what it cannot is kept as its `repr`.
+        config: anything JSON can hold, a dataclass or a pydantic model, kept in run.json; what JSON cannot hold is kept
+            as its `repr`.
         total_updates, total_steps: length of the training; progress and phases are measured against it.
         model: its `named_parameters()` are what layer statistics are of.
         optimizer: its steps mark minibatches as stepped on, and its first group tells the learning rate.
         level: `off`, `minimal` (no rows of minibatches), `normal`, or `debug` (histograms and worst transitions of
             every minibatch, layer statistics of every step).
+        escalate: severity of the alarms that raise the level to `debug` for a while (`info`, `warning`, `critical`), or
+            None. It is the beginning of a firing that does, see `escalation`.
+        escalate_updates: how many PPO updates are then recorded at `debug`.
         rules: a shipped profile, the path of a rules file, or None: what the run is watched with while it is made.
         resume: run_id of a run under `root` to continue as a new attempt.
         from_update: first update of that attempt; the default continues after the last recorded one.
+        rank: which process of a distributed trainer this is; the default asks torch.distributed, then torchrun's RANK.
+            The ranks record into one run: rank 0 makes it, the others wait up to a minute for it.
+        run_id: the run's id, the same on every rank, where torch.distributed is not initialised yet and so cannot tell
+            the others which run rank 0 made.
         sink: where rows go instead of Parquet files, for instance a `MemorySink`.
-        trainer: name of the trainer, kept in run.json.
+        trainer: name of the trainer, or a mapping with its `name` and whatever else tells it (such as the group of an
+            A/B test), kept in run.json.
         definition: whose definition the derived metrics follow, see `contract.metrics.DEFINITIONS`.
 
     Raises:
@@ -121,26 +142,37 @@ class Recorder:
         root: str | Path,
         *,
         name: str = "run",
-        config: Mapping[str, Any] | None = None,
+        config: Any = None,
         total_updates: int | None = None,
         total_steps: int | None = None,
         model: torch.nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         level: str | Level = "normal",
+        escalate: str | None = "critical",
+        escalate_updates: int = UPDATES,
         rules: str | Path | None = "default",
         resume: str | None = None,
         from_update: int | None = None,
+        rank: int | None = None,
+        run_id: str | None = None,
         sink: Sink | None = None,
-        trainer: str = "script",
+        trainer: str | Mapping[str, Any] = "script",
         definition: str = "pooled",
     ) -> None:
-        self.level = Level.parse(level)
+        self._base_level = Level.parse(level)
+        self._escalation = escalation(level, escalate, escalate_updates)
         if definition not in DEFINITIONS:
             raise ValueError(f"definition {definition!r} is not known; there are: {', '.join(DEFINITIONS)}")
         if model is not None and not hasattr(model, "named_parameters"):
             raise ValueError(f"model is a {type(model).__name__}, which has no named_parameters(); give a torch Module")
         if optimizer is not None and not hasattr(optimizer, "register_step_pre_hook"):
             raise ValueError(f"optimizer is a {type(optimizer).__name__}; give a torch Optimizer")
+        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 0):
+            raise ValueError(f"rank is {rank!r}; give the number of this process among the trainer's, from 0")
+        if run_id is not None and resume is not None:
+            raise ValueError(f"both run_id={run_id!r} and resume={resume!r} are given; resume alone names the run")
+        if not isinstance(trainer, str) and not isinstance(trainer.get("name"), str):
+            raise ValueError("trainer is a mapping without a name; give at least {'name': ...}")
         if sink is not None and not isinstance(sink, Sink):
             raise ValueError(f"sink is a {type(sink).__name__}; give a Sink, for instance a MemorySink")
         self._rules: RuleSet | None = None if rules is None else load_rules(rules)
@@ -151,30 +183,34 @@ class Recorder:
         self._model = None if model is None else weakref.ref(model)
         self._optimizer = None if optimizer is None else weakref.ref(optimizer)
         self._settings: dict[str, Any] = {}
-        self._ring = MinibatchRing(pessimistic_value_clip=definition != "sb3", per_minibatch=self.level >= Level.DEBUG)
+        self._ring = MinibatchRing(pessimistic_value_clip=definition != "sb3")
+        self._pushed = PackedRing()
+        self._staging = Staging()
+        self._told = ToldRows()
+        self._layers = LayerLog()
         self._folder: RunFolder | None = None
         self._writer: Writer | None = None
         self._watcher: Watcher | None = None
         self._step_hook: Any = None
         self._recording = False
         self._started = self._boundary = time.monotonic()
-        self._episode = 0
+        self._episode_numbers = itertools.count(1)
         self._first_minibatch: float | None
         self._newest: MinibatchNotes | None  # the newest minibatch; None where it could not be taken
         self._stepped: MinibatchNotes | None  # the newest one the optimizer stepped on
         self._places: dict[str, Any] | None
         self._rollout_names: tuple[str, ...]
         self._start_update(1)
-        if self.level is Level.OFF:
+        if self._base_level is Level.OFF:
             return
         try:
-            self._folder = self._open(root, name, config, trainer, resume, from_update)
+            self._folder = self._open(root, name, config, trainer, resume, from_update, rank, run_id)
         except OSError as error:
-            log.error("Nothing of this training is recorded: %s cannot be written (%s). Training goes on.", root, error)
+            log.error("Nothing of this training is recorded under %s (%s). Training goes on.", root, error)
             return
         self._start_update(self._folder.from_update)
         if self._rules is not None:
-            self._watcher = Watcher(self._rules)
+            self._watcher = Watcher(self._rules, self._escalation)
             if resume is not None:
                 self._catch_up(self._folder, self._watcher)
         self._writer = Writer(
@@ -186,6 +222,7 @@ class Recorder:
         if optimizer is not None:
             self._step_hook = optimizer.register_step_pre_hook(self._on_step)
         self._recording = True
+        _open_recorders.add(self)
         atexit.register(_close_at_exit, weakref.ref(self))
 
     # --- what a trainer calls ---------------------------------------------------------------------------------------
@@ -204,6 +241,11 @@ class Recorder:
     def update(self) -> int:
         """The PPO update being collected, counted from 1."""
         return self._update
+
+    @property
+    def level(self) -> Level:
+        """The level the update being collected is recorded at: the recorder's own, or DEBUG after an alarm."""
+        return self._level
 
     @_guarded
     def settings(self, /, **columns: Any) -> None:
@@ -225,6 +267,7 @@ class Recorder:
         advantages: Any = None,
         rewards: Any = None,
         actions: Any = None,
+        mask: Any = None,
         index_order: str = "time_major",
     ) -> None:
         """Record the rollout an update trains on; once per update, before its epochs.
@@ -236,13 +279,15 @@ class Recorder:
             advantages: not normalised.
             rewards: as the trainer uses them.
             actions: [steps, envs, ...], copied; they are looked up for the worst transitions.
+            mask: 0 or False on padding; of the others' shape.
             index_order: how a position in the rollout, as `minibatch(index=...)` gives it, counts: `time_major`,
                 step * envs + env (CleanRL), or `env_major`, env * steps + step (Stable-Baselines3).
         """
         given = {"value": values, "return": returns, "advantage": advantages, "reward": rewards}
         tensors = {name: torch.as_tensor(x).detach() for name, x in given.items() if x is not None}
         if tensors:
-            packed = rollout_statistics({name: x.reshape(-1) for name, x in tensors.items()})
+            valid = None if mask is None else torch.as_tensor(mask).detach().reshape(-1)
+            packed = rollout_statistics({name: x.reshape(-1) for name, x in tensors.items()}, valid)
             self._rollout_names, self._reduced["rollout"] = packed.names, packed.values
             shape = next(iter(tensors.values())).shape
             if len(shape) >= 2:
@@ -273,6 +318,7 @@ class Recorder:
         index: Any = None,
         actions: Tensor | None = None,
         stepped: bool | None = None,
+        heads: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """Record a minibatch where its loss is computed. Tensors are of one shape (any) and are copied.
 
@@ -292,10 +338,13 @@ class Recorder:
             index: position of each transition in the rollout, -1 on padding.
             actions: [..., size], one more dimension than the rest.
             stepped: whether the optimizer steps on it; told by the optimizer itself where the recorder has it.
+            heads: of a policy with several action heads, name -> `log_ratio` (or `new_log_probs` and
+                `old_log_probs`), `entropy`, `entropy_max` (a tensor or a number) and `mask` (0 or False where the
+                head's choice did not matter), tensors of the minibatch's shape; at least the first or the second.
         """
         self._newest = None
         self._minibatches += 1
-        fields = {
+        fields: dict[FieldKey, Tensor] = {
             name: x if x.dim() == 1 else x.detach().reshape(-1)
             for name, x in (
                 ("log_ratio", log_ratio),
@@ -314,9 +363,10 @@ class Recorder:
         if isinstance(entropy_max, Tensor):
             fields["entropy_max"] = entropy_max.reshape(-1)
             entropy_max = None
-        if "log_ratio" not in fields and not ("new_log_prob" in fields and "old_log_prob" in fields):
-            raise BadCall("a minibatch needs log_ratio, or new_log_probs and old_log_probs")
+        check_log_ratio(fields)
         n = len(next(iter(fields.values())))
+        layout, of_heads = head_fields(heads) if heads else ((), {})
+        fields.update(of_heads)
         if self._first_minibatch is None:
             self._first_minibatch = time.monotonic()
         notes = MinibatchNotes(
@@ -332,16 +382,45 @@ class Recorder:
         if index is not None:
             index = torch.as_tensor(index)
             index = index if index.dim() == 1 else index.reshape(-1)
-        actions = None if actions is None else actions.detach().reshape(n, -1)
-        if not self._ring.fits(fields, n, notes, index=index, actions=actions):
+        actions = None if actions is None else flat_actions(actions, n)
+        if self._pushed:
             self._reduce_ring()
-        self._ring.append(fields, n, notes, index=index, actions=actions)
+        if not self._ring.fits(fields, n, notes, heads=layout, index=index, actions=actions):
+            self._reduce_ring()
+        self._ring.append(fields, n, notes, heads=layout, index=index, actions=actions)
+        self._newest = notes
+        self._staging.add(*self._ring.newest, notes)
+
+    @_guarded
+    def push(self, packed: Tensor, *, epoch: int | None = None, stepped: bool | None = None) -> None:
+        """Record a minibatch that a compiled or captured step reduced: what `esper_recorder.reduce` returned.
+
+        Args:
+            packed: copied at once, as the next replay of a captured step writes over it.
+            epoch: counted from 1.
+            stepped: whether the optimizer stepped on it; True where not told, as such a step holds the optimizer.
+        """
+        self._newest = None
+        self._minibatches += 1
+        if not isinstance(packed, Tensor) or packed.dim() != 1 or packed.dtype != torch.float64:
+            raise BadCall("what was pushed is not what esper_recorder.reduce returned")
+        if self._first_minibatch is None:
+            self._first_minibatch = time.monotonic()
+        notes = MinibatchNotes(
+            minibatch=self._minibatches,
+            epoch=epoch,
+            learning_rate=self._learning_rate(),
+            stepped=True if stepped is None else stepped,
+        )
+        if self._ring or not self._pushed.fits(packed):
+            self._reduce_ring()
+        self._pushed.append(packed, notes)
         self._newest = notes
 
     @_guarded
     def gradients(self, *, total_norm: Tensor | float) -> None:
         """Record the total gradient norm before clipping of the newest minibatch: what `clip_grad_norm_` returned."""
-        if self._newest is not None:
+        if self._newest is not None and self._newest is self._ring.last:
             self._ring.set_grad_norm(total_norm)
 
     @_guarded
@@ -350,16 +429,19 @@ class Recorder:
 
         `end_update` does so itself where it was not called during the update.
         """
-        self._take_layers(self._newest, after_clipping)
+        model = None if self._model is None else self._model()
+        if model is not None:
+            self._layers.keeps_always = False  # the loop tells of the steps it wants to know
+            self._layers.take(
+                model, self._step_notes(self._newest, after_clipping), only=not COLLECTED[self._level].each_step
+            )
 
     @_guarded
     def episode(
         self, *, return_: float, length: int | None = None, env: int | None = None, step: int | None = None
     ) -> None:
         """Record a finished episode: its undiscounted return and its length in steps."""
-        self._episode += 1
         row = {
-            "episode": self._episode,
             "env": env,
             "step": step,
             "episode_return": float(return_),
@@ -367,6 +449,27 @@ class Recorder:
         }
         for name, value in row.items():
             self._episodes.setdefault(name, []).append(value)
+
+    @_guarded
+    def episodes(
+        self, *, returns: Tensor, lengths: Tensor | None = None, finished: Tensor, step: int | None = None
+    ) -> None:
+        """Record the episodes that finished in a rollout, from tensors that may be on a device: nothing waits for it.
+
+        Args:
+            returns: [steps, envs], undiscounted return of the episode so far, that step included.
+            lengths: [steps, envs], its length so far in steps.
+            finished: [steps, envs], whether it finished with that step.
+            step: environment steps taken before the rollout.
+        """
+        parts = [returns, finished] if lengths is None else [returns, finished, lengths]
+        if finished.dim() != 2 or any(part.shape != finished.shape for part in parts):
+            shapes = ", ".join(str(list(part.shape)) for part in parts)
+            raise BadCall(f"episodes() takes tensors of one shape [steps, envs], and was given {shapes}")
+        self._rollout_episodes.append(step)
+        self._reduced[f"episodes.{len(self._rollout_episodes) - 1}"] = torch.stack(
+            [part.detach().to(torch.float64) for part in parts]
+        )
 
     @_guarded
     def recurrent(self, h: Tensor, c: Tensor | None = None, *, layer: str = "lstm") -> None:
@@ -383,6 +486,17 @@ class Recorder:
                 self._recurrent[layer, kind] = packed.names
                 self._reduced[f"recurrent.{layer}.{kind}"] = packed.values
 
+    @_guarded
+    def row(self, table: str, /, **columns: Any) -> None:
+        """Record one row of a table that is not filled from tensors, such as `slots`, `epochs` or `rewards`.
+
+        It belongs to the update being collected and is stored with it. What a column is, and which tables there are,
+        `esper tables` tells; a column that is not given is NULL.
+        """
+        with self.guarded("row", table):
+            self._told.add(table, columns, self._identity(self._update))
+
+    @_guarded
     def end_update(
         self,
         *,
@@ -407,11 +521,16 @@ class Recorder:
 
     def close(self, how: str = "finished", error: BaseException | str | None = None) -> None:
         """Write what is left and mark the run as ended: `finished`, or `raised` with the error. A second call does
-        nothing. An update not closed by `end_update` is written too if it holds a minibatch."""
+        nothing. An update not closed by `end_update` is written too if it holds a minibatch, and so are the episodes
+        that finished, and the rows that were told, since the last one."""
         if not self._recording or self._writer is None or self._folder is None:
             return
         if self._minibatches:
             self._finish_update(interrupted=True)
+        elif self._episodes or self._rollout_episodes:
+            self._hand_over_episodes()
+        if self._told:
+            self._writer.put(self._update, self._told.take())
         self._recording = False
         if self._step_hook is not None:
             self._step_hook.remove()
@@ -422,6 +541,10 @@ class Recorder:
         except Exception as problem:
             log.error("The end of run %s could not be written: %s", self.run_id, problem)
 
+    def __reduce__(self) -> tuple[Callable[[], Recorder], tuple[()]]:
+        # A copy, in a spawned process for instance, is not the one that records.
+        return _silent, ()
+
     def __enter__(self) -> Self:
         return self
 
@@ -431,12 +554,17 @@ class Recorder:
         self.close("finished" if error is None else "raised", error)
 
     @contextlib.contextmanager
-    def guarded(self, what: str) -> Iterator[None]:
-        """For adapters: a failure within is the recorder's own, and is counted and told instead of raised."""
+    def guarded(self, what: str, table: str | None = None) -> Iterator[None]:
+        """For adapters: a failure within is the recorder's own, and is counted and told instead of raised.
+
+        Args:
+            what: what was being done, for the log.
+            table: the table that lost a row by it.
+        """
         try:
             yield
         except Exception as error:
-            self._failed(what, error)
+            self._failed(what, error, table)
 
     # --- an update's state ------------------------------------------------------------------------------------------
 
@@ -454,23 +582,55 @@ class Recorder:
         try:
             self._hand_over(step, stopped_early, epochs, policy_std, interrupted)
         except Exception as error:
-            self._failed("end_update", error)
+            self._rescue(error, step, stopped_early, epochs, interrupted)
         finally:
             self._start_update(self._update + 1)
 
     def _start_update(self, update: int) -> None:
         self._update = update
+        self._level = self._escalation.next_level()
+        self._ring.per_minibatch = COLLECTED[self._level].each_minibatch
         self._minibatches = 0
         self._newest = self._stepped = None
         self._first_minibatch = None
-        self._pieces: list[Piece] = []
+        self._pieces: list[Piece | Pushed] = []
         self._reduced: dict[str, Tensor] = {}
         self._recurrent: dict[tuple[str, str], tuple[str, ...]] = {}
         self._rollout_names = ()
         self._places = None
-        self._layers: list[tuple[list[dict[str, Any]], tuple[Packed, Tensor] | None]] = []
+        self._layers.clear()
         self._episodes: dict[str, list[Any]] = {}
+        self._rollout_episodes: list[int | None] = []
         self._ring.clear()
+        self._pushed.clear()
+        self._staging.clear()
+        self._told.take()  # where the update could not be handed over, its rows are lost with it
+
+    def _rescue(
+        self, error: Exception, step: int | None, stopped_early: bool | None, epochs: int | None, interrupted: bool
+    ) -> None:
+        """Hand over what of the update has arrived on the host, after what is on the device could not be read."""
+        arrived = list(self._staging.arrived())
+        if not arrived:
+            self._failed("end_update", error)
+            return
+        self._model = self._places = None
+        self._pieces, self._layers, self._reduced, self._recurrent = [], LayerLog(), {}, {}
+        self._pushed = PackedRing()
+        self._rollout_names, self._rollout_episodes = (), []
+        self._ring = self._ring.another()
+        with self.guarded("end_update"):
+            for fields, notes in arrived:
+                n = len(next(iter(fields.values())))
+                if not self._ring.fits(fields, n, notes):
+                    self._reduce_ring()
+                self._ring.append(fields, n, notes)
+            if self._writer is not None:
+                lost = self._minibatches - len(arrived)
+                table, rows = ("minibatches", lost) if lost else ("gradient_layers", None)
+                detail = f"{type(error).__name__}: {error}"
+                self._writer.lose(self._update, DEVICE_FAILED, table=table, rows=rows, detail=detail)
+            self._hand_over(step, stopped_early, epochs, None, interrupted)
 
     def _hand_over(
         self,
@@ -480,29 +640,23 @@ class Recorder:
         policy_std: Tensor | float | None,
         interrupted: bool,
     ) -> None:
-        if not self._layers and (self._step_hook is None or self._stepped is not None):
+        model = None if self._model is None else self._model()
+        if model is not None and not self._layers and (self._step_hook is None or self._stepped is not None):
             # Without a step in this update the gradients, if any, are those of an earlier one.
             of = self._newest if self._step_hook is None else self._stepped
-            self._take_layers(of, True if of is not None and of.norm_seen else None)
+            self._layers.take_after_step(model, self._step_notes(of, True if of is not None and of.norm_seen else None))
+        blocks = self._layers.drain()
         now = time.monotonic()
         first = self._first_minibatch
         self._reduce_ring()
+        self._look_actions_up()
         reduced = dict(self._reduced)
         for i, piece in enumerate(self._pieces):
-            reduced |= {
-                f"{i}.statistics": piece.statistics.values,
-                f"{i}.norms": piece.grad_norms,
-                f"{i}.histogram": piece.histogram[0],
-                f"{i}.histogram_nan": piece.histogram[1],
-                f"{i}.exemplars": piece.exemplars.values,
-            }
-            if piece.actions is not None:
-                reduced[f"{i}.actions"] = piece.actions
-        measured = [packed for _, packed in self._layers if packed is not None]
-        if measured:
-            reduced["layers"] = torch.cat([packed.values for packed, _ in measured])
-            reduced["layer_histograms"] = torch.cat([histogram for _, histogram in measured])
+            reduced |= {f"{i}.{name}": x for name, x in piece.tensors().items()}
+        for i, block in enumerate(blocks):
+            reduced |= {f"layers.{i}.{name}": x for name, x in block.tensors().items()}
         notes = self._settings | {
+            "level": self._level.name.lower(),
             "step": step,
             "progress": self._progress(step),
             "stopped_early": stopped_early,
@@ -522,57 +676,79 @@ class Recorder:
             pieces=self._pieces,
             transfer=Transfer(reduced),
             rollout_names=self._rollout_names,
-            layers=[row for rows, _ in self._layers for row in rows],
-            layer_names=measured[0][0].names if measured else (),
+            layers=blocks,
             exemplar_places=self._places,
             recurrent=self._recurrent,
             episodes=self._episodes,
-            with_minibatches=self.level >= Level.NORMAL,
+            rollout_episodes=self._rollout_episodes,
+            episode_numbers=self._episode_numbers,
         )
         self._boundary = now
         assert self._writer is not None
-        self._writer.put(self._update, functools.partial(build, given))
+        rows = functools.partial(_rows, given, self._minibatches, self._escalation, self._level)
+        self._writer.put(self._update, functools.partial(with_told, self._told.take(), rows) if self._told else rows)
+
+    def _hand_over_episodes(self) -> None:
+        """Those of a rollout that no update followed."""
+        assert self._writer is not None
+        with self.guarded("episodes"):
+            given = UpdateInput(
+                identity=self._identity(self._update),
+                definition=self._definition,
+                update_notes={},
+                pieces=[],
+                transfer=Transfer({k: v for k, v in self._reduced.items() if k.startswith("episodes.")}),
+                episodes=self._episodes,
+                rollout_episodes=self._rollout_episodes,
+                episode_numbers=self._episode_numbers,
+            )
+            self._writer.put(self._update, functools.partial(build_episodes, given))
 
     @staticmethod
     def _catch_up(folder: RunFolder, watcher: Watcher) -> None:
         try:
-            watcher.catch_up(folder.path, {a.attempt: a.from_update for a in folder.manifest.attempts})
+            starts = {a.attempt: a.from_update for a in folder.manifest.attempts}
+            watcher.catch_up(folder.path, folder.rank, starts)
         except Exception as error:
             log.warning("The rules watch run %s as if it began here; its past cannot be read: %s", folder.run_id, error)
 
     def _reduce_ring(self) -> None:
-        piece = self._ring.reduce()
-        if piece is not None:
-            self._pieces.append(piece)
+        for piece in (self._pushed.take(per_minibatch=self._ring.per_minibatch), self._ring.reduce()):
+            if piece is not None:
+                self._pieces.append(piece)
 
-    def _take_layers(self, notes: MinibatchNotes | None, after_clipping: bool | None) -> None:
-        model = None if self._model is None else self._model()
-        if model is None:
+    def _look_actions_up(self) -> None:
+        """Where the rollout's actions are on a device, the worst transitions' are taken there; the host has no way."""
+        actions = None if self._places is None else self._places["actions"]
+        if self._places is None or actions is None or actions.device.type == "cpu":
             return
-        parameters = list(model.named_parameters())
-        # A sparse gradient has no dense statistics; it is told as present and not measured.
-        dense = [p for _, p in parameters if p.grad is not None and not p.grad.is_sparse]
-        rows = [
-            {
-                "epoch": None if notes is None else notes.epoch,
-                "minibatch": self._minibatches if notes is None else notes.minibatch,
-                "layer": name,
-                "has_grad": p.grad is not None,
-                "measured": p.grad is not None and not p.grad.is_sparse,
-                "after_clipping": after_clipping,
-                "n": p.numel(),
-            }
-            for name, p in parameters
-        ]
-        reduced = layer_statistics(dense) if dense else None
-        if self.level < Level.DEBUG:
-            self._layers.clear()
-        self._layers.append((rows, reduced))
+        order = self._places["order"]
+        for i, piece in enumerate(self._pieces):
+            if isinstance(piece, Piece):
+                own = tuple([with_actions(one, actions, order) for one in piece.reduced])
+                self._pieces[i] = dataclasses.replace(piece, reduced=own)
+        self._places = self._places | {"actions": None}
+
+    def _step_notes(self, notes: MinibatchNotes | None, after_clipping: bool | None) -> dict[str, Any]:
+        return {
+            "epoch": None if notes is None else notes.epoch,
+            "minibatch": self._minibatches if notes is None else notes.minibatch,
+            "after_clipping": after_clipping,
+        }
 
     def _on_step(self, *_: Any) -> None:
-        if self._newest is not None:
-            self._newest.stepped = True
-            self._stepped = self._newest
+        newest = self._newest
+        if newest is not None:
+            newest.stepped = True
+            self._stepped = newest
+        model = None if self._model is None else self._model()
+        if model is None or not self._recording:
+            return
+        with self.guarded("layers"):
+            if COLLECTED[self._level].each_step and self._layers.keeps_always:
+                told = newest is not None and newest.norm_seen
+                self._layers.take(model, self._step_notes(newest, True if told else None), only=False)
+            self._layers.before_step(model)
 
     def _learning_rate(self) -> float | None:
         optimizer = None if self._optimizer is None else self._optimizer()
@@ -602,9 +778,9 @@ class Recorder:
             "elapsed_s": time.monotonic() - self._started,
         }
 
-    def _failed(self, what: str, error: Exception) -> None:
+    def _failed(self, what: str, error: Exception, of: str | None = None) -> None:
         if self._writer is not None:
-            table, rows = _LOST_BY.get(what, ("ppo_updates", None))
+            table, rows = _LOST_BY.get(what, ("ppo_updates", None)) if of is None else (of, 1)
             detail = str(error) if isinstance(error, BadCall) else f"{what}: {type(error).__name__}: {error}"
             reason = BAD_CALL if isinstance(error, BadCall) else REDUCE_FAILED
             self._writer.lose(self._update, reason, table=table, rows=rows, detail=detail)
@@ -614,26 +790,65 @@ class Recorder:
         self,
         root: str | Path,
         name: str,
-        config: Mapping[str, Any] | None,
+        config: Any,
         trainer: str | Mapping[str, Any],
         resume: str | None,
         from_update: int | None,
+        rank: int | None,
+        run_id: str | None,
     ) -> RunFolder:
+        rank = own_rank() if rank is None else rank
+        rules = None if self._rules is None else (self._rules.name, self._rules.text)
+        meeting = Meeting(name, rank)
+        shared = run_id or meeting.ask() or resume
+        if rank and shared is not None:
+            return RunFolder.join(root, shared, rank=rank, rules=rules, patience=JOIN_SECONDS)
+        if rank:
+            log.warning(
+                "Rank %d records into a run of its own. To have one run for all ranks make the Recorder after "
+                "torch.distributed is initialised, or give all of them the same run_id.",
+                rank,
+            )
         about: dict[str, Any] = {
             "trainer": {"name": trainer} if isinstance(trainer, str) else trainer,
             "definition": self._definition,
             "config": config,
-            "versions": _versions(),
-            "level": self.level.name.lower(),
-            "rules": None if self._rules is None else (self._rules.name, self._rules.text),
+            "versions": loaded_versions(),
+            "level": self._base_level.name.lower(),
+            "rules": rules,
             "total_updates": self._total_updates,
             "total_steps": self._total_steps,
         }
-        if resume is None:
-            return RunFolder.create(root, name, **about)
-        if from_update is None:
-            from_update = last_update(Path(root) / resume) + 1
-        return RunFolder.resume(root, resume, from_update=from_update, **about)
+        try:
+            if resume is None:
+                folder = RunFolder.create(root, name, rank=rank, run_id=run_id, **about)
+            else:
+                if from_update is None:
+                    from_update = last_update(Path(root) / resume) + 1
+                folder = RunFolder.resume(root, resume, from_update=from_update, rank=rank, **about)
+        except BaseException:
+            meeting.tell(None)
+            raise
+        meeting.tell(folder.run_id)
+        return folder
+
+
+def escalation(level: str | Level, escalate: str | None, updates: int) -> Escalation:
+    """The escalation these options of a recorder ask for. Raises ValueError that says what they may be."""
+    if escalate is not None and escalate not in list(Severity):
+        known = ", ".join(Severity)
+        raise ValueError(f"escalate is {escalate!r}; give the severity that raises the level ({known}), or None")
+    if isinstance(updates, bool) or not isinstance(updates, int) or updates < 1:
+        raise ValueError(f"escalate_updates is {updates!r}; give a whole number of PPO updates from 1")
+    return Escalation(Level.parse(level), None if escalate is None else Severity(escalate), updates)
+
+
+def _rows(given: UpdateInput, minibatches: int, escalation: Escalation, level: Level) -> dict[str, Any]:
+    """The rows of an update that its level stores. For the writer thread."""
+    given.with_minibatches = escalation.stores_minibatches(level)
+    if not given.with_minibatches:
+        escalation.hold_back(functools.partial(build_minibatches, given), minibatches)
+    return build(given)
 
 
 def _length(name: str, length: Any) -> int | None:
@@ -658,15 +873,25 @@ def _words(error: BaseException | str | None) -> str | None:
     return f"{type(error).__name__}: {text}"[:_ERROR_LENGTH] if text else type(error).__name__
 
 
+_open_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
+
+
+def _silence_in_child() -> None:
+    """A forked process has no writer thread, and the run is its parent's: there, every call does nothing."""
+    for recorder in list(_open_recorders):
+        recorder._recording = False
+    _open_recorders.clear()
+
+
+os.register_at_fork(after_in_child=_silence_in_child)
+
+
+def _silent() -> Recorder:
+    return Recorder(".", level=Level.OFF, rules=None)
+
+
 def _close_at_exit(reference: weakref.ref[Recorder]) -> None:
     recorder = reference()
     if recorder is not None:
         error = getattr(sys, "last_value", None)  # the exception that ended the process
         recorder.close("raised", error or _NEVER_BACK)
-
-
-def _versions() -> dict[str, str]:
-    """Versions of what is loaded and matters to a recording."""
-    modules = ("torch", "numpy", "pyarrow", "stable_baselines3", "sb3_contrib", "gymnasium", "rsl_rl", "torchrl")
-    found: dict[str, Any] = {name: getattr(sys.modules.get(name), "__version__", None) for name in modules}
-    return {name: str(version) for name, version in found.items() if version is not None}

@@ -7,37 +7,18 @@ whole buffer. Where an update is larger than the buffer may grow, it is reduced 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from esper_recorder.reduce.packed import Packed, from_host
-from esper_recorder.reduce.ratios import log_ratio_histogram, worst
-from esper_recorder.reduce.transitions import Terms, terms, transition_statistics
-
-EXEMPLARS = 16
-"""How many of the worst transitions are kept."""
+from esper_recorder.reductions.arguments import BadCall, FieldKey, HeadLayout, argument
+from esper_recorder.reductions.minibatches import HeadFields, Reduced, Settings, reduce_minibatches
+from esper_recorder.reductions.packed import from_host
 
 _NAN = float("nan")
-
-
-_ARGUMENTS = {
-    "new_log_prob": "new_log_probs",
-    "old_log_prob": "old_log_probs",
-    "advantage": "advantages",
-    "raw_advantage": "raw_advantages",
-    "value": "values",
-    "value_target": "returns",
-    "old_value": "old_values",
-}
-"""Field -> the argument of `Recorder.minibatch` it comes from, where they differ."""
-
-
-class BadCall(ValueError):
-    """What a training loop handed over cannot be recorded as it is; the message says why."""
 
 
 @dataclass(slots=True)
@@ -62,17 +43,37 @@ class Piece:
     """The reduced minibatches of (part of) an update; tensors are small and on the minibatches' device."""
 
     notes: tuple[MinibatchNotes, ...]
-    statistics: Packed
-    """[minibatches, k]"""
-    histogram: tuple[Tensor, Tensor]
-    """Counts [bins] and NaN count [] of all its transitions; [minibatches, ...] where `per_minibatch`."""
-    exemplars: Packed
-    """[k, fields], worst first: `severity`, `position` (into `notes`), and the transition's fields."""
-    actions: Tensor | None
-    """[k, action size]"""
+    reduced: tuple[Reduced, ...]
+    """The joint ratio, then the heads; one scope a minibatch where `per_minibatch`, else one."""
     grad_norms: Tensor
     """[minibatches], without a meaning where none was seen."""
     per_minibatch: bool
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All its tensors by name."""
+        named = {f"{i}.{name}": x for i, one in enumerate(self.reduced) for name, x in one.tensors().items()}
+        return named | {"grad_norms": self.grad_norms}
+
+    def replaced(self, tensors: Mapping[str, Tensor]) -> Piece:
+        """The same with other tensors, as `tensors` names them."""
+        reduced = [
+            one.replaced({name: tensors[f"{i}.{name}"] for name in one.tensors()}) for i, one in enumerate(self.reduced)
+        ]
+        return Piece(self.notes, tuple(reduced), tensors["grad_norms"], self.per_minibatch)
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """Minibatches that came packed, as `esper_recorder.reduce` returned them."""
+
+    notes: tuple[MinibatchNotes, ...]
+    packed: Tensor
+    """float64 [minibatches, length]"""
+    per_minibatch: bool
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensor by name."""
+        return {"packed": self.packed}
 
 
 @dataclass(slots=True)
@@ -88,19 +89,30 @@ class MinibatchRing:
     limit_bytes: int = 64 << 20
     pessimistic_value_clip: bool = True
     per_minibatch: bool = False
-    _names: tuple[str, ...] = ()
+    _names: tuple[FieldKey, ...] = ()
+    _heads: tuple[HeadLayout, ...] = ()
     _given: tuple[Any, ...] = ()
     _rows: tuple[Tensor, ...] = ()
     _uniform: bool = False
     _buffer: Tensor | None = None
-    _index: Tensor | None = None
-    _actions: Tensor | None = None
+    _index: list[Tensor] = field(default_factory=list)
+    _actions: list[Tensor] = field(default_factory=list)
     _norms: Tensor | None = None
     _lengths: list[int] = field(default_factory=list)
     _notes: list[MinibatchNotes] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self._lengths)
+
+    def another(self) -> MinibatchRing:
+        """An empty one that reduces as this one does."""
+        return MinibatchRing(self.limit_bytes, self.pessimistic_value_clip, self.per_minibatch)
+
+    @property
+    def newest(self) -> tuple[tuple[FieldKey, ...], Tensor]:
+        """The newest minibatch: names of its fields, and a view of their values, [fields, n]."""
+        assert self._buffer is not None
+        return self._names, self._buffer[len(self._lengths) - 1, :, : self._lengths[-1]]
 
     @property
     def last(self) -> MinibatchNotes | None:
@@ -114,10 +126,11 @@ class MinibatchRing:
 
     def fits(
         self,
-        fields: Mapping[str, Tensor],
+        fields: Mapping[FieldKey, Tensor],
         n: int,
         notes: MinibatchNotes,
         *,
+        heads: tuple[HeadLayout, ...] = (),
         index: Tensor | None = None,
         actions: Tensor | None = None,
     ) -> bool:
@@ -125,7 +138,7 @@ class MinibatchRing:
         if not self._lengths:
             return True
         assert self._buffer is not None
-        if _given(fields, notes, index, actions) != self._given:
+        if _given(fields, notes, heads, index, actions) != self._given:
             return False
         rows, _, width = self._buffer.shape
         if len(self._lengths) < rows and n <= width:
@@ -134,10 +147,11 @@ class MinibatchRing:
 
     def append(
         self,
-        fields: Mapping[str, Tensor],
+        fields: Mapping[FieldKey, Tensor],
         n: int,
         notes: MinibatchNotes,
         *,
+        heads: tuple[HeadLayout, ...] = (),
         index: Tensor | None = None,
         actions: Tensor | None = None,
     ) -> None:
@@ -145,43 +159,46 @@ class MinibatchRing:
 
         Args:
             fields: 1-d tensors of length n by name, of one device; the first minibatch decides which there are.
+            heads: what of them are action heads', as `head_fields` lays them out.
             n: transitions, padding included.
             notes: what else is known.
             index: int64 [n], position of each transition in the rollout.
             actions: [n, size].
 
         Raises:
-            BadCall: the lengths differ; the minibatch is not taken.
+            BadCall: lengths or devices differ; the minibatch is not taken.
         """
-        self._reserve(fields, n)
+        if not self._lengths or self._buffer is None or not self._has_room(n):
+            self._reserve(fields, n)
         if not self._lengths:
-            self._given = _given(fields, notes, index, actions)
+            self._given = _given(fields, notes, heads, index, actions)
+            self._heads = heads
         assert self._buffer is not None
         row = len(self._lengths)
         tensors = list(fields.values())
-        if not self._uniform or index is not None or actions is not None:
-            _check_lengths(fields, n, index, actions)  # copying would repeat a single element
+        if (
+            not self._uniform  # copying would repeat a single element
+            or (index is not None and index.shape[0] != n)
+            or (actions is not None and actions.shape[0] != n)
+        ):
+            _check_lengths(fields, n, index, actions)
         with torch.no_grad():
             target = self._rows[row] if n == self._buffer.shape[2] else self._buffer[row, :, :n]
             if self._uniform:
                 try:
                     torch.stack(tensors, out=target)
-                except RuntimeError:
+                except (RuntimeError, NotImplementedError):
                     _check_lengths(fields, n, index, actions)
                     raise
             else:
                 for i, tensor in enumerate(tensors):
                     target[i].copy_(tensor)
-            if index is not None:
-                self._index = self._sized(self._index, torch.int64, ())
-                self._index[row, :n].copy_(index)
-            else:
-                self._index = None
-            if actions is not None:
-                self._actions = self._sized(self._actions, torch.float32, actions.shape[1:])
-                self._actions[row, :n].copy_(actions)
-            else:
-                self._actions = None
+            own_index = None if index is None else _sent(index, target.device).clone()
+            own_actions = None if actions is None else _sent(actions, target.device).to(torch.float32, copy=True)
+        if own_index is not None:
+            self._index.append(own_index)
+        if own_actions is not None:
+            self._actions.append(own_actions)
         self._lengths.append(n)  # last, so that a minibatch that could not be copied is not there
         self._notes.append(notes)
 
@@ -200,6 +217,8 @@ class MinibatchRing:
         """Forget the minibatches and keep the memory."""
         self._lengths.clear()
         self._notes.clear()
+        self._index.clear()
+        self._actions.clear()
 
     @torch.no_grad()
     def reduce(self) -> Piece | None:
@@ -209,27 +228,43 @@ class MinibatchRing:
         assert self._buffer is not None and self._norms is not None
         rows, width = len(self._lengths), max(max(self._lengths), 1)
         view = self._buffer[:rows, :, :width]
-        fields = {name: view[:, i] for i, name in enumerate(self._names)}
+        fields = {name: view[:, i] for i, name in enumerate(self._names) if isinstance(name, str)}
         valid = self._valid(fields.pop("mask", None), rows, width)
         notes = tuple(self._notes)
         if "entropy_max" not in fields and all(m.entropy_max is not None for m in notes):
             fields["entropy_max"] = self._per_row([m.entropy_max for m in notes])[:, None].expand(rows, width)
-        normalize = from_host([m.normalize for m in notes], torch.bool, view.device)
-        t = terms(fields, valid=valid, normalize=normalize)
-        statistics = transition_statistics(
-            t,
+        settings = Settings(
             clip_range=self._known([m.clip_range for m in notes]),
             value_clip_range=self._known([m.value_clip_range for m in notes]),
             pessimistic_value_clip=self.pessimistic_value_clip,
+            normalize=from_host([m.normalize for m in notes], torch.bool, view.device),
         )
-        if self.per_minibatch:
-            histogram = log_ratio_histogram(t.log_ratio, valid)
-        else:
-            histogram = log_ratio_histogram(t.log_ratio.reshape(-1), valid.reshape(-1))
-        exemplars, actions = self._exemplars(t, fields, rows, width)
-        piece = Piece(notes, statistics, histogram, exemplars, actions, self._grad_norms(notes), self.per_minibatch)
+        reduced = reduce_minibatches(
+            fields,
+            self._head_fields(view),
+            valid,
+            settings,
+            index=_padded(self._index, width, -1),
+            actions=_padded(self._actions, width, 0),
+            per_minibatch=self.per_minibatch,
+        )
+        piece = Piece(notes, reduced, self._grad_norms(notes), self.per_minibatch)
         self.clear()
         return piece
+
+    def _head_fields(self, view: Tensor) -> list[HeadFields]:
+        """The heads in the buffer: views, as the heads of a group lie side by side."""
+        groups = []
+        at = sum(isinstance(name, str) for name in self._names)
+        for layout in self._heads:
+            heads = len(layout.names)
+            fields = {field: view[:, at + i * heads :][:, :heads] for i, field in enumerate(layout.fields)}
+            at += heads * len(layout.fields)
+            if layout.entropy_max is not None:
+                bounds = from_host(layout.entropy_max, torch.float64, view.device)
+                fields["entropy_max"] = bounds[:, None].expand(view.shape[0], heads, view.shape[2])
+            groups.append(HeadFields(layout.names, fields))
+        return groups
 
     def _grad_norms(self, notes: Sequence[MinibatchNotes]) -> Tensor:
         assert self._norms is not None
@@ -240,33 +275,6 @@ class MinibatchRing:
         device = self._norms.device
         known = from_host(on_host, torch.bool, device)
         return torch.where(known, from_host(norms.tolist(), torch.float64, device), self._norms[: len(notes)])
-
-    def _exemplars(self, t: Terms, fields: Mapping[str, Tensor], rows: int, width: int) -> tuple[Packed, Tensor | None]:
-        if self.per_minibatch:
-            found = [worst(t.log_ratio[i], t.valid[i], EXEMPLARS) for i in range(rows)]
-            places = torch.cat([positions + i * width for i, (positions, _) in enumerate(found)])
-            severity = torch.cat([s for _, s in found])
-        else:
-            places, severity = worst(t.log_ratio.reshape(-1), t.valid.reshape(-1), EXEMPLARS)
-        columns = {
-            "severity": severity,
-            "position": torch.div(places, width, rounding_mode="floor"),
-            "log_ratio": t.log_ratio.reshape(-1)[places],
-        }
-        if self._index is not None:
-            columns["index"] = self._index[:rows, :width].reshape(-1)[places]
-        for name, tensor in (
-            ("old_log_prob", fields.get("old_log_prob")),
-            ("new_log_prob", fields.get("new_log_prob")),
-            ("advantage", t.advantage),
-            ("value", t.value),
-            ("value_target", t.target),
-        ):
-            if tensor is not None:
-                columns[name] = tensor.reshape(-1)[places]
-        packed = Packed(tuple(columns), torch.stack([c.to(torch.float64) for c in columns.values()], dim=-1))
-        actions = None if self._actions is None else self._actions[:rows, :width].flatten(0, 1)[places]
-        return packed, actions
 
     def _valid(self, mask: Tensor | None, rows: int, width: int) -> Tensor:
         assert self._buffer is not None
@@ -283,12 +291,12 @@ class MinibatchRing:
             return None
         return self._per_row([_NAN if v is None else v for v in values])
 
-    def _reserve(self, fields: Mapping[str, Tensor], n: int) -> None:
+    def _has_room(self, n: int) -> bool:
+        assert self._buffer is not None
+        return len(self._lengths) < self._buffer.shape[0] and n <= self._buffer.shape[2]
+
+    def _reserve(self, fields: Mapping[FieldKey, Tensor], n: int) -> None:
         buffer = self._buffer
-        if self._lengths:
-            assert buffer is not None
-            if len(self._lengths) < buffer.shape[0] and n <= buffer.shape[2]:
-                return
         first = next(iter(fields.values()))
         dtype = torch.float64 if any(t.dtype == torch.float64 for t in fields.values()) else torch.float32
         self._uniform = all(t.dtype == dtype for t in fields.values())
@@ -297,7 +305,6 @@ class MinibatchRing:
         ):
             self._names = tuple(fields)
             self._buffer = torch.zeros((32, len(fields), max(n, 1)), dtype=dtype, device=first.device)
-            self._index = self._actions = None
             self._norms = torch.full((32,), _NAN, dtype=torch.float64, device=first.device)
             self._rows = self._buffer.unbind()
             return
@@ -308,26 +315,60 @@ class MinibatchRing:
             self._buffer = _grown(buffer, (rows, buffer.shape[1], max(n, width)))
             self._norms = _grown(self._norms, (rows,))
             self._rows = self._buffer.unbind()
-            if self._index is not None:
-                self._index = self._sized(self._index, self._index.dtype, ())
-            if self._actions is not None:
-                self._actions = self._sized(self._actions, self._actions.dtype, self._actions.shape[2:])
-
-    def _sized(self, tensor: Tensor | None, dtype: torch.dtype, tail: tuple[int, ...]) -> Tensor:
-        """A companion of the buffer: [rows, width, *tail]."""
-        assert self._buffer is not None
-        shape = (self._buffer.shape[0], self._buffer.shape[2], *tail)
-        if tensor is None or tuple(tensor.shape[2:]) != tuple(tail):
-            return torch.full(shape, -1, dtype=dtype, device=self._buffer.device)
-        return tensor if tuple(tensor.shape) == shape else _grown(tensor, shape)
 
     def _bytes(self, rows: int, width: int) -> int:
         assert self._buffer is not None
         return rows * width * self._buffer.shape[1] * self._buffer.element_size()
 
 
+class PackedRing:
+    """Minibatches that came packed, copied into a buffer that is used again for each update."""
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+        self._notes: list[MinibatchNotes] = []
+
+    def __len__(self) -> int:
+        return len(self._notes)
+
+    def fits(self, packed: Tensor) -> bool:
+        """Whether it can be appended without taking out what is there first."""
+        return not self._notes or (
+            self._buffer is not None
+            and packed.shape[0] == self._buffer.shape[1]
+            and packed.device == self._buffer.device
+        )
+
+    @torch.no_grad()
+    def append(self, packed: Tensor, notes: MinibatchNotes) -> None:
+        """Copy one in, one that `fits`: float64 [length]."""
+        buffer, row = self._buffer, len(self._notes)
+        if buffer is None or packed.shape[0] != buffer.shape[1] or packed.device != buffer.device:
+            buffer = torch.zeros((32, packed.shape[0]), dtype=torch.float64, device=packed.device)
+        elif row == buffer.shape[0]:
+            buffer = _grown(buffer, (2 * row, buffer.shape[1]))
+        buffer[row].copy_(packed)
+        self._buffer = buffer
+        self._notes.append(notes)
+
+    def take(self, *, per_minibatch: bool) -> Pushed | None:
+        """What is there, None where nothing is; the ring is empty then."""
+        if not self._notes or self._buffer is None:
+            return None
+        notes, self._notes = tuple(self._notes), []
+        return Pushed(notes, self._buffer[: len(notes)].clone(), per_minibatch)
+
+    def clear(self) -> None:
+        """Forget the minibatches and keep the memory."""
+        self._notes.clear()
+
+
 def _given(
-    fields: Mapping[str, Tensor], notes: MinibatchNotes, index: Tensor | None, actions: Tensor | None
+    fields: Mapping[FieldKey, Tensor],
+    notes: MinibatchNotes,
+    heads: tuple[HeadLayout, ...],
+    index: Tensor | None,
+    actions: Tensor | None,
 ) -> tuple[Any, ...]:
     """What a minibatch brings. Those reduced together bring the same, so that what one lacks is not made up."""
     return (
@@ -336,33 +377,52 @@ def _given(
         next(iter(fields.values())).device,
         notes.clip_range is None,
         notes.entropy_max is None,
+        heads,
         index is None,
         None if actions is None else tuple(actions.shape[1:]),
     )
 
 
-def _check_lengths(fields: Mapping[str, Tensor], n: int, index: Tensor | None, actions: Tensor | None) -> None:
-    lengths = {name: t.shape[0] for name, t in fields.items() if t.shape[0] != n}
+def _check_lengths(fields: Mapping[FieldKey, Tensor], n: int, index: Tensor | None, actions: Tensor | None) -> None:
+    lengths = {argument(name): t.shape[0] for name, t in fields.items() if t.shape[0] != n}
     if index is not None and index.shape[0] != n:
         lengths["index"] = index.shape[0]
     if actions is not None and actions.shape[0] != n:
         lengths["actions"] = actions.shape[0]
+    first, like = next(iter(fields.items()))
     if lengths:
-        first = next(iter(fields))
-        odd = ", ".join(f"{_ARGUMENTS.get(name, name)} has {length}" for name, length in lengths.items())
+        odd = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise BadCall(f"the tensors of a minibatch have different lengths: {argument(first)} has {n}, {odd}")
+    away = [f"{argument(name)} is on {t.device}" for name, t in fields.items() if t.device != like.device]
+    if away:
         raise BadCall(
-            f"the tensors of a minibatch have different lengths: {_ARGUMENTS.get(first, first)} has {n}, {odd}"
+            f"the tensors of a minibatch are on different devices: {argument(first)} is on {like.device}, "
+            f"{', '.join(away)}; move them to one"
         )
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on its way to a device, without waiting for it."""
+    if x.device.type != "cpu" or device.type != "cuda":
+        return x
+    return x.pin_memory().to(device, non_blocking=True)
+
+
+def _padded(tensors: Sequence[Tensor], width: int, value: int) -> Tensor | None:
+    """Tensors [n, ...] as one, [len(tensors), width, ...]; None where there are none."""
+    if not tensors:
+        return None
+    if all(x.shape[0] == width for x in tensors):
+        return torch.stack(list(tensors))
+    whole = torch.full(
+        (len(tensors), width, *tensors[0].shape[1:]), value, dtype=tensors[0].dtype, device=tensors[0].device
+    )
+    for row, x in zip(whole, tensors, strict=True):
+        row[: x.shape[0]].copy_(x)
+    return whole
 
 
 def _grown(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     larger = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
     larger[tuple(slice(0, size) for size in tensor.shape)] = tensor
     return larger
-
-
-def merge_exemplars(pieces: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    """The worst of several lists of exemplars, worst first: those of the pieces an update was reduced in."""
-    rows = [row for piece in pieces for row in piece]
-    rows.sort(key=lambda row: -row["severity"])
-    yield from rows[:EXEMPLARS]

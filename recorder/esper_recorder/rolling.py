@@ -8,20 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from esper_recorder.batches import to_table
-from esper_recorder.journal import read_journal
+from esper_recorder.journal import JournalContent, read_journal
+from esper_recorder.lock import is_locked, maintaining
+from esper_recorder.manifest import MANIFEST_FILE, ManifestError, heartbeat_is_young, how_it_ended
 from esper_recorder.parquet import sync_folder, write_part
-from esper_recorder.reading import DAMAGED_SUFFIX, JOURNAL_FOLDER, RowFileName
+from esper_recorder.reading import (
+    DAMAGED_SUFFIX,
+    JOURNAL_FOLDER,
+    FileProblem,
+    PartName,
+    RowFileName,
+    journals_in,
+)
 
 log = logging.getLogger("esper_recorder")
 
 
-def roll(folder: Path, journal: Path) -> int:
+def roll(folder: Path, journal: Path) -> JournalContent:
     """Turn one closed journal of a run's folder into parts, one per table, and delete it.
 
-    A damaged journal is kept beside them under another name. Returns the number of rows in the journal.
+    A damaged journal is kept beside them under another name. Returns what the journal held.
 
     Raises:
         OSError: the parts could not be written; the journal is still there.
@@ -46,16 +56,75 @@ def roll(folder: Path, journal: Path) -> int:
     else:
         journal.unlink()
     sync_folder(journal.parent)
-    return content.rows
+    return content
 
 
-def recover(folder: Path) -> int:
-    """Roll every journal a crash left in a run's folder, which nobody may be recording to. Returns the rows rolled."""
-    rows = 0
-    journals = folder / JOURNAL_FOLDER
-    for path in sorted(journals.glob("*.journal")):
-        if RowFileName.of_journal(path.name) is not None:
-            rows += roll(folder, path)
-    with contextlib.suppress(OSError):  # not there, or it holds damaged journals
-        journals.rmdir()
-    return rows
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a recovery did to a run's folder."""
+
+    live: bool = False
+    """The run is being recorded, so nothing was done."""
+    journals: int = 0
+    """Journals that became parts."""
+    rows: int = 0
+    """Their committed rows."""
+    torn_bytes: int = 0
+    """Bytes after their last commits, of updates that were never whole: these cannot be recovered."""
+    temporaries: int = 0
+    """Unfinished files that were removed."""
+    problems: tuple[FileProblem, ...] = ()
+    """Journals that were damaged, or that no parts could be made of."""
+
+
+def recover(folder: Path) -> Recovered:
+    """Finish what a crash left in a run's folder: journals become parts, unfinished files go. Repeat it as you like.
+
+    A folder that is being recorded to is left alone. Raises OSError where the folder cannot be written, or where
+    another process maintains it.
+    """
+    with maintaining(folder):
+        # Listed before asking who is live: what begins after the question makes files that are not in the lists.
+        journals = journals_in(folder)
+        temporaries = [(path, path.stat().st_mtime_ns) for path in unfinished_files(folder)]
+        if is_live(folder):
+            return Recovered(live=True)
+        rows = torn = rolled = removed = 0
+        problems: list[FileProblem] = []
+        for _, path in sorted(journals.items()):
+            try:
+                content = roll(folder, path)
+            except ValueError as error:
+                problems.append(FileProblem(path, str(error)))
+                continue
+            rolled += 1
+            rows += content.rows
+            torn += content.bytes_ignored
+            if content.damage:
+                kept = path.with_name(path.name + DAMAGED_SUFFIX)
+                lost = sum(damage.length for damage in content.damage)
+                problems.append(FileProblem(kept, f"{lost} bytes of it were damaged; the rest became parts"))
+        for path, written in temporaries:
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime_ns == written:
+                    path.unlink()
+                    removed += 1
+        with contextlib.suppress(OSError):  # not there, or it holds damaged journals
+            (folder / JOURNAL_FOLDER).rmdir()
+    return Recovered(False, rolled, rows, torn, removed, tuple(problems))
+
+
+def is_live(folder: Path) -> bool:
+    """Whether a run's folder is being recorded to, as far as its lock and heartbeat tell."""
+    if is_locked(folder):
+        return True
+    try:
+        return how_it_ended(folder) == "live"
+    except ManifestError:
+        return heartbeat_is_young(folder)
+
+
+def unfinished_files(folder: Path) -> list[Path]:
+    """The temporary files in a run's folder: being written, or left by a process that died while writing."""
+    parts = [path for path in folder.glob("*/.part-*.tmp") if PartName.of(path.name[1:-4]) is not None]
+    return sorted([*parts, *folder.glob(f".{MANIFEST_FILE}.*.tmp"), *folder.glob("rules/.*.tmp")])

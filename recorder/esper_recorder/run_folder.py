@@ -12,20 +12,22 @@ import secrets
 import socket
 import string
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from esper_recorder.contract.tables import SCHEMA_VERSION
-from esper_recorder.lock import acquire_lock, release_lock
+from esper_recorder.lock import acquire_lock, changing, release_lock
 from esper_recorder.manifest import (
     HEARTBEAT_FILE,
     MANIFEST_FILE,
     Attempt,
     Lost,
     Manifest,
+    ManifestError,
     heartbeat_is_young,
+    how_it_ended,
     plain_json,
     read_manifest,
     write_manifest,
@@ -43,7 +45,7 @@ class RunFolderError(ValueError):
 
 
 class RunFolder:
-    """A run's folder in the hands of the process that records it. Make one by `create` or `resume`."""
+    """A run's folder in the hands of the process that records it. Make one by `create`, `resume` or `join`."""
 
     def __init__(self, path: Path, manifest: Manifest, attempt: Attempt, lock: int) -> None:
         self.path = path
@@ -67,27 +69,32 @@ class RunFolder:
         definition: str = "pooled",
         config: Any = None,
         versions: Mapping[str, str] | None = None,
-        level: str = "normal",
+        level: str | None = "normal",
         rules: tuple[str | None, str] | None = None,
         total_updates: int | None = None,
         total_steps: int | None = None,
         rank: int = 0,
+        run_id: str | None = None,
     ) -> RunFolder:
         """Make the folder of a new run under `root` (made if it is not there) and take its lock.
 
         Args:
             name: first part of the run's id; what a file name should not hold becomes `-`.
+            run_id: the whole id, in place of one made of the name.
             trainer: `{"name": ...}` and whatever else tells the trainer.
             config: anything; what JSON cannot hold is kept as its text.
             rules: (profile or None, the full text of the rules), or None for a run that is not watched.
 
         Raises:
+            RunFolderError: there is a run of this run_id, or it is no name for a folder.
             OSError: the folder or a file in it cannot be written.
         """
         root = Path(root)
+        if run_id is not None and _plain(run_id) != run_id:
+            raise RunFolderError(f"run_id {run_id!r} is no name for a folder; {_plain(run_id)!r} would be one")
         root.mkdir(parents=True, exist_ok=True)
         now = datetime.now(UTC)
-        path = _make_folder(root, name, now)
+        path = _make_folder(root, name, now) if run_id is None else _make_named_folder(root, run_id)
         lock = acquire_lock(path, rank)
         if lock is None:
             raise OSError(f"{path} was locked by another process the moment it was made")
@@ -189,10 +196,51 @@ class RunFolder:
                 release_lock(lock)
             raise
 
+    @classmethod
+    def join(
+        cls,
+        root: str | Path,
+        run_id: str,
+        *,
+        rank: int,
+        rules: tuple[str | None, str] | None = None,
+        patience: float,
+    ) -> RunFolder:
+        """Record as another rank into the attempt that rank 0 has opened, and wait for it to do so if need be.
+
+        Args:
+            run_id: the run's id, as rank 0 gave it or was given it.
+            rules: (profile or None, their text) this rank watches itself with; the manifest tells rank 0's.
+            patience: seconds to wait for rank 0.
+
+        Raises:
+            RunFolderError: this rank records to the run already.
+            TimeoutError: rank 0 did not open it.
+            OSError: the folder cannot be written.
+        """
+        path = Path(root) / run_id
+        opened = _wait_for_attempt(path, rank, patience)
+        lock = acquire_lock(path, rank)
+        if lock is None:
+            raise RunFolderError(f"rank {rank} of the run {run_id} is recorded by another process already")
+        try:
+            if rules is not None:
+                keep_rules(path, rules[1])
+            attempt = dataclasses.replace(
+                opened, rank=rank, pid=os.getpid(), host=socket.gethostname(), started=datetime.now(UTC)
+            )
+            folder = cls(path, read_manifest(path), attempt, lock)
+            folder._write(lambda manifest: dataclasses.replace(manifest, attempts=(*manifest.attempts, attempt)))
+        except BaseException:
+            release_lock(lock)
+            raise
+        folder.beat()
+        return folder
+
     def change(self, **fields: Any) -> None:
         """Change top-level fields of the manifest (definition, level, total_updates, ...). Raises OSError."""
         if self._mine:
-            self._write(dataclasses.replace(self.manifest, **fields))
+            self._write(lambda manifest: dataclasses.replace(manifest, **fields))
 
     def beat(self) -> None:
         """Tell other hosts that the run is alive; does something every few seconds only. Raises OSError."""
@@ -223,12 +271,16 @@ class RunFolder:
         self._finished = True
         now = datetime.now(UTC)
         ends = {"ended": now, "how": how, "error": error, "updates": updates, "lost": lost or Lost()}
-        attempts = tuple(
-            dataclasses.replace(a, **ends) if (a.attempt, a.rank) == (self.attempt, self.rank) else a  # type: ignore[arg-type]
-            for a in self.manifest.attempts
-        )
+
+        def ended(manifest: Manifest) -> Manifest:
+            attempts = tuple(
+                dataclasses.replace(a, **ends) if (a.attempt, a.rank) == (self.attempt, self.rank) else a  # type: ignore[arg-type]
+                for a in manifest.attempts
+            )
+            return dataclasses.replace(manifest, attempts=attempts)
+
         try:
-            self._write(dataclasses.replace(self.manifest, attempts=attempts))
+            self._write(ended)
         finally:
             self.release()
 
@@ -242,9 +294,15 @@ class RunFolder:
     def _mine(self) -> bool:
         return not self._finished and os.getpid() == self._pid
 
-    def _write(self, manifest: Manifest) -> None:
-        write_manifest(self.path, manifest)
-        self.manifest = manifest
+    def _write(self, change: Callable[[Manifest], Manifest]) -> None:
+        """Change run.json, which other ranks change too."""
+        with changing(self._lock):
+            try:
+                newest = read_manifest(self.path)
+            except ManifestError:
+                newest = self.manifest
+            self.manifest = change(newest)
+            write_manifest(self.path, self.manifest)
 
     @classmethod
     def _opened(
@@ -268,8 +326,41 @@ def _recorded_elsewhere(path: Path, manifest: Manifest) -> bool:
     return open_elsewhere and heartbeat_is_young(path)
 
 
+def _wait_for_attempt(path: Path, rank: int, patience: float) -> Attempt:
+    """The open attempt of rank 0 that this rank has no part in yet."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            manifest = read_manifest(path)
+        except ManifestError:
+            pass  # not there yet
+        else:
+            last = manifest.last_attempts
+            opened = next((a for a in last if a.rank == 0 and a.how is None), None)
+            if opened and all(a.rank != rank for a in last) and how_it_ended(path, manifest) == "live":
+                return opened
+        if time.monotonic() >= until:
+            raise TimeoutError(f"rank 0 did not open the run {path} within {patience:.0f} s")
+        time.sleep(0.05)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:_LONGEST_NAME] or "run"
+
+
+def _make_named_folder(root: Path, run_id: str) -> Path:
+    path = root / run_id
+    try:
+        path.mkdir()
+    except FileExistsError:
+        raise RunFolderError(
+            f"there is a run {run_id} under {root} already; give another run_id, or resume={run_id!r} to go on with it"
+        ) from None
+    return path
+
+
 def _make_folder(root: Path, name: str, now: datetime) -> Path:
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:_LONGEST_NAME] or "run"
+    plain = _plain(name)
     while True:
         # `secrets` leaves the trainer's random streams alone.
         characters = "".join(secrets.choice(_ALPHABET) for _ in range(6))

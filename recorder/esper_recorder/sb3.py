@@ -29,8 +29,9 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
 from esper_recorder.contract.rules import load_rules
-from esper_recorder.levels import Level
-from esper_recorder.recorder import Recorder
+from esper_recorder.escalation import UPDATES
+from esper_recorder.levels import COLLECTED
+from esper_recorder.recorder import Recorder, escalation
 
 _CONFIG = (
     "n_steps",
@@ -62,6 +63,7 @@ class RecorderCallback(BaseCallback):
         name: first part of the run's id; by default the environment's id, or the algorithm's name.
         config: kept in run.json beside the algorithm's hyperparameters.
         level: `off`, `minimal`, `normal` or `debug`, see `Recorder`.
+        escalate, escalate_updates: which alarms raise the level to `debug`, and for how many updates.
         rules: profile or rules file to watch the run with, or None.
         resume: run_id of a run to continue as a new attempt.
 
@@ -76,15 +78,23 @@ class RecorderCallback(BaseCallback):
         name: str | None = None,
         config: dict[str, Any] | None = None,
         level: str = "normal",
+        escalate: str | None = "critical",
+        escalate_updates: int = UPDATES,
         rules: str | Path | None = "default",
         resume: str | None = None,
     ) -> None:
         super().__init__()
-        Level.parse(level)
+        escalation(level, escalate, escalate_updates)  # raises what is wrong with them before the training
         if rules is not None:
             load_rules(rules)
         self._root, self._name, self._config = Path(root), name, config
-        self._level, self._rules, self._resume = level, rules, resume
+        self._options: dict[str, Any] = {
+            "level": level,
+            "escalate": escalate,
+            "escalate_updates": escalate_updates,
+            "rules": rules,
+        }
+        self._resume = resume
         self.recorder: Recorder | None = None
         self._listener: _UpdateListener | None = None
 
@@ -128,8 +138,7 @@ class RecorderCallback(BaseCallback):
             total_steps=int(model._total_timesteps) or None,
             model=model.policy,
             optimizer=model.policy.optimizer,
-            level=self._level,
-            rules=self._rules,
+            **self._options,
             resume=resume,
             trainer=f"{_LIBRARIES.get(library, library)} {type(model).__name__}",
             definition="sb3",
@@ -318,7 +327,7 @@ class _UpdateListener:
             return original(*args, **kwargs)
         self._evaluated = False
         self._stepped += 1
-        if self._seen == self._planned or self._recorder.level >= Level.DEBUG:
+        if self._seen == self._planned or COLLECTED[self._recorder.level].each_step:
             self._recorder.layers(after_clipping=False)
         norm = original(*args, **kwargs)
         self._recorder.gradients(total_norm=norm)

@@ -19,7 +19,8 @@ import pyarrow as pa
 from esper_recorder.batches import to_batch, to_table
 from esper_recorder.contract.tables import TABLES
 from esper_recorder.journal import JournalWriter
-from esper_recorder.reading import JOURNAL_FOLDER, RowFileName, row_file_names
+from esper_recorder.plain import PackedRow, pack_row
+from esper_recorder.reading import JOURNAL_FOLDER, RowFileName, last_sequence
 from esper_recorder.rolling import roll
 
 log = logging.getLogger("esper_recorder")
@@ -147,7 +148,7 @@ class ParquetSink(Sink):
         self.roll_bytes = roll_bytes
         self.roll_seconds = roll_seconds
         self.sync_seconds = sync_seconds
-        self._pending: list[tuple[str, pa.RecordBatch]] = []
+        self._pending: list[tuple[str, pa.RecordBatch | PackedRow]] = []
         self._journal: JournalWriter | None = None
         self._journal_began = 0.0
         self._synced = time.monotonic()
@@ -157,11 +158,10 @@ class ParquetSink(Sink):
         self._told: set[str] = set()
         self._closed = False
         self._last_update = 0
-        taken = [n.seq for n in row_file_names(self.folder) if (n.attempt, n.rank) == (attempt, rank)]
-        self._seq = max(taken, default=0)
+        self._seq = last_sequence(self.folder, attempt, rank)
 
     def write(self, table: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        self._pending.append((table, to_batch(table, columns)))
+        self._pending.append((table, pack_row(table, columns) or to_batch(table, columns)))
 
     def commit(self, update: int) -> None:
         pending, self._pending = self._pending, []
@@ -210,7 +210,7 @@ class ParquetSink(Sink):
 
     # --- one journal after the other --------------------------------------------------------------------------------
 
-    def _append(self, update: int, batches: list[tuple[str, pa.RecordBatch]]) -> None:
+    def _append(self, update: int, batches: list[tuple[str, pa.RecordBatch | PackedRow]]) -> None:
         journal = self._journal if self._journal is not None else self._open()
         try:
             journal.commit(update, batches)

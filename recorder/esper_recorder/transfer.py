@@ -14,26 +14,23 @@ _POLL_S = 0.0005
 class Transfer:
     """A set of tensors on their way to the host.
 
-    Tensors on the host are taken as they are. Those on a CUDA device are copied to pinned memory on the current
-    stream, behind the work that makes them, and an event marks the end.
+    Tensors on the host are taken as they are. Those of a CUDA device are joined into one buffer and copied to pinned
+    memory on the current stream, behind the work that makes them, and an event marks the end.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._host: dict[str, Tensor] = {}
+        self._host = {name: x for name, x in tensors.items() if x.device.type != "cuda"}
         self._events: list[torch.cuda.Event] = []
-        devices = set()
-        for name, tensor in tensors.items():
-            if tensor.device.type != "cuda":
-                self._host[name] = tensor
-                continue
-            pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            pinned.copy_(tensor, non_blocking=True)
-            self._host[name] = pinned
-            devices.add(tensor.device)
-        for device in devices:
+        self._joined: list[tuple[Tensor, dict[str, Tensor]]] = []
+        for device in {x.device for x in tensors.values() if x.device.type == "cuda"}:
+            own = {name: x for name, x in tensors.items() if x.device == device}
+            joined = join(own)
+            pinned = torch.empty(joined.shape, dtype=joined.dtype, pin_memory=True)
+            pinned.copy_(joined, non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(device))
             self._events.append(event)
+            self._joined.append((pinned, own))
 
     @property
     def done(self) -> bool:
@@ -44,4 +41,18 @@ class Transfer:
         """The tensors on the host. For the writer thread: sleeps between looks, so that the device is not spun on."""
         while not self.done:
             time.sleep(_POLL_S)
+        while self._joined:
+            pinned, own = self._joined.pop()
+            self._host |= split(pinned, own)
         return self._host
+
+
+def join(tensors: Mapping[str, Tensor]) -> Tensor:
+    """All numbers in one dimension, as float64: counts stay whole up to 2^53."""
+    return torch.cat([x.reshape(-1).to(torch.float64) for x in tensors.values()])
+
+
+def split(joined: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that `join` made one of, in their shapes and types; only those of `like` are looked at."""
+    parts = torch.split(joined, [x.numel() for x in like.values()])
+    return {name: part.view(x.shape).to(x.dtype) for (name, x), part in zip(like.items(), parts, strict=True)}

@@ -20,10 +20,13 @@ class Vector:
 
     def to_arrow(self, *, whole: bool = False) -> pa.Array:
         """As an Arrow array: of int64 where `whole`, else of float64."""
-        values = (self.values.to(torch.int64) if whole else self.values).contiguous()
+        values = array((self.values.to(torch.int64) if whole else self.values).contiguous())
         if bool(self.valid.all()):
-            return pa.array(_buffer(values))
-        return pa.array(_buffer(values), mask=_buffer(~self.valid))
+            if isinstance(values, list):
+                return pa.array(values, type=pa.int64() if whole else pa.float64())
+            kind = pa.int64() if whole else pa.float64()
+            return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+        return pa.array(values, mask=array(~self.valid))
 
 
 class Vectors:
@@ -43,7 +46,8 @@ class Vectors:
         return Vector(values, _both(_both(a.valid, b.valid), counted.valid) & (counted.values != 0))
 
     def root(self, a: Any) -> Any:
-        return None if a is None else Vector(torch.sqrt(a.values.clamp(min=0.0)), a.valid)
+        # Not torch.sqrt: that goes through MKL, which raises a pool of threads in the writer's thread for it.
+        return None if a is None else Vector(a.values.clamp(min=0.0).pow(0.5), a.valid)
 
     def ratio(self, a: Any, b: Any, least: Any) -> Any:
         if a is None or b is None or least is None:
@@ -81,7 +85,7 @@ def _both(a: Tensor, b: Tensor) -> Tensor:
     return a if a is b else a & b
 
 
-def _buffer(tensor: Tensor) -> Any:
+def array(tensor: Tensor) -> Any:
     """What Arrow takes without copying where torch has NumPy to hand, and a list where it has not."""
     try:
         return tensor.numpy()

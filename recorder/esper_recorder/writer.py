@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from esper_recorder.batches import row_count
+from esper_recorder.contract.signals import UPDATE_TABLE
 from esper_recorder.losses import (
     ALL_TABLES,
     QUEUE_FULL,
@@ -266,13 +267,13 @@ class Writer:
             if isinstance(error, RowsLost):
                 self._lose_stored(error)
                 if error.stored:
-                    self.committed += bool(rows)
+                    self.committed += UPDATE_TABLE in rows
                     return
             self._losses.put_back(gaps)
             if rows:
                 self._lose_update(update, WRITE_FAILED, stored, _words(error), writes=1)
             return
-        self.committed += bool(rows)
+        self.committed += UPDATE_TABLE in rows
 
     def _write(self, update: int, table: str, columns: Columns) -> int:
         """Hand rows of one table to the sink. Returns how many it took."""

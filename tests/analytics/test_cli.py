@@ -21,6 +21,7 @@ from esper_analytics.cli import app
 from esper_analytics.command_words import Format, Plot, What
 from esper_analytics.replay.command import WHATS
 from esper_analytics.report_command import KINDS
+from esper_analytics.sql_files import questions, views
 from esper_analytics.store import open as open_runs
 from esper_recorder.contract.rule import Severity
 from esper_recorder.contract.rules import profiles
@@ -137,6 +138,44 @@ class TestSql:
         assert "stopped after" in esper("sql", root, endless, "--timeout", "0.2", code=2).stderr
 
 
+class TestQuery:
+    def test_an_answer_with_a_parameter(self, root):
+        result = esper("query", root, "ratio_exceeded", "-p", "above=2", "--format", "csv")
+        assert result.stdout.splitlines()[1].startswith(f"{run_id_of('b')},1,1,,3.0,")
+        assert result.stderr == ""
+        assert esper("query", root, "ratio_exceeded", "-p", "above=9").stderr == "no rows\n"
+
+    def test_of_one_run_and_into_a_file(self, root, tmp_path):
+        told = esper("query", root, "ratio_exceeded", "-p", "above=1", "--run", "a", "-o", tmp_path / "x.csv").stderr
+        assert "1 row written to" in told
+        assert run_id_of("b") not in (tmp_path / "x.csv").read_text()
+
+    def test_which_there_are_without_any_runs(self):
+        names = {line.split(",")[0] for line in esper("query", "--list", "--format", "csv").stdout.splitlines()[1:]}
+        assert {*questions()} <= names
+        described = json.loads(esper("query", "--list", "--format", "json").stdout)
+        assert {question["query"] for question in described} == {*questions()}
+        assert all(parameter["meaning"] for question in described for parameter in question["parameters"])
+
+    def test_the_sql_of_one_runs_as_sql(self, root):
+        text = esper("query", "--show", "early_stops").stdout
+        assert esper("sql", root, text, "--format", "csv").stdout.startswith("run_id,updates,stopped")
+
+    @pytest.mark.parametrize(
+        ("words", "sentence"),
+        [
+            (["ratio_exceded"], "There is no question 'ratio_exceded'. Did you mean ratio_exceeded?"),
+            (["ratio_exceeded", "-p", "above"], "'above' is no parameter. Write KEY=VALUE."),
+            (["ratio_exceeded", "-p", "above=1", "-p", "above=2"], "The parameter above is given twice"),
+            (["ratio_exceeded", "-p", "below=1"], "The question ratio_exceeded has no parameter 'below'."),
+            (["ratio_exceeded", "-p", "timeout_s=1"], "The question ratio_exceeded has no parameter 'timeout_s'."),
+            ([], "Say RUNS and the NAME of a question; `esper query --list` has them all."),
+        ],
+    )
+    def test_a_mistake_is_a_sentence_and_exit_code_2(self, root, words, sentence):
+        assert esper("query", root, *words, code=2).stderr.startswith(f"esper: {sentence}")
+
+
 class TestTables:
     def test_all_tables(self):
         shown = esper("tables").stdout
@@ -163,6 +202,15 @@ class TestTables:
         assert everywhere[0].startswith("table,column,")
         assert any(line.startswith("minibatches,approx_kl,") for line in everywhere)
         assert esper("tables", "gaps", "--find", "kl").stderr == "no column of gaps has 'kl' in its name or meaning\n"
+
+    def test_views_are_listed_and_described_like_tables(self):
+        assert all(view in esper("tables").stdout for view in views())
+        shown = esper("tables", "run_confounders", "--format", "csv").stdout.splitlines()
+        assert shown[1].startswith("run_id,string,")
+        assert any(
+            line.startswith("run_confounders,")
+            for line in esper("tables", "--find", "confounder", "--format", "csv").stdout.splitlines()
+        )
 
     def test_an_unknown_table(self):
         assert "no table 'alarm'. Did you mean alarms" in esper("tables", "alarm", code=2).stderr
@@ -242,7 +290,7 @@ class TestWordsOfOptions:
 
 
 class TestHelp:
-    COMMANDS = ("runs", "show", "sql", "tables", "replay", "sweep", "report", "plot", "demo")
+    COMMANDS = ("runs", "show", "sql", "query", "tables", "replay", "sweep", "report", "plot", "demo")
 
     @pytest.mark.parametrize("command", COMMANDS)
     def test_it_fits_80_columns_with_examples_and_whole_words(self, command, monkeypatch):

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
 import esper_analytics as ea
+from esper_analytics import questions as questions_room
 from esper_analytics import sql
-from esper_analytics.errors import DataError, EsperError, QueryError
+from esper_analytics.cli import app
+from esper_analytics.errors import DataError, EsperError, QueryError, UsageError
+from esper_analytics.sql_files import Question
 from esper_analytics.store import VIEWS
-from tests.builders import write_run
+from tests.builders import add_journal, add_part, complete_rows, run_id_of, write_run
 
 SECRET = "the secret of another file"
 
@@ -29,7 +35,7 @@ def runs(tmp_path):
     return ea.open(tmp_path / "runs")
 
 
-# {0} is the folder that holds `runs` and the secrets.
+# {0} is the folder that holds `runs` and the secrets, {part} a recorded part.
 NOT_A_QUESTION = [
     "INSERT INTO ppo_updates VALUES (1)",
     "UPDATE ppo_updates SET epochs = 1",
@@ -41,6 +47,44 @@ NOT_A_QUESTION = [
     "COPY (SELECT 1) TO '{0}/out.parquet'",
     "EXPORT DATABASE '{0}/out'",
     "IMPORT DATABASE '{0}/out'",
+    "COPY (SELECT 1) TO '{part}' (FORMAT parquet, USE_TMP_FILE false)",
+    "COPY ppo_updates TO '{part}' (USE_TMP_FILE false, OVERWRITE true)",
+    "COPY (SELECT 1) TO '{0}/runs' (FORMAT csv, PARTITION_BY (x), OVERWRITE)",
+    "COPY ppo_updates FROM '{0}/secret.csv'",
+    "EXPLAIN COPY (SELECT 1) TO '{0}/out.csv'",
+    "EXPLAIN SELECT * FROM read_text('{0}/secret.txt')",
+    "EXECUTE x",
+    "DEALLOCATE x",
+    "SET VARIABLE x = 1",
+    "SET allowed_directories = ['/']",
+    "SET allowed_paths = ['/etc/passwd']",
+    "SET memory_limit = '1TB'",
+    "SET lock_configuration = false",
+    "PRAGMA memory_limit = '1TB'",
+    "PRAGMA import_database('{0}/out')",
+    "CREATE SECRET s (TYPE http)",
+    "CREATE VIEW x AS SELECT * FROM read_text('{0}/secret.txt')",
+    "CREATE OR REPLACE TEMP VIEW ppo_updates AS SELECT 1",
+    "CREATE SEQUENCE s",
+    "CREATE TYPE t AS ENUM ('a')",
+    "ALTER VIEW ppo_updates RENAME TO x",
+    "TRUNCATE ppo_updates",
+    "MERGE INTO ppo_updates USING runs ON true WHEN MATCHED THEN DELETE",
+    "DETACH memory",
+    "COMMIT",
+    "ROLLBACK",
+    "ANALYZE",
+    "CALL pragma_version()",
+    "COMMENT ON VIEW ppo_updates IS 'x'",
+    "FORCE INSTALL httpfs FROM 'http://127.0.0.1:1'",
+    "UPDATE EXTENSIONS",
+    "FROM ppo_updates; FROM ppo_updates",
+    "SELECT 1;; ;SELECT 2",
+    "WITH t AS (DELETE FROM ppo_updates RETURNING *) SELECT * FROM t",
+    "WITH t AS (INSERT INTO ppo_updates VALUES (1) RETURNING *) SELECT * FROM t",
+    "/* SELECT 1 */ DROP VIEW runs -- SELECT",
+    "SELECT 1 --\n; COPY (SELECT 1) TO '{0}/out.csv'",
+    "PIVOT ppo_updates ON epochs USING count(*)",
     "ATTACH '{0}/out.db'",
     "INSTALL httpfs",
     "LOAD httpfs",
@@ -95,26 +139,233 @@ OUT_OF_BOUNDS = [
     "SELECT * FROM duckdb_secrets() UNION ALL SELECT * FROM sqlite_scan('{0}/x', 'y')",
     "SELECT * FROM sqlite_scan('{0}/x', 'y')",
     "SELECT * FROM postgres_scan('', '', '')",
+    "FROM '/etc/passwd'",
+    "TABLE '{0}/secret.csv'",
+    "SELECT * FROM read_csv_auto('/etc/passwd', sep = ':')",
+    "SELECT * FROM read_csv('/dev/stdin')",
+    "SELECT * FROM read_text('file://{0}/secret.txt')",
+    "SELECT * FROM read_parquet('{0}/runs/*/ppo_updates/../../../secret.csv')",
+    "SELECT * FROM read_text('{0}/runs/' || (SELECT any_value(run_id) FROM ppo_updates) || '/run.json')",
+    "SELECT * FROM read_text((SELECT folder || '/run.json' FROM runs))",
+    "SELECT * FROM read_blob(['{0}/secret.txt'])",
+    "SELECT * FROM read_ndjson_objects('{0}/secret.txt')",
+    "SELECT * FROM parquet_file_metadata('{0}/secret.txt')",
+    "SELECT * FROM parquet_kv_metadata('{0}/secret.txt')",
+    "SELECT * FROM parquet_bloom_probe('{0}/secret.txt', 'x', 1)",
+    "SELECT * FROM glob('/etc/*')",
+    "SELECT * FROM glob('{0}/runs/**')",
+    "SELECT * FROM query_table('{0}/secret.csv')",
+    "SELECT * FROM query_table(['ppo_updates', '{0}/secret.csv'])",
+    "SELECT * FROM query('SELECT 1; DROP VIEW runs')",
+    "SELECT * FROM query('ATTACH ''{0}/out.db'' ')",
+    "FROM query('FROM ''{0}/secret.csv'' ')",
+    "SELECT * FROM json_execute_serialized_sql(json_serialize_sql('SELECT * FROM read_text(''{0}/secret.txt'')'))",
+    "SELECT * FROM read_text('{0}/secret.txt') WHERE false",
+    "SELECT count(*) FROM ppo_updates WHERE EXISTS (FROM read_text('{0}/secret.txt'))",
+    "SELECT 1 WHERE (SELECT content FROM read_text('/etc/hostname')) IS NOT NULL",
+    "WITH RECURSIVE t AS (SELECT 1 x UNION ALL SELECT x + 1 FROM t, read_text('{0}/secret.txt') WHERE x < 3) FROM t",
+    "SELECT * FROM ppo_updates, LATERAL (SELECT * FROM read_text('{0}/secret.txt'))",
+    "SELECT * FROM duckdb_secrets()",
+    "SELECT * FROM duckdb_extensions()",
+    "SELECT getvariable('x'), getenv('PATH')",
+    "SELECT * FROM pg_read_file('{0}/secret.txt')",
+    "SELECT load_extension('x')",
+    "SELECT system('id')",
+    "SELECT * FROM load_aws_credentials()",
+    "SELECT * FROM shell('id')",
+    "SELECT * FROM iceberg_scan('{0}')",
+    "SELECT * FROM delta_scan('{0}')",
+    "SELECT * FROM st_read('{0}/secret.csv')",
+    "SELECT * FROM read_xlsx('{0}/x.xlsx')",
+    "SELECT * FROM http_get('http://127.0.0.1:1')",
+    "SELECT * FROM 'http://127.0.0.1:1/x.csv'",
+    "SELECT * FROM read_parquet('hf://datasets/x/y.parquet')",
+    "SELECT * FROM '\\\\host\\share\\x.csv'",
 ]
 
 
+ATTACKS = [*NOT_A_QUESTION, *OUT_OF_BOUNDS]
+
+
 def everything_under(folder):
-    return sorted((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*") if p.is_file())
+    """Every file, folder and link, with what it holds."""
+    return {
+        str(path): path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
 
 
-@pytest.mark.parametrize("attack", [*NOT_A_QUESTION, *OUT_OF_BOUNDS])
+def filled_in(attack, folder):
+    [part] = folder.glob("runs/*/ppo_updates/part-*")
+    return attack.replace("{part}", str(part)).replace("{0}", str(folder))
+
+
+def told_in_one_sentence(message):
+    return SECRET not in message and "root:" not in message and "\n" not in message and 10 < len(message) < 500
+
+
+def through_a_question(monkeypatch, text):
+    """The SQL files are trusted, but even one that was tampered with can do no more than `esper sql`."""
+    question = Question("tampered", "It was tampered with.", (), text)
+    monkeypatch.setattr(questions_room, "questions", lambda: {"tampered": question})
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
 def test_an_attack_is_refused_with_one_sentence_and_leaves_no_trace(runs, tmp_path, attack, monkeypatch):
     held_by_python = pl.DataFrame({"secret": [SECRET]})  # noqa: F841 - DuckDB would find it by its name
     working = tmp_path / "working"
     working.mkdir()
     monkeypatch.chdir(working)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    text = filled_in(attack, tmp_path)
     before = everything_under(tmp_path)
     with pytest.raises(QueryError) as caught:
-        runs.sql(attack.format(tmp_path))
-    message = str(caught.value)
-    assert SECRET not in message
-    assert "\n" not in message and 10 < len(message) < 400
+        runs.sql(text)
+    assert told_in_one_sentence(str(caught.value))
+    through_a_question(monkeypatch, text)
+    with pytest.raises(QueryError) as caught:
+        runs.query("tampered")
+    assert told_in_one_sentence(str(caught.value))
     assert everything_under(tmp_path) == before
+    assert runs.sql("SELECT count(*) FROM ppo_updates").item() == 2
+
+
+def test_there_are_many_attacks_and_each_is_one_of_its_own():
+    assert len(ATTACKS) == len(set(ATTACKS)) >= 130
+
+
+@pytest.mark.parametrize("words", [["sql"], pytest.param(["query"], marks=pytest.mark.slow)])
+def test_the_commands_refuse_every_attack_too(runs, tmp_path, words, monkeypatch):
+    before = everything_under(tmp_path)
+    for attack in ATTACKS:
+        text = filled_in(attack, tmp_path)
+        through_a_question(monkeypatch, text)
+        asked = ["--", text] if words == ["sql"] else ["tampered"]
+        result = CliRunner().invoke(app, [*words, str(tmp_path / "runs"), *asked])
+        assert (result.exit_code, result.stdout) == (2, ""), attack
+        assert result.stderr.startswith("esper: ") and told_in_one_sentence(result.stderr.rstrip("\n")), attack
+    assert everything_under(tmp_path) == before
+
+
+class TestPlaces:
+    """Where runs lie, what they are called, and what lies beside them makes no difference."""
+
+    def test_a_link_that_leads_out_of_a_run_or_of_the_runs_is_not_followed(self, tmp_path):
+        outside = write_run(tmp_path / "elsewhere", "outside", updates=[{"ratio_max": 99.0}])
+        path = write_run(tmp_path / "runs", "a", updates=[{"ratio_max": 1.0}], minibatches=[{"minibatch": 1}])
+        (tmp_path / "runs" / "linked").symlink_to(outside)
+        [part] = (outside / "ppo_updates").glob("*")
+        (path / "ppo_updates" / "part-a1-r0-000009.parquet").symlink_to(part)
+        (path / "heads").symlink_to(outside / "ppo_updates")
+        runs = ea.open(tmp_path / "runs")
+        assert runs.sql("SELECT max(ratio_max), count(*) FROM ppo_updates").row(0) == (1.0, 1)
+        assert runs.sql("SELECT count(*) FROM heads").item() == 0
+        assert sum("link that leads out" in problem.reason for problem in runs.problems) == 3
+
+    def test_a_journal_that_is_a_link_out_of_the_run_is_not_read(self, tmp_path):
+        outside = write_run(tmp_path / "elsewhere", "outside")
+        rows = complete_rows("ppo_updates", [{"ratio_max": 99.0}], run_id=run_id_of("outside"))
+        journal = add_journal(outside, {"ppo_updates": rows})
+        path = write_run(tmp_path / "runs", "a", updates=[{"ratio_max": 1.0}])
+        (path / "journal").mkdir()
+        (path / "journal" / "a1-r0-000007.journal").symlink_to(journal)
+        runs = ea.open(tmp_path / "runs")
+        assert runs.sql("SELECT max(ratio_max), count(*) FROM ppo_updates").row(0) == (1.0, 1)
+        assert any("link that leads out" in problem.reason for problem in runs.problems)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "x'); DROP VIEW runs; --",
+            "'; COPY (SELECT 1) TO 'out.csv'; --",
+            "\"quoted\" and 'quoted'",
+            "*",
+            "?",
+            "[a-z]",
+            "{a,b}",
+            "$HOME",
+            "~",
+            "new\nline",
+            "s3:",
+            "-rf",
+            "..hidden",
+        ],
+    )
+    def test_a_run_folder_may_be_called_anything(self, tmp_path, name, monkeypatch):
+        write_run(tmp_path / "runs", "other", updates=[{"ratio_max": 5.0}])
+        write_run(tmp_path / "runs", "odd", updates=[{"ratio_max": 1.0}, {"ratio_max": math.nan}], folder=name)
+        monkeypatch.chdir(tmp_path)
+        before = everything_under(tmp_path)
+        runs = ea.open("runs")
+        expected = [(run_id_of("odd"), 2, 1), (run_id_of("other"), 1, 0)]
+        asked = "SELECT run_id, count(*), count_if(isnan(ratio_max)) FROM ppo_updates GROUP BY 1 ORDER BY 1"
+        assert runs.sql(asked).rows() == expected if name != "..hidden" else runs.sql(asked).rows() == expected[1:]
+        assert runs.query("ratio_exceeded", above=4)["run_id"].to_list() == [run_id_of("other")]
+        assert everything_under(tmp_path) == before
+
+    def test_sql_files_beside_the_runs_are_not_read(self, runs, tmp_path, monkeypatch):
+        for folder in (tmp_path, tmp_path / "runs"):
+            (folder / "real" / "views").mkdir(parents=True)
+            (folder / "real" / "views" / "gaps.sql").write_text("-- One row is a lie.\nSELECT 1 AS lie")
+            (folder / "real" / "evil.sql").write_text("-- Evil.\nSELECT content FROM read_text('/etc/passwd')")
+            (folder / "queries").symlink_to(folder / "real")
+        monkeypatch.chdir(tmp_path)
+        assert "lie" not in runs.sql("SELECT * FROM gaps").columns
+        with pytest.raises(UsageError, match="There is no question 'evil'"):
+            runs.query("evil")
+        with pytest.raises(UsageError, match="There is no question"):
+            runs.query("../runs/queries/evil")
+
+    def test_secrets_that_duckdb_keeps_for_its_user_stay_unseen(self, runs, tmp_path, run_python):
+        store = (
+            "import duckdb\nduckdb.connect().execute(\"CREATE PERSISTENT SECRET s (TYPE http, BEARER_TOKEN 'tok')\")"
+        )
+        code = (
+            f"import os\nos.environ['HOME'] = {str(tmp_path / 'home')!r}\n{store}\n"
+            "import sys, esper_analytics as ea\nruns = ea.open(sys.argv[1])\n"
+            "for query in ('FROM duckdb_secrets()', \"FROM which_secret('http://x', 'http')\"):\n"
+            "    try:\n        print(runs.sql(query))\n"
+            "    except ea.QueryError as error:\n        print('refused', error)\n"
+        )
+        (tmp_path / "home").mkdir()
+        told = run_python(code, str(tmp_path / "runs"))
+        assert told.count("refused") == 2 and "tok" not in told
+
+    def test_a_query_leaves_nothing_behind_for_the_next(self, runs):
+        runs.sql("SELECT setseed(0.5), write_log('x') FROM ppo_updates")
+        assert runs.sql("SELECT count(*) FROM ppo_updates").item() == 2
+        with pytest.raises(QueryError):
+            runs.sql("SELECT * FROM read_text('/etc/passwd')")
+        assert runs.sql("SELECT count(*) FROM ppo_updates").item() == 2
+
+
+class TestTheSameConnection:
+    def test_it_is_asked_again_as_long_as_the_files_are_the_same(self, runs, tmp_path):
+        asked = "SELECT count(*) FROM ppo_updates"
+        assert runs.sql(asked).item() == 2
+        kept = runs._confined
+        assert runs.sql(asked).item() == 2 and runs._confined is kept
+        write_run(tmp_path / "runs", "b", updates=[{}])
+        assert runs.sql(asked).item() == 3 and runs._confined is not kept
+
+    def test_a_new_part_of_a_known_run_is_seen(self, runs):
+        asked = "SELECT count(*) FROM ppo_updates"
+        assert runs.sql(asked).item() == 2
+        rows = complete_rows("ppo_updates", [{"update": 3}], run_id=run_id_of("a"))
+        add_part(runs.folder("a"), "ppo_updates", rows, seq=2)
+        assert runs.sql(asked).item() == 3
+
+    def test_rows_of_a_journal_are_read_anew_each_time(self, runs):
+        asked = "SELECT count(*) FROM ppo_updates"
+        for update in (3, 4):
+            rows = complete_rows("ppo_updates", [{"update": update}], run_id=run_id_of("a"))
+            add_journal(runs.folder("a"), {"ppo_updates": rows}, seq=update)
+            assert runs.sql(asked).item() == update
+
+    def test_several_threads_may_ask_at_once(self, runs):
+        with ThreadPoolExecutor(4) as pool:
+            answers = [*pool.map(lambda n: runs.sql(f"SELECT count(*) + {n} FROM ppo_updates").item(), range(12))]
+        assert answers == [2 + n for n in range(12)]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +419,8 @@ class TestMistakes:
             ),
             (
                 "SELECT * FROM ppo_update",
-                "There is no view ppo_update (line 1, column 15). Did you mean ppo_updates or ppo_updates_all?",
+                "There is no view ppo_update (line 1, column 15). "
+                "Did you mean ppo_updates, ppo_updates_all or esper_updates?",
             ),
             (
                 "SELEC 1",

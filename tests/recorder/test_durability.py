@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,39 +64,87 @@ def committed(told: Path) -> int:
     return int(lines[-1]) if lines else 0
 
 
-def kill_and_check(root: Path, chance: random.Random) -> None:
-    root.mkdir()
+# Forks trainings, with the real Recorder, that each tell when they hand an update over; kills each at its moment.
+KILLS = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+import torch
+from esper_recorder import Recorder
+from esper_recorder.sink import ParquetSink
+
+torch.set_num_threads(1)
+
+def train(root, told, roll_bytes, pause):
+    ParquetSink.__init__.__kwdefaults__["roll_bytes"] = roll_bytes
+    recorder = Recorder(root, total_updates=1_000_000)
+    file = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for update in range(1, 1_000_000):
+        for _ in range(2):
+            recorder.minibatch(log_ratio=0.01 * torch.randn(8), advantages=torch.randn(8), entropy=torch.rand(8))
+        recorder.end_update(step=update)
+        os.write(file, f"{update} {time.monotonic()}\\n".encode())
+        time.sleep(pause)
+
+for seed in map(int, sys.argv[2:]):
+    chance = random.Random(seed)
+    folder = Path(sys.argv[1]) / str(seed)
+    folder.mkdir()
     roll_bytes = chance.choice([1, 5_000, 50_000, 2**25])
-    with training(root, roll_bytes, 1_000_000) as (child, folder, told):
-        assert how_it_ended(folder) == "live"
-        time.sleep(chance.uniform(0.0, 0.6))
-        child.kill()
-        child.wait()
-        sure = committed(told)
+    pause = 0.1 if roll_bytes == 1 else chance.choice([0.005, 0.02, 0.05])  # two fsyncs at every update take their time
+    child = os.fork()
+    if child == 0:
+        train(folder / "runs", folder / "told", roll_bytes, pause)
+        os._exit(1)
+    while not (folder / "told").exists():
+        time.sleep(0.001)
+    time.sleep(chance.uniform(0.0, 2.0))
+    killed = time.monotonic()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    print(seed, killed, flush=True)
+"""
+
+
+def kill_and_check(root: Path, seeds: Sequence[int]) -> None:
+    command = [sys.executable, "-c", KILLS, str(root), *map(str, seeds)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    for line in done.stdout.splitlines():
+        seed, killed = line.split()
+        handed_over = [told.split() for told in (root / seed / "told").read_text().splitlines()]
+        old = [int(update) for update, at in handed_over if float(at) < float(killed) - 1.0]
+        [folder] = (root / seed / "runs").iterdir()
         assert how_it_ended(folder) == "killed"
-        stored = updates_in(folder)
-        assert list_row_files(folder).problems == ()
-        # What the process knew to be committed is there; what came after may be, in order and whole.
-        assert stored == list(range(1, len(stored) + 1))
-        assert len(stored) >= sure
+        files = list_row_files(folder)
+        assert files.problems == ()
+        stored = sorted(row["update"] for row in read_rows(folder, "ppo_updates", files))
+        minibatches = sorted(row["update"] for row in read_rows(folder, "minibatches", files))
+        # What a busy machine made the queue drop is told; nothing else is missing.
+        gaps = read_rows(folder, "gaps", files)
+        dropped = {u for gap in gaps for u in range(gap["first_update"], gap["last_update"] + 1)}
+        assert set(old) <= set(stored) | dropped, f"seed {seed}: rows older than a second are missing"
+        assert len(set(stored)) == len(stored), f"seed {seed}: doubled"
+        assert set(range(1, max(stored, default=0) + 1)) <= set(stored) | dropped, f"seed {seed}: a hole nobody tells"
+        assert minibatches == [update for update in stored for _ in range(2)]
         recover(folder)
-        assert updates_in(folder) == stored
         assert not (folder / "journal").exists()
-        resumed = RunFolder.resume(root / "runs", folder.name)
-        assert (resumed.attempt, resumed.from_update) == (2, len(stored) + 1)
+        assert sorted(row["update"] for row in read_rows(folder, "ppo_updates")) == stored
+        resumed = RunFolder.resume(root / seed / "runs", folder.name)
+        assert (resumed.attempt, resumed.from_update) == (2, max(stored, default=0) + 1)
         resumed.release()
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_killed_at_a_random_moment_every_committed_update_is_there_exactly_once(tmp_path: Path, seed: int) -> None:
-    kill_and_check(tmp_path / "a", random.Random(seed))
+def test_killed_at_five_random_moments_no_row_older_than_a_second_is_missing_and_none_is_doubled(
+    tmp_path: Path,
+) -> None:
+    kill_and_check(tmp_path, range(5))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_killed_at_a_hundred_random_moments_every_committed_update_is_there_exactly_once(tmp_path: Path) -> None:
-    for seed in range(100, 200):
-        kill_and_check(tmp_path / str(seed), random.Random(seed))
+def test_killed_at_a_hundred_random_moments_no_row_older_than_a_second_is_missing_and_none_is_doubled(
+    tmp_path: Path,
+) -> None:
+    kill_and_check(tmp_path, range(100, 200))
 
 
 def test_a_reader_never_misses_or_doubles_an_update_while_the_writer_makes_parts_at_every_commit(
@@ -141,7 +188,7 @@ def test_a_reader_between_any_two_steps_of_the_writer_sees_one_consistent_state(
     from esper_recorder.sink import ParquetSink
 
     case = 0
-    for place in range(5):  # before the 1st .. 5th of the reader's five steps
+    for place in range(6):  # before the 1st .. 6th of the reader's steps; the 6th is taken where parts came meanwhile
         for before in (0, 2):
             for during in (1, 3):
                 for roll_bytes in (1, 4_000, 2**25):
@@ -173,13 +220,13 @@ def test_a_reader_between_any_two_steps_of_the_writer_sees_one_consistent_state(
                         return call
 
                     with monkeypatch.context() as patch:
-                        for name in ("_journals", "_parts", "_read"):
+                        for name in ("journals_in", "parts_in", "_read"):
                             patch.setattr(reading, name, stepping(getattr(reading, name)))
                         files = list_row_files(folder)
                     updates = [row["update"] for row in read_rows(folder, "ppo_updates", files)]
                     minibatches = [row["update"] for row in read_rows(folder, "minibatches", files)]
                     assert updates == list(range(1, len(updates) + 1))
                     assert minibatches == [u for u in updates for _ in range(MINIBATCHES)]
-                    assert before <= len(updates) <= before + during
+                    assert before <= len(updates) <= update
                     sink.close()
-                    assert updates_in(folder) == list(range(1, before + during + 1))
+                    assert updates_in(folder) == list(range(1, update + 1))

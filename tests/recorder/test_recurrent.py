@@ -13,13 +13,15 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from esper_recorder import MemorySink, Recorder
-from esper_recorder.reduce.recurrent import state_statistics
+from esper_recorder.contract.metrics import derive_state
+from esper_recorder.reductions.recurrent import state_statistics
 from esper_recorder.sb3 import RecorderCallback
 
 
 def statistics(state: torch.Tensor) -> dict[str, float]:
     packed = state_statistics(state)
-    return dict(zip(packed.names, packed.values.tolist(), strict=True))
+    row = dict(zip(packed.names, packed.values.tolist(), strict=True))
+    return row | {name: value for name, value in derive_state(row).items() if value is not None}
 
 
 class TestStateStatistics:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper_recorder.contract.histogram import log_ratio_bins, log_ratio_edges
-from esper_recorder.reduce.ratios import histogram_edges, log_ratio_histogram, worst
+from esper_recorder.reductions.ratios import log_ratio_histogram, worst
 from tests.recorder.arrays import number, rows_of_numbers
 
 BINS = log_ratio_bins()
@@ -80,7 +80,7 @@ def test_no_transitions_leave_every_bin_empty():
 def test_rows_have_histograms_of_their_own_and_add_up(given_rows: tuple[dict[str, torch.Tensor], torch.Tensor]):
     fields, mask = given_rows
     x = fields["log_ratio"]
-    counts, nan = log_ratio_histogram(x, mask, histogram_edges(x))
+    counts, nan = log_ratio_histogram(x, mask)
     for row in range(x.shape[0]):
         own, own_nan = log_ratio_histogram(x[row], mask[row])
         assert counts[row].tolist() == own.tolist() and nan[row] == own_nan

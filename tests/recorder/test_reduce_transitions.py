@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from esper_recorder.contract.tables import column_names
-from esper_recorder.reduce.transitions import rollout_statistics, terms, transition_statistics
+from esper_recorder.contract.merge import merge
+from esper_recorder.contract.metrics import derive, derive_update
+from esper_recorder.contract.tables import column_names, columns
+from esper_recorder.reductions.transitions import finite_quantiles, rollout_statistics, terms, transition_statistics
 from tests.recorder.arrays import finite, numbers, rows_of_numbers, same, total, total_sq
 
 FIELDS = ("log_ratio", "advantage", "raw_advantage", "entropy", "entropy_max", "value", "value_target", "old_value")
@@ -274,6 +277,12 @@ class TestRollouts:
             }
         )
         got = dict(zip(packed.names, packed.values.tolist(), strict=True))
+        assert set(got) <= set(column_names("ppo_updates"))
+        quantiles = {name: got.pop(name) for name in list(got) if name[-4:-2] == "_q"}
+        # Of 2, 4, 6: a quarter of the way is half-way from 2 to 4. Of the advantages 1 and -2, residuals 1 and 2.
+        assert [quantiles[f"rollout_return_q{q}"] for q in ("05", "25", "50", "75", "95")] == [2.2, 3, 4, 5, 5.8]
+        assert [quantiles[f"rollout_{x}_q50"] for x in ("value", "advantage", "residual")] == [1.5, -0.5, 1.5]
+        assert len(quantiles) == 4 * 5
         assert got == {
             "rollout_n": 3,
             "rollout_value_n": 2,
@@ -298,7 +307,6 @@ class TestRollouts:
             "rollout_residual_sum_sq": 1.0 + 4.0,
             "rollout_value_return_sum": 2.0 + 8.0,
         }
-        assert set(got) <= set(column_names("ppo_updates"))
 
     @given(rows_of_numbers(("value", "return", "advantage", "reward")))
     def test_against_plain_arithmetic(self, given_rows: tuple[dict[str, Tensor], Tensor]):
@@ -313,3 +321,85 @@ class TestRollouts:
         residual = (fields["return"] - fields["value"]).tolist()
         assert got["rollout_residual_n"] == len(finite(residual))
         assert same(got["rollout_residual_sum_sq"], total_sq(residual))
+
+    def test_what_is_masked_out_takes_no_part(self):
+        x = torch.tensor([1.0, math.nan, 3.0, 100.0])
+        packed = rollout_statistics({"value": x, "return": x}, torch.tensor([1, 0, 1, 0]))
+        got = dict(zip(packed.names, packed.values.tolist(), strict=True))
+        assert (got["rollout_n"], got["rollout_nonfinite"], got["rollout_value_sum"]) == (2, 0, 4.0)
+        assert (got["rollout_value_return_sum"], got["rollout_return_q50"]) == (10.0, 2.0)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_types_are_added_up_without_overflow(self, dtype: torch.dtype):
+        x = torch.full((4,), 40_000.0, dtype=dtype)
+        packed = rollout_statistics({"value": x, "return": -x})
+        got = dict(zip(packed.names, packed.values.tolist(), strict=True))
+        held = float(x[0])
+        assert (got["rollout_value_sum_sq"], got["rollout_residual_sum"]) == (4 * held**2, -8 * held)
+        assert got["rollout_residual_q25"] == -2 * held
+
+
+class TestQuantiles:
+    @given(rows_of_numbers(("x",), most=40))
+    def test_are_numpys_of_the_finite_valid_ones(self, given_rows: tuple[dict[str, Tensor], Tensor]):
+        x, mask = given_rows[0]["x"].to(torch.float64), given_rows[1][0]
+        found = finite_quantiles(x, mask).tolist()
+        for row, ours in zip(x, found, strict=True):
+            of = finite(row[mask].tolist())
+            expected = np.quantile(of, [0.05, 0.25, 0.5, 0.75, 0.95]) if of else [math.nan] * 5
+            size = max(map(abs, of), default=0.0)
+            assert all(same(a, float(b), size) for a, b in zip(ours, expected, strict=True))
+
+
+class TestCorrelation:
+    def of(self, value: list[float], target: list[float]) -> float | None:
+        fields = {"log_ratio": torch.zeros(1, len(value)), "value": torch.tensor([value])}
+        (row,) = statistics(
+            fields | {"value_target": torch.tensor([target])}, torch.ones(1, len(value), dtype=torch.bool)
+        )
+        found: float | None = derive(row)["value_return_correlation"]
+        return found
+
+    def test_by_hand(self):
+        # Deviations -1, 0, 1 and -1, 1, 0: their products add up to 1; 1 / sqrt(2 * 2).
+        assert self.of([1.0, 2.0, 3.0], [5.0, 7.0, 6.0]) == pytest.approx(0.5)
+        assert self.of([1.0, 2.0], [9.0, 5.0]) == pytest.approx(-1.0)
+
+    @pytest.mark.parametrize(
+        ("value", "target"), [([1.0, 1.0], [1.0, 2.0]), ([1.0, math.nan], [1.0, 2.0]), ([1.0, 2.0], [math.inf, 0.0])]
+    )
+    def test_is_nan_where_it_has_no_meaning(self, value: list[float], target: list[float]):
+        found = self.of(value, target)
+        assert found is not None and math.isnan(found)
+
+    def test_of_a_rollout(self):
+        x = torch.tensor([1.0, 2.0, 4.0])
+        packed = rollout_statistics({"value": x, "return": 3 * x + 1})
+        row = dict(zip(packed.names, packed.values.tolist(), strict=True))
+        assert derive_update(row, [])["rollout_value_return_correlation"] == pytest.approx(1.0)
+
+    def test_the_other_new_metrics_by_hand(self):
+        fields = {name: torch.tensor([[1.0, -1.0, 3.0, 5.0]]) for name in ("advantage", "raw_advantage", "value")}
+        (row,) = statistics({"log_ratio": torch.zeros(1, 4), **fields}, torch.ones(1, 4, dtype=torch.bool))
+        found = derive(row)
+        # Mean 2; deviations -1, -3, 1, 3: variance 20 / 4.
+        assert (found["raw_advantage_mean"], found["advantage_positive_share"]) == (2.0, 0.75)
+        assert found["raw_advantage_std"] == found["value_std"] == pytest.approx(math.sqrt(5))
+
+
+@given(rows_of_numbers(FIELDS), st.integers(0, 12))
+@settings(max_examples=40)
+def test_two_groups_merged_by_the_contract_are_the_whole(given_rows: tuple[dict[str, Tensor], Tensor], cut: int):
+    fields, mask = given_rows
+    parts = [
+        statistics({name: x[:, part] for name, x in fields.items()}, mask[:, part])
+        for part in (slice(0, cut), slice(cut, None))
+    ]
+    largest = max((abs(v) for x in fields.values() for v in finite(x.flatten().tolist())), default=0.0)
+    declared = columns("minibatches")
+    for first, second, whole in zip(*parts, statistics(fields, mask), strict=True):
+        merged = merge([c for c in declared if c.name in whole], [first, second])
+        for name in whole:
+            # Sums of products and of losses are of the square of what went in, times a ratio.
+            size = 12 * max(largest, 1.0) * (largest if name in ("value_return_sum", "policy_loss_sum") else 1.0)
+            assert same(merged[name], whole[name], size * max(1.0, whole["ratio_max"])), name

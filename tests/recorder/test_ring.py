@@ -13,22 +13,24 @@ from torch import Tensor
 
 from esper_recorder.contract.merge import merge
 from esper_recorder.contract.tables import columns
-from esper_recorder.reduce.ratios import log_ratio_histogram
-from esper_recorder.reduce.transitions import terms, transition_statistics
-from esper_recorder.ring import EXEMPLARS, MinibatchNotes, MinibatchRing, Piece
+from esper_recorder.reductions.arguments import FieldKey
+from esper_recorder.reductions.minibatches import with_actions
+from esper_recorder.reductions.ratios import EXEMPLARS, log_ratio_histogram
+from esper_recorder.reductions.transitions import terms, transition_statistics
+from esper_recorder.ring import MinibatchNotes, MinibatchRing, Piece
 from tests.recorder.arrays import same
+
+Fields = dict[FieldKey, Tensor]
 
 FIELDS = ("log_ratio", "advantage", "value")
 
 
-def minibatch(
-    n: int, seed: int, names: tuple[str, ...] = FIELDS, dtype: torch.dtype = torch.float32
-) -> dict[str, Tensor]:
+def minibatch(n: int, seed: int, names: tuple[str, ...] = FIELDS, dtype: torch.dtype = torch.float32) -> Fields:
     random = np.random.default_rng(seed)
     return {name: torch.from_numpy(random.normal(size=n)).to(dtype) for name in names}
 
 
-def put(ring: MinibatchRing, fields: dict[str, Tensor], number: int = 1, **more: Any) -> list[Piece]:
+def put(ring: MinibatchRing, fields: Fields, number: int = 1, **more: Any) -> list[Piece]:
     """Append as the recorder does: what does not fit is reduced first."""
     n = len(next(iter(fields.values())))
     notes = MinibatchNotes(number, clip_range=more.pop("clip_range", 0.2))
@@ -48,19 +50,36 @@ def rest(ring: MinibatchRing) -> Piece:
 
 
 def rows(piece: Piece) -> list[dict[str, float]]:
-    return [dict(zip(piece.statistics.names, row, strict=True)) for row in piece.statistics.values.tolist()]
+    joint = piece.reduced[0].statistics
+    return [dict(zip(joint.names, row, strict=True)) for row in joint.values[:, 0].tolist()]
 
 
-def directly(fields: dict[str, Tensor]) -> dict[str, float]:
+def worst(piece: Piece, name: str) -> list[float]:
+    """A field of the worst transitions by the joint ratio, scope after scope."""
+    exemplars = piece.reduced[0].exemplars
+    assert exemplars is not None
+    values: list[float] = exemplars.values[..., exemplars.names.index(name)].flatten().tolist()
+    return values
+
+
+def counts(piece: Piece) -> Tensor:
+    """Histograms of the joint ratio [scopes, bins]."""
+    histogram = piece.reduced[0].histogram
+    assert histogram is not None
+    return histogram[:, 0]
+
+
+def directly(fields: Fields) -> dict[str, float]:
     """The same minibatch reduced on its own, without a ring."""
     n = len(next(iter(fields.values())))
     packed = transition_statistics(
-        terms(fields, valid=torch.ones(n, dtype=torch.bool)), clip_range=torch.tensor(0.2, dtype=torch.float64)
+        terms({str(k): x for k, x in fields.items()}, valid=torch.ones(n, dtype=torch.bool)),
+        clip_range=torch.tensor(0.2, dtype=torch.float64),
     )
     return dict(zip(packed.names, packed.values.tolist(), strict=True))
 
 
-def assert_rows(found: list[dict[str, float]], minibatches: list[dict[str, Tensor]]) -> None:
+def assert_rows(found: list[dict[str, float]], minibatches: list[Fields]) -> None:
     assert len(found) == len(minibatches)
     for row, fields in zip(found, minibatches, strict=True):
         expected = directly(fields)
@@ -107,13 +126,13 @@ class TestGrowth:
         put(ring, minibatch(0, 0))
         piece = rest(ring)
         assert rows(piece)[0]["n"] == 0
-        assert piece.exemplars.values[:, 0].max() < 0, "nothing is worst of nothing"
+        assert max(worst(piece, "severity")) < 0, "nothing is worst of nothing"
 
 
 class TestPadding:
     def test_nothing_of_an_earlier_larger_minibatch_shows(self):
         ring = MinibatchRing()
-        loud = {name: torch.full((9,), 1e6) for name in FIELDS}
+        loud: Fields = {name: torch.full((9,), 1e6) for name in FIELDS}
         put(ring, loud)
         rest(ring)
         given_ = [minibatch(4, 1), minibatch(9, 2), minibatch(2, 3)]
@@ -121,7 +140,7 @@ class TestPadding:
             put(ring, fields)
         piece = rest(ring)
         assert_rows(rows(piece), given_)
-        assert piece.exemplars.values[:, piece.exemplars.names.index("log_ratio")].abs().max() < 1e5
+        assert max(map(abs, worst(piece, "log_ratio"))) < 1e5
 
     def test_a_mask_leaves_transitions_out(self):
         ring = MinibatchRing()
@@ -132,10 +151,6 @@ class TestPadding:
 
 
 class TestExemplars:
-    def column(self, piece: Piece, name: str) -> list[float]:
-        values: list[float] = piece.exemplars.values[:, piece.exemplars.names.index(name)].tolist()
-        return values
-
     def test_index_and_action_stay_with_their_transition(self):
         ring = MinibatchRing()
         for number, n in enumerate((7, 30, 4), 1):  # grows twice on the way
@@ -149,26 +164,29 @@ class TestExemplars:
                 actions=index[:, None] * torch.tensor([1.0, -1.0]),
             )
         piece = rest(ring)
-        assert piece.actions is not None
-        found = self.column(piece, "index")
-        assert self.column(piece, "value") == found
-        assert piece.actions.tolist() == [[i, -i] for i in found]
-        assert [i // 100 - 1 for i in found] == self.column(piece, "position")
+        actions = piece.reduced[0].actions
+        assert actions is not None
+        found = worst(piece, "index")
+        assert worst(piece, "value") == found
+        assert actions[0, 0].tolist() == [[i, -i] for i in found]
+        assert [i // 100 - 1 for i in found] == worst(piece, "position")
         assert len(found) == EXEMPLARS
 
     def test_the_actions_of_an_earlier_update_do_not_come_back(self):
         ring = MinibatchRing()
         put(ring, minibatch(3, 1), index=torch.arange(3), actions=torch.ones(3, 1))
-        assert rest(ring).actions is not None
+        assert rest(ring).reduced[0].actions is not None
         put(ring, minibatch(3, 2))
         piece = rest(ring)
-        assert piece.actions is None and "index" not in piece.exemplars.names
+        exemplars = piece.reduced[0].exemplars
+        assert exemplars is not None and "index" not in exemplars.names
+        assert piece.reduced[0].actions is None
 
     def test_a_minibatch_without_actions_is_reduced_apart_from_those_with(self):
         ring = MinibatchRing()
         put(ring, minibatch(3, 1), actions=torch.ones(3, 1))
         (first,) = put(ring, minibatch(3, 2), 2)
-        assert first.actions is not None and rest(ring).actions is None
+        assert first.reduced[0].actions is not None and rest(ring).reduced[0].actions is None
 
     def test_per_minibatch_each_has_its_own(self):
         ring = MinibatchRing(per_minibatch=True)
@@ -176,12 +194,26 @@ class TestExemplars:
         for number, fields in enumerate(given_, 1):
             put(ring, fields, number)
         piece = rest(ring)
-        valid = [s >= 0 for s in self.column(piece, "severity")]
-        positions = [p for p, v in zip(self.column(piece, "position"), valid, strict=True) if v]
+        valid = [s >= 0 for s in worst(piece, "severity")]
+        positions = [p for p, v in zip(worst(piece, "position"), valid, strict=True) if v]
         assert (positions.count(0), positions.count(1)) == (16, 3)
         for i, fields in enumerate(given_):
             own, _ = log_ratio_histogram(fields["log_ratio"], torch.ones(len(fields["log_ratio"]), dtype=torch.bool))
-            assert piece.histogram[0][i].tolist() == own.tolist()
+            assert counts(piece)[i].tolist() == own.tolist()
+
+    @pytest.mark.parametrize("order", ["time_major", "env_major"])
+    def test_an_action_is_looked_up_in_the_rollout_as_its_index_counts(self, order: str):
+        ring = MinibatchRing()
+        put(ring, minibatch(5, 1), index=torch.tensor([0, 1, 5, -1, 6]))
+        # 3 steps of 2 environments; an action says its step and its environment.
+        actions = torch.stack(torch.meshgrid(torch.arange(3), torch.arange(2), indexing="ij"), dim=-1)
+        piece = rest(ring)
+        (reduced,) = (with_actions(one, actions, order) for one in piece.reduced)
+        assert reduced.actions is not None
+        by_index = dict(zip(worst(piece, "index"), map(repr, reduced.actions[0, 0].tolist()), strict=True))
+        second = "[0.0, 1.0]" if order == "time_major" else "[1.0, 0.0]"
+        unknown = {-1: "[nan, nan]", 6: "[nan, nan]"}
+        assert by_index == {0: "[0.0, 0.0]", 1: second, 5: "[2.0, 1.0]", **unknown}
 
 
 class TestChange:
@@ -211,8 +243,8 @@ class TestChange:
         ring = MinibatchRing()
         put(ring, minibatch(4, 1))
         (first,) = put(ring, minibatch(4, 2), clip_range=None)
-        assert "clip_low_count" in first.statistics.names
-        assert "clip_low_count" not in rest(ring).statistics.names
+        assert "clip_low_count" in first.reduced[0].statistics.names
+        assert "clip_low_count" not in rest(ring).reduced[0].statistics.names
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
     def test_other_types_are_kept_exactly(self, dtype: torch.dtype):
@@ -256,11 +288,11 @@ def test_several_pieces_add_up_to_what_one_piece_says(sizes: list[int], limit: i
     found = [row for piece in pieces for row in rows(piece)]
     assert_rows(found, given_)
     assert [n.minibatch for piece in pieces for n in piece.notes] == [n.minibatch for n in one.notes]
-    statistics = [c for c in columns("minibatches") if c.name in one.statistics.names]
+    statistics = [c for c in columns("minibatches") if c.name in one.reduced[0].statistics.names]
     merged, expected = merge(statistics, found), merge(statistics, rows(one))
     assert all(same(merged[name], expected[name], 1e3) for name in merged)
     if not per_minibatch:
-        assert sum(piece.histogram[0] for piece in pieces).tolist() == one.histogram[0].tolist()  # type: ignore[union-attr]
+        assert sum(map(counts, pieces)).tolist() == counts(one).tolist()  # type: ignore[union-attr]
 
 
 def test_a_small_limit_really_cuts():

@@ -174,7 +174,11 @@ class TestFailures:
         assert how_it_ended(first) == "raised"
         assert recorded.path != first and how_it_ended(recorded.path) == "finished"
 
-    def test_nan_weights_raise_in_the_next_minibatch_and_the_one_before_is_recorded(self, tmp_path: Path):
+    def test_nan_weights_raise_in_the_next_minibatch_and_the_one_before_is_recorded(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        # torch.compile, where another test used it, turns the validation of distributions off for the whole process.
+        monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
         model = ppo(n_epochs=4)
         poisoned: list[int] = []
 

@@ -14,7 +14,7 @@ import esper_recorder.rolling as rolling
 import esper_recorder.sink as sink_module
 from esper_recorder.contract.tables import TABLES, column_names
 from esper_recorder.journal import JournalWriter
-from esper_recorder.reading import JOURNAL_FOLDER, RowFileName, last_update, list_row_files
+from esper_recorder.reading import JOURNAL_FOLDER, PartName, RowFileName, last_update, list_row_files
 from esper_recorder.sink import MemorySink, ParquetSink, RowsLost, Sink
 from tests.recorder.storage import read_rows, update_rows, updates_in
 
@@ -192,7 +192,7 @@ def test_a_killed_runs_torn_journal_is_recovered_up_to_its_last_commit(tmp_path:
     files = list_row_files(tmp_path)
     assert files.bytes_ignored > 0 and files.problems == ()
     assert updates_in(tmp_path) == [1, 2]
-    assert rolling.recover(tmp_path) == 2 * 4
+    assert rolling.recover(tmp_path).rows == 2 * 4
     assert updates_in(tmp_path) == [1, 2]
     assert list_row_files(tmp_path).bytes_ignored == 0
 
@@ -243,9 +243,19 @@ def test_a_part_counts_although_its_journal_was_overwritten_with_something_else(
 
 def test_file_names_read_back_and_others_are_refused() -> None:
     name = RowFileName(12, 3, 1_234_567)
-    assert RowFileName.of_part(name.part) == RowFileName.of_journal(name.journal) == name
-    for odd in ("part-a1-r0-1.parquet.tmp", ".part-a1-r0-000001.parquet.tmp", "a1-r0-000001.journal.damaged", ""):
-        assert RowFileName.of_part(odd) is None
+    assert RowFileName.of_journal(name.journal) == name
+    assert PartName.of(name.part) == PartName(12, 3, 1_234_567, 1_234_567)
+    merged = PartName(1, 0, 3, 12)
+    assert merged.file == "part-a1-r0-000003-000012.parquet"
+    assert PartName.of(merged.file) == merged
+    for odd in (
+        "part-a1-r0-1.parquet.tmp",
+        ".part-a1-r0-000001.parquet.tmp",
+        "a1-r0-000001.journal.damaged",
+        "part-a1-r0-000002-000001.parquet",
+        "",
+    ):
+        assert PartName.of(odd) is None
         assert RowFileName.of_journal(odd) is None
 
 
@@ -259,7 +269,7 @@ def test_on_a_full_disk_updates_are_refused_whole_and_taken_again_once_there_is_
     run = small_disk / "run"
     run.mkdir()
     ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(900_000))
+    ballast.write_bytes(bytes(1_000_000))
     sink = ParquetSink(run)
     taken = []
     for update in range(1, 200):

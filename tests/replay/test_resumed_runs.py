@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import esper_analytics as ea
+from esper_recorder.escalation import Escalation
+from esper_recorder.levels import Level
 from esper_recorder.watch import Watcher
 from tests.builders import write_run
 from tests.replay.random_cases import Case, cases
@@ -28,8 +30,8 @@ def check(case: Case, split: float) -> None:
     again = [(begins - second[0][0] + number, tables) for number, tables in second]
     with tempfile.TemporaryDirectory() as root:
         path = write_run(Path(root), tables=_rows(first, 1), manifest=_manifest(begins))
-        watcher = Watcher(case.rules)
-        watcher.catch_up(path, {1: 1, 2: begins})
+        watcher = Watcher(case.rules, Escalation(Level.NORMAL, None, 1))
+        watcher.catch_up(path, 0, {1: 1, 2: begins})
         raised = [alarm for number, tables in again for alarm in _alarms(watcher, number, tables)]
     with tempfile.TemporaryDirectory() as root:
         both = {table: [*rows, *_rows(again, 2)[table]] for table, rows in _rows(first, 1).items()}

@@ -46,6 +46,13 @@ class Arithmetic(Protocol):
         """a / b; NaN where b is not above `least`: the quotient has no meaning."""
 
 
+class UpdateArithmetic(Arithmetic, Protocol):
+    """What the formulas of a whole update compute with besides."""
+
+    def choose(self, known: Any, then: Any, otherwise: Any) -> Any:
+        """`then` where `known` was measured, `otherwise` where it is NULL."""
+
+
 class Scalars:
     """Arithmetic of plain numbers and None."""
 
@@ -67,6 +74,9 @@ class Scalars:
         if a is None or b is None or least is None:
             return None
         return a / b if b > least else math.nan
+
+    def choose(self, known: Any, then: Any, otherwise: Any) -> Any:
+        return otherwise if known is None else then
 
 
 _SCALARS = Scalars()
@@ -118,6 +128,29 @@ def explained_variance(
     return o.subtract(1.0, o.ratio(residual, spread, rounding))
 
 
+def correlation(
+    x: tuple[Any, Any, Any], y: tuple[Any, Any, Any], product_sum: Any, n: Any, o: Arithmetic = _SCALARS
+) -> Any:
+    """Pearson's correlation of two quantities over the same n transitions.
+
+    NaN where one holds a value that is not finite (the sums are then not over the same transitions), or does not vary
+    by more than the rounding of its sums.
+
+    Args:
+        x, y: (sum, sum of squares, count) of the finite values.
+        product_sum: sum of x * y.
+    """
+    (x_sum, x_sum_sq, x_n), (y_sum, y_sum_sq, y_n) = x, y
+    spread = tuple(_variance(total, total_sq, count, o, n) for total, total_sq, count in (x, y))
+    covariance = o.subtract(o.divide(product_sum, n), o.multiply(o.divide(x_sum, x_n, n), o.divide(y_sum, y_n, n)))
+    result = o.divide(covariance, o.multiply(o.root(spread[0]), o.root(spread[1])), n)
+    for variance, total_sq, count in ((spread[0], x_sum_sq, x_n), (spread[1], y_sum_sq, y_n)):
+        rounding = o.multiply(_ROUNDING, o.divide(total_sq, count, n))
+        result = o.multiply(result, o.ratio(variance, variance, rounding))  # times 1, or NaN
+    missing = o.subtract(o.subtract(n, x_n), o.subtract(y_n, n))
+    return o.ratio(result, o.divide(n, n), missing)
+
+
 def is_finite(value: float | None) -> bool:
     """Whether a value was measured and is neither NaN nor infinite."""
     return value is not None and math.isfinite(value)
@@ -153,6 +186,7 @@ def derive(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
     ratio_n = o.subtract(n, get("ratio_nonfinite"))
     advantage_n = _finite_count(row, "advantage", o)
     return_n = _finite_count(row, "return", o)
+    value_n = _finite_count(row, "value", o)
     residual_n = get("residual_n")
     clipped_in = o.subtract(o.subtract(n, get("clip_low_count")), get("clip_high_count"))
     k3 = mean(get("k3_sum"), _k3_count(row, o), o, of=n)
@@ -175,7 +209,7 @@ def derive(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
         "advantage_std": std(get("advantage_sum"), get("advantage_sum_sq"), advantage_n, o, of=n),
         "return_mean": mean(get("return_sum"), return_n, o, of=n),
         "return_std": std(get("return_sum"), get("return_sum_sq"), return_n, o, of=n),
-        "value_mean": mean(get("value_sum"), _finite_count(row, "value", o), o, of=n),
+        "value_mean": mean(get("value_sum"), value_n, o, of=n),
         "residual_mean": mean(get("residual_sum"), residual_n, o, of=n),
         "residual_rms": root_mean_square(get("residual_sum_sq"), residual_n, o, of=n),
         "explained_variance": explained_variance(
@@ -188,7 +222,44 @@ def derive(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
             o,
             of=n,
         ),
+        "advantage_positive_share": o.divide(get("advantage_positive_count"), o.subtract(n, get("advantage_nan")), n),
+        "raw_advantage_mean": mean(get("raw_advantage_sum"), get("raw_advantage_n"), o, of=n),
+        "raw_advantage_std": std(
+            get("raw_advantage_sum"), get("raw_advantage_sum_sq"), get("raw_advantage_n"), o, of=n
+        ),
+        "value_std": std(get("value_sum"), get("value_sum_sq"), value_n, o, of=n),
+        "value_return_correlation": correlation(
+            (get("value_sum"), get("value_sum_sq"), value_n),
+            (get("return_sum"), get("return_sum_sq"), return_n),
+            get("value_return_sum"),
+            n,
+            o,
+        ),
     }
+
+
+def derive_head(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
+    """The metrics of one action head (`heads`) from its counts and sums; `transition_n` counts all transitions."""
+    every, chosen = row.get("transition_n"), row.get("entropy_normalized_sum")
+    finite = every
+    for kind in ("nan", "posinf", "neginf"):
+        finite = o.subtract(finite, row.get(f"entropy_{kind}"))
+    derived = derive(row, o)
+    return {name: derived[name] for name in _HEAD_METRICS} | {
+        "learnable_fraction": o.divide(row.get("learnable_count"), every),
+        "entropy_normalized_all": mean(chosen, finite, o, of=every),
+    }
+
+
+_HEAD_METRICS = (
+    "approx_kl_k1",
+    "approx_kl_k3",
+    "clip_fraction",
+    "ratio_mean",
+    "ratio_std",
+    "entropy",
+    "entropy_normalized",
+)
 
 
 def derive_update(row: Row, minibatches: Sequence[Row], definition: str = "pooled") -> dict[str, float | None]:
@@ -203,34 +274,56 @@ def derive_update(row: Row, minibatches: Sequence[Row], definition: str = "poole
     Raises:
         KeyError: the definition is not known.
     """
-    by_definition = DEFINITIONS[definition]
-    result = derive(row)
-    norms_n = _SCALARS.subtract(row.get("grad_norm_n"), row.get("grad_norm_nonfinite"))
-    result["grad_norm"] = mean(row.get("grad_norm_sum"), norms_n, of=row.get("grad_norm_n"))
-    n = row.get("rollout_n")
-    returns = (row.get("rollout_return_sum"), row.get("rollout_return_sum_sq"), row.get("rollout_return_n"))
-    result["rollout_return_std"] = std(*returns, of=n)
-    if row.get("rollout_residual_n") is not None:
-        result["explained_variance"] = explained_variance(
-            row.get("rollout_residual_sum"),
-            row.get("rollout_residual_sum_sq"),
-            row.get("rollout_residual_n"),
-            *returns,
-            of=n,
-        )
-    return result | by_definition(row, minibatches)
+    return derive_pooled(row) | DEFINITIONS[definition](row, minibatches)
 
 
-def derive_layer(row: Row) -> dict[str, float | None]:
+def derive_pooled(row: Row, o: UpdateArithmetic = _SCALARS) -> dict[str, Any]:
+    """The metrics of one PPO update over all its transitions, whatever the minibatches.
+
+    Args:
+        row: the update's merged counts and sums, those of its rollout and gradient norms included.
+        o: the arithmetic of the row's values.
+    """
+    get = row.get
+    result = derive(row, o)
+    norms_n = o.subtract(get("grad_norm_n"), get("grad_norm_nonfinite"))
+    result["grad_norm"] = mean(get("grad_norm_sum"), norms_n, o, of=get("grad_norm_n"))
+    n = get("rollout_n")
+    returns = (get("rollout_return_sum"), get("rollout_return_sum_sq"), get("rollout_return_n"))
+    result["rollout_return_std"] = std(*returns, o, of=n)
+    values = (get("rollout_value_sum"), get("rollout_value_sum_sq"), get("rollout_value_n"))
+    result["rollout_value_return_correlation"] = correlation(values, returns, get("rollout_value_return_sum"), n, o)
+    residuals = (get("rollout_residual_sum"), get("rollout_residual_sum_sq"), get("rollout_residual_n"))
+    of_rollout = explained_variance(*residuals, *returns, o, of=n)
+    result["explained_variance"] = o.choose(get("rollout_residual_n"), of_rollout, result["explained_variance"])
+    return result
+
+
+def derive_layer(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
     """The metrics of one parameter tensor's gradient (`gradient_layers`)."""
     get = row.get
     n = get("n")
-    finite = _finite_count(row, "grad", _SCALARS)
+    finite = _finite_count(row, "grad", o)
+    some = o.divide(finite, finite, n)  # 1; NaN where no element is finite
     return {
-        "grad_norm": math.nan if finite == 0 and n else _SCALARS.root(get("grad_sum_sq")),
-        "grad_mean": mean(get("grad_sum"), finite, of=n),
-        "grad_std": std(get("grad_sum"), get("grad_sum_sq"), finite, of=n),
-        "weight_norm": _SCALARS.root(get("weight_sum_sq")),
+        "grad_norm": o.multiply(o.root(get("grad_sum_sq")), some),
+        "grad_mean": mean(get("grad_sum"), finite, o, of=n),
+        "grad_std": std(get("grad_sum"), get("grad_sum_sq"), finite, o, of=n),
+        "weight_norm": o.root(get("weight_sum_sq")),
+        "step_norm": o.root(get("step_sum_sq")),
+    }
+
+
+def derive_state(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
+    """The metrics of a recurrent state (`recurrent_state`)."""
+    get = row.get
+    n = get("n")
+    finite = o.subtract(o.subtract(n, get("nan_count")), get("inf_count"))
+    some = o.divide(finite, finite, n)  # 1; NaN where no element is finite
+    return {
+        "rms": root_mean_square(get("sum_sq"), finite, o, of=n),
+        "env_rms_mean": mean(get("env_rms_sum"), get("env_n"), o, of=n),
+        "l2_norm": o.multiply(o.root(get("sum_sq")), some),
     }
 
 

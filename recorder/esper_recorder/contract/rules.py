@@ -14,7 +14,7 @@ from typing import Any
 from esper_recorder.contract import rule_values, rules_file
 from esper_recorder.contract.rule import Rule, RuleError, Severity, near
 from esper_recorder.contract.rules_file import Content
-from esper_recorder.contract.signals import UPDATE_TABLE
+from esper_recorder.contract.signals import HELD_BACK, UPDATE_TABLE
 from esper_recorder.contract.toml_text import to_toml
 
 __all__ = ["Rule", "RuleError", "RuleSet", "Severity", "load_file", "load_profile", "profiles"]
@@ -73,6 +73,8 @@ class RuleSet:
         for rule in self.rules:
             for signal in rule.signals:
                 needed[signal.table] = needed.get(signal.table, frozenset()) | signal.columns
+        if "minibatches" in needed:
+            needed["minibatches"] |= {HELD_BACK}
         return needed
 
     def phase(self, progress: float | None) -> str | None:

@@ -52,6 +52,10 @@ class Reason(StrEnum):
 
 Reading = float | Reason
 
+HELD_BACK: Final = "held_back"
+"""Column of `minibatches`: true where the row was stored after the rules had judged its update without it. Nobody who
+judges the update again looks at it."""
+
 ORDER_COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "minibatches": ("minibatch",),
     "ratio_histograms": ("minibatch",),

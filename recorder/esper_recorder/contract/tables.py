@@ -40,6 +40,14 @@ class Reducer(StrEnum):
     DERIVED = "derived"  # computed anew from the merged sums, by `metrics`
 
 
+class AcrossRanks(StrEnum):
+    """What the views make of the rows that the ranks of a distributed trainer recorded under one key."""
+
+    MERGED = "merged"  # one row, by the reducers: each rank saw transitions of its own
+    REPLICAS = "replicas"  # the lowest rank's row: each rank holds a copy of the same thing
+    APART = "apart"  # a row each: each rank's are of something else
+
+
 _TYPES: dict[Any, str] = {
     int: "int64",
     float: "float64",
@@ -89,6 +97,9 @@ _max = functools.partial(_column, reducer=Reducer.MAX, unit="1")
 _first = functools.partial(_column, reducer=Reducer.FIRST)
 _last = functools.partial(_column, reducer=Reducer.LAST)
 _derived = functools.partial(_column, reducer=Reducer.DERIVED, unit="1", null="its sums were not measured")
+_quantile = functools.partial(
+    _column, reducer=Reducer.LAST, unit="1", null="the rollout was not recorded, or holds nothing finite", since=2
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,17 +109,20 @@ class Row:
     table: ClassVar[str]
     row: ClassVar[str]
     """What one row is, as the end of the sentence "One row is ..."."""
+    across_ranks: ClassVar[AcrossRanks] = AcrossRanks.APART
 
     run_id: str | None = _key("the run: name, start and random characters, unique")
     attempt: int | None = _key("1 for a fresh run; a resumed run opens the next one", unit="1")
     rank: int | None = _key("process of a distributed trainer, 0 for a single process", unit="1")
     update: int | None = _key("PPO update the row belongs to, counted from 1 as the trainer made them", unit="1")
     time: datetime | None = _last(
-        "wall clock, UTC, when the recorder took the row (of an imported run: when its trainer did)",
-        null="the run was imported, and its trainer did not tell",
+        "wall clock, UTC, when the recorder took the row (of an imported run or Esper's events: when the trainer did)",
+        null="the run was imported or told in events, and its trainer did not tell",
     )
     elapsed_s: float | None = _last(
-        "monotonic time since this attempt began", unit="s", null="the run was imported, and its trainer did not tell"
+        "monotonic time since this attempt began",
+        unit="s",
+        null="the run was imported or told in events, and its trainer did not tell",
     )
 
 
@@ -238,6 +252,17 @@ class _Statistics(_ValueStatistics):
     explained_variance: float | None = _derived(
         "1 - var(return - value) / var(return); NaN where the returns do not vary"
     )
+    advantage_positive_share: float | None = _derived(
+        "share of the advantages that are numbers (as the loss used them) above zero", since=2
+    )
+    raw_advantage_mean: float | None = _derived("mean advantage before normalisation", since=2)
+    raw_advantage_std: float | None = _derived(
+        "population standard deviation of the advantages before normalisation", since=2
+    )
+    value_std: float | None = _derived("population standard deviation of the value predictions", since=2)
+    value_return_correlation: float | None = _derived(
+        "correlation of value and return; NaN where one does not vary or holds what is not finite", since=2
+    )
     nonfinite_count: int | None = _count(
         "NaN and infinite values met: log ratios, advantages, values, returns, entropies, gradient norms"
     )
@@ -247,11 +272,17 @@ class _Statistics(_ValueStatistics):
 class PpoUpdate(_Statistics):
     table: ClassVar[str] = "ppo_updates"
     row: ClassVar[str] = "one PPO update: all epochs over one rollout"
+    across_ranks: ClassVar[AcrossRanks] = AcrossRanks.MERGED
 
     definition: str | None = _first(
         "whose definition the metrics follow: pooled (over all evaluated transitions), sb3, or, where a run was "
         "imported, that of the library that logged it (cleanrl, rsl_rl, torchrl, esper)",
         null="never",
+    )
+    level: str | None = _first(
+        "how much was recorded of the update: `minimal`, `normal` or `debug`; an alarm raises it for some updates",
+        null="recorded by a version that did not tell, or imported",
+        since=2,
     )
     step: int | None = _last("environment steps taken when the update ended", unit="steps")
     progress: float | None = _last(
@@ -309,6 +340,30 @@ class PpoUpdate(_Statistics):
     rollout_reward_min: float | None = _min("smallest reward of the rollout")
     rollout_reward_max: float | None = _max("largest reward of the rollout")
     rollout_return_std: float | None = _derived("population standard deviation of the rollout's returns")
+    rollout_value_return_correlation: float | None = _derived(
+        "correlation of value and return over the rollout; NaN where one does not vary or holds what is not finite",
+        since=2,
+    )
+    rollout_advantage_q05: float | None = _quantile("5 % quantile of the rollout's finite advantages, not normalised")
+    rollout_advantage_q25: float | None = _quantile("25 % quantile of the rollout's finite advantages, not normalised")
+    rollout_advantage_q50: float | None = _quantile("50 % quantile of the rollout's finite advantages, not normalised")
+    rollout_advantage_q75: float | None = _quantile("75 % quantile of the rollout's finite advantages, not normalised")
+    rollout_advantage_q95: float | None = _quantile("95 % quantile of the rollout's finite advantages, not normalised")
+    rollout_return_q05: float | None = _quantile("5 % quantile of the rollout's finite returns")
+    rollout_return_q25: float | None = _quantile("25 % quantile of the rollout's finite returns")
+    rollout_return_q50: float | None = _quantile("50 % quantile of the rollout's finite returns")
+    rollout_return_q75: float | None = _quantile("75 % quantile of the rollout's finite returns")
+    rollout_return_q95: float | None = _quantile("95 % quantile of the rollout's finite returns")
+    rollout_value_q05: float | None = _quantile("5 % quantile of the rollout's finite value predictions")
+    rollout_value_q25: float | None = _quantile("25 % quantile of the rollout's finite value predictions")
+    rollout_value_q50: float | None = _quantile("50 % quantile of the rollout's finite value predictions")
+    rollout_value_q75: float | None = _quantile("75 % quantile of the rollout's finite value predictions")
+    rollout_value_q95: float | None = _quantile("95 % quantile of the rollout's finite value predictions")
+    rollout_residual_q05: float | None = _quantile("5 % quantile of the rollout's finite return - value")
+    rollout_residual_q25: float | None = _quantile("25 % quantile of the rollout's finite return - value")
+    rollout_residual_q50: float | None = _quantile("50 % quantile of the rollout's finite return - value")
+    rollout_residual_q75: float | None = _quantile("75 % quantile of the rollout's finite return - value")
+    rollout_residual_q95: float | None = _quantile("95 % quantile of the rollout's finite return - value")
     nonfinite_fields: list[str] | None = _column(
         "names of the trainer's own scalars that were NaN or infinite; empty where all were finite",
         Reducer.FIRST,
@@ -335,10 +390,16 @@ class PpoUpdate(_Statistics):
 class Minibatch(_Statistics):
     table: ClassVar[str] = "minibatches"
     row: ClassVar[str] = "one minibatch the trainer evaluated"
+    across_ranks: ClassVar[AcrossRanks] = AcrossRanks.MERGED
 
     epoch: int | None = _key("epoch of the update", unit="1", null="the trainer did not tell")
     minibatch: int | None = _key("minibatch, counted over the whole update", unit="1")
     stepped: bool | None = _last("the optimizer stepped on it (no: early stop, or a skipped step)")
+    held_back: bool | None = _first(
+        "level `minimal` held the row back, and an alarm had it stored later: no rule, live or replayed, looks at it",
+        null="the row was stored with its update",
+        since=2,
+    )
     learning_rate: float | None = _last("learning rate of the first parameter group", unit="1")
     clip_range: float | None = _last("clip range of the ratio", unit="1")
     value_clip_range: float | None = _last(
@@ -351,6 +412,7 @@ class Minibatch(_Statistics):
 class RatioHistogram(Row):
     table: ClassVar[str] = "ratio_histograms"
     row: ClassVar[str] = "one histogram of log ratios: of an update, or (level DEBUG) of one of its minibatches"
+    across_ranks: ClassVar[AcrossRanks] = AcrossRanks.MERGED
 
     epoch: int | None = _key("epoch", unit="1", null="the histogram is of the whole update")
     minibatch: int | None = _key(
@@ -391,9 +453,47 @@ class RatioExemplar(Row):
 class Head(Row):
     table: ClassVar[str] = "heads"
     row: ClassVar[str] = "one action head of a policy with several, in one update"
+    across_ranks: ClassVar[AcrossRanks] = AcrossRanks.MERGED
 
     head: str | None = _key("action head")
     n: int | None = _count("transitions counted for the head")
+    transition_n: int | None = _count(
+        "transitions of the update, whether the head's choice mattered or not (padding masked out)", since=2
+    )
+    learnable_count: int | None = _count(
+        "of them, those from which the head could learn: not masked out, and with more than one valid action",
+        null="not measured: neither a mask nor the number of valid actions was told",
+        since=2,
+    )
+    log_ratio_nan: int | None = _count("log ratios of the head that were NaN", since=2)
+    log_ratio_posinf: int | None = _count("log ratios that were +infinity", since=2)
+    log_ratio_neginf: int | None = _count("log ratios that were -infinity", since=2)
+    log_ratio_sum: float | None = _sum("sum of the head's log ratios", unit="nats", since=2)
+    log_ratio_sum_sq: float | None = _sum("sum of their squares", unit="nats^2", since=2)
+    log_ratio_min: float | None = _min("smallest log ratio that is a number", unit="nats", since=2)
+    log_ratio_max: float | None = _max("largest log ratio that is a number", unit="nats", since=2)
+    ratio_nonfinite: int | None = _count("ratios that were NaN or infinite", since=2)
+    ratio_sum: float | None = _sum("sum of the head's ratios", since=2)
+    ratio_sum_sq: float | None = _sum("sum of their squares", since=2)
+    k1_sum: float | None = _sum("sum of -log_ratio, the k1 estimator of KL(old, new)", unit="nats", since=2)
+    k3_sum: float | None = _sum("sum of (ratio - 1) - log_ratio, the k3 estimator", unit="nats", since=2)
+    clip_low_count: int | None = _count("transitions with |ratio - 1| > clip_range and ratio < 1", since=2)
+    clip_high_count: int | None = _count("transitions with |ratio - 1| > clip_range and ratio > 1", since=2)
+    clip_low_active_count: int | None = _count("of clip_low_count, those with a negative advantage", since=2)
+    clip_high_active_count: int | None = _count("of clip_high_count, those with a positive advantage", since=2)
+    entropy_nan: int | None = _count("entropies of the head that were NaN", since=2)
+    entropy_posinf: int | None = _count("entropies that were +infinity", since=2)
+    entropy_neginf: int | None = _count("entropies that were -infinity", since=2)
+    entropy_sum: float | None = _sum("sum of the head's entropies", unit="nats", since=2)
+    entropy_normalized_n: int | None = _count(
+        "transitions where the head had a choice and its entropy is finite", since=2
+    )
+    entropy_normalized_sum: float | None = _sum("sum over those of entropy / log(number of valid actions)", since=2)
+    approx_kl_k1: float | None = _derived("k1_sum over the finite log ratios", unit="nats", since=2)
+    approx_kl_k3: float | None = _derived("k3_sum over the finite ratios", unit="nats", since=2)
+    ratio_mean: float | None = _derived("mean of the finite ratios", since=2)
+    ratio_std: float | None = _derived("population standard deviation of the finite ratios", since=2)
+    entropy: float | None = _derived("mean of the finite entropies", unit="nats", since=2)
     learnable_fraction: float | None = _derived(
         "share of the transitions from which the head could learn: it had a choice, and the choice mattered",
         null="not measured",
@@ -420,6 +520,7 @@ class Head(Row):
 class RecurrentState(Row):
     table: ClassVar[str] = "recurrent_state"
     row: ClassVar[str] = "one kind of state of one recurrent layer, in one update"
+    across_ranks: ClassVar[AcrossRanks] = AcrossRanks.MERGED
 
     layer: str | None = _key(
         "recurrent layer; `rollout_` before its name where the state was met while collecting, none where in training"
@@ -429,11 +530,15 @@ class RecurrentState(Row):
     nan_count: int | None = _count("elements that were NaN")
     inf_count: int | None = _count("elements that were infinite")
     sum_sq: float | None = _sum("sum of squares of the finite elements")
-    rms: float | None = _last("root mean square over all elements", unit="1")
-    env_rms_mean: float | None = _last("root mean square of each environment's state, their mean", unit="1")
-    env_rms_max: float | None = _last("the largest of them", unit="1")
+    rms: float | None = _derived("root mean square over all elements", null="not measured")
+    env_n: int | None = _count("environments whose state has a finite element", since=2)
+    env_rms_sum: float | None = _sum("sum over those of the root mean square of the environment's state", since=2)
+    env_rms_mean: float | None = _derived(
+        "root mean square of each environment's state, their mean", null="not measured"
+    )
+    env_rms_max: float | None = _max("the largest of them")
     abs_max: float | None = _max("largest absolute element")
-    l2_norm: float | None = _last("L2 norm over all elements; grows with their number", unit="1")
+    l2_norm: float | None = _derived("L2 norm over all elements; grows with their number", null="not measured")
     nan_found: bool | None = _last("a NaN was met in the state")
     inf_found: bool | None = _last("an infinity was met in the state")
 
@@ -442,6 +547,7 @@ class RecurrentState(Row):
 class GradientLayer(Row):
     table: ClassVar[str] = "gradient_layers"
     row: ClassVar[str] = "one parameter tensor's gradient at one optimizer step (at NORMAL the update's last)"
+    across_ranks: ClassVar[AcrossRanks] = AcrossRanks.REPLICAS
 
     epoch: int | None = _key("epoch of the step", unit="1", null="the trainer did not tell")
     minibatch: int | None = _key("minibatch of the step, counted over the whole update", unit="1")
@@ -466,10 +572,20 @@ class GradientLayer(Row):
         null="no gradient",
     )
     weight_sum_sq: float | None = _sum("sum of squares of the finite weights")
+    step_sum_sq: float | None = _sum(
+        "sum of squares of what the optimizer's step changed in the weights, finite changes alone",
+        null="no step was seen, or the weights are larger than what the recorder keeps a copy of",
+        since=2,
+    )
     grad_norm: float | None = _derived("L2 norm of the finite elements", null="no gradient")
     grad_mean: float | None = _derived("mean of the finite elements", null="no gradient")
     grad_std: float | None = _derived("population standard deviation of the finite elements", null="no gradient")
     weight_norm: float | None = _derived("L2 norm of the finite weights")
+    step_norm: float | None = _derived(
+        "L2 norm of what the optimizer's step changed in the weights, finite changes alone",
+        null="no step was seen, or the weights are larger than what the recorder keeps a copy of",
+        since=2,
+    )
 
 
 _NO_NETWORK = "not measured; the environment trains no network"
@@ -539,7 +655,7 @@ class Gap(Row):
 _detail = functools.partial(_column, reducer=Reducer.FIRST, null="not told", since=2)
 _line_key = functools.partial(
     _column,
-    "line of the source the event stood in, counted from 1",
+    "line of the source the event stood in, or which of the events told it is, counted from 1",
     Reducer.KEY,
     unit="1",
     null="never",
@@ -1006,7 +1122,7 @@ class Scalar(Row):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event(Row):
     table: ClassVar[str] = "events"
-    row: ClassVar[str] = "one event of an imported run: its envelope; what it says is in the other tables"
+    row: ClassVar[str] = "one event of Esper's trainer: its envelope; what it says is in the other tables"
 
     line: int | None = _line_key()
     event_type: str | None = _detail("what kind of event, as the trainer names it", null="never")

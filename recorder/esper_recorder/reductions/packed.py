@@ -71,6 +71,16 @@ def count_nonfinite(into: Collector, name: str, x: Tensor, valid: Tensor) -> Non
     into.add(f"{name}_neginf", count(valid & (x == -torch.inf)))
 
 
+def exponent(x: Tensor) -> Tensor:
+    """floor(log2 |x|), read from the bits of float32 or float64; less than any normal number's for zero and subnormals.
+
+    Infinities and NaN have 128 (float64: 1024).
+    """
+    if x.dtype == torch.float64:
+        return ((x.view(torch.int64) >> 52) & 0x7FF) - 1023
+    return ((x.view(torch.int32) >> 23) & 0xFF) - 127
+
+
 def from_host(values: Sequence[float | bool | int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A small host list as a tensor on the device, without waiting for the device."""
     tensor = torch.tensor(values, dtype=dtype, device="cpu")  # whatever the trainer's default device is

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from esper_recorder.reduce.packed import (
+from esper_recorder.reductions.packed import (
     Collector,
     Packed,
     count,
@@ -38,14 +38,14 @@ class Terms:
     """
 
     valid: Tensor
-    log_ratio: Tensor
-    advantage: Tensor | None
-    raw_advantage: Tensor | None
-    entropy: Tensor | None
-    entropy_max: Tensor | None
-    value: Tensor | None
-    target: Tensor | None
-    old_value: Tensor | None
+    log_ratio: Tensor | None
+    advantage: Tensor | None = None
+    raw_advantage: Tensor | None = None
+    entropy: Tensor | None = None
+    entropy_max: Tensor | None = None
+    value: Tensor | None = None
+    target: Tensor | None = None
+    old_value: Tensor | None = None
 
 
 def terms(fields: Mapping[str, Tensor], *, valid: Tensor, normalize: Tensor | None = None) -> Terms:
@@ -60,12 +60,10 @@ def terms(fields: Mapping[str, Tensor], *, valid: Tensor, normalize: Tensor | No
             is not given.
     """
     get = {name: wide_enough(x) for name, x in fields.items()}.get
-    new, old, raw = get("new_log_prob"), get("old_log_prob"), get("raw_advantage")
-    log_ratio = get("log_ratio")
+    raw = get("raw_advantage")
+    log_ratio = log_ratio_of(fields)
     if log_ratio is None:
-        if new is None or old is None:
-            raise ValueError("a minibatch needs log_ratio, or new_log_probs and old_log_probs")
-        log_ratio = new - old
+        raise ValueError("a minibatch needs log_ratio, or new_log_probs and old_log_probs")
     advantage = get("advantage")
     if advantage is None and raw is not None:
         advantage = raw if normalize is None else torch.where(normalize[..., None], _normalized(raw, valid), raw)
@@ -80,6 +78,60 @@ def terms(fields: Mapping[str, Tensor], *, valid: Tensor, normalize: Tensor | No
         target=get("value_target"),
         old_value=get("old_value"),
     )
+
+
+def head_terms(fields: Mapping[str, Tensor], *, valid: Tensor, advantage: Tensor | None) -> Terms:
+    """The terms of action heads.
+
+    Args:
+        fields: tensors of shape [..., heads, n] by name: `log_ratio`, or `new_log_prob` and `old_log_prob`;
+            `entropy`, `entropy_max`; `mask`, 0 or False where the head's choice did not matter.
+        valid: bool [..., 1, n], False on padding.
+        advantage: [..., 1, n], as the loss used it.
+    """
+    mask = fields.get("mask")
+    of_all = next(iter(fields.values()))
+    entropy, bound = fields.get("entropy"), fields.get("entropy_max")
+    return Terms(
+        valid=(valid if mask is None else valid & (mask != 0)).expand_as(of_all),
+        log_ratio=log_ratio_of(fields),
+        advantage=advantage,
+        entropy=None if entropy is None else wide_enough(entropy),
+        entropy_max=None if bound is None else wide_enough(bound),
+    )
+
+
+def log_ratio_of(fields: Mapping[str, Tensor]) -> Tensor | None:
+    """New minus old log-probability, nats, at least float32; None where it cannot be told."""
+    if "log_ratio" in fields:
+        return wide_enough(fields["log_ratio"])
+    if "new_log_prob" in fields and "old_log_prob" in fields:
+        return wide_enough(fields["new_log_prob"]) - wide_enough(fields["old_log_prob"])
+    return None
+
+
+def head_statistics(t: Terms, *, every: Tensor, has_mask: bool, clip_range: Tensor | None = None) -> Packed:
+    """Counts and sums of action heads over the last dimension, named as in the table `heads`.
+
+    Args:
+        t: `head_terms`, of shape [..., heads, n].
+        every: bool [..., 1, n], False on padding: what the share of learnable transitions is of.
+        has_mask: a mask told where the head's choice mattered.
+        clip_range: float64 [..., 1], see `transition_statistics`.
+    """
+    out = Collector()
+    out.add("n", count(t.valid))
+    out.add("transition_n", count(every.expand_as(t.valid)))
+    if has_mask or t.entropy_max is not None:
+        out.add("learnable_count", count(t.valid if t.entropy_max is None else t.valid & (t.entropy_max > 0)))
+    if t.log_ratio is not None:
+        ratio = torch.exp(t.log_ratio)
+        _ratio_statistics(out, t.log_ratio, ratio, t.valid)
+        if clip_range is not None:
+            _clip_counts(out, ratio, t.advantage, t.valid, clip_range[..., None])
+    if t.entropy is not None:
+        _entropy_statistics(out, t.entropy, t.entropy_max, t.valid)
+    return out.pack()
 
 
 def transition_statistics(
@@ -98,6 +150,7 @@ def transition_statistics(
         pessimistic_value_clip: the clipped value loss is the larger of the clipped and the unclipped squared error
             (PPO2, CleanRL, rsl_rl); otherwise the error of the clipped prediction alone (Stable-Baselines3).
     """
+    assert t.log_ratio is not None
     out = Collector()
     valid = t.valid
     ratio = torch.exp(t.log_ratio)
@@ -127,36 +180,70 @@ def transition_statistics(
     return out.pack()
 
 
-def rollout_statistics(fields: Mapping[str, Tensor]) -> Packed:
-    """Counts and sums over a whole rollout, named `rollout_*` as in the table `ppo_updates`.
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""The quantiles of a rollout that are recorded, as columns `rollout_<what>_q05` and so on."""
+
+
+def rollout_statistics(fields: Mapping[str, Tensor], mask: Tensor | None = None) -> Packed:
+    """Counts, sums and quantiles over a whole rollout, named `rollout_*` as in the table `ppo_updates`.
 
     Args:
         fields: 1-d tensors of one length: any of `value`, `return`, `advantage`, `reward`.
+        mask: of that length, 0 or False on padding.
     """
     out = Collector()
     tensors = {name: wide_enough(x) for name, x in fields.items()}
     first = next(iter(tensors.values()))
-    valid = torch.ones_like(first, dtype=torch.bool)
+    valid = torch.ones_like(first, dtype=torch.bool) if mask is None else mask != 0
     out.add("rollout_n", count(valid))
-    out.add("rollout_nonfinite", torch.stack([count(~torch.isfinite(x)) for x in tensors.values()]).sum())
+    out.add("rollout_nonfinite", torch.stack([count(valid & ~torch.isfinite(x)) for x in tensors.values()]).sum())
     for name, x in tensors.items():
         total, total_sq = finite_sums(x, valid)
-        out.add(f"rollout_{name}_n", count(torch.isfinite(x)))
+        out.add(f"rollout_{name}_n", count(valid & torch.isfinite(x)))
         out.add(f"rollout_{name}_sum", total)
         out.add(f"rollout_{name}_sum_sq", total_sq)
         if name in ("advantage", "reward"):
             lowest, highest = extremes(x, valid)
             out.add(f"rollout_{name}_min", lowest)
             out.add(f"rollout_{name}_max", highest)
+    of_quantiles = {name: x for name, x in tensors.items() if name != "reward"}
     if "value" in tensors and "return" in tensors:
         value, target = tensors["value"], tensors["return"]
-        residual = target - value
+        residual = of_quantiles["residual"] = target - value
         total, total_sq = finite_sums(residual, valid)
-        out.add("rollout_residual_n", count(torch.isfinite(residual)))
+        out.add("rollout_residual_n", count(valid & torch.isfinite(residual)))
         out.add("rollout_residual_sum", total)
         out.add("rollout_residual_sum_sq", total_sq)
         out.add("rollout_value_return_sum", finite_sum(value.to(torch.float64) * target.to(torch.float64), valid))
+    if of_quantiles:
+        found = finite_quantiles(torch.stack([x.to(torch.float64) for x in of_quantiles.values()]), valid)
+        for i, name in enumerate(of_quantiles):
+            for j, q in enumerate(QUANTILES):
+                out.add(f"rollout_{name}_q{round(100 * q):02d}", found[i, j])
     return out.pack()
+
+
+def finite_quantiles(x: Tensor, valid: Tensor) -> Tensor:
+    """The `QUANTILES` of the finite valid elements of each row, linear between neighbours; NaN where there is none.
+
+    Args:
+        x: float64 [rows, n].
+        valid: bool [n].
+
+    Returns:
+        [rows, quantiles]
+    """
+    wanted = torch.stack([torch.full((), q, dtype=torch.float64, device=x.device) for q in QUANTILES])
+    if x.shape[-1] == 0:
+        return torch.full((x.shape[0], len(QUANTILES)), torch.nan, dtype=torch.float64, device=x.device)
+    finite = valid & torch.isfinite(x)
+    ordered = torch.where(finite, x, torch.inf).sort(dim=-1).values  # the finite ones first
+    n = finite.sum(dim=-1, keepdim=True)
+    place = wanted * (n - 1).clamp(min=0)
+    low = place.floor()
+    at = ordered.gather(-1, low.to(torch.int64))
+    above = ordered.gather(-1, place.ceil().to(torch.int64))
+    return torch.where(n > 0, torch.lerp(at, above, place - low), torch.nan)
 
 
 def _normalized(raw: Tensor, valid: Tensor) -> Tensor:
@@ -184,6 +271,17 @@ def _ratio_statistics(out: Collector, log_ratio: Tensor, ratio: Tensor, valid: T
 def _clip_statistics(
     out: Collector, ratio: Tensor, advantage: Tensor | None, valid: Tensor, clip_range: Tensor
 ) -> None:
+    _clip_counts(out, ratio, advantage, valid, clip_range)
+    if advantage is None:
+        return
+    known = ~torch.isnan(clip_range)
+    clipped = torch.clamp(ratio, (1 - clip_range).to(ratio.dtype), (1 + clip_range).to(ratio.dtype))
+    loss = torch.where(known, -torch.minimum(advantage * ratio, advantage * clipped), torch.nan)
+    out.add("policy_loss_n", count(valid & torch.isfinite(loss)))
+    out.add("policy_loss_sum", finite_sum(loss, valid))
+
+
+def _clip_counts(out: Collector, ratio: Tensor, advantage: Tensor | None, valid: Tensor, clip_range: Tensor) -> None:
     known = ~torch.isnan(clip_range)
     outside = valid & known & ((ratio - 1).abs() > clip_range.to(ratio.dtype))
     low, high = outside & (ratio < 1), outside & (ratio > 1)
@@ -193,10 +291,6 @@ def _clip_statistics(
         return
     out.add("clip_low_active_count", count(low & (advantage < 0)))
     out.add("clip_high_active_count", count(high & (advantage > 0)))
-    clipped = torch.clamp(ratio, (1 - clip_range).to(ratio.dtype), (1 + clip_range).to(ratio.dtype))
-    loss = torch.where(known, -torch.minimum(advantage * ratio, advantage * clipped), torch.nan)
-    out.add("policy_loss_n", count(valid & torch.isfinite(loss)))
-    out.add("policy_loss_sum", finite_sum(loss, valid))
 
 
 def _entropy_statistics(out: Collector, entropy: Tensor, entropy_max: Tensor | None, valid: Tensor) -> None:

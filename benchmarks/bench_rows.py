@@ -1,0 +1,237 @@
+"""What a row of `ppo_updates` costs: CPU time and bytes, against other ways of writing the same values.
+
+The rows are those of a real PPO training (Stable-Baselines3, CartPole-v1), repeated with every number changed a
+little. They come at 1, 10 and 1000 a second; the seconds are simulated, so that what a writer does once a second or
+once in ten minutes (the journal's fsync, making parts) is in proportion. Each writer runs in a process of its own, in
+turn, and is measured from the first row to the end of its `close`, all its threads.
+
+* `esper`: the recorder's sink. `bytes` is what lies on the disk at the end; `written` adds the journals that were
+  deleted when they had become parts.
+* `jsonl`: `json.dumps` to a buffered file, a line a row, NULL left out.
+* `tensorboard`: torch's SummaryWriter, `add_scalar` for every number.
+* `trackio`: `trackio.log` to its local database. It needs a Pillow older than the one pinned here, so it may run in
+  an environment of its own: --trackio-python. Without one that works the result says why it was not measured.
+
+    python benchmarks/bench_rows.py [--turns 5] [--rows 600 6000 10000] [--trackio-python PATH]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import pickle
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+RATES = (1, 10, 1000)
+WRITERS = ("esper", "jsonl", "tensorboard", "trackio")
+SLOW = {"tensorboard": 1_000, "trackio": 600}
+"""Writers whose cost a row does not depend on how many there are: so many rows are enough."""
+
+Row = dict[str, Any]
+Measured = dict[str, float]
+
+
+def real_rows(path: Path) -> None:
+    """Record a real training and keep its rows of `ppo_updates`, NULL left out."""
+    import warnings
+
+    import pyarrow.parquet as pq
+    import torch
+    from stable_baselines3 import PPO
+
+    from esper_recorder.sb3 import RecorderCallback
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        model = PPO("MlpPolicy", "CartPole-v1", n_steps=128, seed=1, device="cpu")
+        model.learn(20 * 128, callback=RecorderCallback(folder))
+        [part] = Path(folder).glob("*/ppo_updates/*.parquet")
+        recorded = pq.read_table(part).to_pylist()
+    rows = [{k: v for k, v in row.items() if v is not None} for row in recorded]
+    path.write_bytes(pickle.dumps(rows))
+
+
+def many_rows(base: Sequence[Row], count: int, rate: int) -> list[Row]:
+    """So many rows, at so many a second, made from some real ones."""
+    chance = random.Random(1)
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    rows = []
+    for number in range(1, count + 1):
+        row = {
+            k: v * (1 + 1e-3 * chance.gauss(0, 1)) if type(v) is float else v
+            for k, v in base[number % len(base)].items()
+        }
+        row |= {"update": number, "time": start + timedelta(seconds=number / rate), "elapsed_s": number / rate}
+        rows.append(row)
+    return rows
+
+
+class _Clock:
+    """Stands for the module `time` where the sink asks it: seconds pass with the rows."""
+
+    now = 0.0
+
+    @classmethod
+    def monotonic(cls) -> float:
+        return cls.now
+
+
+def write_esper(rows: Sequence[Row], folder: Path, rate: int) -> Measured:
+    from esper_recorder import sink as sink_module
+
+    vars(sink_module)["time"] = _Clock
+    sink = sink_module.ParquetSink(folder)
+    all_columns = [{name: [value] for name, value in row.items()} for row in rows]
+    journal_bytes = 0
+    began = time.process_time()
+    for number, columns in enumerate(all_columns, 1):
+        _Clock.now = number / rate
+        sink.write("ppo_updates", columns)
+        sink.commit(number)
+        if sink._journal is not None:
+            size = sink._journal.size
+        else:
+            journal_bytes += size
+    journal_bytes += size if sink._journal is not None else 0
+    sink.close()
+    spent = time.process_time() - began
+    return {"cpu_s": spent, "bytes": _bytes(folder), "written": _bytes(folder) + journal_bytes}
+
+
+def write_jsonl(rows: Sequence[Row], folder: Path, rate: int) -> Measured:
+    dumps = json.dumps
+    began = time.process_time()
+    with (folder / "rows.jsonl").open("w") as file:
+        for row in rows:
+            file.write(dumps({**row, "time": row["time"].isoformat()}) + "\n")
+    return {"cpu_s": time.process_time() - began, "bytes": _bytes(folder)}
+
+
+def write_tensorboard(rows: Sequence[Row], folder: Path, rate: int) -> Measured:
+    from torch.utils.tensorboard import SummaryWriter
+
+    began = time.process_time()
+    writer = SummaryWriter(str(folder))
+    for number, row in enumerate(rows, 1):
+        for name, value in row.items():
+            if isinstance(value, int | float):
+                writer.add_scalar(name, value, number)
+    writer.close()
+    return {"cpu_s": time.process_time() - began, "bytes": _bytes(folder)}
+
+
+def write_trackio(rows: Sequence[Row], folder: Path, rate: int) -> Measured:
+    os.environ |= {"TRACKIO_DIR": str(folder), "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
+    import trackio
+
+    began = time.process_time()
+    trackio.init(project="rows", name="run")
+    for row in rows:
+        trackio.log({name: value for name, value in row.items() if isinstance(value, int | float)})
+    trackio.finish()
+    return {"cpu_s": time.process_time() - began, "bytes": _bytes(folder)}
+
+
+WRITE: dict[str, Callable[[Sequence[Row], Path, int], Measured]] = {
+    "esper": write_esper,
+    "jsonl": write_jsonl,
+    "tensorboard": write_tensorboard,
+    "trackio": write_trackio,
+}
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def measure(writer: str, base: Path, count: int, rate: int) -> Measured:
+    """One writer in this process: CPU microseconds and bytes a row."""
+    count = min(count, SLOW.get(writer, count))
+    rows = many_rows(pickle.loads(base.read_bytes()), count, rate)
+    with tempfile.TemporaryDirectory() as folder:
+        if writer == "esper":
+            write_esper(rows[:2], Path(folder), rate)  # what is done once in a process: schemas, the first part
+    gc.collect()
+    gc.freeze()  # the rows themselves are no business of the collector's
+    with tempfile.TemporaryDirectory() as folder:
+        found = WRITE[writer](rows, Path(folder), rate)
+    return {"cpu_us": found.pop("cpu_s") * 1e6 / count, **{name: value / count for name, value in found.items()}}
+
+
+def run(python: str, writer: str, base: Path, count: int, rate: int) -> Measured | str:
+    """The same in a process of its own; in words why there is none."""
+    command = [python, "-W", "ignore", __file__, "--measure", writer, str(base), str(count), str(rate)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+    found: Measured = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    """Measure, print and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--rows", type=int, nargs=len(RATES), default=[600, 6_000, 10_000], help="for each rate")
+    parser.add_argument("--trackio-python", default=sys.executable, help="interpreter that has trackio")
+    parser.add_argument("--dry", action="store_true", help="print only")
+    parser.add_argument("--measure", nargs=4, metavar=("WRITER", "BASE", "ROWS", "RATE"), help="one writer, once")
+    arguments = parser.parse_args()
+    if arguments.measure:
+        writer, base, count, rate = arguments.measure
+        print(json.dumps(measure(writer, Path(base), int(count), int(rate))))
+        return
+    found: dict[tuple[int, str], list[Measured]] = {}
+    absent: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder) / "rows.pickle"
+        real_rows(base)
+        for turn in range(arguments.turns):
+            for rate, count in zip(RATES, arguments.rows, strict=True):
+                for writer in WRITERS if turn % 2 else reversed(WRITERS):
+                    python = arguments.trackio_python if writer == "trackio" else sys.executable
+                    measured = absent.get(writer) or run(python, writer, base, count, rate)
+                    if isinstance(measured, str):
+                        absent[writer] = measured
+                    else:
+                        found.setdefault((rate, writer), []).append(measured)
+    rows: list[dict[str, Any]] = []
+    for rate in RATES:
+        middle = {
+            writer: {name: statistics.median(m[name] for m in found[rate, writer]) for name in found[rate, writer][0]}
+            for writer in WRITERS
+            if (rate, writer) in found
+        }
+        for writer, values in middle.items():
+            row = {"rows_per_second": rate, "writer": writer} | {k: round(v, 1) for k, v in values.items()}
+            if writer != "jsonl":
+                row |= {f"{k}_over_jsonl": round(values[k] / middle["jsonl"][k], 3) for k in ("cpu_us", "bytes")}
+            rows.append(row)
+            print(row)
+    rows += [{"writer": writer, "not_measured": why} for writer, why in absent.items()]
+    for writer, why in absent.items():
+        print(f"{writer} was not measured: {why}")
+    if not arguments.dry:
+        from results_file import write_result
+
+        settings = {"turns": arguments.turns, "rows": arguments.rows, "clock": "simulated"}
+        print(write_result("rows", settings, rows))
+
+
+if __name__ == "__main__":
+    main()

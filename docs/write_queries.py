@@ -1,0 +1,74 @@
+"""Write docs/queries.md from the SQL files. `--check` writes nothing and fails where the page is out of date."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from generated import cell, write_or_check
+
+from esper_analytics.run_list import RUNS_ROW, RUNS_VIEW
+from esper_analytics.sql_files import Question, View, questions, views
+from esper_recorder.contract.tables import TABLES, Column
+
+PAGE = Path(__file__).with_name("queries.md")
+
+HEAD = """\
+# Views and questions
+
+Generated from `queries/` by `make docs`; do not edit it here. `esper tables` and `esper query --list` print the same.
+
+- [Views](#views): what SQL over the runs can name
+- [Questions](#questions): what is asked of them by name
+"""
+
+VIEWS = """\
+## Views
+
+Every view exists on any RUNS, over as many runs as there are, and is empty where nothing was recorded. `esper sql RUNS
+"SELECT * FROM run_confounders"` reads one, `esper tables VIEW` lists its columns. The tables of [tables.md](tables.md)
+are views too, under their own names; so are `<table>_all`, with the rows that a resumed run recorded again. Those below
+are made of them.
+"""
+
+QUESTIONS = """\
+## Questions
+
+`esper query RUNS NAME` answers one, `-p KEY=VALUE` sets a parameter, `--run ID` asks of one run; in Python it is
+`runs.query("NAME", key=value)`. Values are bound as parameters of their type, never put into the text of the SQL.
+`esper query --show NAME` prints the SQL, to begin with for a question of your own.
+"""
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    listing = "\n".join(
+        [f"- `{RUNS_VIEW}`: {RUNS_ROW}"]
+        + [f"- [`{name}`](tables.md#{name}): {table.row}" for name, table in TABLES.items()]
+        + [f"- [`{view.name}`](#{view.name}): {view.row}" for view in sorted(views().values(), key=lambda v: v.name)]
+    )
+    parts = [HEAD, VIEWS, listing + "\n"]
+    parts += [_view(view) for view in sorted(views().values(), key=lambda view: view.name)]
+    return "\n".join([*parts, QUESTIONS, *(_question(question) for question in questions().values())])
+
+
+def _view(view: View) -> str:
+    rows = [f"### {view.name}", "", f"One row is {view.row}.", "", "| column | type | unit | meaning | NULL means |"]
+    rows.append("|---|---|---|---|---|")
+    return "\n".join(rows + [_column(column) for column in view.columns]) + "\n"
+
+
+def _column(c: Column) -> str:
+    return f"| {c.name} | {cell(c.type)} | {c.unit} | {cell(c.meaning)} | {cell(c.null)} |"
+
+
+def _question(question: Question) -> str:
+    lines = [f"### {question.name}", "", question.description, ""]
+    if question.parameters:
+        lines += ["| parameter | type | default | meaning |", "|---|---|---|---|"]
+        lines += [f"| {p.name} | {p.type} | {p.default} | {cell(p.meaning)} |" for p in question.parameters]
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    write_or_check(PAGE, page, "the SQL files")

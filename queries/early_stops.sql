@@ -1,0 +1,14 @@
+-- How often the epochs were left early (target_kl), and how many of the planned ones were made.
+SELECT
+    run_id,
+    count(*) AS updates,
+    count(*) FILTER (stopped_early) AS stopped,
+    stopped / nullif(count(stopped_early), 0) AS share_stopped,
+    avg(epochs) AS epochs,
+    any_value(epochs_planned) AS epochs_planned,
+    min(update) FILTER (stopped_early) AS first_update,
+    avg(finite(approx_kl)) FILTER (stopped_early) AS approx_kl_stopped,
+    any_value(target_kl) AS target_kl
+FROM ppo_updates
+GROUP BY run_id
+ORDER BY share_stopped DESC NULLS LAST, run_id

@@ -1,0 +1,13 @@
+-- How large each layer's gradient is against its weights: the layers that learn much, and those that hardly learn.
+SELECT
+    run_id,
+    layer,
+    count(*) AS steps,
+    quantile_cont(finite(grad_norm), 0.5) AS grad_norm,
+    quantile_cont(finite(update_ratio), 0.5) AS update_ratio,
+    last(weight_norm ORDER BY attempt, update, minibatch) - first(weight_norm ORDER BY attempt, update, minibatch)
+        AS weight_growth,
+    avg(nonfinite_share) AS nonfinite_share
+FROM layers
+GROUP BY run_id, layer
+ORDER BY run_id, update_ratio DESC NULLS LAST, layer

@@ -1,0 +1,13 @@
+-- Which runs ever had a ratio above a limit, when first, how often, and how bad it became.
+-- param above DOUBLE 5 ratios above this count
+SELECT
+    run_id,
+    count(*) AS updates,
+    min(update) AS first_update,
+    arg_min(progress, update) AS first_progress,
+    max(nullif(ratio_max, 'nan')) AS worst_ratio,
+    arg_max(update, nullif(ratio_max, 'nan')) AS worst_update
+FROM ppo_updates
+WHERE above(ratio_max, $above)
+GROUP BY run_id
+ORDER BY worst_ratio DESC, run_id

@@ -1,0 +1,196 @@
+"""Minibatches reduced to what the tables hold of them: the joint ratio, and each action head's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from esper_recorder.reductions.packed import Packed
+from esper_recorder.reductions.ratios import EXEMPLARS, log_ratio_histogram, worst
+from esper_recorder.reductions.transitions import (
+    head_statistics,
+    head_terms,
+    terms,
+    transition_statistics,
+)
+
+JOINT = ("",)
+"""The name of the joint ratio, where heads have theirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadFields:
+    """Action heads that bring the same fields, those of `head_terms`: tensors [minibatches, heads, n] by name."""
+
+    names: tuple[str, ...]
+    fields: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a loss was computed with, one number a minibatch; NaN where a minibatch had none."""
+
+    clip_range: Tensor | None = None
+    """float64 [minibatches]"""
+    value_clip_range: Tensor | None = None
+    pessimistic_value_clip: bool = True
+    normalize: Tensor | None = None
+    """bool [minibatches], see `terms`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """What minibatches were reduced to, for each of some ratios: the joint one alone, or some heads'.
+
+    A scope is what a histogram and the worst transitions are of: each minibatch, or all of them together.
+    """
+
+    names: tuple[str, ...]
+    """`JOINT`, or the heads."""
+    statistics: Packed
+    """[minibatches, ratios, k]"""
+    histogram: Tensor | None
+    """int64 [scopes, ratios, bins]; None where a head has no ratio, as what follows."""
+    histogram_nan: Tensor | None
+    """int64 [scopes, ratios]"""
+    exemplars: Packed | None
+    """[scopes, ratios, k, fields], worst first: `severity` as `worst` gives it, `position` (of the minibatch), and the
+    transition's fields."""
+    actions: Tensor | None
+    """[scopes, ratios, k, size]"""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them by name, those that are there."""
+        found = {
+            "statistics": self.statistics.values,
+            "histogram": self.histogram,
+            "histogram_nan": self.histogram_nan,
+            "exemplars": None if self.exemplars is None else self.exemplars.values,
+            "actions": self.actions,
+        }
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def replaced(self, tensors: Mapping[str, Tensor]) -> Reduced:
+        """The same with other tensors, as `tensors` names them."""
+        exemplars = None if self.exemplars is None else Packed(self.exemplars.names, tensors["exemplars"])
+        return Reduced(
+            self.names,
+            Packed(self.statistics.names, tensors["statistics"]),
+            tensors.get("histogram"),
+            tensors.get("histogram_nan"),
+            exemplars,
+            tensors.get("actions"),
+        )
+
+
+def reduce_minibatches(
+    fields: Mapping[str, Tensor],
+    heads: Sequence[HeadFields],
+    valid: Tensor,
+    settings: Settings,
+    *,
+    index: Tensor | None = None,
+    actions: Tensor | None = None,
+    per_minibatch: bool = False,
+) -> tuple[Reduced, ...]:
+    """Reduce minibatches of equal fields: the joint ratio first, then each group of heads.
+
+    Args:
+        fields: those of `terms`, tensors of shape [minibatches, n] by name.
+        heads: groups of action heads.
+        valid: bool [minibatches, n], False on padding.
+        settings: what the losses were computed with.
+        index: int64 [minibatches, n], position of each transition in the rollout.
+        actions: [minibatches, n, size].
+        per_minibatch: histograms and worst transitions of each minibatch, and not of all together.
+    """
+    t = terms(fields, valid=valid, normalize=settings.normalize)
+    statistics = transition_statistics(
+        t,
+        clip_range=settings.clip_range,
+        value_clip_range=settings.value_clip_range,
+        pessimistic_value_clip=settings.pessimistic_value_clip,
+    )
+    shared = {"index": index, "advantage": t.advantage, "value": t.value, "value_target": t.target}
+    joint = Packed(statistics.names, statistics.values[:, None])
+    one = {name: x[:, None] for name, x in fields.items()}
+    assert t.log_ratio is not None
+    found = [_reduced(JOINT, joint, t.log_ratio[:, None], valid[:, None], one, shared, actions, per_minibatch)]
+    clip = None if settings.clip_range is None else settings.clip_range[:, None]
+    every = valid[:, None]
+    advantage = None if t.advantage is None else t.advantage[:, None]
+    for group in heads:
+        own = head_terms(group.fields, valid=every, advantage=advantage)
+        statistics = head_statistics(own, every=every, has_mask="mask" in group.fields, clip_range=clip)
+        found.append(
+            _reduced(group.names, statistics, own.log_ratio, own.valid, group.fields, shared, actions, per_minibatch)
+        )
+    return tuple(found)
+
+
+def with_actions(reduced: Reduced, actions: Tensor, order: str) -> Reduced:
+    """The worst transitions with their actions looked up by index, on the device that holds both.
+
+    An index that is not of the rollout has NaN for an action.
+
+    Args:
+        reduced: without actions; nothing is done where it has some, or no index.
+        actions: [steps, envs, size].
+        order: how an index counts, `time_major` or `env_major`.
+    """
+    found = reduced.exemplars
+    if found is None or reduced.actions is not None or "index" not in found.names:
+        return reduced
+    if found.values.device != actions.device:
+        return reduced
+    by_index = (actions.transpose(0, 1) if order == "env_major" else actions).flatten(0, 1)
+    index = found.values[..., found.names.index("index")].to(torch.int64)
+    known = (index >= 0) & (index < by_index.shape[0])
+    chosen = by_index[torch.where(known, index, 0)].to(torch.float32)
+    return replace(reduced, actions=torch.where(known[..., None], chosen, torch.nan))
+
+
+def _reduced(
+    names: tuple[str, ...],
+    statistics: Packed,
+    log_ratio: Tensor | None,
+    valid: Tensor,
+    own: Mapping[str, Tensor],
+    shared: Mapping[str, Tensor | None],
+    actions: Tensor | None,
+    per_minibatch: bool,
+) -> Reduced:
+    """Add the histograms and the worst transitions of log ratios [minibatches, ratios, n].
+
+    Args:
+        own: the ratios' fields, [minibatches, ratios, n]; shared: those of all ratios, [minibatches, n].
+    """
+    if log_ratio is None:
+        return Reduced(names, statistics, None, None, None, None)
+    minibatches, ratios, n = log_ratio.shape
+
+    def by_scope(x: Tensor) -> Tensor:
+        return x if per_minibatch else x.transpose(0, 1).reshape(1, ratios, minibatches * n)
+
+    x, counted = by_scope(log_ratio), by_scope(valid)
+    histogram, nan = log_ratio_histogram(x, counted)
+    places, severity = worst(x, counted, EXEMPLARS)
+    if per_minibatch:
+        position = torch.arange(minibatches, device=x.device)[:, None, None].expand_as(places)
+        transitions = position * n + places
+    else:
+        position = torch.div(places, max(n, 1), rounding_mode="floor")
+        transitions = places
+    columns = {"severity": severity, "position": position, "log_ratio": x.gather(-1, places)}
+    for name, tensor in shared.items():
+        if tensor is not None:
+            columns[name] = tensor.reshape(-1)[transitions]
+    for name in ("old_log_prob", "new_log_prob"):
+        if name in own:
+            columns[name] = by_scope(own[name]).gather(-1, places)
+    exemplars = Packed(tuple(columns), torch.stack([c.to(torch.float64) for c in columns.values()], dim=-1))
+    chosen = None if actions is None else actions.flatten(0, 1)[transitions]
+    return Reduced(names, statistics, histogram, nan, exemplars, chosen)

@@ -1,0 +1,38 @@
+"""Health of a recurrent state."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from esper_recorder.reductions.packed import Collector, Packed, wide_enough
+
+
+def state_statistics(state: Tensor) -> Packed:
+    """What a hidden or cell state looks like: counts and sums, named as in the table `recurrent_state`.
+
+    Root mean squares and not norms, which grow with the number of elements, are made of them: they do not depend on
+    how many environments there are or how wide the layer is. Sums are over the finite elements.
+
+    Args:
+        state: [..., envs, hidden]; a state without environments, [hidden], is that of one.
+    """
+    x = wide_enough(state.detach())
+    if x.dim() < 2:
+        x = x.reshape(1, -1)
+    by_env = x.movedim(-2, 0).reshape(x.shape[-2], x.numel() // max(x.shape[-2], 1))
+    finite = torch.isfinite(by_env)
+    wide = torch.where(finite, by_env, 0).to(torch.float64)
+    sum_sq, n = (wide * wide).sum(dim=-1), finite.sum(dim=-1)
+    env_rms = torch.where(n > 0, torch.sqrt(sum_sq / n), 0)
+    out = Collector()
+    out.add("n", torch.full((), by_env.numel(), device=x.device))
+    out.add("nan_count", torch.isnan(by_env).sum())
+    out.add("inf_count", torch.isinf(by_env).sum())
+    out.add("sum_sq", sum_sq.sum())
+    out.add("env_n", (n > 0).sum())
+    out.add("env_rms_sum", env_rms.sum())
+    for name, values in (("env_rms_max", env_rms), ("abs_max", wide.abs().flatten())):
+        largest = torch.cat([values, values.new_zeros(1)]).amax()  # of an empty state too
+        out.add(name, torch.where(n.sum() > 0, largest, torch.nan))
+    return out.pack()

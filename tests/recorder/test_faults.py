@@ -1,0 +1,214 @@
+"""A training reaches the same weights whatever becomes of its recording, and what is lost is told."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import esper_recorder.recorder as recorder_module
+from esper_recorder import Recorder
+from esper_recorder.manifest import read_manifest
+from esper_recorder.sink import MemorySink, ParquetSink
+from tests.recorder.storage import read_rows
+
+UPDATES = 12
+
+
+def train(recorder: Recorder | None = None, at: Mapping[int, Callable[[], None]] | None = None) -> list[float]:
+    """A small training; what `at` names happens before that update. The weights it reaches."""
+    torch.manual_seed(3)
+    model = torch.nn.Linear(4, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for update in range(1, UPDATES + 1):
+        (at or {}).get(update, lambda: None)()
+        for _ in range(2):
+            loss = model(torch.randn(16, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            if recorder is not None:
+                recorder.minibatch(log_ratio=torch.full((16,), 0.01), advantages=torch.ones(16))
+                recorder.gradients(total_norm=torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9))
+            else:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9)
+            optimizer.step()
+        if recorder is not None:
+            recorder.end_update(step=update)
+            if update % 4:  # now and then several wait in the queue
+                recorder.flush()
+    if recorder is not None:
+        recorder.close()
+    return [*torch.nn.utils.parameters_to_vector(model.parameters()).tolist()]
+
+
+@pytest.fixture(scope="module")
+def weights() -> list[float]:
+    return train()
+
+
+@pytest.fixture
+def rolling_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new journal at every update, so that a folder that went bad is met at once."""
+    assert ParquetSink.__init__.__kwdefaults__ is not None
+    monkeypatch.setitem(ParquetSink.__init__.__kwdefaults__, "roll_bytes", 1)
+
+
+def updates_of(folder: Path) -> list[int]:
+    return sorted(row["update"] for row in read_rows(folder, "ppo_updates"))
+
+
+def told_by_gaps(folder: Path) -> set[int]:
+    gaps = read_rows(folder, "gaps")
+    return {update for gap in gaps for update in range(gap["first_update"], gap["last_update"] + 1)}
+
+
+def test_a_run_folder_removed_in_the_middle_costs_the_recording_and_says_so(tmp_path, weights, caplog):
+    recorder = Recorder(tmp_path)
+    assert recorder.path is not None
+    folder = recorder.path
+    with caplog.at_level(logging.WARNING, "esper_recorder"):
+        assert train(recorder, {6: lambda: shutil.rmtree(folder)}) == weights
+    assert not folder.exists()
+    assert "is not there any more" in caplog.text
+    assert "The recording is not complete" in caplog.text
+
+
+def test_a_journal_folder_removed_in_the_middle_costs_its_updates_and_a_gap_tells_which(tmp_path, weights):
+    recorder = Recorder(tmp_path)
+    assert recorder.path is not None
+    folder = recorder.path
+    assert train(recorder, {6: lambda: shutil.rmtree(folder / "journal")}) == weights
+    stored = updates_of(folder)
+    assert stored[-1] == UPDATES and 6 in stored
+    assert set(range(1, UPDATES + 1)) <= set(stored) | told_by_gaps(folder)
+    assert read_manifest(folder).attempts[0].lost
+
+
+def test_permission_lost_in_the_middle_and_given_back_costs_what_a_gap_tells(
+    tmp_path, weights, monkeypatch, rolling_always
+):
+    """Root may write anywhere, so that the operating system refuses is put in the place where it would."""
+    import esper_recorder.sink as sink
+
+    real = os.open
+    denied = threading.Event()
+
+    def guarded(path: Any, *args: Any, **kwargs: Any) -> int:
+        if denied.is_set() and str(path).endswith((".journal", ".parquet.tmp")):
+            raise PermissionError(13, "Permission denied", str(path))
+        return int(real(path, *args, **kwargs))
+
+    monkeypatch.setattr(os, "open", guarded)
+    monkeypatch.setattr(sink, "_RETRY_SECONDS", 0.0)
+    recorder = Recorder(tmp_path)
+    assert recorder.path is not None
+    folder = recorder.path
+    assert train(recorder, {5: denied.set, 9: denied.clear}) == weights
+    stored = updates_of(folder)
+    assert {1, 2, 3, 9, 10, 11, 12} <= set(stored)
+    assert not {6, 7} & set(stored)
+    assert set(range(1, UPDATES + 1)) == set(stored) | told_by_gaps(folder)
+    assert "Permission denied" in str(read_manifest(folder).attempts[0].lost.message)
+
+
+class Hanging(MemorySink):
+    """A sink that takes its first update and then hangs until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = threading.Event()
+
+    def write(self, table: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        if self.updates:
+            self.let_go.wait(60)
+        super().write(table, columns)
+
+
+def test_a_writer_that_hangs_holds_nobody_up_and_the_updates_that_went_are_told(tmp_path, weights, monkeypatch):
+    monkeypatch.setattr(Recorder, "flush", lambda self: None)
+    sink = Hanging()
+    recorder = Recorder(tmp_path, sink=sink)
+    assert recorder._writer is not None and recorder.path is not None
+    recorder._writer._capacity = 3
+    assert train(recorder, {UPDATES: sink.let_go.set}) == weights
+    stored = set(sink.updates)
+    gaps = sink.rows("gaps")
+    told = {update for gap in gaps for update in range(gap["first_update"], gap["last_update"] + 1)}
+    assert {gap["reason"] for gap in gaps} == {"queue_full"}
+    assert told and not told & {row["update"] for row in sink.rows("ppo_updates")}
+    assert stored | told == set(range(1, UPDATES + 1))
+    assert read_manifest(recorder.path).attempts[0].lost.updates == len(told)
+
+
+def test_a_writer_that_hangs_to_the_end_is_given_up_and_run_json_tells_the_loss(tmp_path, weights, monkeypatch):
+    from esper_recorder.writer import Writer
+
+    monkeypatch.setattr(Recorder, "flush", lambda self: None)
+    close = Writer.close
+    monkeypatch.setattr(Writer, "close", lambda self, timeout=0.2, **words: close(self, timeout, **words))
+    sink = Hanging()
+    recorder = Recorder(tmp_path, sink=sink)
+    assert train(recorder) == weights
+    sink.let_go.set()
+    assert recorder.path is not None
+    assert read_manifest(recorder.path).attempts[0].lost.updates >= UPDATES - 3
+
+
+class _Jumping(datetime):
+    """A wall clock that is set back by a year and forward by ten, again and again."""
+
+    calls = 0
+
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+        cls.calls += 1
+        return datetime(2026, 6, 1, tzinfo=UTC) + timedelta(days=(0, -365, 3650)[cls.calls % 3])
+
+
+def test_a_clock_that_jumps_back_and_forth_changes_the_time_of_rows_and_nothing_else(tmp_path, weights, monkeypatch):
+    monkeypatch.setattr(recorder_module, "datetime", _Jumping)
+    recorder = Recorder(tmp_path)
+    assert recorder.path is not None
+    assert train(recorder) == weights
+    rows = sorted(read_rows(recorder.path, "ppo_updates"), key=lambda row: row["update"])
+    assert [row["update"] for row in rows] == list(range(1, UPDATES + 1))
+    assert len({row["time"].year for row in rows}) > 1
+    elapsed = [row["elapsed_s"] for row in rows]
+    assert elapsed == sorted(elapsed) and elapsed[-1] < 600
+    assert read_rows(recorder.path, "gaps") == []
+    assert json.loads((recorder.path / "run.json").read_text())["attempts"][0]["how"] == "finished"
+
+
+def test_a_disk_that_fills_up_and_is_cleared_again_costs_what_a_gap_tells(
+    small_disk, weights, monkeypatch, rolling_always
+):
+    import esper_recorder.sink as sink
+
+    monkeypatch.setattr(sink, "_RETRY_SECONDS", 0.0)
+    recorder = Recorder(small_disk / "runs")
+    assert recorder.path is not None
+    folder = recorder.path
+    ballast = small_disk / "ballast"
+
+    def fill() -> None:
+        with ballast.open("wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError:
+                pass
+
+    assert train(recorder, {5: fill, 9: ballast.unlink}) == weights
+    stored = updates_of(folder)
+    assert {1, 2, 3, 10, 11, 12} <= set(stored)
+    assert len(stored) < UPDATES
+    assert set(range(1, UPDATES + 1)) == set(stored) | told_by_gaps(folder)
