@@ -190,8 +190,9 @@ class _Loading:
                 run.report.join(piece.report)
             for table, rows in piece.tables.items():
                 self._writers[key].write(table, rows)
-            if "events" in piece.tables and not self._repeats:
-                self._ids.append(piece.tables["events"].select(["line", "event_id"]))
+            told = piece.tables.get("events")
+            if told is not None and "event_id" in told.schema.names and not self._repeats:
+                self._ids.append(told.select(["line", "event_id"]))
             piece.tables = {}
 
     def _name(self, key: RunKey) -> str:

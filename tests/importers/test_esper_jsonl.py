@@ -107,6 +107,12 @@ class TestAccounting:
         assert runs.table("events").collect().height == 3
         assert (report.read, report.of("PPO_UPDATE_COMPLETED").read) == (5, 2)
 
+    def test_events_without_any_id_repeat_none(self, tmp_path: Path) -> None:
+        update = {"event_type": "PPO_UPDATE_COMPLETED", "data": {"batch": 1}}
+        run, report = imported(lines(update, update), tmp_path)
+        assert ea.open(run).table("events_all").collect()["event_id"].to_list() == [None, None]
+        assert (report.read, raw(run)) == (2, [])
+
     def test_an_unknown_event_is_kept_as_it_was_written(self, tmp_path: Path) -> None:
         text = '{"event_type":"NEW_THING",  "event_id":"q", "data":{"big":123456789012345678901234567890,"x":NaN}}'
         run, report = imported(f"{lines(STARTED)}{text}\n", tmp_path)
