@@ -11,7 +11,7 @@ Several measures, because a shared machine is noisy:
     python benchmarks/bench_overhead.py [--pairs 15] [--steps 20480]
 
 A training of 20,480 steps is ten PPO updates, so what a run costs once (its folder, its Parquet parts) weighs more here
-than in a training of hours. As it stands, that is 45 trainings of about 10 seconds each: 8 minutes, 10 on a busy machine.
+than in a training of hours. That is 45 trainings of about 10 seconds each: 8 minutes, 10 on a busy machine.
 """
 
 from __future__ import annotations
