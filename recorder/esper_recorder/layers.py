@@ -72,12 +72,13 @@ class LayerLog:
 
     def take(self, model: torch.nn.Module, notes: dict[str, Any], *, only: bool) -> None:
         """Take the gradients as they stand; `only` these, what was taken before in this update is forgotten."""
-        self._settle()
         if only:
+            self._settle()
             self._forget()
         parameters = self._look(model)
+        after_step = self._open and self._kept
         for places, reducer in self._reducers:
-            reducer.take([parameters[i] for i in places])
+            reducer.take([parameters[i] for i in places], after_step=after_step)
         self._steps.append(notes)
         self._open, self._kept = True, False
 
@@ -93,7 +94,11 @@ class LayerLog:
         """The optimizer is about to make a step."""
         if self._open and self._kept:
             self._settle()  # of the step before
-        if self._open or self.keeps_always:
+        if self._open and all(reducer.holds_weights for _, reducer in self._reducers):
+            for _, reducer in self._reducers:
+                reducer.keep_taken()
+            self._kept = True
+        elif self._open or self.keeps_always:
             parameters = self._look(model)
             for places, reducer in self._reducers:
                 reducer.keep([parameters[i] for i in places])
@@ -101,7 +106,6 @@ class LayerLog:
 
     def drain(self) -> list[LayerBlock]:
         """What was taken in this update; the next one begins."""
-        self._settle()
         self._close_block()
         blocks, self._blocks = self._blocks, []
         self._listed = self._kept = False
@@ -152,6 +156,7 @@ class LayerLog:
         self._steps, self._blocks, self._open = [], [], False
 
     def _close_block(self) -> None:
+        self._settle()
         if self._steps:
             parts = [LayerPart(places, *reducer.drain()) for places, reducer in self._reducers]
             has_grad = [kind != "none" for kind in self._gradients]

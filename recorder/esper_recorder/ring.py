@@ -17,7 +17,7 @@ from torch import Tensor
 
 from esper_recorder.reductions.arguments import BadCall, FieldKey, HeadLayout, argument
 from esper_recorder.reductions.minibatches import HeadFields, Reduced, Settings, reduce_minibatches
-from esper_recorder.reductions.packed import Valid, from_host
+from esper_recorder.reductions.packed import FAR, Valid, from_host, within
 from esper_recorder.reductions.transitions import log_ratio_of
 
 _NAN = float("nan")
@@ -336,9 +336,8 @@ def reduce_held(
     return Piece(notes, reduced, _grad_norms(notes, grad_norms), per_minibatch)
 
 
-_FAR = 1e12
 _FAR_LOG_RATIO = 40.0
-"""Numbers up to these have finite squares, and products with a ratio of up to e^40, in float32 too."""
+"""Numbers up to `FAR` have finite products with a ratio of up to e^40, in float32 too."""
 
 
 def _is_plain(fields: Mapping[str, Tensor], notes: Sequence[MinibatchNotes], lengths: Sequence[int]) -> bool:
@@ -353,12 +352,7 @@ def _is_plain(fields: Mapping[str, Tensor], notes: Sequence[MinibatchNotes], len
         return False
     log_ratio = log_ratio_of(fields)
     assert log_ratio is not None
-    return all(_within(x, _FAR) for x in fields.values()) and _within(log_ratio, _FAR_LOG_RATIO)
-
-
-def _within(x: Tensor, limit: float) -> bool:
-    lowest, highest = torch.aminmax(x)
-    return -limit <= float(lowest) and float(highest) <= limit  # never so for NaN
+    return all(within(x, FAR) for x in fields.values()) and within(log_ratio, _FAR_LOG_RATIO)
 
 
 def _grad_norms(notes: Sequence[MinibatchNotes], on_device: Tensor | None) -> Tensor:

@@ -30,10 +30,14 @@ Columns = dict[str, Any]
 _TYPES: dict[str, str] = {c.name: c.type for c in (*columns("minibatches"), *columns("ppo_updates"))}
 _LAYER_TYPES: dict[str, str] = {c.name: c.type for c in columns("gradient_layers")}
 _HEAD_COLUMNS = columns("heads")
+_HEAD_REDUCERS = {c.name: c for c in _HEAD_COLUMNS}
 _STATE_TYPES: dict[str, str] = {c.name: c.type for c in columns("recurrent_state")}
 _STATISTICS: tuple[Column, ...] = tuple(
     c for c in columns("minibatches") if c.name in {u.name for u in columns("ppo_updates")} and c.name != "time"
 )
+_REDUCERS = {c.name: c for c in _STATISTICS}
+_TOLD = ("learning_rate", "clip_range", "value_clip_range")
+"""What the notes tell of each minibatch; an update has the last one's."""
 _ARROW = {"int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
 _EXTREMES = ("_min", "_max")
 _COUNTED = tuple(
@@ -149,7 +153,7 @@ def _minibatch_vectors(piece: Piece, given: UpdateInput) -> dict[str, Vector]:
     counted = by_name[[i for i, name in enumerate(joint.names) if name in _COUNTED]]
     row["nonfinite_count"] = Vector(counted.sum(dim=0) + (seen & ~norms.isfinite()))
     row["grad_norm"] = Vector(norms, None if bool(seen.all()) else seen)
-    for name in ("learning_rate", "clip_range", "value_clip_range"):
+    for name in _TOLD:
         row[name] = vector_of([getattr(notes, name) for notes in piece.notes])
     coefficients = {name: given.update_notes.get(name) for name in ("entropy_coef", "value_coef")}
     derived = metrics.derive(row | coefficients, Vectors())
@@ -177,7 +181,7 @@ def _nulls(name: str, height: int) -> pa.Array:
 def _update(
     given: UpdateInput, of: Sequence[Piece], pieces: Sequence[Mapping[str, Vector]], host: Mapping[str, Any]
 ) -> dict[str, Any]:
-    row = merge(_STATISTICS, [_merged(piece) for piece in pieces])
+    row = merge(_STATISTICS, [_merged(piece, vectors) for piece, vectors in zip(of, pieces, strict=True)])
     row |= given.update_notes | {"definition": given.definition}
     notes = [n for piece in of for n in piece.notes]
     row["minibatch_count"] = len(notes)
@@ -204,40 +208,32 @@ def _update(
         }
     if "policy_std" in host:
         row["policy_std"] = float(host["policy_std"])
-    return row | metrics.derive_update(row, _metric_rows(pieces, notes), given.definition)
+    return row | metrics.derive_update(row, _metric_columns(pieces, notes), given.definition)
 
 
-def _merged(piece: Mapping[str, Vector]) -> dict[str, Any]:
-    """The minibatches of a piece as one row: `merge`, over whole columns."""
-    row: dict[str, Any] = {}
-    for column in _STATISTICS:
-        v = piece.get(column.name)
-        if v is None or column.reducer not in (Reducer.SUM, Reducer.MIN, Reducer.MAX, Reducer.LAST):
-            continue
-        values = v.measured
-        if not len(values):
-            row[column.name] = None
-        elif column.reducer is Reducer.SUM:
-            total = float(values.sum())
-            row[column.name] = int(total) if column.type == "int64" else total
-        elif column.reducer is Reducer.LAST:
-            row[column.name] = float(values[-1])
-        else:
-            extreme = torch.min if column.reducer is Reducer.MIN else torch.max
-            found = float(extreme(values))
-            if math.isnan(found):  # as torch has it where one of them is
-                numbers = values[~values.isnan()]
-                found = float(extreme(numbers)) if len(numbers) else found
-            row[column.name] = found
+def _merged(piece: Piece, vectors: Mapping[str, Vector]) -> dict[str, Any]:
+    """The minibatches of a piece as one row: `merge`, over whole columns.
+
+    Args:
+        vectors: the piece's `_minibatch_vectors`.
+    """
+    (row,) = _over_minibatches(piece.reduced[0].statistics, _REDUCERS)
+    for name in _TOLD:
+        values = vectors[name].measured
+        row[name] = float(values[-1]) if len(values) else None
+    row["nonfinite_count"] = int(vectors["nonfinite_count"].values.sum())
     return row
 
 
-def _metric_rows(pieces: Sequence[Mapping[str, Vector]], notes: Sequence[MinibatchNotes]) -> list[dict[str, Any]]:
-    """What a library's definition may ask of each minibatch."""
+def _metric_columns(
+    pieces: Sequence[Mapping[str, Vector]], notes: Sequence[MinibatchNotes]
+) -> dict[str, list[float | None]]:
+    """What a library's definition may ask of the minibatches."""
+    if not notes:
+        return {}
     names = [name for name in metrics.MINIBATCH_COLUMNS if name != "epoch"]
     listed = {name: [v for piece in pieces for v in _listed(piece.get(name), piece["n"])] for name in names}
-    listed["epoch"] = [n.epoch for n in notes]
-    return [dict(zip(listed, values, strict=True)) for values in zip(*listed.values(), strict=True)]
+    return listed | {"epoch": [n.epoch for n in notes]}
 
 
 def _listed(v: Vector | None, like: Vector) -> list[float | None]:
@@ -259,7 +255,7 @@ def _heads(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for piece in pieces:
         for one in piece.reduced[1:]:
-            for head, row in zip(one.names, _over_minibatches(one.statistics), strict=True):
+            for head, row in zip(one.names, _over_minibatches(one.statistics, _HEAD_REDUCERS), strict=True):
                 found.setdefault(head, []).append(row)
     rows = []
     for head, parts in found.items():
@@ -268,9 +264,8 @@ def _heads(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
     return rows
 
 
-def _over_minibatches(statistics: Packed) -> list[dict[str, Any]]:
+def _over_minibatches(statistics: Packed, reducers: Mapping[str, Column]) -> list[dict[str, Any]]:
     """A row a ratio from statistics [minibatches, ratios, k]: `merge`, over all at once."""
-    reducers = {c.name: c for c in _HEAD_COLUMNS}
     x = statistics.values
     number = ~x.isnan()
     low = torch.where(number, x, math.inf).amin(dim=0).tolist()

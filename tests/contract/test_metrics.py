@@ -34,6 +34,11 @@ def minibatch(transitions: list[Transition], **more: Any) -> dict[str, Any]:
     return row | derive(row)
 
 
+def as_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Rows of `minibatches` column by column."""
+    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+
+
 class TestBuildingStones:
     def test_a_mean_is_the_sum_over_the_count(self):
         assert mean(6.0, 4) == 1.5
@@ -181,7 +186,7 @@ class TestStableBaselines3:
 
     def derived(self, minibatches: list[dict[str, Any]], definition: str = "sb3") -> dict[str, float | None]:
         merged = merge(columns("minibatches"), minibatches)
-        return derive_update(merged | {"entropy_coef": 0.1, "value_coef": 0.5}, minibatches, definition)
+        return derive_update(merged | {"entropy_coef": 0.1, "value_coef": 0.5}, as_columns(minibatches), definition)
 
     def test_approx_kl_is_the_mean_over_the_minibatches_of_the_last_epoch(self):
         # k3 of log 2 is 1 - log 2: minibatch 3 has it twice of two, minibatch 4 has 0.
@@ -229,13 +234,13 @@ class TestStableBaselines3:
 
     def test_without_minibatches_the_pooled_metrics_stand(self):
         row = sums([Transition(log_ratio=LN2, return_=1.0), Transition(return_=2.0)])
-        assert derive_update(row, [], "sb3") == derive_update(row, [], "pooled")
+        assert derive_update(row, {}, "sb3") == derive_update(row, {}, "pooled")
 
 
 class TestUpdate:
     def test_explained_variance_is_the_rollouts_where_that_was_recorded(self):
         row = sums([Transition(value=-1.0, return_=1.0), Transition(value=1.0, return_=-1.0)])
-        assert derive_update(row, [])["explained_variance"] == -3.0
+        assert derive_update(row, {})["explained_variance"] == -3.0
         rollout = {
             "rollout_return_n": 2,
             "rollout_return_sum": 0.0,  # 1 and -1
@@ -244,22 +249,22 @@ class TestUpdate:
             "rollout_residual_sum": 0.0,  # 0.5 and -0.5
             "rollout_residual_sum_sq": 0.5,
         }
-        metrics = derive_update(row | rollout, [])
+        metrics = derive_update(row | rollout, {})
         assert metrics["explained_variance"] == 0.75
         assert metrics["rollout_return_std"] == 1.0
 
     def test_the_gradient_norm_is_the_mean_of_the_finite_ones(self):
         row = {"grad_norm_n": 3, "grad_norm_nonfinite": 1, "grad_norm_sum": 5.0}
-        assert derive_update(row, [])["grad_norm"] == 2.5
+        assert derive_update(row, {})["grad_norm"] == 2.5
 
     def test_a_definition_that_is_not_known_is_refused(self):
         with pytest.raises(KeyError):
-            derive_update({}, [], "tensorflow")
+            derive_update({}, {}, "tensorflow")
 
     @pytest.mark.parametrize("definition", DEFINITIONS)
     def test_every_derived_column_of_an_update_is_computed_whatever_the_definition(self, definition):
         row = minibatch([Transition(log_ratio=LN2, return_=1.0)], epoch=1)
-        computed = derive_update(row, [row], definition)
+        computed = derive_update(row, as_columns([row]), definition)
         declared = {c.name for c in columns("ppo_updates") if c.reducer is Reducer.DERIVED}
         assert declared <= set(computed)
         assert set(computed) <= set(column_names("ppo_updates"))
@@ -387,8 +392,8 @@ def test_the_sb3_definition_of_an_overflowing_ratio_is_infinite_as_torch_has_it(
     # exp(800) overflows; (inf - 1) - 800 = inf, and a mean with it is inf. With a NaN beside it, it is NaN.
     overflowing = [Transition(log_ratio=800.0), Transition(log_ratio=0.1)]
     row = {"epoch": 1, **sums(overflowing)}
-    assert derive_update(sums(overflowing), [row | derive(row)], "sb3")["approx_kl"] == math.inf
+    assert derive_update(sums(overflowing), as_columns([row | derive(row)]), "sb3")["approx_kl"] == math.inf
     with_nan = [*overflowing, Transition(log_ratio=math.nan)]
     row = {"epoch": 1, **sums(with_nan)}
-    derived: dict[str, Any] = derive_update(sums(with_nan), [row | derive(row)], "sb3")
+    derived: dict[str, Any] = derive_update(sums(with_nan), as_columns([row | derive(row)]), "sb3")
     assert math.isnan(derived["approx_kl"])

@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 Row = Mapping[str, Any]
+Columns = Mapping[str, Sequence[Any]]
 
 
 class Arithmetic(Protocol):
@@ -262,13 +263,13 @@ _HEAD_METRICS = (
 )
 
 
-def derive_update(row: Row, minibatches: Sequence[Row], definition: str = "pooled") -> dict[str, float | None]:
+def derive_update(row: Row, minibatches: Columns, definition: str = "pooled") -> dict[str, float | None]:
     """The metrics of one PPO update by a library's definition.
 
     Args:
         row: the update's merged counts and sums, those of its rollout and gradient norms included.
-        minibatches: its minibatches in the order the trainer evaluated them: each its metrics, as `derive` gives
-            them, and the columns `MINIBATCH_COLUMNS`.
+        minibatches: columns of its minibatches in the order the trainer evaluated them: `MINIBATCH_COLUMNS`, the
+            metrics as `derive` gives them; none where there were no minibatches.
         definition: a key of `DEFINITIONS`.
 
     Raises:
@@ -327,27 +328,23 @@ def derive_state(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
     }
 
 
-def _pooled(row: Row, minibatches: Sequence[Row]) -> dict[str, float | None]:
+def _pooled(row: Row, minibatches: Columns) -> dict[str, float | None]:
     return {}
 
 
-def _sb3(row: Row, minibatches: Sequence[Row]) -> dict[str, float | None]:
+def _sb3(row: Row, minibatches: Columns) -> dict[str, float | None]:
     if not minibatches:
         return {}
-    finite = all(count is None or count == row.get("n") for count in _finite_counts(row).values())
-    every: Sequence[Row] = minibatches if finite else [_with_nonfinite(m) for m in minibatches]
-    last_epoch = minibatches[-1].get("epoch")
-    last = every[-1]
-    return {
-        "approx_kl": _mean_of(
-            [v["approx_kl"] for v, m in zip(every, minibatches, strict=True) if m["epoch"] == last_epoch]
-        ),
-        "clip_fraction": _mean_of([v["clip_fraction"] for v in every]),
-        "entropy": _mean_of([v["entropy"] for v in every]),
-        "policy_loss": _mean_of([v["policy_loss"] for v in every]),
-        "value_loss": _mean_of([v["value_loss"] for v in every]),
-        "loss": _loss(last["policy_loss"], last["entropy"], last["value_loss"], row, _SCALARS),
-    }
+    every: Columns = minibatches
+    if any(count is not None and count != row.get("n") for count in _finite_counts(row).values()):
+        rows = [_with_nonfinite(dict(zip(minibatches, m, strict=True))) for m in zip(*minibatches.values(), strict=True)]
+        every = {name: [m[name] for m in rows] for name in rows[0]}
+    epochs = minibatches["epoch"]
+    of_last_epoch = [kl for kl, epoch in zip(every["approx_kl"], epochs, strict=True) if epoch == epochs[-1]]
+    means = {name: _mean_of(every[name]) for name in ("clip_fraction", "entropy", "policy_loss", "value_loss")}
+    policy_loss, entropy, value_loss = (every[name][-1] for name in ("policy_loss", "entropy", "value_loss"))
+    loss = _loss(policy_loss, entropy, value_loss, row, _SCALARS)
+    return {"approx_kl": _mean_of(of_last_epoch), **means, "loss": loss}
 
 
 def _finite_counts(row: Row) -> dict[str, int | None]:
@@ -377,7 +374,7 @@ def _with_nonfinite(row: Row) -> dict[str, float | None]:
     return result
 
 
-DEFINITIONS: dict[str, Callable[[Row, Sequence[Row]], dict[str, float | None]]] = {
+DEFINITIONS: dict[str, Callable[[Row, Columns], dict[str, float | None]]] = {
     "pooled": _pooled,
     "sb3": _sb3,
 }

@@ -124,7 +124,8 @@ class LayerReducer:
             self._gradient_views, self._weight_views, self._change_views = (
                 [group.views(rows) for rows in buffer] for buffer in (self._gradients, self._weights, self._changes)
             )
-            self._before = torch.full_like(self._changes[0], torch.nan)
+            self._weight_rows, self._change_rows = self._weights.unbind(), self._changes.unbind()
+            self._then = self._before = torch.full_like(self._changes[0], torch.nan)
             self._kept = group.views(self._before)
             self._layer_of_row = (
                 group.layer_of_row + len(parameters) * torch.arange(steps, device=self._device)[:, None]
@@ -141,15 +142,32 @@ class LayerReducer:
         self._waiting = 0  # of them, those copied and not yet reduced
         self._done: list[tuple[_Totals, Tensor, Tensor]] = []
 
+    @property
+    def holds_weights(self) -> bool:
+        """Whether the weights taken in last are still there, for `keep_taken`."""
+        return self._steps > 0
+
     @torch.no_grad()
     def keep(self, parameters: Sequence[Tensor]) -> None:
         """Copy the weights as they are before a step, to be compared with by `changed`."""
         copy_all(self._kept, parameters[: len(self._kept)])
+        if self._steps:
+            self._then = self._before
         self._compared = True
 
+    def keep_taken(self) -> None:
+        """Have the weights taken in last compared with, without another copy. Only where it `holds_weights`."""
+        self._then, self._compared = self._weight_rows[self._waiting - 1], True
+
     @torch.no_grad()
-    def take(self, parameters: Sequence[Tensor]) -> None:
-        """Take in the gradients and the weights as they stand."""
+    def take(self, parameters: Sequence[Tensor], *, after_step: bool = False) -> None:
+        """Take in the gradients and the weights as they stand.
+
+        Args:
+            after_step: these weights are what the step left that was kept before: as if `changed` came first.
+        """
+        if after_step and (not self._steps or self._waiting == self._steps):
+            self.changed(parameters)
         gradients = [g for p in parameters if (g := p.grad) is not None]
         self._flags.append(False)
         if not self._steps:
@@ -163,6 +181,9 @@ class LayerReducer:
             self._reduce()
         copy_all(self._gradient_views[self._waiting], gradients)
         copy_all(self._weight_views[self._waiting], parameters)
+        if after_step and self._compared:
+            torch.sub(self._weight_rows[self._waiting], self._then, out=self._change_rows[self._waiting - 1])
+            self._compared, self._flags[-2] = False, True
         self._waiting += 1
 
     @torch.no_grad()
@@ -178,7 +199,7 @@ class LayerReducer:
             self._done[-1][2].copy_(squares)
             return
         copy_all(self._change_views[self._waiting - 1], parameters)
-        self._changes[self._waiting - 1] -= self._before
+        self._change_rows[self._waiting - 1].sub_(self._then)
 
     @torch.no_grad()
     def drain(self) -> tuple[Packed, Tensor]:

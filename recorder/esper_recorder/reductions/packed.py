@@ -41,6 +41,16 @@ Valid = Tensor | None
 then there is nothing to tell apart, and a caller on the host who has looked saves most of the work."""
 
 
+FAR = 1e12
+"""Numbers up to it have finite squares, and so have their differences, in float32 too."""
+
+
+def within(x: Tensor, limit: float) -> bool:
+    """Whether all numbers, at least one, are finite and between -limit and limit. It waits for what is on a device."""
+    lowest, highest = torch.aminmax(x)
+    return -limit <= float(lowest) and float(highest) <= limit  # never so for NaN
+
+
 def count(where: Tensor, valid: Valid = None) -> Tensor:
     """How many (valid) elements of the last dimension are true."""
     return (where if valid is None else valid & where).sum(dim=-1)
