@@ -7,7 +7,7 @@ as much as all else that is done there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,22 +58,24 @@ class KnownRing:
         """Take note of what is known of every transition: float tensors [transitions] by field, copied."""
         self._rollout = {name: x.detach().clone() for name, x in rollout.items()}
 
-    def append(self, new: Sequence[Tensor], index: _Index, notes: MinibatchNotes) -> None:
+    def append(
+        self, new_log_prob: Tensor, entropy: Tensor, value: Tensor, index: _Index, notes: MinibatchNotes
+    ) -> None:
         """Copy a minibatch in.
 
         Args:
-            new: what `NEW` names, each [n] or [n, 1], on the host.
+            new_log_prob, entropy, value: what `NEW` names, [n], of which the last may be [n, 1]; on the host.
             index: position of each transition in the rollout, [n].
             notes: what else is known.
 
         Raises:
             BadCall: the lengths differ; the minibatch is not taken.
         """
-        log_prob, entropy, value = new
-        held = torch.cat((log_prob.detach(), entropy.detach(), value.detach().reshape(-1)))
+        held = torch.cat((new_log_prob.detach(), entropy.detach(), value.detach().reshape(-1)))
         n = len(index)
         if len(held) != len(NEW) * n:
-            lengths = ", ".join(f"{name} has {x.numel()}" for name, x in zip(NEW, new, strict=True))
+            new = zip(NEW, (new_log_prob, entropy, value), strict=True)
+            lengths = ", ".join(f"{name} has {x.numel()}" for name, x in new)
             raise BadCall(f"the tensors of a minibatch have different lengths: index has {n}, {lengths}")
         self._held.append(held)
         self._index.append(index.copy())

@@ -201,6 +201,8 @@ class Recorder:
         self._stepped: MinibatchNotes | None  # the newest one the optimizer stepped on
         self._places: dict[str, Any] | None
         self._rollout_names: tuple[str, ...]
+        self.each_step: bool
+        """For adapters: whether `layers` is wanted at each step of the update being collected, see `levels`."""
         self._start_update(1)
         if self._base_level is Level.OFF:
             return
@@ -421,22 +423,16 @@ class Recorder:
             new_log_probs, ..., normalize: as for `minibatch`; tensors on the host.
         """
         self._newest = None
-        self._minibatches += 1
+        self._minibatches = number = self._minibatches + 1
         if self._first_minibatch is None:
             self._first_minibatch = time.monotonic()
-        if self._known.full or self._ring or self._pushed:
+        known = self._known
+        if known.full or self._ring or self._pushed:
             self._reduce_ring()
-        notes = MinibatchNotes(
-            self._minibatches,
-            epoch,
-            clip_range,
-            value_clip_range,
-            self._learning_rate(),
-            entropy_max,
-            normalize,
-            None if self._step_hook is None else False,
-        )
-        self._known.append((new_log_probs, entropy, values), index, notes)
+        stepped = None if self._step_hook is None else False
+        rate = self._learning_rate()
+        notes = MinibatchNotes(number, epoch, clip_range, value_clip_range, rate, entropy_max, normalize, stepped)
+        known.append(new_log_probs, entropy, values, index, notes)
         self._newest = notes
 
     @_guarded
@@ -485,9 +481,12 @@ class Recorder:
         model = None if self._model is None else self._model()
         if model is not None:
             self._layers.keeps_always = False  # the loop tells of the steps it wants to know
-            self._layers.take(
-                model, self._step_notes(self._newest, after_clipping), only=not COLLECTED[self._level].each_step
-            )
+            self._layers.take(model, self._step_notes(self._newest, after_clipping), only=not self.each_step)
+
+    @_guarded
+    def expect_layers(self) -> None:
+        """For adapters: `layers` will be called before the steps that matter, so nothing is kept before the others."""
+        self._layers.keeps_always = False
 
     @_guarded
     def episode(
@@ -642,7 +641,9 @@ class Recorder:
     def _start_update(self, update: int) -> None:
         self._update = update
         self._level = self._escalation.next_level()
-        self._ring.per_minibatch = self._known.per_minibatch = COLLECTED[self._level].each_minibatch
+        collected = COLLECTED[self._level]
+        self._ring.per_minibatch = self._known.per_minibatch = collected.each_minibatch
+        self.each_step = collected.each_step
         self._minibatches = 0
         self._newest = self._stepped = None
         self._first_minibatch = None
@@ -797,7 +798,7 @@ class Recorder:
         if newest is not None:
             newest.stepped = True
             self._stepped = newest
-        each_step = COLLECTED[self._level].each_step
+        each_step = self.each_step
         if not (each_step or self._layers.waits_for_step):
             return
         model = None if self._model is None else self._model()

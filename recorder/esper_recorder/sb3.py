@@ -31,7 +31,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from esper_recorder.contract.rules import load_rules
 from esper_recorder.escalation import UPDATES, escalation
-from esper_recorder.levels import COLLECTED
 from esper_recorder.recorder import Recorder
 
 _CONFIG = (
@@ -147,6 +146,7 @@ class RecorderCallback(BaseCallback):
             trainer=f"{_LIBRARIES.get(library, library)} {type(model).__name__}",
             definition="sb3",
         )
+        self.recorder.expect_layers()
         self.recorder.settings(
             epochs_planned=int(model.n_epochs),
             target_kl=model.target_kl,
@@ -220,6 +220,8 @@ class _UpdateListener:
         per_epoch = 1 if model.batch_size is None else math.ceil(size / model.batch_size)
         self._planned = int(model.n_epochs) * per_epoch
         self._entropy_max = _entropy_bounds(model.action_space, self._buffer)
+        self._same_entropy_max = None if isinstance(self._entropy_max, np.ndarray) else self._entropy_max
+        self._normalizes = bool(model.normalize_advantage)
 
     def attach(self) -> None:
         """Take note of the rollout and begin to listen."""
@@ -337,14 +339,14 @@ class _UpdateListener:
             self._epoch,
             self._clip_range,
             self._value_clip_range,
-            None if isinstance(self._entropy_max, np.ndarray) else self._entropy_max,
-            self._model.normalize_advantage and len(indices) > 1,
+            self._same_entropy_max,
+            self._normalizes and len(indices) > 1,
         )
 
     def _record(self, samples: Any, indices: Any, values: Any, log_prob: Any, entropy: Any) -> None:
         mask = samples.mask > 1e-8 if self._recurrent else None
         # Of a single transition PPO leaves the advantage as it is; the others make NaN of it.
-        normalize = self._model.normalize_advantage and (self._contrib or len(samples.advantages) > 1)
+        normalize = self._normalizes and (self._contrib or len(samples.advantages) > 1)
         bounds: Any = self._entropy_max
         if isinstance(bounds, np.ndarray):
             bounds = None if indices is None else torch.from_numpy(bounds[indices]).to(log_prob.device)
@@ -370,7 +372,7 @@ class _UpdateListener:
             return original(*args, **kwargs)
         self._evaluated = False
         self._stepped += 1
-        if self._seen == self._planned or COLLECTED[self._recorder.level].each_step:
+        if self._seen == self._planned or self._recorder.each_step:
             self._recorder.layers(after_clipping=False)
         norm = original(*args, **kwargs)
         self._recorder.gradients(total_norm=norm)

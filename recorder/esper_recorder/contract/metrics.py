@@ -337,7 +337,9 @@ def _sb3(row: Row, minibatches: Columns) -> dict[str, float | None]:
         return {}
     every: Columns = minibatches
     if any(count is not None and count != row.get("n") for count in _finite_counts(row).values()):
-        rows = [_with_nonfinite(dict(zip(minibatches, m, strict=True))) for m in zip(*minibatches.values(), strict=True)]
+        rows = [
+            _with_nonfinite(dict(zip(minibatches, m, strict=True))) for m in zip(*minibatches.values(), strict=True)
+        ]
         every = {name: [m[name] for m in rows] for name in rows[0]}
     epochs = minibatches["epoch"]
     of_last_epoch = [kl for kl, epoch in zip(every["approx_kl"], epochs, strict=True) if epoch == epochs[-1]]
