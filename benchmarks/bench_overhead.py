@@ -5,8 +5,8 @@ Several measures, because a shared machine is noisy:
 * `calls`: CPU time inside the recorder's calls and the callback's in the training thread plus the writer thread's, over
   the rest of the training's CPU time, in one and the same process; what asking for the time takes is taken off. Of a
   training of 61,440 steps, 30 PPO updates, the median of three. All of the recorder's time counts, that which a run
-  takes but once included; how much that is (making the recorder, closing it and the last Parquet parts) is told as
-  `once_s`, and the ratio without it as `calls_without_once`;
+  takes but once included. How much that is (making the recorder, closing it and the last Parquet parts, which hold the
+  rows since the journal was last rolled) is told as `once_s`, and the ratio without it as `calls_without_once`;
 * `calls_short`: the same of the short trainings that follow, in which what a run costs once weighs more;
 * `pairs`: CPU time of `learn()` with a recorder over that without, in fresh processes that take turns, each 20,480
   steps or ten updates;
@@ -44,8 +44,6 @@ CALLS = (
     "close",
     "_on_step",
 )
-ONCE = ("_on_training_start", "close")
-"""What a run does once; `close` is the recorder's in the training thread and the sink's in the writer's."""
 CALLBACK = ("_on_training_start", "_on_step", "_on_rollout_end", "_on_rollout_start", "_on_training_end")
 
 
@@ -58,7 +56,7 @@ def clock_seconds() -> float:
 
 
 def train(level: str, steps: int) -> dict[str, float]:
-    """Train once in this process; CPU seconds of learn(), of the recorder's calls, its writer thread, and `ONCE`."""
+    """Train once in this process; CPU seconds of learn(), the recorder's calls, its writer thread, and once a run."""
     import torch
     from stable_baselines3 import PPO
 
@@ -100,10 +98,9 @@ def train(level: str, steps: int) -> dict[str, float]:
 
         return call
 
-    for owner in (RecorderCallback, Recorder, ParquetSink):
-        for name in ONCE:
-            if hasattr(owner, name):
-                setattr(owner, name, once(getattr(owner, name)))
+    RecorderCallback._on_training_start = once(RecorderCallback._on_training_start)  # type: ignore[method-assign]
+    Recorder.close = once(Recorder.close)  # type: ignore[method-assign]
+    ParquetSink.close = once(ParquetSink.close)  # type: ignore[method-assign]
 
     for owner, names in (
         (Recorder, CALLS),

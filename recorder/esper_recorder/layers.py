@@ -12,6 +12,8 @@ from torch import Tensor
 from esper_recorder.reductions.gradients import LayerReducer, precision
 from esper_recorder.reductions.packed import Packed
 
+_COMPLEX = frozenset((torch.complex32, torch.complex64, torch.complex128))
+
 
 @dataclass(slots=True)
 class LayerBlock:
@@ -138,7 +140,14 @@ class LayerLog:
                 self._names, self._references, self._gradients = names, [weakref.ref(p) for p in listed], []
             parameters, self._listed = listed, True
         # A sparse gradient has no dense statistics, a complex one no order; it is told as present and not measured.
-        gradients = ["none" if (g := p.grad) is None else "dense" if _is_dense(g) else "other" for p in parameters]
+        gradients = [
+            "none"
+            if (g := p.grad) is None
+            else "dense"
+            if g.layout is torch.strided and g.dtype not in _COMPLEX
+            else "other"
+            for p in parameters
+        ]
         if gradients != self._gradients:
             self._close_block()
             self._gradients = gradients
@@ -162,7 +171,3 @@ class LayerLog:
             has_grad = [kind != "none" for kind in self._gradients]
             self._blocks.append(LayerBlock(self._names, self._sizes, has_grad, self._steps, parts))
         self._steps, self._open = [], False
-
-
-def _is_dense(gradient: Tensor) -> bool:
-    return gradient.layout is torch.strided and not gradient.is_complex()

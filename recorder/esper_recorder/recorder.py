@@ -423,7 +423,7 @@ class Recorder:
             new_log_probs, ..., normalize: as for `minibatch`; tensors on the host.
         """
         self._newest = None
-        self._minibatches = number = self._minibatches + 1
+        self._minibatches += 1
         if self._first_minibatch is None:
             self._first_minibatch = time.monotonic()
         known = self._known
@@ -431,7 +431,9 @@ class Recorder:
             self._reduce_ring()
         stepped = None if self._step_hook is None else False
         rate = self._learning_rate()
-        notes = MinibatchNotes(number, epoch, clip_range, value_clip_range, rate, entropy_max, normalize, stepped)
+        notes = MinibatchNotes(
+            self._minibatches, epoch, clip_range, value_clip_range, rate, entropy_max, normalize, stepped
+        )
         known.append(new_log_probs, entropy, values, index, notes)
         self._newest = notes
 
