@@ -203,6 +203,18 @@ class TestWhatAStepChanged:
         found = reducer.drain()[0].values[..., NAMES.index("step_sum_sq")].tolist()
         assert found == [[n * 0.5**2 for n in (3, 100, 300)], [n * 0.25**2 for n in (3, 100, 300)]]
 
+    def test_is_told_by_the_weights_of_the_next_step_too(self):
+        # The 8 weights fill a row of 64 numbers, so 4 steps fit a chunk of 256: the fifth is reduced by itself.
+        layer = with_grad(torch.zeros(8), torch.ones(8))
+        reducer = LayerReducer([layer], chunk=256)
+        for step in range(5):
+            reducer.take([layer], after_step=step > 0)
+            reducer.keep_taken()
+            layer.data += step + 1
+        reducer.changed([layer])
+        found = reducer.drain()[0].values[:, 0, NAMES.index("step_sum_sq")].tolist()
+        assert found == [8.0 * 1, 8.0 * 4, 8.0 * 9, 8.0 * 16, 8.0 * 25]
+
     def test_is_not_measured_without_a_copy_from_before(self):
         layer = with_grad(torch.ones(3), torch.ones(3))
         reducer = LayerReducer([layer])
