@@ -305,6 +305,7 @@ def sweep_values(
     strict: StrictOption = False,
 ) -> None:
     """One threshold at many values: a row each, with the runs and updates that fire."""
+    from esper_analytics.doubts import warnings
     from esper_analytics.replay import load_rules, rules_of_all
     from esper_analytics.replay.sweep import read_values, sweep
 
@@ -315,6 +316,8 @@ def sweep_values(
     with progress_bar("values") as told:
         frame = sweep(runs, held, rule=rule, key=key, values=wanted, progress=told)
     emit(frame, form, output)
+    for line in warnings(runs, next(one for one in held.rules if one.name == rule)):
+        tell(line)
     tell(f"rules {held.name}")
     finish(runs, strict)
 

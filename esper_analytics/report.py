@@ -234,7 +234,7 @@ def _json(found: Findings, path: Path, command: str, now: datetime) -> None:
         facts = {name: getattr(run, name) for name in names}
         facts |= {
             name: [asdict(one) for one in facts[name]]
-            for name in ("first", "incidents", "unread", "partly", "differences")
+            for name in ("first", "incidents", "unread", "partly", "doubts", "differences")
         }
         facts["exemplars"] = None if run.exemplars is None else asdict(run.exemplars)
         runs.append(facts | {"counts": run.counts, "judged": run.judged, "broken": run.broken})

@@ -8,8 +8,7 @@ from typing import Final
 import polars as pl
 
 from esper_analytics.errors import UsageError, did_you_mean
-from esper_analytics.replay.differences import difference
-from esper_analytics.replay.result import Result, diff, live, load_rules, replay
+from esper_analytics.replay.result import Result, diff, live, load_rules, replay, since_live
 from esper_analytics.store import Runs
 from esper_recorder.contract.rule_tests import read_tests
 from esper_recorder.contract.rule_values import Value, read_value
@@ -63,7 +62,7 @@ def replay_for(
         }
         return tables[what], result
     if alarms is not None:
-        return difference(alarms, result.firings), result
+        return since_live(result, alarms), result
     return diff(replay(runs, before_rules, progress=progress), result), result
 
 

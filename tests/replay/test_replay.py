@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import esper_analytics as ea
 from esper_analytics.cli import app
+from esper_analytics.findings import findings
 from esper_recorder.contract.evaluator import RuleEvaluator
 from esper_recorder.contract.rules import RuleSet, load_profile
 from tests.builders import add_journal, complete_rows, run_id_of, write_run
@@ -82,6 +83,22 @@ def test_replaying_a_run_with_its_own_rules_gives_back_its_alarms(tmp_path: Path
     assert (done.exit_code, json.loads(done.stdout)) == (0, [])
     done = esper("replay", str(tmp_path), "--against", "live", "--set", "ratio.above=2.7", "--format", "json")
     assert [(row["update"], row["change"]) for row in json.loads(done.stdout)] == [(4, "gone")]
+
+
+def test_a_run_without_rules_is_left_out_of_the_comparison_with_live_alarms_and_named(tmp_path: Path) -> None:
+    rows = updates(1.0, 3.0, 1.0, 2.5)
+    write_run(tmp_path, "a", updates=rows, rules=OWN, profile="mine", tables={"alarms": alarms(OWN, rows)})
+    write_run(tmp_path, "bare", updates=updates(1.0, 99.0))  # default fires at 99, and nothing was there to raise it
+    done = esper("replay", str(tmp_path), "--against", "live", "--format", "json")
+    assert (done.exit_code, json.loads(done.stdout)) == (0, [])
+    assert "bare-20260101T000000Z-abc123: left out of the comparison: it ran with no rules" in done.stderr
+    found = findings(ea.replay(tmp_path), "live")
+    assert {run.name: (run.compared, run.differences) for run in found.runs} == {"a": (True, []), "bare": (False, [])}
+    assert any("left out of the comparison" in problem for problem in found.problems)
+    write_run(tmp_path / "others", "b", updates=rows)
+    write_run(tmp_path / "others", "c", updates=rows)
+    done = esper("replay", str(tmp_path / "others"), "--against", "live")
+    assert done.exit_code == 2 and "None of the 2 runs ran with rules" in done.stderr
 
 
 def test_a_resumed_run_is_judged_by_its_visible_rows(tmp_path: Path) -> None:
