@@ -90,8 +90,19 @@ class TestShow:
     def test_gaps_and_the_error_of_a_run(self, root):
         card = esper("show", root, "--run", "b").stdout
         assert "ValueError: wrecked" in card
-        assert re.search(r"1\.reason +queue_full", card)
+        [gap] = re.findall(r"^gaps\n +(.+)\n +(.+)\n", card, flags=re.MULTILINE)
+        assert "reason" in gap[0] and "run_id" not in gap[0] and "queue_full" in gap[1]
+        assert "1.reason" not in card and "1.run_id" not in card
+        [first] = re.findall(r"^attempts\n +(.+)\n", card, flags=re.MULTILINE)
+        assert first.startswith("attempt ")
         assert "none: it was recorded without rules" in card
+
+    def test_a_run_that_is_not_complete_says_why_and_not_that_there_is_no_problem(self, tmp_path):
+        write_run(tmp_path, "cut", updates=[{"update": 1}, {"update": 4}], ended=None)
+        card = esper("show", tmp_path).stdout
+        assert re.search(r"complete +false", card)
+        assert "not complete\n" in card and "2 updates of 4 not recorded: 2–3." in card
+        assert "problems\n" not in card
 
     def test_the_card_as_data(self, root):
         card = json.loads(esper("show", root, "--run", "b", "--format", "json").stdout)

@@ -18,7 +18,7 @@ RATIO_RULES = {
 
 
 def sentinels(root: Path, name: str = "marked") -> None:
-    """A run of three updates: every ratio is 1, and the alarms about NaN at two of them are about the trainer's mark."""
+    """A run of three updates: every ratio is 1, and the NaN alarms at two of them are about the trainer's mark."""
     mark = {"ratio_max": 1.0, "ratio_min": 1.0, "nonfinite_fields": ["explained_variance"], "return_variance_low": True}
     plain = {"ratio_max": 1.0, "ratio_min": 1.0, "nonfinite_fields": [], "return_variance_low": False}
     alarms = [{"update": n, "rule": "numerical_instability", "key": "", "severity": "warning"} for n in (1, 3)]
