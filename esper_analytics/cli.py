@@ -437,7 +437,11 @@ def write_report(
 
 @app.command(
     "plot",
-    examples=["esper plot runs/ --run hot -o hot.png", "esper plot runs/ --kind compare -o compare.svg"],
+    examples=[
+        "esper plot runs/ --run hot -o hot.png",
+        "esper plot runs/ --run hot --kind ratio -o ratio.png",
+        "esper plot runs/ --kind compare -o compare.svg",
+    ],
 )
 def draw_plot(
     path: RunsPath,
@@ -448,7 +452,7 @@ def draw_plot(
         typer.Option(
             metavar="KIND",
             parser=one_of(Plot, "There is no plot of kind {!r}.", "kinds"),
-            help="postmortem (of one run) or compare (of several).",
+            help=f"Of one run: {', '.join(kind for kind in Plot if kind is not Plot.compare)}; of several: compare.",
         ),
     ] = Plot.postmortem,
     rules: RulesOption = None,

@@ -77,6 +77,10 @@ class Plot(StrEnum):
     """The values of --kind; `report_command` holds what they do."""
 
     postmortem = "postmortem"
+    ratio = "ratio"
+    gradients = "gradients"
+    heads = "heads"
+    phases = "phases"
     compare = "compare"
 
 
