@@ -419,6 +419,7 @@ def write_report(
 ) -> None:
     """A post-mortem: what broke first, incidents, curves, and what could not be judged."""
     from esper_analytics.replay.command import narration
+    from esper_analytics.report import plots_folder
     from esper_analytics.report_command import report_for
 
     runs = open_runs(path)
@@ -431,7 +432,9 @@ def write_report(
     result = report_for(runs, rules, values or (), against, output, shlex.join([*words, "-o", str(output)]))
     for line in narration(result):
         tell(line)
-    tell(f"report written to {output}")
+    folder = plots_folder(output)
+    beside = f", its plots to {folder}" if output.suffix.lower() == ".md" and folder.is_dir() else ""
+    tell(f"report written to {output}{beside}")
     finish(runs, strict)
 
 
@@ -452,7 +455,7 @@ def draw_plot(
         typer.Option(
             metavar="KIND",
             parser=one_of(Plot, "There is no plot of kind {!r}.", "kinds"),
-            help=f"Of one run: {', '.join(kind for kind in Plot if kind is not Plot.compare)}; of several: compare.",
+            help=f"{listed_words(Plot)} (this one of several runs, the others of one).",
         ),
     ] = Plot.postmortem,
     rules: RulesOption = None,

@@ -92,17 +92,15 @@ def ratio(run: RunFrames, histograms: pl.DataFrame, exemplars: pl.DataFrame) -> 
     own = floats(run.frame, "update")
     for column, colour, label in (("ratio_max", FIRST, "largest"), ("ratio_min", SECOND, "smallest")):
         if column in run.frame.columns:
-            axes.plot(
-                own, place_of(floats(run.frame, column).filled(math.nan)), color=colour, label=label, linewidth=1.4
-            )
+            axes.plot(own, place_of(_or_nan(run.frame, column)), color=colour, label=label, linewidth=1.4)
     if "clip_range" in run.frame.columns:
-        clip = floats(run.frame, "clip_range").filled(math.nan)
+        clip = _or_nan(run.frame, "clip_range")
         for side, label in ((1 + clip, "clip range"), (1 - clip, "_lower")):
             axes.plot(own, place_of(side), color=MUTED, linewidth=1.0, linestyle=(0, (4, 2)), label=label)
     worst = worst_ratios(exemplars)
     if worst.height:
         words: dict[str, Any] = {"markersize": 3, "color": RUN_COLOURS[1], "label": "worst transitions"}
-        axes.plot(floats(worst, "update"), place_of(np.exp(floats(worst, "log_ratio").filled(math.nan))), ".", **words)
+        axes.plot(floats(worst, "update"), place_of(np.exp(_or_nan(worst, "log_ratio"))), ".", **words)
     axes.yaxis.set_major_locator(FixedLocator(place_of(np.array(_RATIOS)).tolist()))
     axes.set_yticklabels([f"{ratio:g}" for ratio in _RATIOS])
     axes.set_ylabel("ratio")
@@ -299,6 +297,11 @@ def _figure(run: RunFrames, what: str, height: float) -> Figure:
 def _lacking(run: RunFrames, what: str, instead: str = "") -> UsageError:
     more = f" {instead}." if instead else ""
     return UsageError(f"{run.name} has recorded no {what}, so there is nothing to draw.{more}")
+
+
+def _or_nan(frame: pl.DataFrame, column: str) -> NDArray[np.float64]:
+    """The column with NaN where nothing was measured."""
+    return frame.get_column(column).cast(pl.Float64).fill_null(math.nan).to_numpy()
 
 
 def _end(name: str, longest: int = 44) -> str:

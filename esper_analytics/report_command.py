@@ -16,6 +16,7 @@ from esper_analytics.replay import Result, load_rules, replay
 from esper_analytics.replay.command import LIVE, read_settings
 from esper_analytics.report import check_path, report
 from esper_analytics.store import Runs
+from esper_analytics.whole_file import check_place
 
 KINDS: Final = ("postmortem", "ratio", "gradients", "heads", "phases", "compare")
 
@@ -46,6 +47,10 @@ def plot_for(
     if path.suffix.lower() not in plots.SUFFIXES:
         ending = f"ends in {path.suffix}" if path.suffix else "has no ending"
         raise UsageError(f"{path} {ending}; a plot is written to FILE{', FILE'.join(plots.SUFFIXES)}.")
+    try:
+        check_place(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
     runs = runs.only(chosen) if chosen else runs
     ids = runs.ids
     most = len(plots.RUN_COLOURS)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from esper_analytics import sql as sql_room
-from esper_analytics.errors import DataError, QueryError, UnknownRunError, UnknownTableError, did_you_mean
+from esper_analytics.errors import DataError, QueryError, UnknownRunError, UnknownTableError, did_you_mean, near
 from esper_analytics.folders import FoundRun, Problem, find_runs
 from esper_analytics.footers import Footer, read_footer
 from esper_analytics.listings import Listings
@@ -424,6 +424,8 @@ def _named(asked: str, folders: list[FoundRun]) -> FoundRun:
     if begins:
         ids = ", ".join(run.run_id for run in begins[:8])
         raise UnknownRunError(f"{asked!r} is the beginning of {len(begins)} runs: {ids}. Write more of it.")
+    if close := near(asked, {run.manifest.name for run in folders}):
+        raise UnknownRunError(f"There is no run {asked!r}. Did you mean {' or '.join(close)}?")
     hint = did_you_mean(asked, [run.run_id for run in folders], kind="runs")
     raise UnknownRunError(f"There is no run {asked!r}. {hint}")
 

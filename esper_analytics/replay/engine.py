@@ -229,7 +229,7 @@ class Engine:
             "key": np.full(len(looked), self._keys[task.key]),
             "looked": looked,
         }
-        self._silenced.append(pl.DataFrame(columns).cast(_SILENCED))
+        self._silenced.append(pl.DataFrame(columns).cast(pl.Schema(_SILENCED)))
 
     def _heard(
         self, task: _Task, one: Found, tasks: Sequence[_Task], found: Sequence[Found]

@@ -118,6 +118,40 @@ class TestShow:
         assert "no run 'c'" in esper("show", root, "--run", "c", code=2).stderr
 
 
+class TestWhatIsMissing:
+    @pytest.mark.parametrize(
+        ("words", "sentence"),
+        [
+            (("sql", "select 1"), "esper: esper sql needs SELECT (One SELECT over the views"),
+            (
+                ("report", "runs"),
+                "esper: esper report needs -o FILE (FILE.html, FILE.md (plots beside it) or FILE.json)",
+            ),
+            (("import", "tensorboard", "logs"), "esper: esper import tensorboard needs --to RUNS ("),
+            (
+                ("replay",),
+                "esper: esper replay needs RUNS (A folder of runs, or one run's folder). Such as: esper replay",
+            ),
+        ],
+    )
+    def test_is_one_sentence_with_what_to_write(self, words, sentence):
+        told = esper(*words, code=2).stderr
+        assert told.startswith(sentence) and ". Such as: esper " in told
+        assert told.count("\n") == 1
+
+    def test_an_option_that_does_not_exist_is_still_refused(self, root):
+        assert "No such option" in esper("runs", root, "--nope", code=2).stderr
+
+    def test_a_run_is_found_by_what_its_name_is_near_to(self, tmp_path):
+        write_run(tmp_path, "hot", updates=[{}])
+        write_run(tmp_path, "healthy", updates=[{}])
+        assert "There is no run 'ht'. Did you mean hot" in esper("show", tmp_path, "--run", "ht", code=2).stderr
+
+    def test_nan_is_no_value_of_a_question(self, root):
+        told = esper("query", root, "ratio_exceeded", "-p", "above=nan", code=2).stderr
+        assert "above is a number, and 'nan' is none" in told
+
+
 class TestSql:
     QUESTION = "SELECT run_id, max(finite(ratio_max)) AS worst FROM ppo_updates GROUP BY 1 ORDER BY 1"
 

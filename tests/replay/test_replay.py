@@ -138,6 +138,14 @@ def test_a_rule_that_never_could_look_is_told_beside_every_table(tmp_path: Path)
         assert "never" not in done.stdout
 
 
+def test_runs_whose_rules_could_not_look_for_the_same_reason_share_a_line(tmp_path: Path) -> None:
+    for name, length in (("a", 2), ("b", 3), ("c", 4)):
+        write_run(tmp_path, name, updates=updates(*[1.0] * length))
+    told = esper("replay", str(tmp_path), "--rules", "seeds").stderr
+    assert told.count("never could look (not measured): ratio_collapse, value_collapse") == 1
+    assert "3 runs: never could look (not measured): ratio_collapse" in told
+
+
 def test_rules_on_tables_that_a_run_does_not_record_share_one_line_and_are_not_called_blind(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_run(tmp_path, name, updates=updates(1.0, 1.0))
@@ -276,7 +284,9 @@ def test_what_a_result_tells_of_its_rules_is_enough_to_get_it_again(tmp_path: Pa
         (["--rules", "seedz"], "there is no rule profile 'seedz'; there is default"),
         (["--rules", "none.toml"], "there is no file none.toml"),
         (["--rules", "FOREIGN"], "is no TOML"),
-        (["--set", "rato.above=3"], "has no rule 'rato'; it has"),
+        (["--set", "rato.above=3"], "has no rule 'rato'; "),
+        (["--set", "ratio_explosin.above=3"], "has no rule 'ratio_explosin'; did you mean ratio_explosion"),
+        (["--set", "zzz.above=3"], "has no rule 'zzz'; it has "),
         (["--set", "ratio_explosion.abov=3"], "did you mean above"),
         (["--set", "ratio_explosion.above=high"], "must be a number, not 'high'"),
         (["--set", "ratio_explosion.above"], "Write it as RULE.KEY=VALUE"),
