@@ -24,7 +24,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from esper_analytics.errors import QueryError
+from esper_analytics.errors import DataError, QueryError
 from esper_analytics.limits import bounded_growth, size_of
 from esper_analytics.macros import MACROS
 from esper_analytics.scan import Layout, TableScan, identifier, literal
@@ -193,10 +193,14 @@ def files_are_gone(sources: Mapping[str, Source]) -> bool:
 
 
 def connect(sources: Mapping[str, Source]) -> duckdb.DuckDBPyConnection:
-    """A trusted connection with the views of `sources` and the macros."""
+    """A trusted connection with the views of `sources` and the macros. Raises DataError where a file is unreadable."""
     connection = duckdb.connect(":memory:")
-    connection.execute("SET TimeZone = 'UTC'")
-    _make_views(connection, sources)
+    try:
+        connection.execute("SET TimeZone = 'UTC'")
+        _make_views(connection, sources)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -239,6 +243,14 @@ def _stopped(timeout_s: float, ended: bool) -> str:
 
 
 def _make_views(connection: duckdb.DuckDBPyConnection, sources: Mapping[str, Source]) -> None:
+    """Make the views. Raises DataError where a file, whose footer could be read, cannot be: it may be gone again."""
+    try:
+        _make_each_view(connection, sources)
+    except (duckdb.PermissionException, duckdb.IOException, duckdb.InvalidInputException, OSError) as error:
+        raise DataError(f"A recorded file can no longer be read: {str(error).splitlines()[0]}.") from error
+
+
+def _make_each_view(connection: duckdb.DuckDBPyConnection, sources: Mapping[str, Source]) -> None:
     for signature, body in MACROS.values():
         connection.execute(f"CREATE MACRO {signature} AS {body}")
     held: dict[int, TableScan] = {}  # scans without what must be held in memory, which two views may share

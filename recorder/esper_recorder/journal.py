@@ -93,7 +93,8 @@ class JournalWriter:
             path.unlink(missing_ok=True)
             raise
         self.size = len(MAGIC)
-        self.unsynced = True
+        self.unsynced = 0
+        """Updates that would not survive the loss of power."""
 
     def commit(self, update: int, batches: Iterable[tuple[str, pa.RecordBatch | PackedRow]]) -> None:
         """Append the rows of one update, all or none.
@@ -133,13 +134,13 @@ class JournalWriter:
         self.rows += rows
         self.first_update = update if self.first_update is None else self.first_update
         self.last_update = update
-        self.unsynced = True
+        self.unsynced += 1
 
     def sync(self) -> None:
         """Make what is committed survive the loss of power. Raises OSError."""
         if self.unsynced:
             os.fsync(self._descriptor)
-            self.unsynced = False
+            self.unsynced = 0
 
     @property
     def removed(self) -> bool:

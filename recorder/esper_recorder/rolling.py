@@ -55,7 +55,8 @@ def roll(folder: Path, journal: Path) -> JournalContent:
         log.warning("%s was damaged in %d place(s); what could be read became parts", kept, len(content.damage))
     else:
         journal.unlink()
-    sync_folder(journal.parent)
+    with contextlib.suppress(FileNotFoundError):  # another rank that ended meanwhile has removed the empty folder
+        sync_folder(journal.parent)
     return content
 
 
