@@ -25,7 +25,8 @@ from esper_recorder.rolling import roll
 
 log = logging.getLogger("esper_recorder")
 
-ROLL_BYTES = 32 * 2**20
+ROLL_BYTES = 8 * 2**20
+"""Making parts of a journal takes several times its size in memory, and whoever looks at a live run reads it all."""
 ROLL_SECONDS = 600.0
 SYNC_SECONDS = 10.0
 SYNC_UPDATES = 100
@@ -297,6 +298,7 @@ class ParquetSink(Sink):
                     return
                 self._gone.append(journal)
             self._unrolled.pop(0)
+            pa.default_memory_pool().release_unused()  # the memory is the trainer's
 
     def _lost(self, *, stored: bool = True) -> RowsLost:
         gone, self._gone = [j for j in self._gone if j.updates], []

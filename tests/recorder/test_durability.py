@@ -97,8 +97,8 @@ for seed in map(int, sys.argv[4:]):
     if pace == "outrun":
         roll_bytes, pause, root = 1, 0.0, disk
     else:
-        roll_bytes, pause = chance.choice([(1, 0.1), (5_000, 0.1), (50_000, 0.05), (2**25, 0.02)])
-        root = disk if roll_bytes == 2**25 else memory
+        roll_bytes, pause = chance.choice([(1, 0.1), (5_000, 0.1), (50_000, 0.05), (2**23, 0.02)])
+        root = disk if roll_bytes == 2**23 else memory
     folder = Path(root, str(seed))
     folder.mkdir()
     told = folder / "told"
