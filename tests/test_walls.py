@@ -12,12 +12,16 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "stable_baselines3", "sb3_contrib", "gymnasium", "numpy", "pyarrow", "duckdb", "polars", "matplotlib")
+HEAVY = (
+    *("torch", "stable_baselines3", "sb3_contrib", "gymnasium", "numpy", "pyarrow", "pydantic"),
+    *("duckdb", "polars", "matplotlib"),
+)
 TRAINERS = {"torch", "stable_baselines3", "sb3_contrib", "gymnasium"}
 DESK = {"duckdb", "polars", "matplotlib"}
 # What of the recorder works only inside a trainer.
 IN_THE_TRAINER = {
-    f"esper_recorder.{name}" for name in ("recorder", "reductions", "ring", "rows", "transfer", "watch", "sb3")
+    f"esper_recorder.{name}"
+    for name in ("recorder", "reductions", "ring", "rows", "told", "transfer", "watch", "sb3", "esper.emitters")
 }
 
 
@@ -77,6 +81,12 @@ def test_the_modules_of_both_packages_are_found():
 @pytest.mark.parametrize("module", ["esper_recorder", *CONTRACT])
 def test_the_contract_loads_no_library_at_all(module, loaded):
     assert loaded(module) - {"esper_recorder", *CONTRACT} == set()
+
+
+def test_what_only_esper_has_loads_nothing_until_it_is_used(loaded):
+    assert loaded("esper_recorder.esper") - {"esper_recorder", "esper_recorder.esper"} == set()
+    assert loaded("esper_recorder.esper.hub") & {"torch", "pydantic"} == set()
+    assert loaded("esper_recorder.esper.config") & {"torch", "pyarrow"} == set()
 
 
 @pytest.mark.parametrize("module", RECORDER)

@@ -38,7 +38,7 @@ from esper_analytics.importers.run_writer import Origin, RunWriter, Stored, impo
 from esper_analytics.importers.sources import Source, find_sources, plain_name
 from esper_recorder.contract.rules import load_profile
 from esper_recorder.esper.clock import TURNING, Clock, RunKey
-from esper_recorder.esper.entries import Block
+from esper_recorder.esper.entries import NO_EVENT, Block
 from esper_recorder.esper.facts import KINDS as FACTS
 from esper_recorder.esper.facts import Facts
 from esper_recorder.esper.mapping import Entry, is_event, map_events
@@ -278,15 +278,14 @@ def map_block(
         return pieces[key]
 
     def reject(position: int, reason: str, kind: str | None) -> None:
-        key = clock.last
+        key, update = clock.collecting()
         piece = piece_of(key, position)
         piece.report.of(kind or NO_EVENT_KIND).rejected += 1
         piece.report.reasons[reason] += 1
-        training = clock.trainings.get(key[0])
         raw.setdefault(key, []).append(
             {
                 "line": first_line + position,
-                "update": (training.closed if training else 0) + 1,
+                "update": update,
                 "key": "",
                 "event_type": kind,
                 "reason": reason,
@@ -304,7 +303,7 @@ def map_block(
                 reject(position, "torn" if position + 1 == torn else "not_json", None)
             continue
         if not is_event(event):
-            reject(position, "no_event", None)
+            reject(position, NO_EVENT, None)
             continue
         number = first_line + position
         if number in repeats:

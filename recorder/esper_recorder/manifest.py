@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -173,6 +174,13 @@ def heartbeat_is_young(folder: Path) -> bool:
     return abs(time.time() - touched) < HEARTBEAT_DEAD_SECONDS
 
 
+def loaded_versions() -> dict[str, str]:
+    """Versions of what is loaded and matters to a recording."""
+    modules = ("torch", "numpy", "pyarrow", "stable_baselines3", "sb3_contrib", "gymnasium", "rsl_rl", "torchrl")
+    found: dict[str, Any] = {name: getattr(sys.modules.get(name), "__version__", None) for name in modules}
+    return {name: str(version) for name, version in found.items() if version is not None}
+
+
 # --- JSON -----------------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +257,10 @@ def plain_json(value: Any, depth: int = 0) -> Any:
             return [plain_json(inner, depth + 1) for inner in value]
         if isinstance(value, set | frozenset):
             return sorted((plain_json(inner, depth + 1) for inner in value), key=str)
+        if callable(getattr(value, "model_dump", None)) and not isinstance(value, type):  # pydantic's
+            return plain_json(value.model_dump(mode="json"), depth + 1)
+        if is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain_json(getattr(value, f.name), depth + 1) for f in fields(value)}
     if isinstance(value, Path):
         return str(value)
     return repr(value)

@@ -36,6 +36,7 @@ from esper_recorder.escalation import UPDATES, Escalation
 from esper_recorder.layers import LayerLog
 from esper_recorder.levels import COLLECTED, Level
 from esper_recorder.losses import BAD_CALL, DEVICE_FAILED, REDUCE_FAILED
+from esper_recorder.manifest import loaded_versions
 from esper_recorder.ranks import JOIN_SECONDS, Meeting, own_rank
 from esper_recorder.reading import last_update
 from esper_recorder.reductions.arguments import BadCall, FieldKey, check_log_ratio, flat_actions, head_fields
@@ -47,6 +48,7 @@ from esper_recorder.rows import UpdateInput, build, build_episodes, build_miniba
 from esper_recorder.run_folder import RunFolder
 from esper_recorder.sink import ParquetSink, Sink
 from esper_recorder.staging import Staging
+from esper_recorder.told import ToldRows, with_told
 from esper_recorder.transfer import Transfer
 from esper_recorder.watch import Watcher
 from esper_recorder.writer import Writer
@@ -108,7 +110,8 @@ class Recorder:
     Args:
         root: folder the run's folder is made in; made if it is not there.
         name: first part of the run's id.
-        config: anything JSON can hold, kept in run.json; what it cannot is kept as its `repr`.
+        config: anything JSON can hold, a dataclass or a pydantic model, kept in run.json; what JSON cannot hold is kept
+            as its `repr`.
         total_updates, total_steps: length of the training; progress and phases are measured against it.
         model: its `named_parameters()` are what layer statistics are of.
         optimizer: its steps mark minibatches as stepped on, and its first group tells the learning rate.
@@ -125,7 +128,8 @@ class Recorder:
         run_id: the run's id, the same on every rank, where torch.distributed is not initialised yet and so cannot tell
             the others which run rank 0 made.
         sink: where rows go instead of Parquet files, for instance a `MemorySink`.
-        trainer: name of the trainer, kept in run.json.
+        trainer: name of the trainer, or a mapping with its `name` and whatever else tells it (such as the group of an
+            A/B test), kept in run.json.
         definition: whose definition the derived metrics follow, see `contract.metrics.DEFINITIONS`.
 
     Raises:
@@ -138,7 +142,7 @@ class Recorder:
         root: str | Path,
         *,
         name: str = "run",
-        config: Mapping[str, Any] | None = None,
+        config: Any = None,
         total_updates: int | None = None,
         total_steps: int | None = None,
         model: torch.nn.Module | None = None,
@@ -152,7 +156,7 @@ class Recorder:
         rank: int | None = None,
         run_id: str | None = None,
         sink: Sink | None = None,
-        trainer: str = "script",
+        trainer: str | Mapping[str, Any] = "script",
         definition: str = "pooled",
     ) -> None:
         self._base_level = Level.parse(level)
@@ -167,6 +171,8 @@ class Recorder:
             raise ValueError(f"rank is {rank!r}; give the number of this process among the trainer's, from 0")
         if run_id is not None and resume is not None:
             raise ValueError(f"both run_id={run_id!r} and resume={resume!r} are given; resume alone names the run")
+        if not isinstance(trainer, str) and not isinstance(trainer.get("name"), str):
+            raise ValueError("trainer is a mapping without a name; give at least {'name': ...}")
         if sink is not None and not isinstance(sink, Sink):
             raise ValueError(f"sink is a {type(sink).__name__}; give a Sink, for instance a MemorySink")
         self._rules: RuleSet | None = None if rules is None else load_rules(rules)
@@ -180,6 +186,7 @@ class Recorder:
         self._ring = MinibatchRing(pessimistic_value_clip=definition != "sb3")
         self._pushed = PackedRing()
         self._staging = Staging()
+        self._told = ToldRows()
         self._layers = LayerLog()
         self._folder: RunFolder | None = None
         self._writer: Writer | None = None
@@ -479,6 +486,17 @@ class Recorder:
                 self._recurrent[layer, kind] = packed.names
                 self._reduced[f"recurrent.{layer}.{kind}"] = packed.values
 
+    @_guarded
+    def row(self, table: str, /, **columns: Any) -> None:
+        """Record one row of a table that is not filled from tensors, such as `slots`, `epochs` or `rewards`.
+
+        It belongs to the update being collected and is stored with it. What a column is, and which tables there are,
+        `esper tables` tells; a column that is not given is NULL.
+        """
+        with self.guarded("row", table):
+            self._told.add(table, columns, self._identity(self._update))
+
+    @_guarded
     def end_update(
         self,
         *,
@@ -504,13 +522,15 @@ class Recorder:
     def close(self, how: str = "finished", error: BaseException | str | None = None) -> None:
         """Write what is left and mark the run as ended: `finished`, or `raised` with the error. A second call does
         nothing. An update not closed by `end_update` is written too if it holds a minibatch, and so are the episodes
-        that finished since the last one."""
+        that finished, and the rows that were told, since the last one."""
         if not self._recording or self._writer is None or self._folder is None:
             return
         if self._minibatches:
             self._finish_update(interrupted=True)
         elif self._episodes or self._rollout_episodes:
             self._hand_over_episodes()
+        if self._told:
+            self._writer.put(self._update, self._told.take())
         self._recording = False
         if self._step_hook is not None:
             self._step_hook.remove()
@@ -534,12 +554,17 @@ class Recorder:
         self.close("finished" if error is None else "raised", error)
 
     @contextlib.contextmanager
-    def guarded(self, what: str) -> Iterator[None]:
-        """For adapters: a failure within is the recorder's own, and is counted and told instead of raised."""
+    def guarded(self, what: str, table: str | None = None) -> Iterator[None]:
+        """For adapters: a failure within is the recorder's own, and is counted and told instead of raised.
+
+        Args:
+            what: what was being done, for the log.
+            table: the table that lost a row by it.
+        """
         try:
             yield
         except Exception as error:
-            self._failed(what, error)
+            self._failed(what, error, table)
 
     # --- an update's state ------------------------------------------------------------------------------------------
 
@@ -579,6 +604,7 @@ class Recorder:
         self._ring.clear()
         self._pushed.clear()
         self._staging.clear()
+        self._told.take()  # where the update could not be handed over, its rows are lost with it
 
     def _rescue(
         self, error: Exception, step: int | None, stopped_early: bool | None, epochs: int | None, interrupted: bool
@@ -659,9 +685,8 @@ class Recorder:
         )
         self._boundary = now
         assert self._writer is not None
-        self._writer.put(
-            self._update, functools.partial(_rows, given, self._minibatches, self._escalation, self._level)
-        )
+        rows = functools.partial(_rows, given, self._minibatches, self._escalation, self._level)
+        self._writer.put(self._update, functools.partial(with_told, self._told.take(), rows) if self._told else rows)
 
     def _hand_over_episodes(self) -> None:
         """Those of a rollout that no update followed."""
@@ -753,9 +778,9 @@ class Recorder:
             "elapsed_s": time.monotonic() - self._started,
         }
 
-    def _failed(self, what: str, error: Exception) -> None:
+    def _failed(self, what: str, error: Exception, of: str | None = None) -> None:
         if self._writer is not None:
-            table, rows = _LOST_BY.get(what, ("ppo_updates", None))
+            table, rows = _LOST_BY.get(what, ("ppo_updates", None)) if of is None else (of, 1)
             detail = str(error) if isinstance(error, BadCall) else f"{what}: {type(error).__name__}: {error}"
             reason = BAD_CALL if isinstance(error, BadCall) else REDUCE_FAILED
             self._writer.lose(self._update, reason, table=table, rows=rows, detail=detail)
@@ -765,7 +790,7 @@ class Recorder:
         self,
         root: str | Path,
         name: str,
-        config: Mapping[str, Any] | None,
+        config: Any,
         trainer: str | Mapping[str, Any],
         resume: str | None,
         from_update: int | None,
@@ -788,7 +813,7 @@ class Recorder:
             "trainer": {"name": trainer} if isinstance(trainer, str) else trainer,
             "definition": self._definition,
             "config": config,
-            "versions": _versions(),
+            "versions": loaded_versions(),
             "level": self._base_level.name.lower(),
             "rules": rules,
             "total_updates": self._total_updates,
@@ -870,10 +895,3 @@ def _close_at_exit(reference: weakref.ref[Recorder]) -> None:
     if recorder is not None:
         error = getattr(sys, "last_value", None)  # the exception that ended the process
         recorder.close("raised", error or _NEVER_BACK)
-
-
-def _versions() -> dict[str, str]:
-    """Versions of what is loaded and matters to a recording."""
-    modules = ("torch", "numpy", "pyarrow", "stable_baselines3", "sb3_contrib", "gymnasium", "rsl_rl", "torchrl")
-    found: dict[str, Any] = {name: getattr(sys.modules.get(name), "__version__", None) for name in modules}
-    return {name: str(version) for name, version in found.items() if version is not None}

@@ -69,7 +69,7 @@ class RunFolder:
         definition: str = "pooled",
         config: Any = None,
         versions: Mapping[str, str] | None = None,
-        level: str = "normal",
+        level: str | None = "normal",
         rules: tuple[str | None, str] | None = None,
         total_updates: int | None = None,
         total_steps: int | None = None,

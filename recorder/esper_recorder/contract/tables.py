@@ -116,11 +116,13 @@ class Row:
     rank: int | None = _key("process of a distributed trainer, 0 for a single process", unit="1")
     update: int | None = _key("PPO update the row belongs to, counted from 1 as the trainer made them", unit="1")
     time: datetime | None = _last(
-        "wall clock, UTC, when the recorder took the row (of an imported run: when its trainer did)",
-        null="the run was imported, and its trainer did not tell",
+        "wall clock, UTC, when the recorder took the row (of an imported run or Esper's events: when the trainer did)",
+        null="the run was imported or told in events, and its trainer did not tell",
     )
     elapsed_s: float | None = _last(
-        "monotonic time since this attempt began", unit="s", null="the run was imported, and its trainer did not tell"
+        "monotonic time since this attempt began",
+        unit="s",
+        null="the run was imported or told in events, and its trainer did not tell",
     )
 
 
@@ -653,7 +655,7 @@ class Gap(Row):
 _detail = functools.partial(_column, reducer=Reducer.FIRST, null="not told", since=2)
 _line_key = functools.partial(
     _column,
-    "line of the source the event stood in, counted from 1",
+    "line of the source the event stood in, or which of the events told it is, counted from 1",
     Reducer.KEY,
     unit="1",
     null="never",
@@ -1120,7 +1122,7 @@ class Scalar(Row):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event(Row):
     table: ClassVar[str] = "events"
-    row: ClassVar[str] = "one event of an imported run: its envelope; what it says is in the other tables"
+    row: ClassVar[str] = "one event of Esper's trainer: its envelope; what it says is in the other tables"
 
     line: int | None = _line_key()
     event_type: str | None = _detail("what kind of event, as the trainer names it", null="never")

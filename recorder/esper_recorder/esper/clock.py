@@ -57,6 +57,11 @@ class Clock:
     last: RunKey = (DEFAULT_GROUP, 1)
     """The run of the last event placed: where a line that is no event is put."""
 
+    def collecting(self) -> tuple[RunKey, int]:
+        """Where what is no event is put: the run of the last event placed, and the update it is collecting."""
+        training = self.trainings.get(self.last[0])
+        return self.last, (training.closed if training else 0) + 1
+
     def place(self, event: Mapping[str, Any]) -> tuple[Training, int]:
         """The run of an event, and its update."""
         group = event.get("group_id")

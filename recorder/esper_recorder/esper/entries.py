@@ -16,6 +16,7 @@ from esper_recorder.esper.clock import Training
 Block = dict[str, Sequence[Any]]
 """Columns of one length by name: rows of one table."""
 
+NO_EVENT: Final = "no_event"
 NO_TABLE: Final = "no_table"
 NO_COLUMN: Final = "no_column"
 UNKNOWN_EVENT: Final = "unknown_event"

@@ -1,0 +1,53 @@
+"""The slots of a host network in one order, whatever order they are named in.
+
+A slot is `early`, `mid` or `late`, or `r<row>c<column>` of a grid. The three named slots come first, from the input to
+the output; those of a grid follow row by row. Features, masks and matrices that are built slot by slot rely on it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+CANONICAL_SLOTS: Final = ("early", "mid", "late")
+
+_GRID = re.compile(r"r(0|[1-9][0-9]{0,3})c(0|[1-9][0-9]{0,3})")
+
+
+class UnknownSlotError(ValueError):
+    """A slot is none of those there are; the message lists them."""
+
+
+def ordered_slots(enabled: Iterable[str], known: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The slots that are enabled, each once, in canonical order.
+
+    Args:
+        enabled: ids of slots, in any order; one that is named twice counts once.
+        known: the slots the host has; the default takes the named ones and those of any grid.
+
+    Raises UnknownSlotError for an id that is none of them.
+    """
+    return tuple(sorted({check_slot(slot, known) for slot in enabled}, key=_place))
+
+
+def check_slot(slot: str, known: Sequence[str] | None = None) -> str:
+    """The id itself, if there is such a slot. Raises UnknownSlotError if not."""
+    if isinstance(slot, str) and (slot in known if known is not None else _is_slot(slot)):
+        return slot
+    there = CANONICAL_SLOTS if known is None else known
+    named = ", ".join(there) + (", or r<row>c<column> such as r0c1" if known is None else "")
+    near = difflib.get_close_matches(str(slot), there, n=1)
+    raise UnknownSlotError(f"slot {slot!r} is not known; there are: {named}" + (f" (near: {near[0]})" if near else ""))
+
+
+def _is_slot(slot: str) -> bool:
+    return slot in CANONICAL_SLOTS or _GRID.fullmatch(slot) is not None
+
+
+def _place(slot: str) -> tuple[int, int, int, str]:
+    if slot in CANONICAL_SLOTS:
+        return 0, CANONICAL_SLOTS.index(slot), 0, slot
+    grid = _GRID.fullmatch(slot)
+    return (1, int(grid[1]), int(grid[2]), slot) if grid else (2, 0, 0, slot)

@@ -1,0 +1,37 @@
+"""Slots have one order, and one that is not known is an error."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from esper_recorder.esper import CANONICAL_SLOTS, UnknownSlotError, ordered_slots
+
+
+def test_the_order_does_not_depend_on_the_order_they_are_named_in() -> None:
+    slots = ("early", "mid", "late", "r0c2", "r0c10", "r1c0")
+    for order in itertools.permutations(slots):
+        assert ordered_slots(order) == slots
+
+
+def test_each_counts_once_and_none_is_fine() -> None:
+    assert ordered_slots(["late", "early", "late"]) == ("early", "late")
+    assert ordered_slots([]) == ()
+    assert ordered_slots(CANONICAL_SLOTS) == ("early", "mid", "late")
+
+
+@pytest.mark.parametrize("slot", ["middle", "", "r0", "r0c", "r-1c0", "r01c0", "R0c0", " mid", "r0c1 ", None, 5])
+def test_an_unknown_slot_is_an_error_that_lists_the_known_ones(slot: Any) -> None:
+    with pytest.raises(UnknownSlotError, match="is not known; there are: early, mid, late, or r<row>c<column>"):
+        ordered_slots(["mid", slot])
+
+
+def test_of_a_host_with_slots_of_its_own_those_are_listed_and_the_nearest_named() -> None:
+    known = ["r0c0", "r0c1"]
+    assert ordered_slots(["r0c1", "r0c0"], known) == ("r0c0", "r0c1")
+    with pytest.raises(UnknownSlotError, match=r"slot 'mid' is not known; there are: r0c0, r0c1$"):
+        ordered_slots(["mid"], known)
+    with pytest.raises(UnknownSlotError, match=r"there are: r0c0, r0c1 \(near: r0c"):
+        ordered_slots(["r0c7"], known)
