@@ -3,15 +3,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import resource
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-import esper_recorder.journal as journal_module
 import esper_recorder.rolling as rolling
 import esper_recorder.sink as sink_module
 from esper_recorder.contract.tables import TABLES, column_names
@@ -339,10 +340,10 @@ def test_committed_updates_wait_ten_seconds_for_their_fsync_or_one_where_they_ar
 ) -> None:
     now = 0.0
     synced: list[int] = []
-    monkeypatch.setattr(sink_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(sink_module, "time", SimpleNamespace(monotonic=lambda: now))
     sink = ParquetSink(tmp_path)
     put(sink, 0)
-    monkeypatch.setattr(journal_module.os, "fsync", lambda descriptor: synced.append(round(now)))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(round(now)))
     for update in range(1, per_second * seconds + 1):
         now = update / per_second
         sink.write("ppo_updates", {"update": [update]})
