@@ -222,10 +222,11 @@ class Runs:
             sources = self._sources(names)
             key = _unchanged(sources, memory)
             try:
-                if self._confined is None or key is None or self._confined[0] != key:
+                confined = self._confined  # which another thread may let go of meanwhile
+                if confined is None or key is None or confined[0] != key:
                     self._let_go()
-                    self._confined = (key, sql_room.Confined(sources, known=VIEWS, memory=memory))
-                return self._confined[1].answer(query, values, timeout_s=timeout_s)
+                    confined = self._confined = (key, sql_room.Confined(sources, known=VIEWS, memory=memory))
+                return confined[1].answer(query, values, timeout_s=timeout_s)
             except BaseException as error:
                 self._let_go()  # after running out of memory or time, a connection is not to be trusted
                 if not again or not _compacted_meanwhile(error, sources):

@@ -82,6 +82,7 @@ class JournalWriter:
         self.broken = False
         """A write failed and could not be undone: nothing more may be appended."""
         self._schemas: _Schemas = {}
+        self._numbers = 0  # of schemas told, in this file; none is used twice
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
         self._descriptor = os.open(path, flags, 0o666)
         self.size = 0
@@ -129,6 +130,7 @@ class JournalWriter:
                 self.broken = True
             raise
         self._schemas.update(fresh)
+        self._numbers += len(fresh)
         self.size += len(data)
         self.updates += 1
         self.rows += rows
@@ -157,7 +159,7 @@ class JournalWriter:
         known = fresh.get(key) or self._schemas.get(key)
         if known is not None and (known[0] is schema or known[0].equals(schema)):
             return known[1]
-        number = len(self._schemas) + len(fresh)
+        number = self._numbers + len(fresh)
         fresh[key] = (schema, number)
         pieces.append(_frame(_SCHEMA, number, key[0].encode() + b"\0" + schema.serialize().to_pybytes()))
         return number
@@ -270,7 +272,13 @@ class _Held:
         # Updates with more columns (an evaluation, an alarm) lie among those with fewer: back into their order.
         ends = list(itertools.accumulate(_height(rows) for _, rows in loose))
         order = [row for place in itertools.chain(*by_schema.values()) for row in _rows_of(place, ends)]
-        whole = pa.concat_tables(map(pa.Table.from_batches, ([batch] for batch in joined)), promote_options="default")
+        try:
+            tables = [pa.Table.from_batches([batch]) for batch in joined]
+            whole = pa.concat_tables(tables, promote_options="default")
+        except pa.ArrowTypeError:  # a column changed its type, which none of the contract does: as the pieces are
+            pieces = itertools.groupby(loose, lambda piece: piece[0])
+            self._done += [_one_batch([rows for _, rows in piece]) for _, piece in pieces]
+            return
         self._done += whole.take(pc.sort_indices(pa.array(order))).combine_chunks().to_batches()
 
 

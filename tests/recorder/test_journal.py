@@ -175,6 +175,21 @@ def test_rows_of_several_sets_of_columns_keep_their_order_and_become_few_batches
     assert len(batches) <= math.ceil(60 / chunk)
 
 
+def test_a_schema_that_takes_the_place_of_another_has_a_number_of_its_own(path: Path) -> None:
+    """One table's columns change their type and back; another table's come after."""
+    whole = pa.record_batch({"update": pa.array([1], pa.int64())})
+    real = pa.record_batch({"update": pa.array([2.5], pa.float64())})
+    other = pa.record_batch({"rule": ["kl"]})
+    journal = JournalWriter(path)
+    for update, (table, batch) in enumerate([("a", whole), ("a", real), ("b", other), ("a", real), ("b", other)], 1):
+        journal.commit(update, [(table, batch)])
+    journal.close()
+    content = read_journal(path)
+    assert content.damage == ()
+    assert [row["rule"] for batch in content.batches["b"] for row in batch.to_pylist()] == ["kl", "kl"]
+    assert [row["update"] for batch in content.batches["a"] for row in batch.to_pylist()] == [1, 2.5, 2.5]
+
+
 def test_a_column_a_newer_version_wrote_is_kept_after_the_declared_ones(path: Path) -> None:
     journal = JournalWriter(path)
     journal.commit(1, [("alarms", pa.RecordBatch.from_pydict({"update": [1], "mood": ["bad"]}))])
