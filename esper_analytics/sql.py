@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from esper_analytics.errors import DataError, QueryError
 from esper_analytics.limits import bounded_growth, size_of
 from esper_analytics.macros import MACROS
-from esper_analytics.scan import Layout, TableScan, identifier, literal
+from esper_analytics.scan import PartLayout, TableScan, identifier, literal
 from esper_analytics.sql_answers import frame_of
 from esper_analytics.sql_errors import Asked, explained
 from esper_analytics.sql_files import View
@@ -282,7 +282,7 @@ def _with_plain_paths(scan: TableScan) -> TableScan:
             if _PATTERN.search(str(path)):
                 rows = pq.ParquetFile(path).read(columns=[name for name, _ in layout.present])
                 held = to_table(scan.table, rows.to_batches())
-                plain.journals.append((held, Layout((), False, layout.cuts, layout.ranks)))
+                plain.journals.append((held, PartLayout((), False, layout.cuts, layout.ranks)))
             else:
                 plain.add_part(path, layout, scan.heights[path])
     return plain

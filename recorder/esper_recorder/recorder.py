@@ -29,10 +29,9 @@ import torch
 from torch import Tensor
 
 from esper_recorder.contract.metrics import DEFINITIONS
-from esper_recorder.contract.rule import Severity
 from esper_recorder.contract.rules import RuleSet, load_rules
 from esper_recorder.contract.tables import column_names
-from esper_recorder.escalation import UPDATES, Escalation
+from esper_recorder.escalation import UPDATES, Escalation, escalation
 from esper_recorder.layers import LayerLog
 from esper_recorder.levels import COLLECTED, Level
 from esper_recorder.losses import BAD_CALL, DEVICE_FAILED, REDUCE_FAILED
@@ -831,16 +830,6 @@ class Recorder:
             raise
         meeting.tell(folder.run_id)
         return folder
-
-
-def escalation(level: str | Level, escalate: str | None, updates: int) -> Escalation:
-    """The escalation these options of a recorder ask for. Raises ValueError that says what they may be."""
-    if escalate is not None and escalate not in list(Severity):
-        known = ", ".join(Severity)
-        raise ValueError(f"escalate is {escalate!r}; give the severity that raises the level ({known}), or None")
-    if isinstance(updates, bool) or not isinstance(updates, int) or updates < 1:
-        raise ValueError(f"escalate_updates is {updates!r}; give a whole number of PPO updates from 1")
-    return Escalation(Level.parse(level), None if escalate is None else Severity(escalate), updates)
 
 
 def _rows(given: UpdateInput, minibatches: int, escalation: Escalation, level: Level) -> dict[str, Any]:

@@ -29,9 +29,9 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
 from esper_recorder.contract.rules import load_rules
-from esper_recorder.escalation import UPDATES
+from esper_recorder.escalation import UPDATES, escalation
 from esper_recorder.levels import COLLECTED
-from esper_recorder.recorder import Recorder, escalation
+from esper_recorder.recorder import Recorder
 
 _CONFIG = (
     "n_steps",

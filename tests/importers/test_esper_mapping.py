@@ -213,6 +213,38 @@ class TestMeaning:
         stopped = {row["update"]: row.get("stopped_early") for row in rows(result, "ppo_updates")}
         assert stopped == {1: False, 2: True, 3: None}
 
+    def test_an_update_that_was_skipped_measured_nothing(self) -> None:
+        placeholders = {"value_loss": 0.0, "grad_norm": 0.0, "ratio_max": 1.0, "update_skipped": False}
+        told: list[dict[str, Any]] = [
+            {**placeholders, "batch": 1, "skipped": False, "update_skipped": True},  # the optimizer was not asked
+            {**placeholders, "batch": 2, "skipped": True},
+        ]
+        result = mapped([event("PPO_UPDATE_COMPLETED", data, epoch=4) for data in told])
+        updates = {row["update"]: row for row in rows(result, "ppo_updates")}
+        assert updates[1]["grad_norm_clipped"] == 0.0 and updates[1]["nonfinite_fields"] == []
+        assert set(updates[2]) == {"update", "time", "definition", "progress"}
+        skipped = {row["update"]: row["update_skipped"] for row in rows(result, "esper_updates")}
+        assert skipped == {1: True, 2: True}
+        [raw] = rows(result, "raw_events")
+        assert (raw["key"], raw["reason"], json.loads(raw["text"])) == ("data", "no_column", told[1])
+        assert result.typed == {"PPO_UPDATE_COMPLETED": 2} and not result.values_rejected
+
+    def test_a_whole_number_written_as_a_float_is_one_and_any_other_float_is_not(self) -> None:
+        told = [2.0, 1.5, math.nan, math.inf, 2.0**60, 3]
+        events_ = [
+            event("PPO_UPDATE_COMPLETED", {"batch": batch, "early_stop_epoch": epoch})
+            for batch, epoch in enumerate(told, 1)
+        ]
+        result = mapped(events_)
+        assert [row["early_stop_epoch"] for row in rows(result, "esper_updates")] == [2, None, None, None, None, 3]
+        assert [raw["text"] for raw in rows(result, "raw_events")] == [
+            "1.5",
+            "NaN",
+            "Infinity",
+            "1.152921504606847e+18",
+        ]
+        assert result.values_rejected == {"PPO_UPDATE_COMPLETED": 4}
+
     def test_heads_of_any_name_are_rows_and_each_head_of_a_flag_is_one(self) -> None:
         told = {
             "batch": 1,
@@ -244,6 +276,14 @@ class TestMeaning:
         [row] = rows(result, "alarms")
         assert (row["rule"], row["key"], row["update"], row["severity"]) == (rule, key, 4, "warning")
         assert (row["progress"], row["detail"]) == (0.1, "d")
+
+    def test_an_alarm_for_want_of_an_update_belongs_to_the_batch_being_collected(self) -> None:
+        data = {"anomaly_type": "ppo_finiteness_skip", "batch": 0, "episode": 0, "total_episodes": 80}
+        closed = event("BATCH_EPOCH_COMPLETED", {"batch_idx": 6}, epoch=24)
+        result = mapped([closed, event("NUMERICAL_INSTABILITY_DETECTED", data)])
+        [row] = rows(result, "alarms")
+        assert (row["rule"], row["update"], row["progress"]) == ("ppo_finiteness_skip", 7, None)
+        assert not result.values_rejected
 
     def test_the_diagnostic_of_a_ratio_explosion_is_kept_as_it_is_and_no_loss(self) -> None:
         diagnostic = {"worst_ratio_values": [6.4], "logit_diff_max": 1.8}

@@ -126,14 +126,22 @@ class Entries:
         self.out.add("raw_events", {**identity, **raw})
 
     def fitted(self, table: str, column: str, key: str, values: Sequence[Any]) -> Sequence[Any]:
-        """The values as a column takes them; what it cannot take is kept in `raw_events` and None in the column."""
-        wrong = misfits(values, column_types(table)[column])
+        """The values as a column takes them; what it cannot take is kept in `raw_events` and None in the column.
+
+        A column of whole numbers takes a float that is one: Esper averages counts over epochs (2 becomes 2.0).
+        """
+        type_ = column_types(table)[column]
+        wrong = misfits(values, type_)
         if not wrong:
             return values
         fitting = list(values)
         for place in wrong:
-            self.keep(place, key, WRONG_TYPE, values[place])
-            fitting[place] = None
+            value = values[place]
+            if type_ == "int64" and type(value) is float and value.is_integer() and abs(value) <= _LIMITS["float64"]:
+                fitting[place] = int(value)
+            else:
+                self.keep(place, key, WRONG_TYPE, value)
+                fitting[place] = None
         return fitting
 
     def converted(self, key: str, values: Sequence[Any], convert: Callable[[Any], Any]) -> list[Any]:
