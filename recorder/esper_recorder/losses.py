@@ -64,13 +64,13 @@ class Losses:
         self.keep(gap, updates=updates, writes=writes)
         self.tell(gap)
 
-    def keep(self, gap: Gap, *, updates: int = 0, writes: int = 0) -> None:
+    def keep(self, gap: LostRows, *, updates: int = 0, writes: int = 0) -> None:
         """Count a loss and keep it as a gap to be stored."""
         with self._lock:
             self.count(gap.rows or 0, updates, writes, gap.detail or gap.reason)
             self._remember(gap)
 
-    def tell(self, gap: Gap) -> None:
+    def tell(self, gap: LostRows) -> None:
         """Log a loss if it is the first for its reason."""
         with self._lock:
             first = gap.reason not in self._told

@@ -120,7 +120,7 @@ class Writer:
         """
         if os.getpid() != self._pid:
             return
-        gap: Gap | None = None
+        gap: LostRows | None = None
         with self._ready:
             if self._closing:
                 return
@@ -129,7 +129,7 @@ class Writer:
                 self._done += 1
                 # Kept before the writer can take a later update: what is stored with that tells of this hole.
                 detail = f"more than {self._capacity} updates waited"
-                gap = Gap(ALL_TABLES, QUEUE_FULL, dropped.update, dropped.update, dropped.known_rows(), detail)
+                gap = LostRows(ALL_TABLES, QUEUE_FULL, dropped.update, dropped.update, dropped.known_rows(), detail)
                 self._losses.keep(gap, updates=1)
             self._queue.append(_Job(update, rows, count))
             self._taken += 1
