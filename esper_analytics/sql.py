@@ -24,7 +24,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from esper_analytics.errors import DataError, QueryError
+from esper_analytics.errors import QueryError
 from esper_analytics.limits import bounded_growth, size_of
 from esper_analytics.macros import MACROS
 from esper_analytics.scan import PartLayout, TableScan, identifier, literal
@@ -103,7 +103,8 @@ class Confined:
             memory: how much a query may use, such as 4GB.
 
         Raises:
-            QueryError: `memory` is no amount of memory.
+            QueryError: `memory` is no amount of memory, or a file of the views is gone.
+            DataError: a file of the views is damaged.
         """
         bytes_allowed = size_of(memory)
         if not bytes_allowed:
@@ -126,8 +127,10 @@ class Confined:
             self._connection.execute("SET enable_external_access = false")
             _make_views(self._connection, sources)
             self._connection.execute("SET lock_configuration = true")
-        except BaseException:
+        except BaseException as error:
             self._connection.close()
+            if isinstance(error, duckdb.Error):
+                raise explained(error, self._asked("")) from error
             raise
 
     def answer(self, query: str, parameters: Mapping[str, Any] | None, *, timeout_s: float) -> pl.DataFrame:
@@ -193,13 +196,19 @@ def files_are_gone(sources: Mapping[str, Source]) -> bool:
 
 
 def connect(sources: Mapping[str, Source]) -> duckdb.DuckDBPyConnection:
-    """A trusted connection with the views of `sources` and the macros. Raises DataError where a file is unreadable."""
+    """A trusted connection with the views of `sources` and the macros.
+
+    Raises QueryError or DataError where a file of the views is gone or damaged.
+    """
     connection = duckdb.connect(":memory:")
     try:
         connection.execute("SET TimeZone = 'UTC'")
         _make_views(connection, sources)
-    except BaseException:
+    except BaseException as error:
         connection.close()
+        if isinstance(error, duckdb.Error):
+            paths = [path for source in sources.values() for path in _paths(source)]
+            raise explained(error, Asked("", paths=paths)) from error
         raise
     return connection
 
@@ -243,14 +252,6 @@ def _stopped(timeout_s: float, ended: bool) -> str:
 
 
 def _make_views(connection: duckdb.DuckDBPyConnection, sources: Mapping[str, Source]) -> None:
-    """Make the views. Raises DataError where a file, whose footer could be read, cannot be: it may be gone again."""
-    try:
-        _make_each_view(connection, sources)
-    except (duckdb.PermissionException, duckdb.IOException, duckdb.InvalidInputException, OSError) as error:
-        raise DataError(f"A recorded file can no longer be read: {str(error).splitlines()[0]}.") from error
-
-
-def _make_each_view(connection: duckdb.DuckDBPyConnection, sources: Mapping[str, Source]) -> None:
     for signature, body in MACROS.values():
         connection.execute(f"CREATE MACRO {signature} AS {body}")
     held: dict[int, TableScan] = {}  # scans without what must be held in memory, which two views may share

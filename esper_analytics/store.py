@@ -220,18 +220,22 @@ class Runs:
         names = sql_room.views_named_in(query, VIEWS)
         for again in range(_PATIENCE, -1, -1):
             sources = self._sources(names)
-            key = _unchanged(sources, memory)
             try:
-                confined = self._confined  # which another thread may let go of meanwhile
-                if confined is None or key is None or confined[0] != key:
-                    self._let_go()
-                    confined = self._confined = (key, sql_room.Confined(sources, known=VIEWS, memory=memory))
-                return confined[1].answer(query, values, timeout_s=timeout_s)
+                return self._confined_to(sources, memory).answer(query, values, timeout_s=timeout_s)
             except BaseException as error:
                 self._let_go()  # after running out of memory or time, a connection is not to be trusted
                 if not again or not _compacted_meanwhile(error, sources):
                     raise
         raise AssertionError("the last try returns or raises")
+
+    def _confined_to(self, sources: Mapping[str, sql_room.Source], memory: str) -> sql_room.Confined:
+        """The connection of the last query, where it was to the same files."""
+        key = _unchanged(sources, memory)
+        confined = self._confined  # which another thread may let go of meanwhile
+        if confined is None or key is None or confined[0] != key:
+            self._let_go()
+            confined = self._confined = (key, sql_room.Confined(sources, known=VIEWS, memory=memory))
+        return confined[1]
 
     def _let_go(self) -> None:
         """Forget the connection of the last query."""
@@ -245,7 +249,7 @@ class Runs:
             sources = self._sources(VIEWS)
             try:
                 return sql_room.connect(sources)
-            except DataError as error:
+            except (DataError, QueryError, OSError) as error:
                 if not again or not _compacted_meanwhile(error, sources):
                     raise
         raise AssertionError("the last try returns or raises")
@@ -390,7 +394,7 @@ def _uneven_ranks(run: FoundRun, files: RowFiles, footers: Mapping[Path, Footer]
 
 def _compacted_meanwhile(error: BaseException, sources: Mapping[str, sql_room.Source]) -> bool:
     """Whether a compaction after the listing is what made a question fail: it has to be asked anew."""
-    return isinstance(error, DataError | QueryError) and sql_room.files_are_gone(sources)
+    return isinstance(error, DataError | QueryError | OSError) and sql_room.files_are_gone(sources)
 
 
 def _unchanged(sources: Mapping[str, sql_room.Source], memory: str) -> object | None:
