@@ -408,8 +408,8 @@ def _absent(
         if gap is not None:
             yield f"Rows of {table} were lost around it: {str(gap['reason']).replace('_', ' ')}."
         elif not some:
-            of_run = run.rows_of(run_id).get(table, 0)
-            why = f"the run has none{level}" if not of_run else "other updates of the run have some"
+            of_run = run.table(table).head(1).collect().height
+            why = "other updates of the run have some" if of_run else f"the run has none{level}"
             yield f"{what[table]}: {why}."
     if heads and all(one["ratio_max"] is None for one in heads):
         yield "Its action heads have rows but no ratio, so none can be named."

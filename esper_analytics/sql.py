@@ -103,7 +103,8 @@ class Confined:
             memory: how much a query may use, such as 4GB.
 
         Raises:
-            QueryError: `memory` is no amount of memory.
+            QueryError: `memory` is no amount of memory, or a file of the views is gone.
+            DataError: a file of the views is damaged.
         """
         bytes_allowed = size_of(memory)
         if not bytes_allowed:
@@ -126,8 +127,10 @@ class Confined:
             self._connection.execute("SET enable_external_access = false")
             _make_views(self._connection, sources)
             self._connection.execute("SET lock_configuration = true")
-        except BaseException:
+        except BaseException as error:
             self._connection.close()
+            if isinstance(error, duckdb.Error):
+                raise explained(error, self._asked("")) from error
             raise
 
     def answer(self, query: str, parameters: Mapping[str, Any] | None, *, timeout_s: float) -> pl.DataFrame:
@@ -193,10 +196,20 @@ def files_are_gone(sources: Mapping[str, Source]) -> bool:
 
 
 def connect(sources: Mapping[str, Source]) -> duckdb.DuckDBPyConnection:
-    """A trusted connection with the views of `sources` and the macros."""
+    """A trusted connection with the views of `sources` and the macros.
+
+    Raises QueryError or DataError where a file of the views is gone or damaged.
+    """
     connection = duckdb.connect(":memory:")
-    connection.execute("SET TimeZone = 'UTC'")
-    _make_views(connection, sources)
+    try:
+        connection.execute("SET TimeZone = 'UTC'")
+        _make_views(connection, sources)
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, duckdb.Error):
+            paths = [path for source in sources.values() for path in _paths(source)]
+            raise explained(error, Asked("", paths=paths)) from error
+        raise
     return connection
 
 

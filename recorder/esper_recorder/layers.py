@@ -65,6 +65,11 @@ class LayerLog:
     def __len__(self) -> int:
         return len(self._steps) + len(self._blocks)
 
+    @property
+    def waits_for_step(self) -> bool:
+        """Whether `before_step` has something to do."""
+        return self._open or self.keeps_always
+
     def take(self, model: torch.nn.Module, notes: dict[str, Any], *, only: bool) -> None:
         """Take the gradients as they stand; `only` these, what was taken before in this update is forgotten."""
         self._settle()

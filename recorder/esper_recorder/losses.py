@@ -61,9 +61,18 @@ class Losses:
 
     def add(self, gap: LostRows, *, updates: int = 0, writes: int = 0) -> None:
         """Count a loss, keep it as a gap to be stored, and log it if it is the first for its reason."""
+        self.keep(gap, updates=updates, writes=writes)
+        self.tell(gap)
+
+    def keep(self, gap: LostRows, *, updates: int = 0, writes: int = 0) -> None:
+        """Count a loss and keep it as a gap to be stored."""
         with self._lock:
             self.count(gap.rows or 0, updates, writes, gap.detail or gap.reason)
             self._remember(gap)
+
+    def tell(self, gap: LostRows) -> None:
+        """Log a loss if it is the first for its reason."""
+        with self._lock:
             first = gap.reason not in self._told
             self._told.add(gap.reason)
         if first:

@@ -32,6 +32,7 @@ from esper_recorder.contract.metrics import DEFINITIONS
 from esper_recorder.contract.rules import RuleSet, load_rules
 from esper_recorder.contract.tables import column_names
 from esper_recorder.escalation import UPDATES, Escalation, escalation
+from esper_recorder.known import KnownRing
 from esper_recorder.layers import LayerLog
 from esper_recorder.levels import COLLECTED, Level
 from esper_recorder.losses import BAD_CALL, DEVICE_FAILED, REDUCE_FAILED
@@ -183,6 +184,7 @@ class Recorder:
         self._optimizer = None if optimizer is None else weakref.ref(optimizer)
         self._settings: dict[str, Any] = {}
         self._ring = MinibatchRing(pessimistic_value_clip=definition != "sb3")
+        self._known = KnownRing(pessimistic_value_clip=definition != "sb3")
         self._pushed = PackedRing()
         self._staging = Staging()
         self._told = ToldRows()
@@ -382,13 +384,60 @@ class Recorder:
             index = torch.as_tensor(index)
             index = index if index.dim() == 1 else index.reshape(-1)
         actions = None if actions is None else flat_actions(actions, n)
-        if self._pushed:
+        if self._pushed or self._known:
             self._reduce_ring()
         if not self._ring.fits(fields, n, notes, heads=layout, index=index, actions=actions):
             self._reduce_ring()
         self._ring.append(fields, n, notes, heads=layout, index=index, actions=actions)
         self._newest = notes
         self._staging.add(*self._ring.newest, notes)
+
+    @_guarded
+    def known_rollout(self, /, **fields: Any) -> None:
+        """For adapters: what is known of every transition of a rollout that lies on the host.
+
+        Args:
+            fields: `old_log_prob`, `raw_advantage`, `value_target`, `old_value`: arrays of one length, copied.
+        """
+        self._known.begin({name: torch.as_tensor(x).reshape(-1) for name, x in fields.items()})
+
+    @_guarded
+    def known_minibatch(
+        self,
+        index: Any,
+        new_log_probs: Tensor,
+        entropy: Tensor,
+        values: Tensor,
+        epoch: int,
+        clip_range: float | None,
+        value_clip_range: float | None,
+        entropy_max: float | None,
+        normalize: bool,
+    ) -> None:
+        """For adapters: a minibatch of the transitions told by `known_rollout`, cheaper than `minibatch`.
+
+        Args:
+            index: position of each transition in those arrays, an array [n].
+            new_log_probs, ..., normalize: as for `minibatch`; tensors on the host.
+        """
+        self._newest = None
+        self._minibatches += 1
+        if self._first_minibatch is None:
+            self._first_minibatch = time.monotonic()
+        if self._known.full or self._ring or self._pushed:
+            self._reduce_ring()
+        notes = MinibatchNotes(
+            self._minibatches,
+            epoch,
+            clip_range,
+            value_clip_range,
+            self._learning_rate(),
+            entropy_max,
+            normalize,
+            None if self._step_hook is None else False,
+        )
+        self._known.append((new_log_probs, entropy, values), index, notes)
+        self._newest = notes
 
     @_guarded
     def push(self, packed: Tensor, *, epoch: int | None = None, stepped: bool | None = None) -> None:
@@ -411,7 +460,7 @@ class Recorder:
             learning_rate=self._learning_rate(),
             stepped=True if stepped is None else stepped,
         )
-        if self._ring or not self._pushed.fits(packed):
+        if self._ring or self._known or not self._pushed.fits(packed):
             self._reduce_ring()
         self._pushed.append(packed, notes)
         self._newest = notes
@@ -419,7 +468,12 @@ class Recorder:
     @_guarded
     def gradients(self, *, total_norm: Tensor | float) -> None:
         """Record the total gradient norm before clipping of the newest minibatch: what `clip_grad_norm_` returned."""
-        if self._newest is not None and self._newest is self._ring.last:
+        newest = self._newest
+        if newest is None:
+            return
+        if newest is self._known.last:
+            newest.grad_norm, newest.norm_seen = float(total_norm), True
+        elif newest is self._ring.last:
             self._ring.set_grad_norm(total_norm)
 
     @_guarded
@@ -588,7 +642,7 @@ class Recorder:
     def _start_update(self, update: int) -> None:
         self._update = update
         self._level = self._escalation.next_level()
-        self._ring.per_minibatch = COLLECTED[self._level].each_minibatch
+        self._ring.per_minibatch = self._known.per_minibatch = COLLECTED[self._level].each_minibatch
         self._minibatches = 0
         self._newest = self._stepped = None
         self._first_minibatch = None
@@ -601,6 +655,7 @@ class Recorder:
         self._episodes: dict[str, list[Any]] = {}
         self._rollout_episodes: list[int | None] = []
         self._ring.clear()
+        self._known.clear()
         self._pushed.clear()
         self._staging.clear()
         self._told.take()  # where the update could not be handed over, its rows are lost with it
@@ -618,6 +673,7 @@ class Recorder:
         self._pushed = PackedRing()
         self._rollout_names, self._rollout_episodes = (), []
         self._ring = self._ring.another()
+        self._known.clear()
         with self.guarded("end_update"):
             for fields, notes in arrived:
                 n = len(next(iter(fields.values())))
@@ -712,7 +768,8 @@ class Recorder:
             log.warning("The rules watch run %s as if it began here; its past cannot be read: %s", folder.run_id, error)
 
     def _reduce_ring(self) -> None:
-        for piece in (self._pushed.take(per_minibatch=self._ring.per_minibatch), self._ring.reduce()):
+        pushed = self._pushed.take(per_minibatch=self._ring.per_minibatch)
+        for piece in (pushed, self._known.reduce(), self._ring.reduce()):
             if piece is not None:
                 self._pieces.append(piece)
 
@@ -740,11 +797,14 @@ class Recorder:
         if newest is not None:
             newest.stepped = True
             self._stepped = newest
+        each_step = COLLECTED[self._level].each_step
+        if not (each_step or self._layers.waits_for_step):
+            return
         model = None if self._model is None else self._model()
         if model is None or not self._recording:
             return
         with self.guarded("layers"):
-            if COLLECTED[self._level].each_step and self._layers.keeps_always:
+            if each_step and self._layers.keeps_always:
                 told = newest is not None and newest.norm_seen
                 self._layers.take(model, self._step_notes(newest, True if told else None), only=False)
             self._layers.before_step(model)

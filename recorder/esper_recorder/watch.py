@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from esper_recorder.contract.evaluator import RuleEvaluator
@@ -22,12 +23,16 @@ from esper_recorder.reading import list_row_files
 
 Columns = Mapping[str, Sequence[Any]]
 
+_NUMBERS = {pa.float64(): "d", pa.int64(): "q"}
+"""Arrow's types whose values lie side by side, and what `memoryview` calls them."""
+
 
 class Watcher:
     """Evaluates a rule set on the rows of one update after the other, and escalates where an alarm asks for it."""
 
     def __init__(self, rules: RuleSet, escalation: Escalation) -> None:
         self.rules = rules
+        self._tables = rules.tables  # which is computed from all rules at each call
         self._evaluator = RuleEvaluator(rules)
         self._escalation = escalation
 
@@ -44,7 +49,7 @@ class Watcher:
             OSError, pyarrow.ArrowException: what was recorded cannot be read.
         """
         seen: dict[int, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
-        for table, wanted in self.rules.tables.items():
+        for table, wanted in self._tables.items():
             for row in _recorded(folder, table, wanted | {"update", "attempt", "rank", "progress"}):
                 if row["rank"] != rank or row.get(HELD_BACK):
                     continue
@@ -66,7 +71,7 @@ class Watcher:
         if UPDATE_TABLE not in tables:
             return {}
         progress = next(iter(tables.get(UPDATE_TABLE, {}).get("progress", ())), None)
-        rows = {table: _rows(tables[table], wanted) for table, wanted in self.rules.tables.items() if table in tables}
+        rows = {table: _rows(tables[table], wanted) for table, wanted in self._tables.items() if table in tables}
         firings = self._evaluator.update(update, progress, rows)
         if not firings:
             return {}
@@ -86,7 +91,14 @@ def _rows(columns: Columns, wanted: frozenset[str]) -> list[dict[str, Any]]:
 
 def _plain(values: Any) -> Any:
     """An Arrow array as Python values; a list as it is."""
-    return values.to_pylist() if hasattr(values, "to_pylist") else values
+    if not isinstance(values, pa.Array):
+        return values
+    code = _NUMBERS.get(values.type)
+    if code is None or values.null_count or not len(values):
+        return values.to_pylist()
+    # Where nothing is NULL the memory can be read as it is: Arrow makes an object of its own of each value first.
+    numbers: Any = memoryview(values.buffers()[1])
+    return numbers.cast(code)[values.offset :][: len(values)].tolist()
 
 
 def _recorded(folder: Path, table: str, wanted: frozenset[str]) -> Iterator[dict[str, Any]]:

@@ -350,6 +350,37 @@ class TestWhatFitsNoColumn:
         [row] = rows(mapped([update]), "ppo_updates")
         assert (row["ratio_max"], row["value_loss"], row["time"]) == (None, None, None)
 
+    @pytest.mark.parametrize(
+        ("text", "time"),
+        [
+            ("1969-12-31T23:59:59.999999+00:00", -1),
+            ("2026-01-01T00:00:00.000001+00:00", 1_767_225_600_000_001),
+            ("2026-01-01T02:00:00.000001+02:00", 1_767_225_600_000_001),
+            ("2026-01-01 00:00:00.000001+00:00", 1_767_225_600_000_001),
+            ("2026-01-01T00:00:00.000001", 1_767_225_600_000_001),
+            ("2026-01-01T00:00:00+00:00", 1_767_225_600_000_000),
+            ("2111-07-15T06:53:20.997069+00:00", 4_466_386_400_997_069),  # a float of seconds is off by one here
+        ],
+    )
+    def test_a_time_is_exact_to_the_microsecond(self, text: str, time: int) -> None:
+        assert microseconds(text) == time
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "2026-01-01T00:00:60.000000+00:00",
+            "2026-02-30T00:00:00.000000+00:00",
+            "1900-01-01T00:00:00.000000+00:00",
+            "2026-01-01T00:00.00.000000+00:00",
+            "2026-01-01T00:00:00.00000\u0660+00:00",
+            "2026-01-01T00:00:00.000_00+00:00",
+            "2026-01-01T00:00:00.0000000+00:00",
+        ],
+    )
+    def test_a_time_that_is_none_or_too_fine_is_refused(self, text: str) -> None:
+        with pytest.raises(ValueError, match=r"."):
+            microseconds(text)
+
     @pytest.mark.parametrize("data", [None, [], "text", 3, {}])
     @pytest.mark.parametrize(
         "kind", [*sorted({name.partition("/")[0] for name in layout.KINDS}), "GOVERNOR_ROLLBACK", "?"]
