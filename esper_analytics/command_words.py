@@ -63,7 +63,8 @@ class Command(TyperCommand):
         what = (parameter.help or "").rstrip(".")
         example = next((line for line in (self.epilog or "").splitlines() if line.startswith("esper ")), None)
         such = f" Such as: {example}" if example else ""
-        return f"{ctx.command_path} needs {word}{f' ({what})' if what else ''}.{such}"
+        path = " ".join(["esper", *ctx.command_path.split()[1:]])  # whatever the program was started as
+        return f"{path} needs {word}{f' ({what})' if what else ''}.{such}"
 
 
 class App(typer.Typer):

@@ -70,7 +70,7 @@ SELECT
     CASE
         WHEN coalesce(any_value(n), 0) < 5 THEN format('not judged: {} finite values among the first {} updates, and it '
             'takes 5', coalesce(any_value(n), 0), any_value(usable))
-        ELSE 'not judged: always 0 at the beginning, so there is no range'
+        ELSE 'not judged: it stood still at the beginning, so there is no range'
     END
 FROM (SELECT DISTINCT run_id, metric FROM metrics)
 JOIN runs_begin USING (run_id)

@@ -156,7 +156,10 @@ def test_moved_first_says_what_it_could_not_judge(tmp_path):
     assert short["metric"] is None and "4 of 19 updates may make the range, and it takes 5" in short["note"]
     assert sparse["metric"] == "grad_norm_clipped" and sparse["update"] is None
     assert "2 finite values among the first 7 updates" in sparse["note"]
-    assert runs.query("moved_first", share=0.5)["update"].to_list() == [11, 5]  # of 15, NaN is the first to leave
+    write_run(tmp_path, "zero", updates=still_then([0.0] * 30 + [1.0]))  # no level of its own, and none to compare with
+    [zero] = ea.open(tmp_path)["zero"].query("moved_first").to_dicts()
+    assert "stood still at the beginning" in zero["note"] and zero["update"] is None
+    assert runs.query("moved_first", share=0.5)["update"].to_list() == [11, 5, None]  # of 15, NaN is the first to leave
 
 
 def test_worst_transitions_are_sorted_by_how_much_the_probability_changed(sb3):
