@@ -468,7 +468,8 @@ def _typed(names: Sequence[str], values: Sequence[float], types: Mapping[str, st
 def _as_columns(rows: Sequence[Mapping[str, Any]], identity: Mapping[str, Any]) -> Columns:
     names = list(dict.fromkeys(name for row in rows for name in row))
     table = {name: [row.get(name) for row in rows] for name in names}
-    return {name: [value] * len(rows) for name, value in identity.items()} | table
+    # A merged row has the key columns too, as NULL: the identity stands above it.
+    return table | {name: [value] * len(rows) for name, value in identity.items()}
 
 
 def _with_identity(rows: pa.Table, identity: Mapping[str, Any]) -> Columns:
