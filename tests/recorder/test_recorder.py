@@ -8,6 +8,8 @@ import math
 import os
 import random
 import re
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,7 @@ from esper_recorder.manifest import how_it_ended, read_manifest
 from tests.recorder.storage import read_rows
 
 T = torch.tensor
+MINIBATCH = "rec.minibatch(log_ratio=torch.zeros(3))\n"
 
 
 def recorder(root: Path, sink: Sink | None = None, **options: Any) -> Recorder:
@@ -351,7 +354,7 @@ class TestCallsThatFail:
                 "bad_call",
             ),
             (lambda rec: rec.minibatch(log_ratio=torch.zeros(3), index=[1]), "index has 1", "bad_call"),
-            (lambda rec: rec.minibatch(log_ratio="no tensor"), "AttributeError", "reduce_failed"),
+            (lambda rec: rec.minibatch(log_ratio="no tensor"), "log_ratio is 'no tensor'; give a tensor", "bad_call"),
             (
                 lambda rec: rec.minibatch(log_ratios=torch.zeros(3)),
                 "minibatch.. has no argument 'log_ratios'; did you mean log_ratio",
@@ -359,9 +362,17 @@ class TestCallsThatFail:
             ),
             (lambda rec: rec.minibatch(), "needs log_ratio, or new_log_probs and old_log_probs", "bad_call"),
             (lambda rec: rec.minibatch(values=torch.zeros(3)), "needs log_ratio", "bad_call"),
-            (lambda rec: rec.rollout(values=torch.zeros(3), returns=torch.zeros(4)), "RuntimeError", "reduce_failed"),
-            (lambda rec: rec.gradients(total_norm=torch.zeros(2)), "only one element", "reduce_failed"),
-            (lambda rec: rec.episode(return_="high"), "could not convert", "reduce_failed"),
+            (
+                lambda rec: rec.rollout(values=torch.zeros(3), returns=torch.zeros(4)),
+                r"different shapes: values is \[3\], returns is \[4\]",
+                "bad_call",
+            ),
+            (
+                lambda rec: rec.gradients(total_norm=torch.zeros(2)),
+                r"total_norm is a tensor \[2\]; give the one number",
+                "bad_call",
+            ),
+            (lambda rec: rec.episode(return_="high"), "return_ is 'high'; give a number", "bad_call"),
             (
                 lambda rec: rec.episodes(returns=torch.zeros(2, 3), finished=torch.zeros(3, 2)),
                 r"one shape \[steps, envs\], and was given \[2, 3\], \[3, 2\]",
@@ -369,8 +380,8 @@ class TestCallsThatFail:
             ),
             (
                 lambda rec: rec.settings(entropy_coeff=0.1),
-                "no column entropy_coeff .near: entropy_coef",
-                "reduce_failed",
+                "no setting entropy_coeff .near: entropy_coef",
+                "bad_call",
             ),
         ],
     )
@@ -451,18 +462,35 @@ class TestTheEnd:
         rec.close("raised", "too late")
         assert rec.path is not None and how_it_ended(rec.path) == "finished"
 
-    def test_a_process_that_ends_without_closing_says_so(self, tmp_path: Path, run_python: Callable[..., str]):
+    @pytest.mark.parametrize(
+        ("total", "then", "how", "error"),
+        [
+            # Two updates are ended in each.
+            ("None", "", "finished", None),
+            ("2", "", "finished", None),
+            ("5", "", "finished", None),
+            ("2", MINIBATCH, "finished", None),
+            ("5", MINIBATCH, "raised", "the process ended within update 3, and close() was not called"),
+            ("None", MINIBATCH, "raised", "the process ended within update 3, and close() was not called"),
+            ("None", "raise ZeroDivisionError('by nothing')", "raised", "ZeroDivisionError: by nothing"),
+            ("None", MINIBATCH + "raise KeyboardInterrupt", "raised", "KeyboardInterrupt"),
+            ("None", "rec.unclosed = 'left'", "raised", "left"),
+            ("None", "sys.exit(1)", "finished", None),
+        ],
+    )
+    def test_a_script_that_ends_without_closing(
+        self, tmp_path: Path, total: str, then: str, how: str, error: str | None
+    ):
         code = (
             "import sys, torch\nfrom esper_recorder import Recorder\n"
-            "rec = Recorder(sys.argv[1], rules=None)\nrec.minibatch(log_ratio=torch.zeros(3))\n"
+            f"rec = Recorder({str(tmp_path)!r}, rules=None, total_updates={total})\n"
+            f"for _ in range(2):\n    {MINIBATCH}    rec.end_update()\n{then}\n"
         )
-        run_python(code, str(tmp_path))
+        subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, timeout=120)
         (run,) = tmp_path.iterdir()
-        assert how_it_ended(run) == "raised"
         attempt = read_manifest(run).last_attempt
-        assert attempt is not None and attempt.error is not None
-        assert attempt.error.startswith("the training never came back to the recorder")
-        assert [row["n"] for row in read_rows(run, "ppo_updates")] == [3]
+        assert attempt is not None and (attempt.how, attempt.error) == (how, error)
+        assert len(read_rows(run, "ppo_updates")) == (3 if MINIBATCH in then else 2)
 
     def test_a_resumed_run_goes_on_after_the_last_update(self, tmp_path: Path):
         with recorder(tmp_path, name="long") as rec:
