@@ -109,8 +109,8 @@ def _heard(method: Callable[Concatenate[Recorder, P], R]) -> Callable[Concatenat
             signature.bind(self, *args, **kwargs)
         except TypeError as error:
             self._failed(method.__name__, _wrong_words(method, error, kwargs))
-            known: Any = {name: value for name, value in kwargs.items() if name in signature.parameters}
-            return method(self, **known)
+            again: Callable[..., R] = method
+            return again(self, **{name: value for name, value in kwargs.items() if name in signature.parameters})
         return method(self, *args, **kwargs)
 
     return call

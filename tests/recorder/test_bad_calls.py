@@ -186,7 +186,7 @@ def test_what_is_no_tensor_is_named_with_what_to_give(tmp_path: Path, name: str,
 
 
 def test_each_kind_of_wrong_call_is_logged_once_and_has_its_own_gap(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    def wrong(rec: Recorder) -> None:
+    def wrong(rec: Any) -> None:
         rec.minibatch(log_ratio="x")
         rec.minibatch(log_ratios=torch.zeros(3))
         rec.minibatch(log_ratio="x")
@@ -202,7 +202,10 @@ def test_each_kind_of_wrong_call_is_logged_once_and_has_its_own_gap(tmp_path: Pa
 
 def test_of_very_many_kinds_the_first_are_told_and_the_rest_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     def wrong(i: int) -> Callable[[Recorder], None]:
-        return lambda rec: rec.minibatch(log_ratio=f"wrong {i}")
+        def call(rec: Any) -> None:
+            rec.minibatch(log_ratio=f"wrong {i}")
+
+        return call
 
     sink = recorded(tmp_path, *map(wrong, range(100)), lambda rec: rec.end_update())
     gaps = sink.rows("gaps")
@@ -213,7 +216,11 @@ def test_of_very_many_kinds_the_first_are_told_and_the_rest_counted(tmp_path: Pa
 
 
 def test_the_end_says_what_was_lost_and_what_to_do(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    recorded(tmp_path, minibatch, lambda rec: rec.end_update(step="x"), lambda rec: rec.minibatch(log_ratio=[0.0]))
+    def wrong(rec: Any) -> None:
+        rec.end_update(step="x")
+        rec.minibatch(log_ratio=[0.0])
+
+    recorded(tmp_path, minibatch, wrong)
     (end,) = [r.message for r in caplog.records if r.levelno == logging.ERROR]
     assert "not complete: 2 failed calls, 1 known lost row (last: log_ratio is a list; give a tensor)" in end
     assert "Correct the call in the training loop, as its line in the log says" in end
