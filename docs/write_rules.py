@@ -6,8 +6,8 @@ from pathlib import Path
 
 from generated import cell, write_or_check
 
-from esper_recorder.contract.rule import Condition, Rule, Test
 from esper_recorder.contract.rules import RuleSet, load_profile, profiles
+from esper_recorder.contract.wording import fires_where
 
 PAGE = Path(__file__).with_name("rules.md")
 
@@ -59,7 +59,9 @@ abstains.value_off = 1
   `any_of = [{...}, {...}]` holds alternatives.
 - **What it is taken against.** `drift = { momentum = 0.99, bias_correction = false, warmup = 0 }` replaces the value by
   |value - average| / |average| of the values before it (`signed = true`: negative below the average), `step = true` by
-  its difference to the one before.
+  its difference to the one before. `rolling = { window = 10, trend = "change" }` replaces it by how far it moved the
+  mean of the last ten values, itself among them (`size`: that without its sign; `drop`: the share by which the value
+  lies below that mean).
 - **When it fires.** At a hit, from the `for`-th on; `keep = true` goes on until a value is beyond `reset`. A rule that
   `yields_to` another is silent where that one fires.
 - **When it could not look.** NULL, NaN, a closed `unless` and a recording gap are no "fine": the rule abstains, keeps
@@ -83,43 +85,10 @@ def _profile(rules: RuleSet) -> str:
         lines += ["Phases: " + ", ".join(f"{name} from {start:g}" for name, start in rules.phases) + ".", ""]
     lines += ["| rule | severity | fires where | evidence |", "|---|---|---|---|"]
     lines += [
-        f"| `{rule.name}` | {rule.severity} | {cell(_fires(rule))} | {cell(rule.evidence)} |" for rule in rules.rules
+        f"| `{rule.name}` | {rule.severity} | {cell(fires_where(rule))} | {cell(rule.evidence)} |"
+        for rule in rules.rules
     ]
     return "\n".join(lines) + "\n"
-
-
-def _fires(rule: Rule) -> str:
-    text = " or ".join(_condition(condition) for condition in rule.conditions)
-    if rule.key is not None:
-        text += f", for each {rule.key}"
-    if rule.streak > 1:
-        text += f", {rule.streak} times"
-    for condition in rule.conditions[:1]:
-        if condition.reset is not None:
-            number = condition.reset.number
-            level = f"{number:g}" if number is not None else f"{condition.reset.times:g} times the threshold"
-            text += f" (until beyond {level})"
-    if rule.unless:
-        text += "; unless " + " or ".join(f"`{gate.describe()}`" for gate in rule.unless)
-    return text + (f"; not where `{rule.yields_to}` fires" if rule.yields_to is not None else "")
-
-
-def _condition(condition: Condition) -> str:
-    what = f"`{condition.signal.describe()}`"
-    if condition.drift is not None:
-        what = f"the drift of {what}"
-    elif condition.step:
-        what = f"the step of {what}"
-    if condition.test is Test.NONFINITE:
-        return f"{what} is not finite"
-    threshold = condition.threshold
-    assert threshold is not None  # only `nonfinite` has none
-    parts = [f"{number:g} ({name})" for name, number in threshold.values.items()]
-    if threshold.signal is not None:
-        parts.append(f"{threshold.times:g} times `{threshold.signal.describe()}`")
-    if threshold.number is not None:
-        parts.append(f"{threshold.number:g}" + (" otherwise" if parts else ""))
-    return f"{what} is {condition.test} {', '.join(parts)}"
 
 
 if __name__ == "__main__":

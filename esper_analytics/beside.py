@@ -11,7 +11,7 @@ import polars as pl
 
 from esper_analytics.recording import ending_of
 from esper_analytics.screen import shortened
-from esper_analytics.wording import count, listed
+from esper_analytics.wording import count, listed, ranges
 
 if TYPE_CHECKING:
     from esper_analytics.replay import Result
@@ -57,6 +57,17 @@ def endings(runs: Runs, width: int) -> Iterator[str]:
             yield shortened(f"{run_id} was interrupted", width)
         elif ending.how == "killed":
             yield shortened(f"{run_id} was killed; its last rows may be missing", width)
+
+
+def not_compared(runs: Runs) -> Iterator[str]:
+    """A line for each run with live alarms of updates that were not recorded, which no replay can give back."""
+    from esper_analytics.replay import without_update
+
+    for run_id, told in without_update(runs).group_by("run_id", maintain_order=True).agg("update").iter_rows():
+        updates = sorted(set(told))
+        which = f"update{'s' if len(updates) > 1 else ''} {ranges(updates)}"
+        alarms = count(len(told), "live alarm")
+        yield f"{run_id}: left out of the comparison: {alarms} of {which}, which the recording lacks"
 
 
 def definitions(runs: Runs) -> str | None:

@@ -10,13 +10,14 @@ from esper_analytics.cells import cell, to_json
 from esper_analytics.importers.load_report import read_report
 from esper_analytics.screen import shortened
 from esper_analytics.store import Runs
+from esper_recorder.traces import traces_of
 
 if TYPE_CHECKING:
     import polars as pl
 
 
 def card_of(runs: Runs, run_id: str) -> dict[str, Any]:
-    """The card as plain data: run, config, versions, tables that hold rows, attempts, gaps, rules, problems.
+    """The card as plain data: run, config, versions, tables that hold rows, attempts, traces, gaps, rules, problems.
 
     Of a run that was imported, also where it came from and what became of what was read.
     """
@@ -33,6 +34,7 @@ def card_of(runs: Runs, run_id: str) -> dict[str, Any]:
         "attempts": [asdict(attempt) for attempt in manifest.attempts],
         "source": manifest.source or {},
         "load report": read_report(run.folder(row["run_id"])) or {},
+        "traces": [str(run.folder(row["run_id"]) / trace) for trace in traces_of(run.folder(row["run_id"]))],
         "gaps": run.table("gaps").sort("update", "table_name").collect().to_dicts(),
         "problems": [problem.told for problem in run.problems],
     }

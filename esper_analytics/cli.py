@@ -261,8 +261,8 @@ def replay_rules(
     strict: StrictOption = False,
 ) -> None:
     """Run detection again, with these rules or others."""
-    from esper_analytics.beside import definitions, endings, nothing_found
-    from esper_analytics.replay.command import meets, narration, replay_for
+    from esper_analytics.beside import definitions, endings, not_compared, nothing_found
+    from esper_analytics.replay.command import LIVE, meets, narration, replay_for
 
     runs = open_runs(path)
     runs = runs.only(settled(runs, run)) if run else runs
@@ -273,6 +273,8 @@ def replay_rules(
     if frame.is_empty():
         tell(nothing_found(result, what))
     for line in narration(result):
+        tell(line)
+    for line in not_compared(runs) if against == LIVE and what is What.diff else ():
         tell(line)
     for line in endings(runs, terminal_width()):
         tell(line)
@@ -289,21 +291,31 @@ def sweep_values(
     rule: Annotated[str, typer.Option("--rule", metavar="RULE", help="The rule.")],
     values: Annotated[str, typer.Option("--values", metavar="VALUES", help="START:STOP:STEP, or a,b,c.")],
     key: Annotated[str, typer.Option("--key", metavar="KEY", help="Which of its numbers, such as above.")] = "above",
-    rules: Annotated[str, typer.Option("--rules", metavar="RULES", help="A profile or a TOML file.")] = "default",
+    rules: Annotated[
+        str | None,
+        typer.Option(
+            "--rules",
+            metavar="RULES",
+            help="A profile or a TOML file. Left out: the rules all runs ran with, else default.",
+        ),
+    ] = None,
     run: RunOption = None,
     form: FormatOption = None,
     output: OutputOption = None,
     strict: StrictOption = False,
 ) -> None:
     """One threshold at many values: a row each, with the runs and updates that fire."""
+    from esper_analytics.replay import load_rules, rules_of_all
     from esper_analytics.replay.sweep import read_values, sweep
 
     wanted = read_values(values)
     runs = open_runs(path)
     runs = runs.only(settled(runs, run)) if run else runs
+    held = rules_of_all(runs) if rules is None else load_rules(rules)
     with progress_bar("values") as told:
-        frame = sweep(runs, rules, rule=rule, key=key, values=wanted, progress=told)
+        frame = sweep(runs, held, rule=rule, key=key, values=wanted, progress=told)
     emit(frame, form, output)
+    tell(f"rules {held.name}")
     finish(runs, strict)
 
 
@@ -345,6 +357,46 @@ def check_rules(
 
 
 app.add_typer(import_app, name="import")
+
+
+@app.command(
+    "forensics",
+    examples=[
+        "esper forensics runs/ --run hot",
+        "esper forensics runs/ --run hot --update 12 --format markdown -o hot-12.md",
+    ],
+)
+def look_closely(
+    path: RunsPath,
+    run: Annotated[str | None, typer.Option("--run", metavar="ID", help=f"The run; {_NAMING}.")] = None,
+    update: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="The update; where a ratio explosion, else the worst incident, began."),
+    ] = None,
+    form: FormatOption = None,
+    output: OutputOption = None,
+    strict: StrictOption = False,
+) -> None:
+    """What happened around a ratio explosion, or any incident: minibatches, worst transitions by head, layers."""
+    from dataclasses import asdict
+
+    from esper_analytics.forensics import as_frame, as_lines, examine
+    from esper_analytics.output import save_lines
+
+    runs = open_runs(path)
+    [run] = settled(runs, [run]) if run else [the_only_run(runs)]
+    found = examine(runs, run, update)
+    markdown = form is Format.markdown or (form is None and output is not None and output.suffix == ".md")
+    if markdown and output is not None:
+        save_lines(as_lines(found, markdown=True), output)
+        tell(f"written to {output}")
+    elif output is None and form in (None, Format.table, Format.markdown):
+        print_lines(as_lines(found, markdown=markdown))
+    elif output is None and form is Format.json:
+        print_json(asdict(found))
+    else:
+        emit(as_frame(found), form, output)
+    finish(runs, strict)
 
 
 @app.command(

@@ -145,6 +145,8 @@ class RunFindings:
     """The rules in words: `default, with ratio_explosion.above = 2 instead of 10`."""
     overrides: dict[str, str]
     ran_with: str
+    traces: list[str]
+    """The profiler's traces in the run's folder."""
     ending: Ending
     frames: RunFrames = field(repr=False)
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from esper_analytics.beside import not_compared
 from esper_analytics.exemplars import worst_transitions
 from esper_analytics.facts import Difference, Findings, FirstFiring, Incident, RunFindings, Unjudged
 from esper_analytics.grouping import differing, grouped
@@ -27,6 +28,7 @@ from esper_recorder.contract.rule import Condition, Rule, Severity, Test
 from esper_recorder.contract.rules import RuleSet
 from esper_recorder.contract.signals import UPDATE_TABLE, Reason
 from esper_recorder.contract.tables import columns
+from esper_recorder.traces import traces_of
 
 Against = Result | Literal["live"]
 
@@ -51,6 +53,7 @@ def findings(result: Result, against: Against | None = None) -> Findings:
         found.append(_of_run(result, run_id, (name, labels[run_id]), row, rules, changed))
     order = sorted(found, key=_badness, reverse=True)
     problems = [problem.told for problem in result.runs.problems]
+    problems += not_compared(result.runs) if against == "live" else ()
     return Findings(order, _name_of(against), differing(order), problems)
 
 
@@ -127,6 +130,7 @@ def _of_run(
         held_against=in_words(rules, base),
         overrides=_texts(rules.overrides),
         ran_with=_ran_with(ran_with, rules),
+        traces=[str(result.runs.folder(run_id) / trace) for trace in traces_of(result.runs.folder(run_id))],
         ending=ending,
         frames=frames,
     )
@@ -207,6 +211,8 @@ def _signal(condition: Condition) -> str:
     name = condition.signal.describe().removeprefix("ppo_updates.").removeprefix("ppo_updates: ")
     if condition.drift is not None:
         return f"drift of {name}"
+    if condition.rolling is not None:
+        return f"{condition.rolling.trend} of {name} by its mean over {condition.rolling.window}"
     return f"step of {name}" if condition.step else name
 
 

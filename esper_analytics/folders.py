@@ -50,7 +50,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class RunFolder:
+class FoundRun:
     """A run's folder and what its manifest told when it was listed."""
 
     path: Path
@@ -78,7 +78,7 @@ class RunFolder:
         return tuple(cuts)
 
 
-def find_runs(root: Path) -> tuple[list[RunFolder], list[Problem]]:
+def find_runs(root: Path) -> tuple[list[FoundRun], list[Problem]]:
     """The runs of RUNS in the order of their folders' names, one folder each, and the folders that were left out.
 
     Raises UsageError and DataError, as `run_folders` does.
@@ -87,7 +87,7 @@ def find_runs(root: Path) -> tuple[list[RunFolder], list[Problem]]:
     return list(_without_copies(found, problems)), problems
 
 
-def run_folders(root: Path) -> tuple[list[RunFolder], list[Problem]]:
+def run_folders(root: Path) -> tuple[list[FoundRun], list[Problem]]:
     """Every folder of RUNS that can be read as a run's, in the order of their names, and those that cannot.
 
     Raises:
@@ -99,7 +99,7 @@ def run_folders(root: Path) -> tuple[list[RunFolder], list[Problem]]:
     if not root.is_dir():
         raise UsageError(f"{root} is a file. RUNS is a folder of runs, or one run's folder.")
     problems: list[Problem] = []
-    found: list[RunFolder] = []
+    found: list[FoundRun] = []
     for folder in [root] if (root / MANIFEST_FILE).is_file() else _candidates(root, problems):
         try:
             manifest = read_manifest(folder)
@@ -112,7 +112,7 @@ def run_folders(root: Path) -> tuple[list[RunFolder], list[Problem]]:
             reason = f"recorded with schema version {manifest.schema_version}; this version knows {SCHEMA_VERSION}"
             advice = "Upgrade esper-analytics to read the newer columns"
             problems.append(Problem(folder / MANIFEST_FILE, reason, advice, partly=True))
-        found.append(RunFolder(folder, manifest))
+        found.append(FoundRun(folder, manifest))
     if not found:
         raise DataError(_no_runs(root, problems))
     return found, problems
@@ -132,9 +132,9 @@ def _candidates(root: Path, problems: list[Problem]) -> Iterator[Path]:
             problems.append(Problem(folder, f"it holds recorded rows but no {MANIFEST_FILE}", _RESTORE_MANIFEST))
 
 
-def _without_copies(found: Iterable[RunFolder], problems: list[Problem]) -> Iterator[RunFolder]:
+def _without_copies(found: Iterable[FoundRun], problems: list[Problem]) -> Iterator[FoundRun]:
     """One folder per run_id: of two that hold one run, the one with more rows."""
-    by_id: dict[str, list[RunFolder]] = {}
+    by_id: dict[str, list[FoundRun]] = {}
     for run in found:
         by_id.setdefault(run.run_id, []).append(run)
     for run_id, runs in by_id.items():

@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,19 +44,18 @@ def save(frame: pl.DataFrame, path: Path, name: str | None = None) -> None:
     name = name or next((known for known, row in _FORMATS.items() if path.suffix.lower() in row.suffixes), None)
     if name is None:
         raise UsageError(f"{path.name} does not tell its format by its ending. Add --format: {', '.join(_FORMATS)}.")
-    row = _format(name)
-    within = next((folder for folder in path.resolve().parents if (folder / "run.json").is_file()), None)
-    if within is not None:
-        raise UsageError(f"{path} lies in the recorded run {within.name}, which is not written to. Save it elsewhere.")
-    try:
-        with whole_file(path) as temporary:
-            if row.text is None:
-                _write_parquet(frame, temporary)
-            else:
-                with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                    file.writelines(f"{line}\n" for line in row.text(frame))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
+    text = _format(name).text
+    if text is not None:
+        save_lines(text(frame), path)
+        return
+    with _whole(path) as temporary:
+        _write_parquet(frame, temporary)
+
+
+def save_lines(lines: Iterable[str], path: Path) -> None:
+    """Write text to a file, whole or not at all. Raises UsageError where it cannot be written."""
+    with _whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines)
 
 
 def show(
@@ -82,6 +82,19 @@ def show(
         return
     for line in row.text(frame):
         sys.stdout.write(line + "\n")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file beside the one that is to be written. Raises UsageError where that cannot be, or lies in a run."""
+    within = next((folder for folder in path.resolve().parents if (folder / "run.json").is_file()), None)
+    if within is not None:
+        raise UsageError(f"{path} lies in the recorded run {within.name}, which is not written to. Save it elsewhere.")
+    try:
+        with whole_file(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 # --- formats ----------------------------------------------------------------------------------------------------------

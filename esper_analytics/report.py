@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
@@ -197,7 +198,7 @@ def _html(found: Findings, path: Path, command: str, now: datetime) -> None:
         prefix, alt = f"r{place}-timeline", f"When which rule fired in {run.name}"
         timeline = Markup(plots.as_svg(plots.timeline(run.frames), prefix, alt)) if run.incidents else None
         pages.append(_Page(run, shown=True, pictures=_pictures(run, place), timeline=timeline))
-    context = _context(found, pages, command, now)
+    context = _context(found, pages, command, now) | {"link": _linker(path)}
     compared = [run.frames for run in found.runs if run.updates]
     context |= {"css": Markup(_resource("report.css")), "compared": _compared(found.runs)}
     context |= {"colours": plots.run_colours(compared)}
@@ -216,7 +217,14 @@ def _markdown(found: Findings, path: Path, command: str, now: datetime) -> None:
             plots.save(plots.postmortem(run.frames), picture)
         link = f"{folder.name}/{picture.name}".replace(" ", "%20") if picture else None
         pages.append(_Page(run, shown=place <= MOST_RUNS, pictures=link))
-    _place(path, _environment(html=False).get_template("report.md.j2").render(_context(found, pages, command, now)))
+    context = _context(found, pages, command, now) | {"link": _linker(path)}
+    _place(path, _environment(html=False).get_template("report.md.j2").render(context))
+
+
+def _linker(path: Path) -> Callable[[str], str]:
+    """From a file's path to a link in the report at `path`: relative, so that both may be moved together."""
+    folder = path.resolve().parent
+    return lambda file: quote(Path(os.path.relpath(Path(file).resolve(), folder)).as_posix())
 
 
 def _json(found: Findings, path: Path, command: str, now: datetime) -> None:

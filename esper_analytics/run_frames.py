@@ -101,7 +101,7 @@ class RunFrames:
             mark = Mark(row["severity"], row["onset_update"], row["last_update"], rule=rule.name)
             condition = rule.conditions[0]
             plain = len(signals) == 1 and signals[0].column in {line.column for line in panel.lines}
-            if plain and signals[0].table == "ppo_updates" and not (condition.drift or condition.step):
+            if plain and signals[0].table == "ppo_updates" and not condition.moves:
                 mark = replace(
                     mark,
                     peak_update=row["peak_update"],

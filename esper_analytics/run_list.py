@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from esper_analytics.folders import RunFolder
+from esper_analytics.folders import FoundRun
 from esper_analytics.scan import TableScan, polars_type
 from esper_recorder.contract.tables import Column, Reducer
 from esper_recorder.manifest import how_it_ended
@@ -59,7 +59,7 @@ RUN_COLUMNS: tuple[Column, ...] = (
 LIST_COLUMNS = [column.name for column in RUN_COLUMNS[:8]]
 
 
-def run_rows(folders: Sequence[RunFolder], scans: Mapping[str, TableScan], damaged: Collection[str]) -> pl.DataFrame:
+def run_rows(folders: Sequence[FoundRun], scans: Mapping[str, TableScan], damaged: Collection[str]) -> pl.DataFrame:
     """The frame of the view `runs`.
 
     Args:
@@ -86,7 +86,7 @@ def run_rows(folders: Sequence[RunFolder], scans: Mapping[str, TableScan], damag
     return pl.DataFrame(rows, schema={column.name: polars_type(column) for column in RUN_COLUMNS}, orient="row")
 
 
-def _row(run: RunFolder, seen: Mapping[str, Any], alarms: int, gaps: int, damaged: bool) -> dict[str, Any]:
+def _row(run: FoundRun, seen: Mapping[str, Any], alarms: int, gaps: int, damaged: bool) -> dict[str, Any]:
     manifest = run.manifest
     ended = how_it_ended(run.path, manifest)
     last = seen.get("last") or 0

@@ -55,7 +55,7 @@ _ARROW_TYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class PartLayout:
     """What files must share to be read by one expression."""
 
     present: tuple[tuple[str, str], ...]
@@ -70,12 +70,12 @@ class TableScan:
     """The files and journal rows of one table at one moment."""
 
     table: str
-    files: dict[Layout, list[Path]] = field(default_factory=dict)
-    journals: list[tuple[pa.Table, Layout]] = field(default_factory=list)
+    files: dict[PartLayout, list[Path]] = field(default_factory=dict)
+    journals: list[tuple[pa.Table, PartLayout]] = field(default_factory=list)
     heights: dict[Path, int] = field(default_factory=dict)
     """The number of rows of each part."""
 
-    def add_part(self, path: Path, layout: Layout, rows: int) -> None:
+    def add_part(self, path: Path, layout: PartLayout, rows: int) -> None:
         """Take in a part whose footer was checked."""
         path = path.absolute()
         self.files.setdefault(layout, []).append(path)
@@ -86,9 +86,11 @@ class TableScan:
         """How many rows there are, superseded ones included."""
         return sum(self.heights.values()) + sum(int(journal.num_rows) for journal, _ in self.journals)
 
-    def parts(self) -> list[tuple[Layout, Path, int]] | None:
+    def parts(self) -> list[tuple[PartLayout, Path, int]] | None:
         """Every part with its layout and number of rows; None where a part's rows may not count as they are."""
-        if self.journals or any(layout != Layout(layout.present, layout.float_statistics, ()) for layout in self.files):
+        if self.journals or any(
+            layout != PartLayout(layout.present, layout.float_statistics, ()) for layout in self.files
+        ):
             return None
         return [(layout, path, self.heights[path]) for layout, paths in self.files.items() for path in paths]
 
@@ -128,7 +130,7 @@ class TableScan:
         frames: list[pl.LazyFrame] = []
         of_ranks: list[pl.LazyFrame] = []
 
-        def take(raw: pl.LazyFrame, present: dict[str, str], layout: Layout) -> None:
+        def take(raw: pl.LazyFrame, present: dict[str, str], layout: PartLayout) -> None:
             merged = layout.ranks and not superseded
             needed = columns(self.table) if merged else wanted
             frame = self._of_contract(raw, present, layout.cuts, superseded, needed)

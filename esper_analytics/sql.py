@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from esper_analytics.errors import QueryError
 from esper_analytics.limits import bounded_growth, size_of
 from esper_analytics.macros import MACROS
-from esper_analytics.scan import Layout, TableScan, identifier, literal
+from esper_analytics.scan import PartLayout, TableScan, identifier, literal
 from esper_analytics.sql_answers import frame_of
 from esper_analytics.sql_errors import Asked, explained
 from esper_analytics.sql_files import View
@@ -103,7 +103,8 @@ class Confined:
             memory: how much a query may use, such as 4GB.
 
         Raises:
-            QueryError: `memory` is no amount of memory.
+            QueryError: `memory` is no amount of memory, or a file of the views is gone.
+            DataError: a file of the views is damaged.
         """
         bytes_allowed = size_of(memory)
         if not bytes_allowed:
@@ -126,8 +127,10 @@ class Confined:
             self._connection.execute("SET enable_external_access = false")
             _make_views(self._connection, sources)
             self._connection.execute("SET lock_configuration = true")
-        except BaseException:
+        except BaseException as error:
             self._connection.close()
+            if isinstance(error, duckdb.Error):
+                raise explained(error, self._asked("")) from error
             raise
 
     def answer(self, query: str, parameters: Mapping[str, Any] | None, *, timeout_s: float) -> pl.DataFrame:
@@ -270,7 +273,7 @@ def _with_plain_paths(scan: TableScan) -> TableScan:
             if _PATTERN.search(str(path)):
                 rows = pq.ParquetFile(path).read(columns=[name for name, _ in layout.present])
                 held = to_table(scan.table, rows.to_batches())
-                plain.journals.append((held, Layout((), False, layout.cuts, layout.ranks)))
+                plain.journals.append((held, PartLayout((), False, layout.cuts, layout.ranks)))
             else:
                 plain.add_part(path, layout, scan.heights[path])
     return plain

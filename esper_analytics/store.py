@@ -25,13 +25,13 @@ import polars as pl
 
 from esper_analytics import sql as sql_room
 from esper_analytics.errors import DataError, QueryError, UnknownRunError, UnknownTableError, did_you_mean
-from esper_analytics.folders import Problem, RunFolder, find_runs
+from esper_analytics.folders import FoundRun, Problem, find_runs
 from esper_analytics.footers import Footer, read_footer
 from esper_analytics.listings import Listings
 from esper_analytics.questions import Value, bound, question_named
 from esper_analytics.ranks import merges
 from esper_analytics.run_list import LIST_COLUMNS, RUNS_VIEW, run_rows
-from esper_analytics.scan import Layout, TableScan
+from esper_analytics.scan import PartLayout, TableScan
 from esper_analytics.sql_files import needed, views
 from esper_recorder.contract.tables import TABLES
 from esper_recorder.manifest import Manifest, how_it_ended
@@ -220,18 +220,22 @@ class Runs:
         names = sql_room.views_named_in(query, VIEWS)
         for again in range(_PATIENCE, -1, -1):
             sources = self._sources(names)
-            key = _unchanged(sources, memory)
-            if self._confined is None or key is None or self._confined[0] != key:
-                self._let_go()
-                self._confined = (key, sql_room.Confined(sources, known=VIEWS, memory=memory))
             try:
-                return self._confined[1].answer(query, values, timeout_s=timeout_s)
+                return self._confined_to(sources, memory).answer(query, values, timeout_s=timeout_s)
             except BaseException as error:
                 self._let_go()  # after running out of memory or time, a connection is not to be trusted
-                compacted = isinstance(error, DataError | QueryError) and sql_room.files_are_gone(sources)
+                compacted = isinstance(error, DataError | QueryError | OSError) and sql_room.files_are_gone(sources)
                 if not again or not compacted:
                     raise
         raise AssertionError("the last try returns or raises")
+
+    def _confined_to(self, sources: Mapping[str, sql_room.Source], memory: str) -> sql_room.Confined:
+        """The connection of the last query, where it was to the same files."""
+        key = _unchanged(sources, memory)
+        if self._confined is None or key is None or self._confined[0] != key:
+            self._let_go()
+            self._confined = (key, sql_room.Confined(sources, known=VIEWS, memory=memory))
+        return self._confined[1]
 
     def _let_go(self) -> None:
         """Forget the connection of the last query."""
@@ -260,7 +264,7 @@ class Runs:
 
     # --- within -----------------------------------------------------------------------------------------------------
 
-    def _folders(self) -> builtins.list[RunFolder]:
+    def _folders(self) -> builtins.list[FoundRun]:
         found, problems = find_runs(self.path)
         if self._only is None:
             self._met.update(dict.fromkeys(problems))
@@ -271,7 +275,7 @@ class Runs:
         return chosen
 
     def _scans(
-        self, tables: Iterable[str], folders: Iterable[RunFolder]
+        self, tables: Iterable[str], folders: Iterable[FoundRun]
     ) -> tuple[dict[str, TableScan], builtins.list[Problem]]:
         """The files of the tables at this moment, their footers checked, and what had to be left out."""
         scans = {table: TableScan(table) for table in tables}
@@ -291,16 +295,16 @@ class Runs:
                 for path in files.parts.get(table, ()):
                     footer = footers[path]
                     if footer.problem is None:
-                        layout = Layout(footer.present, footer.float_statistics, cuts, ranks)
+                        layout = PartLayout(footer.present, footer.float_statistics, cuts, ranks)
                         scan.add_part(path, layout, footer.rows)
                     else:
                         problems.append(Problem(path, footer.problem, _RESTORE))
                 if table in files.journal_rows:
-                    scan.journals.append((files.journal_rows[table], Layout((), False, cuts, ranks)))
+                    scan.journals.append((files.journal_rows[table], PartLayout((), False, cuts, ranks)))
         self._met.update(dict.fromkeys(problems))
         return scans, problems
 
-    def _files(self, run: RunFolder, tables: Iterable[str]) -> tuple[RowFiles, dict[Path, Footer]]:
+    def _files(self, run: FoundRun, tables: Iterable[str]) -> tuple[RowFiles, dict[Path, Footer]]:
         """The files of a run, and the footers of the parts of some tables: listed anew where a compaction came between.
 
         Raises DataError where the folder cannot be listed.
@@ -315,7 +319,7 @@ class Runs:
                 return files, footers
         raise AssertionError("the last try returns")
 
-    def _footer(self, run: RunFolder, path: Path, table: str) -> Footer:
+    def _footer(self, run: FoundRun, path: Path, table: str) -> Footer:
         """The footer of a part. A part never changes once it is there, so it is read once."""
         try:
             linked = path.is_symlink() or path.parent.is_symlink()
@@ -363,7 +367,7 @@ def _split(name: str) -> tuple[str, bool]:
     raise UnknownTableError(f"There is no table {name!r}. {did_you_mean(name, VIEWS, kind='tables')}")
 
 
-def _uneven_ranks(run: RunFolder, files: RowFiles, footers: Mapping[Path, Footer]) -> Iterator[Problem]:
+def _uneven_ranks(run: FoundRun, files: RowFiles, footers: Mapping[Path, Footer]) -> Iterator[Problem]:
     """That the ranks of a run do not end at one update. While they run they are an update or two apart."""
     told = {attempt.rank for attempt in run.manifest.last_attempts}
     if len(files.ranks | told) < 2 or how_it_ended(run.path, run.manifest) == "live":
@@ -397,7 +401,7 @@ def _unchanged(sources: Mapping[str, sql_room.Source], memory: str) -> object | 
     return files
 
 
-def _rules_text(run: RunFolder) -> tuple[str | None, str] | None:
+def _rules_text(run: FoundRun) -> tuple[str | None, str] | None:
     sha256 = run.manifest.rules_sha256
     if sha256 is None:
         return None
@@ -409,7 +413,7 @@ def _rules_text(run: RunFolder) -> tuple[str | None, str] | None:
         raise DataError(message) from error
 
 
-def _named(asked: str, folders: list[RunFolder]) -> RunFolder:
+def _named(asked: str, folders: list[FoundRun]) -> FoundRun:
     for run in folders:
         if asked == run.run_id:
             return run
@@ -428,7 +432,7 @@ def _named(asked: str, folders: list[RunFolder]) -> RunFolder:
     raise UnknownRunError(f"There is no run {asked!r}. {hint}")
 
 
-def _of_name(name: str, folders: Iterable[RunFolder]) -> list[RunFolder]:
+def _of_name(name: str, folders: Iterable[FoundRun]) -> list[FoundRun]:
     """The runs of exactly this name, the newest first."""
     long_ago = datetime.min.replace(tzinfo=UTC)
     alike = [run for run in folders if name and run.manifest.name == name]

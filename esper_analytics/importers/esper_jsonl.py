@@ -26,7 +26,7 @@ from contextlib import ExitStack, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,16 +34,17 @@ import pyarrow.compute as pc
 from esper_analytics.errors import DataError
 from esper_analytics.importers.json_lines import NoJson, as_text, decode, whole_lines
 from esper_analytics.importers.load_report import LoadReport
-from esper_analytics.importers.run_writer import Origin, RunWriter, Stored, imported_run_id
+from esper_analytics.importers.run_writer import Origin, RunWriter, Stored, by_update, imported_run_id
 from esper_analytics.importers.sources import Source, find_sources, plain_name
 from esper_recorder.contract.rules import load_profile
+from esper_recorder.contract.tables import columns
 from esper_recorder.esper.clock import TURNING, Clock, RunKey
 from esper_recorder.esper.entries import NO_EVENT, Block
 from esper_recorder.esper.facts import KINDS as FACTS
 from esper_recorder.esper.facts import Facts
 from esper_recorder.esper.mapping import Entry, is_event, map_events
 from esper_recorder.manifest import Attempt, Manifest, plain_json
-from esper_recorder.parquet import arrow_schema
+from esper_recorder.parquet import arrow_type
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 FORMAT = "esper-jsonl"
@@ -126,16 +127,19 @@ class _Loading:
         self._writers: dict[RunKey, RunWriter] = {}
         self._ids: list[pa.Table] = []
         self._sha256 = ""
+        self._descriptor: int | None = None
 
     def load(self) -> None:
         """Read the file to its end, or to where it is damaged."""
         digest = hashlib.sha256()
         with _Workers() as workers:
-            clock, line = Clock(), 1
+            clock, line, offset = Clock(), 1, 0
             for block, last in whole_lines(self._hashed(digest)):
-                for pieces in workers.hand_in(block, line, deepcopy(clock), last, self._repeats):
+                place = None if self._descriptor is None else Place(self._descriptor, offset, len(block))
+                for pieces in workers.hand_in(block, place, line, deepcopy(clock), last, self._repeats):
                     self._take(pieces)
                 line += block.count(b"\n")
+                offset += len(block)
                 advance(clock, block)
                 if self._progress is not None:
                     self._progress(self.source.taken)
@@ -168,6 +172,9 @@ class _Loading:
 
     def _hashed(self, digest: Any) -> Iterator[bytes]:
         for block in self.source.blocks():
+            if self._descriptor is None and self.source.descriptor is not None:
+                self._descriptor = os.dup(self.source.descriptor)  # the processes may be behind with reading
+                self._stack.callback(os.close, self._descriptor)
             digest.update(block)
             yield block
 
@@ -183,8 +190,9 @@ class _Loading:
                 run.report.join(piece.report)
             for table, rows in piece.tables.items():
                 self._writers[key].write(table, rows)
-            if "events" in piece.tables and not self._repeats:
-                self._ids.append(piece.tables["events"].select(["line", "event_id"]))
+            told = piece.tables.get("events")
+            if told is not None and "event_id" in told.schema.names and not self._repeats:
+                self._ids.append(told.select(["line", "event_id"]))
             piece.tables = {}
 
     def _name(self, key: RunKey) -> str:
@@ -252,19 +260,34 @@ def advance(clock: Clock, block: bytes) -> None:
 # --- one block --------------------------------------------------------------------------------------------------------
 
 
+class Place(NamedTuple):
+    """Where a block lies in a file that is open: handed to a process instead of it, which is far less to send."""
+
+    descriptor: int
+    offset: int
+    length: int
+
+    def read(self) -> bytes:
+        """The block. Raises OSError where it is not there any more."""
+        block = os.pread(self.descriptor, self.length, self.offset)
+        if len(block) < self.length:
+            raise OSError("it became shorter while it was read")
+        return block
+
+
 def map_block(
-    block: bytes, first_line: int, clock: Clock, last: bool, repeats: Mapping[int, int]
+    block: bytes | Place, first_line: int, clock: Clock, last: bool, repeats: Mapping[int, int]
 ) -> dict[RunKey, _Piece]:
     """What some lines hold, by run.
 
     Args:
-        block: whole lines; the last of a file may lack its newline.
+        block: whole lines, or where they are; the last of a file may lack its newline.
         first_line: the number of the first.
         clock: as the lines before have left it.
         last: the file ends with the block.
         repeats: lines to leave out -> the earlier line they repeat.
     """
-    lines = block.split(b"\n")
+    lines = (block if isinstance(block, bytes) else block.read()).split(b"\n")
     torn = len(lines) if last and lines[-1] else None
     if not lines[-1]:
         lines.pop()
@@ -338,16 +361,27 @@ def _finish(
             block["text"] = [text_of(line) for line in block["line"]]
     if raw:
         mapped.add("raw_events", {name: [row[name] for row in raw] for name in raw[0]})
-    piece.tables = {table: _as_arrow(table, blocks) for table, blocks in mapped.blocks.items()}
+    arrays: _Arrays = {}
+    piece.tables = {table: _as_arrow(table, blocks, arrays) for table, blocks in mapped.blocks.items()}
 
 
-def _as_arrow(table: str, blocks: Sequence[Block]) -> pa.Table:
-    types = {f.name: f.type for f in arrow_schema(table)}
-    tables = [
-        pa.Table.from_arrays([_array(values, types[name]) for name, values in block.items()], names=list(block))
-        for block in blocks
-    ]
-    return pa.concat_tables(tables, promote_options="default").combine_chunks()
+_Arrays = dict[tuple[int, str], pa.Array]
+"""(id of the values, contract type) -> the array: rows of several tables share their line, time, environment."""
+
+
+def _as_arrow(table: str, blocks: Sequence[Block], arrays: _Arrays) -> pa.Table:
+    declared = {column.name: column for column in columns(table)}
+    tables = []
+    for block in blocks:
+        made = []
+        for name, values in block.items():
+            key = (id(values), declared[name].type)
+            if key not in arrays:
+                arrays[key] = _array(values, arrow_type(declared[name]))
+            made.append(arrays[key])
+        tables.append(pa.Table.from_arrays(made, names=list(block)))
+    # In order here, side by side, most of the part will be in order when it is put together.
+    return by_update(pa.concat_tables(tables, promote_options="default").combine_chunks())
 
 
 def _array(values: Sequence[Any], type_: pa.DataType) -> pa.Array:
@@ -366,6 +400,8 @@ _PACKED = {pa.int64(): "q", pa.timestamp("us", tz="UTC"): "q", pa.float64(): "d"
 
 
 # --- worker processes -------------------------------------------------------------------------------------------------
+
+_FORKS = sys.platform == "linux"
 
 
 def _begin_worker() -> None:
@@ -390,7 +426,7 @@ class _Workers:
     def __init__(self) -> None:
         self._processes = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, 4)
         self._pool: ProcessPoolExecutor | None = None
-        self._waiting: list[tuple[Any, ...]] = []
+        self._waiting: list[tuple[bytes, Place | None, tuple[Any, ...]]] = []
         self._running: list[Future[dict[RunKey, _Piece]]] = []
 
     def __enter__(self) -> _Workers:
@@ -400,14 +436,21 @@ class _Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def hand_in(self, *arguments: Any) -> Iterator[dict[RunKey, _Piece]]:
-        """Have `map_block` called; yields results, in the order of the blocks, as soon as enough are on their way."""
-        self._waiting.append(arguments)
+    def hand_in(self, block: bytes, place: Place | None, *told: Any) -> Iterator[dict[RunKey, _Piece]]:
+        """Have `map_block` called; yields results, in the order of the blocks, as soon as enough are on their way.
+
+        Args:
+            place: where the block lies in an open file, if it does.
+            told: what `map_block` takes besides.
+        """
+        self._waiting.append((block, place, told))
         if self._pool is None and self._processes > 1 and len(self._waiting) > self.PATIENCE:
-            context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+            context = multiprocessing.get_context("fork" if _FORKS else "spawn")
             self._pool = ProcessPoolExecutor(self._processes, mp_context=context, initializer=_begin_worker)
         if self._pool is not None:
-            self._running += [self._pool.submit(map_block, *waiting) for waiting in self._waiting]
+            for held, there, more in self._waiting:
+                # A process that is forked has the file open too.
+                self._running.append(self._pool.submit(map_block, there if there and _FORKS else held, *more))
             self._waiting.clear()
             while len(self._running) > 2 * self._processes:
                 yield self._running.pop(0).result()
@@ -417,4 +460,5 @@ class _Workers:
         while self._running:
             yield self._running.pop(0).result()
         while self._waiting:
-            yield map_block(*self._waiting.pop(0))
+            block, _, told = self._waiting.pop(0)
+            yield map_block(block, *told)

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -33,6 +34,9 @@ from esper_recorder.run_folder import keep_rules
 
 PART_BYTES = 256 * 2**20
 """Rows held in memory before they become a part."""
+
+_WRITERS = 4
+"""Parts written at a time."""
 
 _HIDDEN = ".import-"
 _UNKNOWN_START = "00000000T000000Z"
@@ -182,11 +186,15 @@ class RunWriter:
         if not held:
             return
         self._seq += 1
-        for (table, attempt), pieces in held.items():
-            whole = pa.concat_tables(pieces, promote_options="default")
-            rows = _identified(table, whole, self.run_id, attempt)
-            path = self.folder / table / RowFileName(attempt, 0, self._seq).part
-            write_part(path, table, rows, compact=True)
+        with ThreadPoolExecutor(_WRITERS) as writers:
+            for written in [writers.submit(self._write, *key, pieces) for key, pieces in held.items()]:
+                written.result()
+
+    def _write(self, table: str, attempt: int, pieces: Sequence[pa.Table]) -> None:
+        """Write one part. It compresses, and waits for the disk, while others are at it."""
+        whole = pa.concat_tables(pieces, promote_options="default")
+        path = self.folder / table / RowFileName(attempt, 0, self._seq).part
+        write_part(path, table, _identified(table, whole, self.run_id, attempt), compact=True)
 
     def _check(self) -> None:
         """What the parts say they hold is what was handed in."""
@@ -249,13 +257,13 @@ def _identified(table: str, rows: pa.Table, run_id: str, attempt: int) -> pa.Tab
         else:
             columns.append(pa.nulls(rows.num_rows, column.type))
     whole = pa.Table.from_arrays(columns, schema=arrow_schema(table))
-    # Footers tell a part's first and last update, so the rows stand in their order.
-    return whole.sort_by([("update", "ascending")]) if _unordered(whole) else whole
+    return by_update(whole)
 
 
-def _unordered(rows: pa.Table) -> bool:
+def by_update(rows: pa.Table) -> pa.Table:
+    """The rows in the order of their updates: footers tell a part's first and last."""
     updates = rows.column("update").drop_null().to_numpy()
-    return bool((updates[1:] < updates[:-1]).any())
+    return rows.sort_by([("update", "ascending")]) if (updates[1:] < updates[:-1]).any() else rows
 
 
 def _remove_abandoned(root: Path) -> None:

@@ -71,6 +71,8 @@ class Source:
     Attributes:
         size: bytes of the file as it lies on disk.
         taken: bytes of it that have been read.
+        descriptor: of the open file while its blocks are read, if they lie in it as they are; None where it is
+            compressed.
         damage: what kept it from being read to its end, in words; None where nothing did.
     """
 
@@ -78,6 +80,7 @@ class Source:
         self.path = path
         self.damage: str | None = None
         self.taken = 0
+        self.descriptor: int | None = None
         try:
             self.size = path.stat().st_size
         except OSError as error:
@@ -96,6 +99,7 @@ class Source:
         codec = _CODECS.get(self.path.suffix)
         done = 0
         with file:
+            self.descriptor = file.fileno() if codec is None else None
             stream = file if codec is None else pa.CompressedInputStream(file, codec)
             pieces: list[bytes] = []
             while True:
@@ -114,4 +118,5 @@ class Source:
                         yield block
                     pieces = []
                 if not piece:
+                    self.descriptor = None
                     return

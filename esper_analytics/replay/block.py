@@ -371,7 +371,8 @@ def _exact_sums(values: Floats, missing: Flags | None, begins: Ints, ends: Ints)
     told = np.zeros(len(begins))
     for several in (1, 2):
         first = start[count == several]
-        told[count == several] = values[first] + (values[first + 1] if several == 2 else 0.0)
+        with np.errstate(all="ignore"):  # inf - inf is NaN, and two large ones are infinite: as in Python
+            told[count == several] = values[first] + (values[first + 1] if several == 2 else 0.0)
     many = np.flatnonzero(count > 2)
     numbers = values.tolist() if len(many) else []
     told[many] = [total(numbers[a : a + n]) for a, n in zip(start[many].tolist(), count[many].tolist(), strict=True)]

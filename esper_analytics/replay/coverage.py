@@ -51,7 +51,7 @@ class Seen(NamedTuple):
     lost: Flags | None
 
 
-class Coverage:
+class CoverageCounts:
     """Takes in what was seen of each series, block by block, and says what that is in all."""
 
     def __init__(self, rules: RuleSet) -> None:

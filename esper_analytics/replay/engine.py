@@ -16,7 +16,7 @@ import polars as pl
 
 from esper_analytics.replay.block import Block, Codes, Loss, Reading, code
 from esper_analytics.replay.columns import Flags, Floats, Ints
-from esper_analytics.replay.coverage import Coverage, Seen, tables_of, texts_at
+from esper_analytics.replay.coverage import CoverageCounts, Seen, tables_of, texts_at
 from esper_analytics.replay.reading import read
 from esper_analytics.replay.series import Found, Judged, State, Values, combine, gate_codes, judge, moved
 from esper_recorder.contract.rule import Condition, Rule
@@ -83,7 +83,7 @@ class Engine:
         self._states: dict[tuple[int, str], State] = {}
         self._keys: dict[str, int] = {"": 0}
         self._firings: list[pl.DataFrame] = []
-        self._coverage = Coverage(rules)
+        self._coverage = CoverageCounts(rules)
         self._silent = _places_that_yield(rules)
 
     @property
@@ -323,7 +323,7 @@ class _Task:
 
     def _judged(self, condition: Condition, place: int, gate: Any) -> Judged:
         reading = self._reading(condition.signal)
-        if condition.drift is not None or condition.step:
+        if condition.moves:
             reading = moved(condition, place, reading, gate, self.begins, self.states)
         return judge(condition, reading, self._threshold(condition))
 

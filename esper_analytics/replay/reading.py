@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from esper_analytics.errors import DataError
-from esper_analytics.scan import Layout, TableScan
+from esper_analytics.scan import PartLayout, TableScan
 from esper_analytics.store import RunTables
 from esper_recorder.contract.rules import RuleSet
 from esper_recorder.contract.signals import HELD_BACK, UPDATE_TABLE
@@ -36,7 +36,7 @@ def read_runs(rules: RuleSet, runs: Sequence[RunTables]) -> dict[str, pl.DataFra
     lazy: list[pl.LazyFrame] = []
     numbers: list[tuple[str, list[int], list[int]]] = []  # of each frame its table, of each file the run and rows
     for table, names in rules.tables.items():
-        together: dict[Layout, list[tuple[int, Path, int]]] = {}
+        together: dict[PartLayout, list[tuple[int, Path, int]]] = {}
         for number, run in enumerate(runs):
             parts = run.scans[table].parts()
             if parts is None:

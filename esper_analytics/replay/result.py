@@ -19,6 +19,7 @@ from esper_analytics.replay.incidents import INCIDENT_COLUMNS, incidents
 from esper_analytics.store import Runs
 from esper_analytics.store import open as open_runs
 from esper_recorder.contract.rules import RuleError, RuleSet, Severity, load_file, load_profile, profiles
+from esper_recorder.contract.signals import UPDATE_TABLE
 
 DEFAULT_PROFILE: Final = "default"
 """The rules for a run that ran with none."""
@@ -117,6 +118,17 @@ def load_rules(rules: Rules) -> RuleSet:
         raise UsageError(_sentence(error) + hint) from error
 
 
+def rules_of_all(runs: Runs) -> RuleSet:
+    """The rules all runs ran with; `default` where they ran with none, or with different ones.
+
+    Raises DataError: they cannot be read.
+    """
+    texts = runs.rules_texts()
+    distinct = set(texts.values())
+    text = distinct.pop() if len(distinct) == 1 else None
+    return load_rules(DEFAULT_PROFILE) if text is None else _own_rules(next(iter(texts)), *text)
+
+
 def replay(
     runs: Runs | str | os.PathLike[str],
     rules: Rules | None = None,
@@ -170,10 +182,12 @@ def replay(
 def live(runs: Runs) -> pl.DataFrame:
     """The alarms the runs raised while they were recorded: run_id, rule, key, update.
 
+    Only those at updates that were recorded, for no other can be replayed; see `without_update`.
+
     Raises:
         UsageError: a run ran with no rules and holds no alarms, so there is nothing to compare with.
     """
-    alarms = runs.table("alarms").select("run_id", "rule", pl.col("key").fill_null(""), "update").collect()
+    alarms = _alarms(runs)
     raised = set(alarms.get_column("run_id").unique())
     silent = [run for run, told in runs.manifests().items() if run not in raised and told.rules_sha256 is None]
     if silent:
@@ -181,7 +195,24 @@ def live(runs: Runs) -> pl.DataFrame:
             f"{silent[0]} ran with no rules, so it has no alarms of its own to compare with. "
             "Compare with a profile, such as default."
         )
-    return alarms
+    return alarms.join(_recorded(runs), on=["run_id", "update"], how="semi")
+
+
+def without_update(runs: Runs) -> pl.DataFrame:
+    """The alarms of updates that were not recorded: run_id, rule, key, update.
+
+    Esper tells an update's alarms before the update, so that a run may be killed between them; and it raises one where
+    it makes no update at all.
+    """
+    return _alarms(runs).join(_recorded(runs), on=["run_id", "update"], how="anti")
+
+
+def _alarms(runs: Runs) -> pl.DataFrame:
+    return runs.table("alarms").select("run_id", "rule", pl.col("key").fill_null(""), "update").collect()
+
+
+def _recorded(runs: Runs) -> pl.DataFrame:
+    return runs.table(UPDATE_TABLE).select("run_id", "update").unique().collect()
 
 
 def diff(before: Result, after: Result) -> pl.DataFrame:

@@ -15,6 +15,7 @@ from esper_analytics.replay.averages import held_against
 from esper_analytics.replay.block import Codes, code
 from esper_analytics.replay.columns import Flags, Floats, Ints
 from esper_recorder.contract.ema import Average, Previous
+from esper_recorder.contract.rolling import Rolling, RollingMean, TrendOf
 from esper_recorder.contract.rule import Condition, Gate, Rule, Test
 from esper_recorder.contract.signals import Reason
 
@@ -34,6 +35,7 @@ class State:
     averages: dict[int, Average] = field(default_factory=dict)
     """By the place of the condition, as `previous` is."""
     previous: dict[int, Previous] = field(default_factory=dict)
+    means: dict[int, RollingMean] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ def gate_codes(gates: Sequence[Gate], readings: Sequence[Values], height: int) -
 def moved(
     condition: Condition, place: int, reading: Values, gate: Codes | None, begins: Sequence[int], states: list[State]
 ) -> Values:
-    """Drift or step of each value, each run through an accumulator of its own."""
+    """Drift, step or trend of each value, each run through an accumulator of its own."""
     value, reasons = reading
     finite = np.isfinite(value)
     usable = finite if reasons is None else finite & (reasons == 0)
@@ -98,7 +100,15 @@ def moved(
     rows = None if usable.all() else np.flatnonzero(usable)
     values = value if rows is None else value[rows]
     bounds = [*begins, len(value)] if rows is None else np.searchsorted(rows, [*begins, len(value)]).tolist()
-    if condition.drift is not None:
+    first = np.zeros(len(values), bool)  # values that have no trend, as nothing was before them
+    if condition.rolling is not None:
+        told = np.empty(len(values))
+        for state, start, end in zip(states, bounds[:-1], bounds[1:], strict=True):
+            mean = state.means.setdefault(place, RollingMean(condition.rolling))
+            if start < end and mean.mean is None and condition.rolling.trend is not TrendOf.DROP:
+                first[start] = True
+            told[start:end] = _trends(condition.rolling, mean, values[start:end])
+    elif condition.drift is not None:
         averages = [state.averages.setdefault(place, Average(condition.drift)) for state in states]
         told = held_against(condition.drift, averages, values, bounds)
     else:
@@ -110,7 +120,9 @@ def moved(
                 told[start + 1 : end] = values[start : end - 1]
                 previous.push(float(values[end - 1]))
     warming = np.isnan(told)  # an average and a value before are finite, or have grown to an infinity
-    if condition.drift is not None:
+    if condition.rolling is not None:
+        warming, result = first, told
+    elif condition.drift is not None:
         change = values - told
         result = (change if condition.drift.signed else np.abs(change)) / (np.abs(told) + condition.drift.epsilon)
     else:
@@ -127,6 +139,27 @@ def moved(
         full = np.full(len(value), math.nan)
         full[rows] = result
     return full, codes
+
+
+def _trends(form: Rolling, state: RollingMean, values: Floats) -> Floats:
+    """The trend of each value; NaN for a first one that has none. The terms of a mean are added as by `state`."""
+    if not len(values):
+        return values
+    kept = len(state.values)
+    padded = np.concatenate([np.zeros(form.window), list(state.values), values])
+    means = np.zeros(len(values))
+    for back in range(form.window - 1, -1, -1):
+        means += padded[form.window + kept - back :][: len(values)]
+    means /= np.minimum(np.arange(kept + 1, kept + len(values) + 1), form.window)
+    before = np.concatenate([[math.nan if state.mean is None else state.mean], means[:-1]])
+    state.values.extend(values[-form.window :].tolist())
+    state.mean = float(means[-1])
+    trends: Floats = means - before
+    if form.trend is TrendOf.DROP:
+        trends = np.where(means > 0.0, (means - values) / means, math.nan)
+    elif form.trend is TrendOf.SIZE:
+        trends = np.abs(trends)
+    return trends
 
 
 def judge(condition: Condition, reading: Values, threshold: Floats | float) -> Judged:

@@ -18,7 +18,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from esper_analytics.folders import Problem, RunFolder, run_folders
+from esper_analytics.folders import FoundRun, Problem, run_folders
 from esper_analytics.footers import read_footer
 from esper_analytics.upkeep.outcome import Outcome
 from esper_recorder.batches import to_table
@@ -79,7 +79,7 @@ class _Part:
     rows: int
 
 
-def _compact_run(run: RunFolder, most_rows: int) -> tuple[bool, list[Problem]]:
+def _compact_run(run: FoundRun, most_rows: int) -> tuple[bool, list[Problem]]:
     """Whether anything changed, and what had to be left alone."""
     # What has a part now and no journal in the listing after is complete in the one after that: a writer makes parts
     # in the order of its journals, and deletes a journal once it has all its parts.
@@ -115,7 +115,7 @@ def _compact_run(run: RunFolder, most_rows: int) -> tuple[bool, list[Problem]]:
 
 
 def _groups(
-    run: RunFolder, table: str, parts: Sequence[tuple[PartName, Path]], barriers: Sequence[int], most_rows: int
+    run: FoundRun, table: str, parts: Sequence[tuple[PartName, Path]], barriers: Sequence[int], most_rows: int
 ) -> Iterator[list[_Part]]:
     """Neighbouring parts of one process to be merged: two or more, of at most `most_rows` rows together."""
     group: list[_Part] = []
@@ -133,7 +133,7 @@ def _groups(
         yield group
 
 
-def _mergeable(run: RunFolder, table: str, name: PartName, path: Path) -> _Part | None:
+def _mergeable(run: FoundRun, table: str, name: PartName, path: Path) -> _Part | None:
     """The part, if it can be read as what it is and holds nothing that this version does not know."""
     footer = read_footer(path, table, run.run_id)
     if footer.problem is not None:
@@ -176,7 +176,7 @@ def _pieces(table: str, paths: Sequence[Path]) -> Iterator[pa.Table]:
         yield to_table(table, held)
 
 
-def _remove_replaced(run: RunFolder, table: str) -> bool:
+def _remove_replaced(run: FoundRun, table: str) -> bool:
     """Delete the parts whose rows are in a compacted part that can be read."""
     folder = run.path / table
     found = parts_in(run.path)[0].get(table, {})

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from esper_analytics.folders import Problem, RunFolder, run_folders
+from esper_analytics.folders import FoundRun, Problem, run_folders
 from esper_analytics.footers import read_footer
 from esper_analytics.upkeep.outcome import Outcome
 from esper_analytics.wording import count
@@ -80,8 +80,8 @@ def verify(root: Path, only: Collection[str] | None = None) -> Outcome:
     return Outcome(pl.DataFrame(rows, schema=_SCHEMA, orient="row"), tuple(problems))
 
 
-def _twice(found: Sequence[RunFolder]) -> Iterator[Problem]:
-    by_id: dict[str, list[RunFolder]] = {}
+def _twice(found: Sequence[FoundRun]) -> Iterator[Problem]:
+    by_id: dict[str, list[FoundRun]] = {}
     for run in found:
         by_id.setdefault(run.run_id, []).append(run)
     for run_id, runs in by_id.items():
@@ -94,7 +94,7 @@ def _twice(found: Sequence[RunFolder]) -> Iterator[Problem]:
 class _Seen:
     """What a look through one run's folder found."""
 
-    run: RunFolder
+    run: FoundRun
     rows: int = 0
     files: int = 0
     torn_bytes: int = 0

@@ -106,3 +106,13 @@ class Escalation:
         self._held.clear()
         rows: dict[str, list[Any]] = to_table("minibatches", batches).to_pydict()
         return {"minibatches": rows | {"held_back": [True] * len(rows["update"])}}
+
+
+def escalation(level: str | Level, escalate: str | None, updates: int) -> Escalation:
+    """The escalation these options of a recorder ask for. Raises ValueError that says what they may be."""
+    if escalate is not None and escalate not in list(Severity):
+        known = ", ".join(Severity)
+        raise ValueError(f"escalate is {escalate!r}; give the severity that raises the level ({known}), or None")
+    if isinstance(updates, bool) or not isinstance(updates, int) or updates < 1:
+        raise ValueError(f"escalate_updates is {updates!r}; give a whole number of PPO updates from 1")
+    return Escalation(Level.parse(level), None if escalate is None else Severity(escalate), updates)

@@ -4,7 +4,7 @@
     frame  = marker u16, kind u8, 0 u8, table u16, 0 u16, length u32, crc32 of payload u32, crc32 of these 16 bytes u32,
              0 u32, payload, zeros up to a multiple of 8; numbers are little-endian
     kind 1 = schema: table name, b"\\0", Arrow IPC schema; gives its `table` number the meaning for this file
-    kind 2 = rows: one Arrow IPC record batch of the schema numbered `table`
+    kind 2 = rows: one Arrow IPC record batch of the schema numbered `table`, its buffers compressed (LZ4) if large
     kind 3 = commit: update i64, rows i64
     kind 4 = one row, packed (see `plain`) by the layout whose schema is numbered `table`
 
@@ -38,6 +38,7 @@ _HEADER_SIZE = _HEADER.size
 _COMMIT = struct.Struct("<qq")
 _SCHEMA, _ROWS, _COMMITTED, _PACKED = 1, 2, 3, 4
 _LONGEST = 2**32 - 1
+_LARGE = 1 << 20  # bytes of a batch from which on it is compressed
 _CHUNK = 256  # packed rows to be turned into columns at once: so many stay in a processor's cache
 _Key = tuple[str, tuple[str, ...] | Layout, int]  # table, columns, kind of frame
 _Schemas = dict[_Key, tuple[pa.Schema, int]]
@@ -100,22 +101,22 @@ class JournalWriter:
         """
         if self.broken:
             raise OSError(f"{self.path} took no further rows after a write that failed")
-        pieces: list[bytes] = []
+        pieces: list[pa.Buffer | bytes] = []
         fresh: _Schemas = {}
         rows = 0
         for table, batch in batches:
             if isinstance(batch, PackedRow):
                 layout = batch.layout
                 number = self._number((table, layout, _PACKED), layout.schema, fresh, pieces)
-                pieces.append(_frame(_PACKED, number, batch.data))
+                pieces += _frame(_PACKED, number, batch.data)
                 rows += 1
             else:
                 # Keyed by the columns' names: hashing a schema of a hundred columns costs more than writing its row.
                 number = self._number((table, tuple(batch.schema.names), _ROWS), batch.schema, fresh, pieces)
-                pieces.append(_frame(_ROWS, number, batch.serialize()))
+                pieces += _frame(_ROWS, number, _serialized(batch))
                 rows += batch.num_rows
-        pieces.append(_frame(_COMMITTED, 0, _COMMIT.pack(update, rows)))
-        data = b"".join(pieces)
+        pieces += _frame(_COMMITTED, 0, _COMMIT.pack(update, rows))
+        data = b"".join(pieces)  # in one piece, for one write
         try:
             _write_all(self._descriptor, data)
         except OSError:
@@ -149,13 +150,13 @@ class JournalWriter:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
 
-    def _number(self, key: _Key, schema: pa.Schema, fresh: _Schemas, pieces: list[bytes]) -> int:
+    def _number(self, key: _Key, schema: pa.Schema, fresh: _Schemas, pieces: list[pa.Buffer | bytes]) -> int:
         known = fresh.get(key) or self._schemas.get(key)
         if known is not None and (known[0] is schema or known[0].equals(schema)):
             return known[1]
         number = len(self._schemas) + len(fresh)
         fresh[key] = (schema, number)
-        pieces.append(_frame(_SCHEMA, number, key[0].encode() + b"\0" + schema.serialize().to_pybytes()))
+        pieces += _frame(_SCHEMA, number, key[0].encode() + b"\0" + schema.serialize().to_pybytes())
         return number
 
 
@@ -249,12 +250,25 @@ def _as_batches(rows: list[pa.RecordBatch | PackedRow]) -> list[pa.RecordBatch]:
     return batches
 
 
-def _frame(kind: int, number: int, payload: pa.Buffer | bytes) -> bytes:
+def _serialized(batch: pa.RecordBatch) -> pa.Buffer:
+    """A batch as an IPC message; a large one compressed, as fresh memory to hold it costs more than that."""
+    if batch.nbytes < _LARGE:
+        return batch.serialize()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as stream:
+        stream.write_batch(batch)
+        end = sink.tell()
+    reader = pa.BufferReader(sink.getvalue())
+    pa.ipc.read_message(reader)  # the schema, which the journal tells once
+    return reader.read_buffer(end - reader.tell())
+
+
+def _frame(kind: int, number: int, payload: pa.Buffer | bytes) -> list[pa.Buffer | bytes]:
     length = len(payload)
     if length > _LONGEST:
         raise ValueError(f"one update's rows of one table take {length} bytes; a frame of the journal holds 4 GiB")
     fixed = _FIXED.pack(_MARKER, kind, 0, number, 0, length, zlib.crc32(payload))
-    return b"".join((fixed, zlib.crc32(fixed).to_bytes(4, "little"), b"\0\0\0\0", payload, bytes(-length % 8)))
+    return [fixed, zlib.crc32(fixed).to_bytes(4, "little"), b"\0\0\0\0", payload, bytes(-length % 8)]
 
 
 def _header(data: bytes, offset: int) -> tuple[int, int, int, int] | None:

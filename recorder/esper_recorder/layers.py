@@ -55,7 +55,7 @@ class LayerLog:
         self.keeps_always = True
         self._names: list[str] = []
         self._references: list[weakref.ref[Tensor]] = []  # a failed training's model must be free to go
-        self._gradients: list[str] = []  # of each: dense, sparse or none
+        self._gradients: list[str] = []  # of each: dense, other or none
         self._reducers: list[tuple[list[int], LayerReducer]] = []
         self._sizes: list[int] = []
         self._steps: list[dict[str, Any]] = []
@@ -64,6 +64,11 @@ class LayerLog:
 
     def __len__(self) -> int:
         return len(self._steps) + len(self._blocks)
+
+    @property
+    def waits_for_step(self) -> bool:
+        """Whether `before_step` has something to do."""
+        return self._open or self.keeps_always
 
     def take(self, model: torch.nn.Module, notes: dict[str, Any], *, only: bool) -> None:
         """Take the gradients as they stand; `only` these, what was taken before in this update is forgotten."""
@@ -128,10 +133,8 @@ class LayerLog:
                 self._close_block()
                 self._names, self._references, self._gradients = names, [weakref.ref(p) for p in listed], []
             parameters, self._listed = listed, True
-        # A sparse gradient has no dense statistics; it is told as present and not measured.
-        gradients = [
-            "none" if (g := p.grad) is None else "dense" if g.layout is torch.strided else "sparse" for p in parameters
-        ]
+        # A sparse gradient has no dense statistics, a complex one no order; it is told as present and not measured.
+        gradients = ["none" if (g := p.grad) is None else "dense" if _is_dense(g) else "other" for p in parameters]
         if gradients != self._gradients:
             self._close_block()
             self._gradients = gradients
@@ -154,3 +157,7 @@ class LayerLog:
             has_grad = [kind != "none" for kind in self._gradients]
             self._blocks.append(LayerBlock(self._names, self._sizes, has_grad, self._steps, parts))
         self._steps, self._open = [], False
+
+
+def _is_dense(gradient: Tensor) -> bool:
+    return gradient.layout is torch.strided and not gradient.is_complex()

@@ -38,7 +38,7 @@ _ADVICE = {
 
 
 @dataclass(slots=True)
-class Gap:
+class LostRows:
     """A stretch of updates whose rows (of one table, or `*`) are missing."""
 
     table: str
@@ -60,11 +60,11 @@ class Losses:
 
     def __init__(self) -> None:
         self.total = Lost()
-        self._gaps: list[Gap] = []
+        self._gaps: list[LostRows] = []
         self._told: dict[str, set[str | None]] = {}
         self._lock = threading.RLock()
 
-    def add(self, gap: Gap, *, updates: int = 0, writes: int = 0, calls: int = 0) -> None:
+    def add(self, gap: LostRows, *, updates: int = 0, writes: int = 0, calls: int = 0) -> None:
         """Count a loss, keep it as a gap to be stored, and log it if it is the first of its cause.
 
         Of the causes of failed calls no more than some are told apart, lest one whose words change at every call fills
@@ -105,19 +105,19 @@ class Losses:
         """Whether there are gaps that are not stored yet."""
         return bool(self._gaps)
 
-    def take(self) -> list[Gap]:
+    def take(self) -> list[LostRows]:
         """The gaps to be stored now; hand them to `put_back` where that fails."""
         with self._lock:
             gaps, self._gaps = self._gaps, []
         return gaps
 
-    def put_back(self, gaps: list[Gap]) -> None:
+    def put_back(self, gaps: list[LostRows]) -> None:
         with self._lock:
             newer, self._gaps = self._gaps, gaps
             for gap in newer:
                 self._remember(gap)
 
-    def _remember(self, gap: Gap) -> None:
+    def _remember(self, gap: LostRows) -> None:
         # Stretches that touch become one, so that the list stays short while nothing can be stored.
         for known in reversed(self._gaps):
             if _cause(known) != _cause(gap):
@@ -131,7 +131,7 @@ class Losses:
         self._gaps.append(gap)
 
 
-def _cause(gap: Gap) -> tuple[str, str, str | None]:
+def _cause(gap: LostRows) -> tuple[str, str, str | None]:
     return gap.table, gap.reason, gap.detail if gap.reason in CALLS else None
 
 
@@ -139,7 +139,7 @@ def _plain(reason: str) -> str:
     return reason.replace("_", " ")
 
 
-def gap_columns(gaps: Sequence[Gap], identity: Identity) -> dict[str, list[Any]]:
+def gap_columns(gaps: Sequence[LostRows], identity: Identity) -> dict[str, list[Any]]:
     """Gaps as rows of the table `gaps`."""
     columns: dict[str, list[Any]] = {}
     for gap in gaps:

@@ -30,11 +30,11 @@ import torch
 from torch import Tensor
 
 from esper_recorder.contract.metrics import DEFINITIONS
-from esper_recorder.contract.rule import Severity
 from esper_recorder.contract.rules import RuleSet, load_rules
 from esper_recorder.contract.tables import IDENTITY, columns
-from esper_recorder.escalation import UPDATES, Escalation
+from esper_recorder.escalation import UPDATES, Escalation, escalation
 from esper_recorder.given import noted, only_tensors, tensor
+from esper_recorder.known import KnownRing
 from esper_recorder.layers import LayerLog
 from esper_recorder.levels import COLLECTED, Level
 from esper_recorder.losses import ALL_TABLES, BAD_CALL, DEVICE_FAILED, REDUCE_FAILED
@@ -70,6 +70,7 @@ R = TypeVar("R")
 _SETTINGS = {c.name: c.type for c in columns("ppo_updates") if c.name not in IDENTITY}
 _LOST_BY: dict[str, tuple[str, int | None]] = {
     "minibatch": ("minibatches", 1),
+    "known_minibatch": ("minibatches", 1),
     "push": ("minibatches", 1),
     "episode": ("episodes", 1),
     "episodes": ("episodes", None),
@@ -212,6 +213,7 @@ class Recorder:
         not."""
         self._settings: dict[str, Any] = {}
         self._ring = MinibatchRing(pessimistic_value_clip=definition != "sb3")
+        self._known = KnownRing(pessimistic_value_clip=definition != "sb3")
         self._pushed = PackedRing()
         self._staging = Staging()
         self._told = ToldRows()
@@ -428,13 +430,60 @@ class Recorder:
             index = index if index.dim() == 1 else index.reshape(-1)
         only_tensors({"actions": actions})
         actions = None if actions is None else flat_actions(actions, n)
-        if self._pushed:
+        if self._pushed or self._known:
             self._reduce_ring()
         if not self._ring.fits(fields, n, notes, heads=layout, index=index, actions=actions):
             self._reduce_ring()
         self._ring.append(fields, n, notes, heads=layout, index=index, actions=actions)
         self._newest = notes
         self._staging.add(*self._ring.newest, notes)
+
+    @_guarded
+    def known_rollout(self, /, **fields: Any) -> None:
+        """For adapters: what is known of every transition of a rollout that lies on the host.
+
+        Args:
+            fields: `old_log_prob`, `raw_advantage`, `value_target`, `old_value`: arrays of one length, copied.
+        """
+        self._known.begin({name: torch.as_tensor(x).reshape(-1) for name, x in fields.items()})
+
+    @_guarded
+    def known_minibatch(
+        self,
+        index: Any,
+        new_log_probs: Tensor,
+        entropy: Tensor,
+        values: Tensor,
+        epoch: int,
+        clip_range: float | None,
+        value_clip_range: float | None,
+        entropy_max: float | None,
+        normalize: bool,
+    ) -> None:
+        """For adapters: a minibatch of the transitions told by `known_rollout`, cheaper than `minibatch`.
+
+        Args:
+            index: position of each transition in those arrays, an array [n].
+            new_log_probs, ..., normalize: as for `minibatch`; tensors on the host.
+        """
+        self._newest = None
+        self._minibatches += 1
+        if self._first_minibatch is None:
+            self._first_minibatch = time.monotonic()
+        if self._known.full or self._ring or self._pushed:
+            self._reduce_ring()
+        notes = MinibatchNotes(
+            self._minibatches,
+            epoch,
+            clip_range,
+            value_clip_range,
+            self._learning_rate(),
+            entropy_max,
+            normalize,
+            None if self._step_hook is None else False,
+        )
+        self._known.append((new_log_probs, entropy, values), index, notes)
+        self._newest = notes
 
     @_guarded
     def push(self, packed: Tensor, *, epoch: int | None = None, stepped: bool | None = None) -> None:
@@ -457,7 +506,7 @@ class Recorder:
             learning_rate=self._learning_rate(),
             stepped=True if stepped is None else self._note("stepped", stepped, "bool"),
         )
-        if self._ring or not self._pushed.fits(packed):
+        if self._ring or self._known or not self._pushed.fits(packed):
             self._reduce_ring()
         self._pushed.append(packed, notes)
         self._newest = notes
@@ -471,7 +520,12 @@ class Recorder:
             raise BadCall(
                 f"total_norm is a tensor {list(total_norm.shape)}; give the one number clip_grad_norm_ returned"
             )
-        if self._newest is not None and self._newest is self._ring.last:
+        newest = self._newest
+        if newest is None:
+            return
+        if newest is self._known.last:
+            newest.grad_norm, newest.norm_seen = float(total_norm), True
+        elif newest is self._ring.last:
             self._ring.set_grad_norm(total_norm)
 
     @_guarded
@@ -684,7 +738,7 @@ class Recorder:
     def _start_update(self, update: int) -> None:
         self._update = update
         self._level = self._escalation.next_level()
-        self._ring.per_minibatch = COLLECTED[self._level].each_minibatch
+        self._ring.per_minibatch = self._known.per_minibatch = COLLECTED[self._level].each_minibatch
         self._minibatches = 0
         self._newest = self._stepped = None
         self._first_minibatch = None
@@ -697,6 +751,7 @@ class Recorder:
         self._episodes: dict[str, list[Any]] = {}
         self._rollout_episodes: list[int | None] = []
         self._ring.clear()
+        self._known.clear()
         self._pushed.clear()
         self._staging.clear()
         self._told.take()  # where the update could not be handed over, its rows are lost with it
@@ -714,6 +769,7 @@ class Recorder:
         self._pushed = PackedRing()
         self._rollout_names, self._rollout_episodes = (), []
         self._ring = self._ring.another()
+        self._known.clear()
         try:
             for fields, notes in arrived:
                 n = len(next(iter(fields.values())))
@@ -810,7 +866,8 @@ class Recorder:
             log.warning("The rules watch run %s as if it began here; its past cannot be read: %s", folder.run_id, error)
 
     def _reduce_ring(self) -> None:
-        for piece in (self._pushed.take(per_minibatch=self._ring.per_minibatch), self._ring.reduce()):
+        pushed = self._pushed.take(per_minibatch=self._ring.per_minibatch)
+        for piece in (pushed, self._known.reduce(), self._ring.reduce()):
             if piece is not None:
                 self._pieces.append(piece)
 
@@ -838,11 +895,14 @@ class Recorder:
         if newest is not None:
             newest.stepped = True
             self._stepped = newest
+        each_step = COLLECTED[self._level].each_step
+        if not (each_step or self._layers.waits_for_step):
+            return
         model = None if self._model is None else self._model()
         if model is None or not self._recording:
             return
         with self.guarded("layers"):
-            if COLLECTED[self._level].each_step and self._layers.keeps_always:
+            if each_step and self._layers.keeps_always:
                 told = newest is not None and newest.norm_seen
                 self._layers.take(model, self._step_notes(newest, True if told else None), only=False)
             self._layers.before_step(model)
@@ -941,16 +1001,6 @@ class Recorder:
             raise
         meeting.tell(folder.run_id)
         return folder
-
-
-def escalation(level: str | Level, escalate: str | None, updates: int) -> Escalation:
-    """The escalation these options of a recorder ask for. Raises ValueError that says what they may be."""
-    if escalate is not None and escalate not in list(Severity):
-        known = ", ".join(Severity)
-        raise ValueError(f"escalate is {escalate!r}; give the severity that raises the level ({known}), or None")
-    if isinstance(updates, bool) or not isinstance(updates, int) or updates < 1:
-        raise ValueError(f"escalate_updates is {updates!r}; give a whole number of PPO updates from 1")
-    return Escalation(Level.parse(level), None if escalate is None else Severity(escalate), updates)
 
 
 def _rows(given: UpdateInput, minibatches: int, escalation: Escalation, level: Level) -> dict[str, Any]:

@@ -7,6 +7,7 @@ whole buffer. Where an update is larger than the buffer may grow, it is reduced 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from esper_recorder.reductions.arguments import BadCall, FieldKey, HeadLayout, argument
 from esper_recorder.reductions.minibatches import HeadFields, Reduced, Settings, reduce_minibatches
-from esper_recorder.reductions.packed import from_host
+from esper_recorder.reductions.packed import Valid, from_host
+from esper_recorder.reductions.transitions import log_ratio_of
 
 _NAN = float("nan")
 
@@ -226,29 +228,20 @@ class MinibatchRing:
         if not self._lengths:
             return None
         assert self._buffer is not None and self._norms is not None
-        rows, width = len(self._lengths), max(max(self._lengths), 1)
+        rows, width = len(self._lengths), max(*self._lengths, 1)
         view = self._buffer[:rows, :, :width]
-        fields = {name: view[:, i] for i, name in enumerate(self._names) if isinstance(name, str)}
-        valid = self._valid(fields.pop("mask", None), rows, width)
         notes = tuple(self._notes)
-        if "entropy_max" not in fields and all(m.entropy_max is not None for m in notes):
-            fields["entropy_max"] = self._per_row([m.entropy_max for m in notes])[:, None].expand(rows, width)
-        settings = Settings(
-            clip_range=self._known([m.clip_range for m in notes]),
-            value_clip_range=self._known([m.value_clip_range for m in notes]),
-            pessimistic_value_clip=self.pessimistic_value_clip,
-            normalize=from_host([m.normalize for m in notes], torch.bool, view.device),
-        )
-        reduced = reduce_minibatches(
-            fields,
+        piece = reduce_held(
+            {name: view[:, i] for i, name in enumerate(self._names) if isinstance(name, str)},
             self._head_fields(view),
-            valid,
-            settings,
+            notes,
+            self._lengths,
             index=_padded(self._index, width, -1),
             actions=_padded(self._actions, width, 0),
+            grad_norms=self._norms[:rows],
+            pessimistic_value_clip=self.pessimistic_value_clip,
             per_minibatch=self.per_minibatch,
         )
-        piece = Piece(notes, reduced, self._grad_norms(notes), self.per_minibatch)
         self.clear()
         return piece
 
@@ -265,31 +258,6 @@ class MinibatchRing:
                 fields["entropy_max"] = bounds[:, None].expand(view.shape[0], heads, view.shape[2])
             groups.append(HeadFields(layout.names, fields))
         return groups
-
-    def _grad_norms(self, notes: Sequence[MinibatchNotes]) -> Tensor:
-        assert self._norms is not None
-        on_host = [m.grad_norm is not None for m in notes]
-        norms = torch.tensor([m.grad_norm or 0.0 for m in notes], dtype=torch.float64, device="cpu")
-        if all(known or not m.norm_seen for known, m in zip(on_host, notes, strict=True)):
-            return norms
-        device = self._norms.device
-        known = from_host(on_host, torch.bool, device)
-        return torch.where(known, from_host(norms.tolist(), torch.float64, device), self._norms[: len(notes)])
-
-    def _valid(self, mask: Tensor | None, rows: int, width: int) -> Tensor:
-        assert self._buffer is not None
-        lengths = from_host(self._lengths, torch.int64, self._buffer.device)
-        valid = torch.arange(width, device=self._buffer.device) < lengths[:, None]
-        return valid if mask is None else valid & (mask != 0)
-
-    def _per_row(self, values: list[Any]) -> Tensor:
-        assert self._buffer is not None
-        return from_host(values, torch.float64, self._buffer.device)
-
-    def _known(self, values: list[float | None]) -> Tensor | None:
-        if all(v is None for v in values):
-            return None
-        return self._per_row([_NAN if v is None else v for v in values])
 
     def _has_room(self, n: int) -> bool:
         assert self._buffer is not None
@@ -319,6 +287,94 @@ class MinibatchRing:
     def _bytes(self, rows: int, width: int) -> int:
         assert self._buffer is not None
         return rows * width * self._buffer.shape[1] * self._buffer.element_size()
+
+
+def reduce_held(
+    fields: dict[str, Tensor],
+    heads: Sequence[HeadFields],
+    notes: tuple[MinibatchNotes, ...],
+    lengths: Sequence[int],
+    *,
+    index: Tensor | None = None,
+    actions: Tensor | None = None,
+    grad_norms: Tensor | None = None,
+    pessimistic_value_clip: bool,
+    per_minibatch: bool,
+) -> Piece:
+    """Reduce minibatches that lie side by side.
+
+    Args:
+        fields: tensors [minibatches, width] by name, those of `reduce_minibatches` and `mask`.
+        heads: groups of action heads.
+        notes: what is known of each minibatch.
+        lengths: transitions of each; what lies beyond is without a meaning.
+        index, actions: as for `reduce_minibatches`.
+        grad_norms: float64 [minibatches], of those whose norm is not in the notes; None where all are.
+        pessimistic_value_clip, per_minibatch: as for `MinibatchRing`.
+    """
+    first = next(iter(fields.values()))
+    rows, width = first.shape
+    device = first.device
+    valid: Valid = None
+    if heads or not _is_plain(fields, notes, lengths):
+        valid = torch.arange(width, device=device) < from_host(lengths, torch.int64, device)[:, None]
+        mask = fields.pop("mask", None)
+        if mask is not None:
+            valid = valid & (mask != 0)
+    bounds = [m.entropy_max for m in notes if m.entropy_max is not None]
+    if "entropy_max" not in fields and len(bounds) == len(notes):
+        fields["entropy_max"] = from_host(bounds, torch.float64, device)[:, None].expand(rows, width)
+    settings = Settings(
+        clip_range=_known([m.clip_range for m in notes], device),
+        value_clip_range=_known([m.value_clip_range for m in notes], device),
+        pessimistic_value_clip=pessimistic_value_clip,
+        normalize=from_host([m.normalize for m in notes], torch.bool, device),
+    )
+    reduced = reduce_minibatches(
+        fields, heads, valid, settings, index=index, actions=actions, per_minibatch=per_minibatch
+    )
+    return Piece(notes, reduced, _grad_norms(notes, grad_norms), per_minibatch)
+
+
+_FAR = 1e12
+_FAR_LOG_RATIO = 40.0
+"""Numbers up to these have finite squares, and products with a ratio of up to e^40, in float32 too."""
+
+
+def _is_plain(fields: Mapping[str, Tensor], notes: Sequence[MinibatchNotes], lengths: Sequence[int]) -> bool:
+    """Whether minibatches are such that `Valid` may be None. On a device nobody looks, as that would wait for it."""
+    width = next(iter(fields.values())).shape[1]
+    if "mask" in fields or min(lengths) < width or width < 2:  # a single one has no standard deviation
+        return False
+    if any(x.device.type != "cpu" for x in fields.values()):
+        return False
+    told = [m.clip_range for m in notes if m.clip_range is not None]
+    if told and (len(told) < len(notes) or any(map(math.isnan, told))):
+        return False
+    log_ratio = log_ratio_of(fields)
+    assert log_ratio is not None
+    return all(_within(x, _FAR) for x in fields.values()) and _within(log_ratio, _FAR_LOG_RATIO)
+
+
+def _within(x: Tensor, limit: float) -> bool:
+    lowest, highest = torch.aminmax(x)
+    return -limit <= float(lowest) and float(highest) <= limit  # never so for NaN
+
+
+def _grad_norms(notes: Sequence[MinibatchNotes], on_device: Tensor | None) -> Tensor:
+    on_host = [m.grad_norm is not None for m in notes]
+    norms = torch.tensor([m.grad_norm or 0.0 for m in notes], dtype=torch.float64, device="cpu")
+    if on_device is None or all(known or not m.norm_seen for known, m in zip(on_host, notes, strict=True)):
+        return norms
+    device = on_device.device
+    known = from_host(on_host, torch.bool, device)
+    return torch.where(known, from_host(norms.tolist(), torch.float64, device), on_device)
+
+
+def _known(values: list[float | None], device: torch.device) -> Tensor | None:
+    if all(v is None for v in values):
+        return None
+    return from_host([_NAN if v is None else v for v in values], torch.float64, device)
 
 
 class PackedRing:

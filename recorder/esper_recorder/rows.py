@@ -22,7 +22,7 @@ from esper_recorder.reductions.packing import merge_scopes, same_layout, unpack
 from esper_recorder.reductions.ratios import EXEMPLARS
 from esper_recorder.ring import MinibatchNotes, Piece, Pushed
 from esper_recorder.transfer import Transfer
-from esper_recorder.vectors import Vector, Vectors, array, vector, vector_of
+from esper_recorder.vectors import Vector, Vectors, bitmap, vector_of
 
 Columns = dict[str, Any]
 """Column name -> a list, or an Arrow array."""
@@ -141,15 +141,14 @@ def _minibatch_vectors(piece: Piece, given: UpdateInput) -> dict[str, Vector]:
     """Counts, sums and metrics of a piece's minibatches, as vectors by name."""
     joint, norms = piece.reduced[0].statistics, piece.grad_norms
     by_name = joint.values[:, 0].t().contiguous()
-    everywhere = torch.ones(len(piece.notes), dtype=torch.bool)
-    row: dict[str, Any] = {name: Vector(by_name[i], everywhere) for i, name in enumerate(joint.names)}
-    some = row["n"].values > 0
-    row |= {name: Vector(v.values, some) for name, v in row.items() if name.endswith(_EXTREMES)}
+    row: dict[str, Any] = {name: Vector(x) for name, x in zip(joint.names, by_name.unbind(), strict=True)}
+    if row["n"].has_zeros:
+        some = row["n"].values > 0
+        row |= {name: Vector(v.values, some) for name, v in row.items() if name.endswith(_EXTREMES)}
     seen = torch.tensor([notes.norm_seen for notes in piece.notes])
-    row["nonfinite_count"] = vector(
-        sum(row[name].values for name in _COUNTED if name in row) + (seen & ~norms.isfinite())
-    )
-    row["grad_norm"] = Vector(norms, seen)
+    counted = by_name[[i for i, name in enumerate(joint.names) if name in _COUNTED]]
+    row["nonfinite_count"] = Vector(counted.sum(dim=0) + (seen & ~norms.isfinite()))
+    row["grad_norm"] = Vector(norms, None if bool(seen.all()) else seen)
     for name in ("learning_rate", "clip_range", "value_clip_range"):
         row[name] = vector_of([getattr(notes, name) for notes in piece.notes])
     coefficients = {name: given.update_notes.get(name) for name in ("entropy_coef", "value_coef")}
@@ -215,7 +214,7 @@ def _merged(piece: Mapping[str, Vector]) -> dict[str, Any]:
         v = piece.get(column.name)
         if v is None or column.reducer not in (Reducer.SUM, Reducer.MIN, Reducer.MAX, Reducer.LAST):
             continue
-        values = v.values if bool(v.valid.all()) else v.values[v.valid]
+        values = v.measured
         if not len(values):
             row[column.name] = None
         elif column.reducer is Reducer.SUM:
@@ -224,9 +223,12 @@ def _merged(piece: Mapping[str, Vector]) -> dict[str, Any]:
         elif column.reducer is Reducer.LAST:
             row[column.name] = float(values[-1])
         else:
-            numbers = values[~values.isnan()]
             extreme = torch.min if column.reducer is Reducer.MIN else torch.max
-            row[column.name] = float(extreme(numbers)) if len(numbers) else math.nan
+            found = float(extreme(values))
+            if math.isnan(found):  # as torch has it where one of them is
+                numbers = values[~values.isnan()]
+                found = float(extreme(numbers)) if len(numbers) else found
+            row[column.name] = found
     return row
 
 
@@ -241,11 +243,14 @@ def _metric_rows(pieces: Sequence[Mapping[str, Vector]], notes: Sequence[Minibat
 def _listed(v: Vector | None, like: Vector) -> list[float | None]:
     if v is None:
         return [None] * len(like.values)
-    return [x if ok else None for x, ok in zip(v.values.tolist(), v.valid.tolist(), strict=True)]
+    values: list[float | None] = v.values.tolist()
+    if v.valid is None:
+        return values
+    return [x if ok else None for x, ok in zip(values, v.valid.tolist(), strict=True)]
 
 
 def _measured(v: Vector) -> list[float]:
-    values: list[float] = v.values[v.valid].tolist()
+    values: list[float] = v.measured.tolist()
     return values
 
 
@@ -354,14 +359,14 @@ def _exemplar_table(
     place = torch.arange(1, k + 1, dtype=torch.float64).repeat(scopes)[there]
     epochs = vector_of([n.epoch for n in piece.notes])
     found = {
-        "place": vector(place),
-        "epoch": Vector(epochs.values[position], epochs.valid[position]),
-        "minibatch": vector(torch.tensor([n.minibatch for n in piece.notes], dtype=torch.float64)[position]),
+        "place": Vector(place),
+        "epoch": Vector(epochs.values[position], None if epochs.valid is None else epochs.valid[position]),
+        "minibatch": Vector(torch.tensor([n.minibatch for n in piece.notes], dtype=torch.float64)[position]),
     }
     index = by_name.pop("index", None)
     if index is not None:
         found |= _located(index, places)
-    found |= {name: vector(x) for name, x in by_name.items()}
+    found |= {name: Vector(x) for name, x in by_name.items()}
     whole = ("place", "epoch", "minibatch", "index", "env", "env_step")
     table = {name: v.to_arrow(whole=name in whole) for name, v in found.items()}
     if one.actions is not None:
@@ -403,7 +408,7 @@ def _layer_table(block: LayerBlock, host: Mapping[str, Tensor]) -> pa.Table:
     table["layer"] = pa.array(block.names, type=pa.string()).take(of_step)
     table["has_grad"] = pa.array(block.has_grad, type=pa.bool_()).take(of_step)
     sizes = torch.tensor(block.sizes, dtype=torch.float64).repeat(steps)
-    table["n"] = vector(sizes).to_arrow(whole=True)
+    table["n"] = Vector(sizes).to_arrow(whole=True)
     if not block.parts:
         return pa.table(table)
     names = block.parts[0].statistics.names
@@ -418,7 +423,7 @@ def _layer_table(block: LayerBlock, host: Mapping[str, Tensor]) -> pa.Table:
     row = {name: Vector(x, there) for name, x in zip(names, statistics.flatten(0, 1).t().contiguous(), strict=True)}
     row |= {name: Vector(row[name].values, there & (sizes > 0)) for name in ("grad_min", "grad_max")}
     row["step_sum_sq"] = Vector(row["step_sum_sq"].values, there & (row["step_sum_sq"].values >= 0))
-    row |= metrics.derive_layer(row | {"n": vector(sizes)}, Vectors())
+    row |= metrics.derive_layer(row | {"n": Vector(sizes)}, Vectors())
     table |= {name: v.to_arrow(whole=_LAYER_TYPES[name] == "int64") for name, v in row.items()}
     table["grad_histogram"] = _lists(histograms.flatten(0, 1), pa.int64(), there)
     return pa.table(table)
@@ -427,9 +432,10 @@ def _layer_table(block: LayerBlock, host: Mapping[str, Tensor]) -> pa.Table:
 def _lists(rows: Tensor, kind: pa.DataType, valid: Tensor | None = None) -> pa.Array:
     """A column of lists from [rows, length]; NULL where not valid."""
     ends = torch.arange(rows.shape[0] + 1, dtype=torch.int32) * rows.shape[1]
-    values = pa.array(array(rows.reshape(-1)), type=kind)
-    mask = None if valid is None or bool(valid.all()) else pa.array(array(~valid))
-    return pa.ListArray.from_arrays(pa.array(array(ends), type=pa.int32()), values, mask=mask)
+    values = Vector(rows.reshape(-1)).to_arrow(whole=kind == pa.int64())
+    there = None if valid is None else bitmap(valid)
+    offsets = pa.array(ends.tolist(), type=pa.int32()).buffers()[1]
+    return pa.Array.from_buffers(pa.list_(kind), rows.shape[0], [there, offsets], children=[values])
 
 
 def _episodes(given: UpdateInput, host: Mapping[str, Any]) -> list[dict[str, Any]]:

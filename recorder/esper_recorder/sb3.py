@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
 from esper_recorder.contract.rules import load_rules
-from esper_recorder.escalation import UPDATES
+from esper_recorder.escalation import UPDATES, escalation
 from esper_recorder.levels import COLLECTED
-from esper_recorder.recorder import Recorder, escalation
+from esper_recorder.recorder import Recorder
 
 _NEVER_BACK = "learn() never came back to the callback (it raised, or was left), and then the process ended"
 _CONFIG = (
@@ -52,6 +53,9 @@ _CONFIG = (
     "policy_kwargs",
 )
 
+
+_BUFFERS = (RolloutBuffer, DictRolloutBuffer)
+"""Buffers whose minibatches are rows of their arrays, as those lie there once the first minibatch was taken."""
 
 _LIBRARIES = {"stable_baselines3": "stable-baselines3", "sb3_contrib": "sb3-contrib"}
 
@@ -155,7 +159,8 @@ class RecorderCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         dones = self.locals.get("dones")
-        if self.recorder is not None and dones is not None and np.count_nonzero(dones):
+        # Asked at every step of the environments: for an array so small, NumPy's own ways take several times as long.
+        if self.recorder is not None and dones is not None and dones.tobytes().strip(b"\0"):
             with self.recorder.guarded("episode"):
                 self._take_episodes(self.recorder, np.flatnonzero(dones))
         return True
@@ -208,6 +213,7 @@ class _UpdateListener:
         self._samples: Any = None
         self._indices: Any = None
         self._evaluated = False  # and no step since
+        self._known: bool | None = None  # whether the buffer's arrays tell what its minibatches hold
         self._clip_range: float | None = None
         self._value_clip_range: float | None = None
         self._undo: list[Callable[[], None]] = []
@@ -296,9 +302,46 @@ class _UpdateListener:
         if samples is not None:  # else it is another call for the same minibatch
             self._seen += 1
             self._evaluated = True
-            with self._recorder.guarded("minibatch"):
-                self._record(samples, indices, *result)
+            if self._known is None:
+                self._known = False
+                with self._recorder.guarded("rollout"):
+                    self._known = self._tell_known(samples)
+            if self._known:
+                self._record_known(indices, *result)
+            else:
+                with self._recorder.guarded("minibatch"):
+                    self._record(samples, indices, *result)
         return result
+
+    def _tell_known(self, samples: Any) -> bool:
+        """Tell the recorder the rollout's transitions. False where minibatches may hold something else."""
+        buffer, kind = self._buffer, type(self._buffer)
+        if self._contrib or not any(
+            kind.get is own.get and kind._get_samples is own._get_samples for own in _BUFFERS if issubclass(kind, own)
+        ):
+            return False
+        if samples.old_log_prob.device.type != "cpu":
+            return False
+        self._recorder.known_rollout(
+            old_log_prob=buffer.log_probs,
+            raw_advantage=buffer.advantages,
+            value_target=buffer.returns,
+            old_value=buffer.values,
+        )
+        return True
+
+    def _record_known(self, indices: Any, values: Any, log_prob: Any, entropy: Any) -> None:
+        self._recorder.known_minibatch(
+            indices,
+            log_prob,
+            -log_prob if entropy is None else entropy,
+            values,
+            self._epoch,
+            self._clip_range,
+            self._value_clip_range,
+            None if isinstance(self._entropy_max, np.ndarray) else self._entropy_max,
+            self._model.normalize_advantage and len(indices) > 1,
+        )
 
     def _record(self, samples: Any, indices: Any, values: Any, log_prob: Any, entropy: Any) -> None:
         mask = samples.mask > 1e-8 if self._recurrent else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,22 +12,34 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Vector:
-    """A float64 column of numbers [n] and where it is not NULL, bool [n]."""
+    """A float64 column of numbers [n] and where it is not NULL, bool [n]; None where it is nowhere NULL."""
 
     values: Tensor
-    valid: Tensor
+    valid: Tensor | None = None
+    _zeros: bool | None = None
+
+    @property
+    def has_zeros(self) -> bool:
+        """Whether one of the numbers is zero; looked up once."""
+        if self._zeros is None:
+            self._zeros = not bool(self.values.all())
+        return self._zeros
+
+    @property
+    def measured(self) -> Tensor:
+        """The numbers that are not NULL."""
+        return self.values if self.valid is None else self.values[self.valid]
 
     def to_arrow(self, *, whole: bool = False) -> pa.Array:
         """As an Arrow array: of int64 where `whole`, else of float64."""
+        kind = pa.int64() if whole else pa.float64()
         values = array((self.values.to(torch.int64) if whole else self.values).contiguous())
-        if bool(self.valid.all()):
-            if isinstance(values, list):
-                return pa.array(values, type=pa.int64() if whole else pa.float64())
-            kind = pa.int64() if whole else pa.float64()
-            return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
-        return pa.array(values, mask=array(~self.valid))
+        if isinstance(values, list):
+            values = pa.array(values, type=kind).buffers()[1]
+        # Not pa.array, which looks for masked arrays and so imports a part of NumPy that nothing else needs.
+        return pa.Array.from_buffers(kind, len(self.values), [bitmap(self.valid), pa.py_buffer(values)])
 
 
 class Vectors:
@@ -42,12 +55,19 @@ class Vectors:
         if a is None or b is None:
             return None
         counted = b if of is None else of
-        values = torch.where(b.values != 0, a.values / b.values, torch.nan)
-        return Vector(values, _both(_both(a.valid, b.valid), counted.valid) & (counted.values != 0))
+        values = a.values / b.values
+        if b.has_zeros:
+            values = torch.where(b.values != 0, values, torch.nan)
+        valid = _both(_both(a.valid, b.valid), counted.valid)
+        return Vector(values, _both(valid, counted.values != 0) if counted.has_zeros else valid)
 
     def root(self, a: Any) -> Any:
-        # Not torch.sqrt: that goes through MKL, which raises a pool of threads in the writer's thread for it.
-        return None if a is None else Vector(a.values.clamp(min=0.0).pow(0.5), a.valid)
+        if a is None:
+            return None
+        # Not torch's: that, and its power of 0.5, go through MKL, which raises a pool of threads for a few numbers.
+        values = array(a.values.clamp(min=0.0).contiguous())
+        roots = [math.sqrt(x) for x in values] if isinstance(values, list) else values**0.5
+        return Vector(torch.as_tensor(roots, dtype=torch.float64), a.valid)
 
     def ratio(self, a: Any, b: Any, least: Any) -> Any:
         if a is None or b is None or least is None:
@@ -68,21 +88,23 @@ class Vectors:
         return operation(a, b)
 
 
-def vector(values: Tensor) -> Vector:
-    """A column without NULLs."""
-    return Vector(values, torch.ones(values.shape[0], dtype=torch.bool))
+def bitmap(valid: Tensor | None) -> pa.Buffer | None:
+    """Where a column is not NULL, bool [n], as Arrow has it; None where it is so everywhere."""
+    if valid is None or bool(valid.all()):
+        return None
+    return pa.array(valid.tolist(), type=pa.bool_()).buffers()[1]
 
 
 def vector_of(values: Sequence[float | None]) -> Vector:
     """A column from a list, None for NULL."""
-    return Vector(
-        torch.tensor([0.0 if v is None else v for v in values], dtype=torch.float64),
-        torch.tensor([v is not None for v in values]),
-    )
+    valid = None if None not in values else torch.tensor([v is not None for v in values])
+    return Vector(torch.tensor([0.0 if v is None else v for v in values], dtype=torch.float64), valid)
 
 
-def _both(a: Tensor, b: Tensor) -> Tensor:
-    return a if a is b else a & b
+def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or a is b:
+        return b
+    return a if b is None else a & b
 
 
 def array(tensor: Tensor) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from esper_recorder.contract.evaluator import RuleEvaluator
@@ -21,6 +22,9 @@ from esper_recorder.escalation import Escalation
 from esper_recorder.reading import list_row_files
 
 Columns = Mapping[str, Sequence[Any]]
+
+_NUMBERS = {pa.float64(): "d", pa.int64(): "q"}
+"""Arrow's types whose values lie side by side, and what `memoryview` calls them."""
 
 
 class Watcher:
@@ -86,7 +90,14 @@ def _rows(columns: Columns, wanted: frozenset[str]) -> list[dict[str, Any]]:
 
 def _plain(values: Any) -> Any:
     """An Arrow array as Python values; a list as it is."""
-    return values.to_pylist() if hasattr(values, "to_pylist") else values
+    if not isinstance(values, pa.Array):
+        return values
+    code = _NUMBERS.get(values.type)
+    if code is None or values.null_count or not len(values):
+        return values.to_pylist()
+    # Where nothing is NULL the memory can be read as it is: Arrow makes an object of its own of each value first.
+    numbers: Any = memoryview(values.buffers()[1])
+    return numbers.cast(code)[values.offset :][: len(values)].tolist()
 
 
 def _recorded(folder: Path, table: str, wanted: frozenset[str]) -> Iterator[dict[str, Any]]:

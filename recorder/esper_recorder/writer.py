@@ -28,9 +28,9 @@ from esper_recorder.losses import (
     REDUCE_FAILED,
     WATCH_FAILED,
     WRITE_FAILED,
-    Gap,
     Identity,
     Losses,
+    LostRows,
     gap_columns,
 )
 from esper_recorder.manifest import Lost
@@ -143,7 +143,7 @@ class Writer:
         if os.getpid() != self._pid:
             return
         updates, calls = int(table == ALL_TABLES), int(reason in CALLS)
-        self._losses.add(Gap(table, reason, update, update, rows, detail), updates=updates, calls=calls)
+        self._losses.add(LostRows(table, reason, update, update, rows, detail), updates=updates, calls=calls)
 
     def flush(self, timeout: float | None = CLOSE_SECONDS) -> bool:
         """Wait until what was put so far is stored. False where that took longer, or the writer is closed."""
@@ -247,7 +247,7 @@ class Writer:
             try:
                 rows = _joined(rows, self._on_commit(update, rows) or {})
             except BaseException as error:
-                self._losses.add(Gap("alarms", WATCH_FAILED, update, update, None, _words(error)))
+                self._losses.add(LostRows("alarms", WATCH_FAILED, update, update, None, _words(error)))
         stored = sum(self._write(update, table, columns) for table, columns in rows.items())
         gaps = self._losses.take()
         if not rows and not gaps:
@@ -278,7 +278,7 @@ class Writer:
         try:
             self._sink.write(table, columns)
         except BaseException as error:
-            self._losses.add(Gap(table, WRITE_FAILED, update, update, row_count(columns), _words(error)), writes=1)
+            self._losses.add(LostRows(table, WRITE_FAILED, update, update, row_count(columns), _words(error)), writes=1)
             return 0
         return row_count(columns) or 0
 
@@ -301,11 +301,11 @@ class Writer:
                 event.set()
 
     def _lose_stored(self, error: RowsLost) -> None:
-        gap = Gap(ALL_TABLES, WRITE_FAILED, error.first_update, error.last_update, error.rows, str(error))
+        gap = LostRows(ALL_TABLES, WRITE_FAILED, error.first_update, error.last_update, error.rows, str(error))
         self._losses.add(gap, writes=1)
 
     def _lose_update(self, update: int, reason: str, rows: int | None, detail: str | None, writes: int = 0) -> None:
-        self._losses.add(Gap(ALL_TABLES, reason, update, update, rows, detail), updates=1, writes=writes)
+        self._losses.add(LostRows(ALL_TABLES, reason, update, update, rows, detail), updates=1, writes=writes)
 
     def _give_up(self, timeout: float | None) -> None:
         with self._ready:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,13 @@ def esper(*words: Any, code: int = 0) -> Any:
     result = CliRunner().invoke(app, [*map(str, words)])
     assert result.exit_code == code, f"{result.stderr}\n{result.exception!r}"
     return result
+
+
+def in_small_blocks(monkeypatch: Any) -> None:
+    """Have files of any size read in several blocks, and by processes."""
+    monkeypatch.setattr(sources, "_PIECE_BYTES", 10_000)
+    monkeypatch.setattr(sources.Source.blocks, "__defaults__", (20_000,))
+    monkeypatch.setattr(esper_jsonl._Workers, "PATIENCE", 1)
 
 
 class TestAccounting:
@@ -98,19 +107,27 @@ class TestAccounting:
         assert runs.table("events").collect().height == 3
         assert (report.read, report.of("PPO_UPDATE_COMPLETED").read) == (5, 2)
 
+    def test_events_without_any_id_repeat_none(self, tmp_path: Path) -> None:
+        update = {"event_type": "PPO_UPDATE_COMPLETED", "data": {"batch": 1}}
+        run, report = imported(lines(update, update), tmp_path)
+        assert ea.open(run).table("events_all").collect()["event_id"].to_list() == [None, None]
+        assert (report.read, raw(run)) == (2, [])
+
     def test_an_unknown_event_is_kept_as_it_was_written(self, tmp_path: Path) -> None:
         text = '{"event_type":"NEW_THING",  "event_id":"q", "data":{"big":123456789012345678901234567890,"x":NaN}}'
         run, report = imported(f"{lines(STARTED)}{text}\n", tmp_path)
         assert ea.open(run).table("raw_events").collect()["text"].to_list() == [text]
         assert report.losses == ["1 of 2 entries not understood"]
 
-    def test_blocks_mapped_in_other_processes_give_the_same_rows(self, tmp_path: Path, monkeypatch: Any) -> None:
+    @pytest.mark.parametrize("ending", ["", ".gz"])
+    def test_blocks_mapped_in_other_processes_give_the_same_rows(
+        self, ending: str, tmp_path: Path, monkeypatch: Any
+    ) -> None:
         data = content(NEW) + b"no json\n" + content(NEW).splitlines(keepends=True)[9]
         whole, told = imported(data, tmp_path / "whole", "same.jsonl")
-        monkeypatch.setattr(sources, "_PIECE_BYTES", 10_000)
-        monkeypatch.setattr(sources.Source.blocks, "__defaults__", (20_000,))
-        monkeypatch.setattr(esper_jsonl._Workers, "PATIENCE", 1)
-        pieces, also = imported(data, tmp_path / "pieces", "same.jsonl")
+        in_small_blocks(monkeypatch)
+        stored = gzip.compress(data) if ending else data
+        pieces, also = imported(stored, tmp_path / "pieces", f"same.jsonl{ending}")
         assert told.to_json() | {"source": ""} == also.to_json() | {"source": ""}
         one, other = ea.open(whole), ea.open(pieces)
         assert one.rows_of(one.ids[0]) == other.rows_of(other.ids[0])
@@ -119,6 +136,19 @@ class TestAccounting:
                 frames = [runs.table(table).collect() for runs in (one, other)]
                 names = [name for name, dtype in frames[0].schema.items() if not dtype.is_nested()]
                 assert frames[0].sort(names).equals(frames[1].sort(names)), table
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process is sent its lines")
+    def test_a_file_that_becomes_shorter_meanwhile_is_named_and_nothing_of_it_is_stored(
+        self, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        in_small_blocks(monkeypatch)
+        path = tmp_path / "events.jsonl"
+        path.write_bytes(content(NEW))
+        with pytest.raises(
+            DataError, match=r"events\.jsonl could not be imported: it became shorter while it was read"
+        ):
+            import_file(path, tmp_path / "runs", progress=lambda _: os.truncate(path, 10))
+        assert [*(tmp_path / "runs").glob("*")] == []
 
 
 class TestRuns:
@@ -196,7 +226,7 @@ class TestRuns:
         monkeypatch.setattr("esper_analytics.importers.run_writer.write_part", full)
         with pytest.raises(DataError, match="No space left on device"):
             imported(content(OLD), tmp_path)
-        assert [*(tmp_path / "runs").iterdir()] == []
+        assert [*(tmp_path / "runs").glob("*")] == []
 
 
 class TestSources:

@@ -213,6 +213,38 @@ class TestMeaning:
         stopped = {row["update"]: row.get("stopped_early") for row in rows(result, "ppo_updates")}
         assert stopped == {1: False, 2: True, 3: None}
 
+    def test_an_update_that_was_skipped_measured_nothing(self) -> None:
+        placeholders = {"value_loss": 0.0, "grad_norm": 0.0, "ratio_max": 1.0, "update_skipped": False}
+        told: list[dict[str, Any]] = [
+            {**placeholders, "batch": 1, "skipped": False, "update_skipped": True},  # the optimizer was not asked
+            {**placeholders, "batch": 2, "skipped": True},
+        ]
+        result = mapped([event("PPO_UPDATE_COMPLETED", data, epoch=4) for data in told])
+        updates = {row["update"]: row for row in rows(result, "ppo_updates")}
+        assert updates[1]["grad_norm_clipped"] == 0.0 and updates[1]["nonfinite_fields"] == []
+        assert set(updates[2]) == {"update", "time", "definition", "progress"}
+        skipped = {row["update"]: row["update_skipped"] for row in rows(result, "esper_updates")}
+        assert skipped == {1: True, 2: True}
+        [raw] = rows(result, "raw_events")
+        assert (raw["key"], raw["reason"], json.loads(raw["text"])) == ("data", "no_column", told[1])
+        assert result.typed == {"PPO_UPDATE_COMPLETED": 2} and not result.values_rejected
+
+    def test_a_whole_number_written_as_a_float_is_one_and_any_other_float_is_not(self) -> None:
+        told = [2.0, 1.5, math.nan, math.inf, 2.0**60, 3]
+        events_ = [
+            event("PPO_UPDATE_COMPLETED", {"batch": batch, "early_stop_epoch": epoch})
+            for batch, epoch in enumerate(told, 1)
+        ]
+        result = mapped(events_)
+        assert [row["early_stop_epoch"] for row in rows(result, "esper_updates")] == [2, None, None, None, None, 3]
+        assert [raw["text"] for raw in rows(result, "raw_events")] == [
+            "1.5",
+            "NaN",
+            "Infinity",
+            "1.152921504606847e+18",
+        ]
+        assert result.values_rejected == {"PPO_UPDATE_COMPLETED": 4}
+
     def test_heads_of_any_name_are_rows_and_each_head_of_a_flag_is_one(self) -> None:
         told = {
             "batch": 1,
@@ -244,6 +276,14 @@ class TestMeaning:
         [row] = rows(result, "alarms")
         assert (row["rule"], row["key"], row["update"], row["severity"]) == (rule, key, 4, "warning")
         assert (row["progress"], row["detail"]) == (0.1, "d")
+
+    def test_an_alarm_for_want_of_an_update_belongs_to_the_batch_being_collected(self) -> None:
+        data = {"anomaly_type": "ppo_finiteness_skip", "batch": 0, "episode": 0, "total_episodes": 80}
+        closed = event("BATCH_EPOCH_COMPLETED", {"batch_idx": 6}, epoch=24)
+        result = mapped([closed, event("NUMERICAL_INSTABILITY_DETECTED", data)])
+        [row] = rows(result, "alarms")
+        assert (row["rule"], row["update"], row["progress"]) == ("ppo_finiteness_skip", 7, None)
+        assert not result.values_rejected
 
     def test_the_diagnostic_of_a_ratio_explosion_is_kept_as_it_is_and_no_loss(self) -> None:
         diagnostic = {"worst_ratio_values": [6.4], "logit_diff_max": 1.8}
@@ -309,6 +349,37 @@ class TestWhatFitsNoColumn:
         }
         [row] = rows(mapped([update]), "ppo_updates")
         assert (row["ratio_max"], row["value_loss"], row["time"]) == (None, None, None)
+
+    @pytest.mark.parametrize(
+        ("text", "time"),
+        [
+            ("1969-12-31T23:59:59.999999+00:00", -1),
+            ("2026-01-01T00:00:00.000001+00:00", 1_767_225_600_000_001),
+            ("2026-01-01T02:00:00.000001+02:00", 1_767_225_600_000_001),
+            ("2026-01-01 00:00:00.000001+00:00", 1_767_225_600_000_001),
+            ("2026-01-01T00:00:00.000001", 1_767_225_600_000_001),
+            ("2026-01-01T00:00:00+00:00", 1_767_225_600_000_000),
+            ("2111-07-15T06:53:20.997069+00:00", 4_466_386_400_997_069),  # a float of seconds is off by one here
+        ],
+    )
+    def test_a_time_is_exact_to_the_microsecond(self, text: str, time: int) -> None:
+        assert microseconds(text) == time
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "2026-01-01T00:00:60.000000+00:00",
+            "2026-02-30T00:00:00.000000+00:00",
+            "1900-01-01T00:00:00.000000+00:00",
+            "2026-01-01T00:00.00.000000+00:00",
+            "2026-01-01T00:00:00.00000\u0660+00:00",
+            "2026-01-01T00:00:00.000_00+00:00",
+            "2026-01-01T00:00:00.0000000+00:00",
+        ],
+    )
+    def test_a_time_that_is_none_or_too_fine_is_refused(self, text: str) -> None:
+        with pytest.raises(ValueError, match=r"."):
+            microseconds(text)
 
     @pytest.mark.parametrize("data", [None, [], "text", 3, {}])
     @pytest.mark.parametrize(

@@ -50,10 +50,8 @@ GOOD: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "close": ((), {"how": "finished"}),
 }
 """Of each public method a call with every argument."""
-FOR_ADAPTERS = {"guarded"}
-"""It raises nothing of the trainer's; a wrong call of it is an adapter's own."""
-ANY_TEXT = {("recurrent", "layer"), ("rollout", "index_order"), ("close", "how")}
-"""Where a text is wanted; a wrong one of the last two is told too."""
+FOR_ADAPTERS = {"guarded", "known_rollout", "known_minibatch"}
+"""Not called by a training loop."""
 NEEDED = {
     ("gradients", "total_norm"),
     ("episode", "return_"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ from esper_recorder.contract.evaluator import Firing
 from esper_recorder.contract.rule import Severity
 from esper_recorder.escalation import LEAD_UP_UPDATES, QUIET, Escalation
 from esper_recorder.levels import COLLECTED, Level
+from esper_recorder.watch import _plain
 
 RULES = """
 [rules.far_off]
@@ -258,3 +261,22 @@ def test_options_that_are_off_are_told(tmp_path: Path, options: dict[str, Any], 
     with pytest.raises(ValueError, match=words):
         Recorder(tmp_path, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([1.5, math.inf, -0.0, 2.0]),
+        pa.array([1, 2**62, -3, 4]),
+        pa.array([1.5, None, 2.0, None]),
+        pa.array([None, 1, None, 2], type=pa.int64()),
+        pa.array([True, False, None, True]),
+        pa.array(["a", "b", None, "c"]),
+        pa.array([[1], None, [], [2, 3]]),
+        pa.array([], type=pa.float64()),
+    ],
+    ids=lambda values: str(values.type),
+)
+def test_the_rules_read_the_numbers_of_a_column_whatever_it_is_a_part_of(values: pa.Array):
+    for part in (values, values[1:], values[1:3], values[3:]):
+        assert repr(_plain(part)) == repr(part.to_pylist())

@@ -130,6 +130,14 @@ def test_at_debug_each_minibatch_has_the_heads_histograms_and_exemplars(tmp_path
     ]
 
 
+def test_its_row_says_of_which_run_and_update_it_is(tmp_path: Path):
+    sink = recorded(tmp_path, {"log_ratio": torch.zeros(2), "heads": {"op": {"log_ratio": torch.zeros(2)}}})
+    (row,), (update,) = sink.rows("heads"), sink.rows("ppo_updates")
+    keys = ("run_id", "attempt", "rank", "update", "time", "elapsed_s")
+    assert {key: row[key] for key in keys} == {key: update[key] for key in keys}
+    assert row["update"] == 1
+
+
 def test_what_a_head_does_not_tell_is_null(tmp_path: Path):
     x = torch.zeros(3)
     sink = recorded(tmp_path, {"log_ratio": x, "heads": {"ratio": {"log_ratio": x}, "entropy": {"entropy": x + 0.5}}})

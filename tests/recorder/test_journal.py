@@ -46,6 +46,27 @@ def test_what_is_committed_reads_back_by_table_while_the_journal_is_open(path: P
     assert math.isnan(to_table("ppo_updates", content.batches["ppo_updates"]).to_pylist()[0]["loss"])
 
 
+def test_a_large_batch_is_smaller_in_the_journal_and_reads_back_whole(path: Path) -> None:
+    rows = 40_000
+    data: dict[str, list[Any]] = {
+        "update": [2] * rows,
+        "ratio_mean": [0.5] * rows,
+        "minibatch": list(range(rows)),
+        "ratio_max": [1.5] * (rows - 2) + [math.inf, None],
+        "stepped": [True] * rows,
+    }
+    batch = to_batch("minibatches", data)
+    journal = JournalWriter(path)
+    write_updates(journal, 1, 1)
+    journal.commit(2, [("minibatches", batch)])
+    journal.close()
+    assert path.stat().st_size < batch.nbytes
+    content = read_journal(path)
+    assert (content.updates, content.rows, content.damage) == ((1, 2), 4 + rows, ())
+    read = content.batches["minibatches"][-1]
+    assert read.equals(batch)
+
+
 def test_an_empty_journal_and_one_cut_within_its_first_bytes_hold_nothing() -> None:
     for length in range(len(MAGIC) + 1):
         content = parse_journal(MAGIC[:length])

@@ -101,6 +101,18 @@ def test_a_sparse_gradient_is_told_and_not_measured(tmp_path: Path):
     assert (row["has_grad"], row["grad_sum"], row["weight_norm"]) == (True, None, None)
 
 
+def test_a_complex_gradient_is_told_and_not_measured(tmp_path: Path):
+    sink = MemorySink()
+    model = torch.nn.Module()
+    model.register_parameter("z", torch.nn.Parameter(torch.ones(2, dtype=torch.complex64)))
+    model.z.grad = torch.ones(2, dtype=torch.complex64)
+    with Recorder(tmp_path, sink=sink, rules=None, model=model) as rec:
+        rec.minibatch(log_ratio=torch.zeros(2))
+        rec.end_update()
+    (row,) = sink.rows("gradient_layers")
+    assert (row["has_grad"], row["grad_sum"], row["weight_norm"]) == (True, None, None)
+
+
 def test_what_is_joined_for_the_way_to_the_host_comes_apart_again():
     tensors = {
         "counts": torch.tensor([[2**53 - 1, 3]]),

@@ -114,6 +114,11 @@ def conditions(draw: st.DrawFn, signal: dict[str, Any]) -> dict[str, Any]:
             }
         case 1:
             raw["step"] = True
+        case 2:
+            raw["rolling"] = {
+                "window": draw(st.sampled_from([1, 2, 3, 10])),
+                "trend": draw(st.sampled_from(["change", "size", "drop"])),
+            }
     return raw
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from typer.testing import CliRunner
 
@@ -16,7 +18,7 @@ from esper_analytics.cli import app
 from esper_analytics.importers import esper_jsonl
 from esper_recorder.contract.evaluator import RuleEvaluator
 from esper_recorder.contract.rules import load_profile
-from tests.esper_files import EXCERPTS, WHOLE
+from tests.esper_files import EXCERPTS, WHOLE, content, imported
 
 PROFILES = {"esper_2025-12": "esper-2025-12", "esper_2026-06": "esper-2026-06"}
 """How a file's name begins -> the checks that ran in its trainer."""
@@ -90,3 +92,37 @@ def test_a_whole_real_run_gives_back_its_own_alarms(path: Path, tmp_path: Path) 
     if expected is not None:
         updates = ea.open(tmp_path).table("ppo_updates").collect().height
         assert (updates, dict(Counter(row["rule"] for row in alarms))) == expected
+
+
+@pytest.mark.parametrize("path", EXCERPTS, ids=lambda path: path.name)
+def test_a_run_killed_between_an_update_and_its_alarms_is_compared_up_to_there(path: Path, tmp_path: Path) -> None:
+    told = content(path).splitlines(keepends=True)
+    last_alarm = max(place for place, line in enumerate(told) if b'"anomaly_type"' in line)
+    batch = json.loads(told[last_alarm])["data"]["batch"]
+    torn = told[last_alarm + 1][:100]
+    folder, report = imported(b"".join(told[: last_alarm + 1]) + torn, tmp_path)
+    assert report.read == last_alarm + 2
+    runs = ea.open(folder)
+    alone = runs.table("alarms").filter(pl.col("update") == batch).collect().height
+    assert alone > 0, "nothing would be left out"
+    assert sorted(set(ea.replay(runs).firings["update"])) == sorted(
+        set(runs.table("alarms").filter(pl.col("update") < batch).collect()["update"])
+    )
+    changed = CliRunner().invoke(app, ["replay", str(folder), "--against", "live", "--format", "ndjson"])
+    assert (changed.exit_code, changed.stdout) == (0, "")
+    alarms = "1 live alarm" if alone == 1 else f"{alone} live alarms"
+    assert f"left out of the comparison: {alarms} of update {batch}, which the recording lacks" in changed.stderr
+
+
+def test_a_sweep_takes_the_rules_all_runs_ran_with_and_else_the_default(tmp_path: Path) -> None:
+    def sweep(folder: Path, rule: str) -> str:
+        done = CliRunner().invoke(app, ["sweep", str(folder), "--rule", rule, "--values", "0,9", "--format", "csv"])
+        assert done.exit_code == 0 and len(done.stdout.splitlines()) == 3
+        return done.stderr.splitlines()[-1]
+
+    alike, mixed = tmp_path / "alike", tmp_path / "mixed"
+    for path in EXCERPTS:
+        esper_jsonl.import_file(path, mixed)
+    esper_jsonl.import_file(EXCERPTS[0], alike)
+    assert sweep(alike, "numerical_instability") == f"rules {profile_of(EXCERPTS[0])}"  # a rule `default` has not
+    assert sweep(mixed, "ratio_explosion") == "rules default"

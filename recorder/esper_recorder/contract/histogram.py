@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 LOG_RATIO_EXPONENTS = (-20, 5)
 """Smallest and largest power of two of |log ratio| that is an edge: 9.5e-7 (below: rounding) to 32 (ratio 8e13)."""
@@ -77,3 +78,34 @@ def _count_beyond(counts: Sequence[int], log_ratio: float, *, above: bool) -> tu
         if high > limit:
             possibly += count
     return surely, possibly
+
+
+def gradient_quantile(counts: Sequence[int], share: float) -> tuple[float, float] | None:
+    """Between which absolute values a quantile of a gradient's numbers lies, as (at least, at most).
+
+    The quantile lies between the elements of rank floor and ceil of share * (n - 1), smallest first; NaN is no number,
+    infinities are the largest. None where there is no number.
+
+    Args:
+        counts: a gradient histogram.
+        share: 0 for the smallest, 0.5 for the median, 1 for the largest.
+
+    Raises:
+        ValueError: `share` lies outside [0, 1], or `counts` is no gradient histogram.
+    """
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"a quantile lies at a share in [0, 1], and {share!r} does not")
+    if len(counts) != gradient_bin_count():
+        raise ValueError(f"a gradient histogram has {gradient_bin_count()} bins, not {len(counts)}")
+    n = sum(counts)
+    if not n:
+        return None
+    rank = share * (n - 1)
+    edges = gradient_edges()
+    low_ends, high_ends = (0.0, 0.0, *edges), (0.0, *edges, math.inf)
+    return low_ends[_bin_of(counts, math.floor(rank))], high_ends[_bin_of(counts, math.ceil(rank))]
+
+
+def _bin_of(counts: Sequence[int], rank: int) -> int:
+    """The bin that holds the element of a rank, counted from 0."""
+    return next(place for place, upto in enumerate(accumulate(counts)) if upto > rank)

@@ -12,6 +12,7 @@ from operator import gt, lt
 from typing import Any, Final
 
 from esper_recorder.contract.ema import Average, Previous
+from esper_recorder.contract.rolling import RollingMean
 from esper_recorder.contract.rule import Condition, Gate, Test, Threshold
 from esper_recorder.contract.signals import Reading, Reason, Signal
 
@@ -22,7 +23,7 @@ HELD: Final = 3
 Judgement = tuple[int, float, float | None]
 """HIT, BEYOND (the reset level) or HELD (neither); the value, as transformed; the threshold."""
 
-State = Average | Previous | None
+State = Average | Previous | RollingMean | None
 """What a condition keeps of the values before."""
 
 Readings = Sequence[Any]
@@ -39,6 +40,8 @@ def new_state(condition: Condition) -> State:
     """The state a series begins with."""
     if condition.drift is not None:
         return Average(condition.drift)
+    if condition.rolling is not None:
+        return RollingMean(condition.rolling)
     return Previous() if condition.step else None
 
 
@@ -53,7 +56,7 @@ def judge(condition: Condition, places: Mapping[Signal, int]) -> Judge:
         return _judge_nonfinite
     assert condition.threshold is not None  # only `nonfinite` has none
     hits, passes = (gt, lt) if condition.test is Test.ABOVE else (lt, gt)
-    reset, moves, isfinite = condition.reset, condition.drift is not None or condition.step, math.isfinite
+    reset, moves, isfinite = condition.reset, condition.moves, math.isfinite
     threshold_of = _threshold(condition.threshold, places)
     fixed = condition.threshold.number if condition.threshold.by == "number" else None
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from esper_recorder.contract.ema import Drift
+from esper_recorder.contract.rolling import Rolling
 from esper_recorder.contract.signals import Signal
 
 
@@ -86,6 +87,7 @@ class Condition:
         reset: None where every value that is no hit ends the streak.
         drift: the value is replaced by its drift against the average of those before it.
         step: the value is replaced by its difference to the one before it.
+        rolling: the value is replaced by its trend against a rolling mean.
     """
 
     signal: Signal
@@ -94,6 +96,12 @@ class Condition:
     reset: Reset | None = None
     drift: Drift | None = None
     step: bool = False
+    rolling: Rolling | None = None
+
+    @property
+    def moves(self) -> bool:
+        """The value is held against the ones before it."""
+        return self.drift is not None or self.step or self.rolling is not None
 
 
 @dataclass(frozen=True, slots=True)

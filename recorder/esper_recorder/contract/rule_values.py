@@ -7,14 +7,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from esper_recorder.contract.place import Place
+from esper_recorder.contract.rolling import TrendOf
 from esper_recorder.contract.rule import RuleError, Severity, near
 from esper_recorder.contract.signals import Take
 
 Value = float | bool | str
 
-_COUNTS: Final = {"for": 1, "min_n": 1, "warmup": 0}
+_COUNTS: Final = {"for": 1, "min_n": 1, "warmup": 0, "window": 1}
 _SWITCHES: Final = ("keep", "bias_correction", "signed")
-_WORDS: Final = {"severity": tuple(Severity), "take": tuple(Take)}
+_WORDS: Final = {"severity": tuple(Severity), "take": tuple(Take), "trend": tuple(TrendOf)}
 _FIXED: Final = ("nonfinite", "step")
 _LEVELS: Final = ("above", "below", "reset")
 

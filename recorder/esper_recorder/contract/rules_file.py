@@ -13,6 +13,7 @@ from typing import Any, Final
 from esper_recorder.contract.ema import Drift
 from esper_recorder.contract.expressions import Expression, ExpressionError
 from esper_recorder.contract.place import Place, shown
+from esper_recorder.contract.rolling import Rolling, TrendOf
 from esper_recorder.contract.rule import Condition, Gate, Reset, Rule, RuleError, Severity, Test, Threshold, near
 from esper_recorder.contract.signals import UPDATE_TABLE, Signal, Take, own_keys
 from esper_recorder.contract.tables import TABLES, columns
@@ -22,7 +23,7 @@ FORMAT: Final = 1
 _FILE_KEYS = ("format", "description", "phases", "rules", "tests")
 _SIGNAL_KEYS = ("table", "column", "expr", "take", "key", "min_n", "where")
 _TEST_KEYS = ("above", "below", "nonfinite")
-_CONDITION_KEYS = (*_SIGNAL_KEYS, *_TEST_KEYS, "reset", "drift", "step")
+_CONDITION_KEYS = (*_SIGNAL_KEYS, *_TEST_KEYS, "reset", "drift", "step", "rolling")
 _RULE_KEYS = ("severity", "for", "keep", "unless", "yields_to", "evidence", "any_of")
 _UNREADABLE = ("alarms", "gaps")  # written from what the rules and the writer found, after the rules have looked
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -132,21 +133,22 @@ def _rule(name: str, raw: Any, phases: dict[str, float], place: Place) -> Rule:
 def _condition(raw: dict[str, Any], phases: dict[str, float], place: Place) -> Condition:
     signal = _signal(raw, place)
     test = _test(raw, place)
-    drift, step = None, place.at("step").switch(raw.get("step", False))
-    if "drift" in raw:
-        if step:
-            raise place.error("has both drift and step; a rule has one of them")
-        drift = _drift(raw["drift"], place.at("drift"))
+    step = place.at("step").switch(raw.get("step", False))
+    moved = [name for name in ("drift", "step", "rolling") if (step if name == "step" else name in raw)]
+    if len(moved) > 1:
+        raise place.error(f"has both {' and '.join(moved)}; a rule has one of drift, step and rolling")
+    drift = _drift(raw["drift"], place.at("drift")) if "drift" in raw else None
+    rolling = _rolling(raw["rolling"], place.at("rolling")) if "rolling" in raw else None
     if test is Test.NONFINITE:
-        if drift or step or "reset" in raw:
-            raise place.error("nonfinite goes with no drift, step or reset")
+        if moved or "reset" in raw:
+            raise place.error("nonfinite goes with no drift, step, rolling or reset")
         return Condition(signal, test)
     here = place.at(str(test))
     threshold = _threshold(raw[str(test)], phases, signal, here)
     reset = _reset(raw["reset"], place.at("reset")) if "reset" in raw else None
     if reset is not None:
         _check_reset(reset, threshold, test, place.at("reset"))
-    return Condition(signal, test, threshold, reset, drift, step)
+    return Condition(signal, test, threshold, reset, drift, step, rolling)
 
 
 def _signal(raw: Mapping[str, Any], place: Place) -> Signal:
@@ -284,6 +286,14 @@ def _drift(raw: Any, place: Place) -> Drift:
         epsilon,
         place.at("signed").switch(raw.get("signed", plain.signed)),
     )
+
+
+def _rolling(raw: Any, place: Place) -> Rolling:
+    place.known(raw, ("window", "trend"))
+    if "trend" not in raw:
+        raise place.at("trend").error(f"is missing; it is one of {', '.join(TrendOf)}")
+    window = place.at("window").count(raw.get("window", Rolling().window), 1)
+    return Rolling(window, TrendOf(place.at("trend").word(raw["trend"], TrendOf)))
 
 
 def _gate(raw: Any, table: str, key: str | None, place: Place) -> Gate:

@@ -19,6 +19,7 @@ TURNING: Final = (STARTED, BATCH_CLOSED)
 """The kinds of event that move the clock."""
 
 SNAPSHOT: Final = "ANALYTICS_SNAPSHOT"
+UPDATED: Final = "PPO_UPDATE_COMPLETED"
 PROFILE: Final = "PHASE_PROFILE_COMPLETED"
 DEFAULT_GROUP: Final = "default"
 

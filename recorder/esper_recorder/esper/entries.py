@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from operator import eq
 from typing import Any, Final
 
 from esper_recorder.contract.tables import columns
@@ -34,6 +37,9 @@ _TAKES: Final[dict[str, frozenset[type]]] = {
 }
 _LIMITS: Final = {"int64": 2**63 - 1, "float64": 2**53}
 """The largest whole number a column holds exactly."""
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_AS_WRITTEN: Final = "2026-01-01T00:00:00.000000+00:00"
+_SECOND: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.", re.ASCII)
 
 
 def misfits(values: Sequence[Any], type_: str) -> list[int]:
@@ -126,14 +132,22 @@ class Entries:
         self.out.add("raw_events", {**identity, **raw})
 
     def fitted(self, table: str, column: str, key: str, values: Sequence[Any]) -> Sequence[Any]:
-        """The values as a column takes them; what it cannot take is kept in `raw_events` and None in the column."""
-        wrong = misfits(values, column_types(table)[column])
+        """The values as a column takes them; what it cannot take is kept in `raw_events` and None in the column.
+
+        A column of whole numbers takes a float that is one: Esper averages counts over epochs (2 becomes 2.0).
+        """
+        type_ = column_types(table)[column]
+        wrong = misfits(values, type_)
         if not wrong:
             return values
         fitting = list(values)
         for place in wrong:
-            self.keep(place, key, WRONG_TYPE, values[place])
-            fitting[place] = None
+            value = values[place]
+            if type_ == "int64" and type(value) is float and value.is_integer() and abs(value) <= _LIMITS["float64"]:
+                fitting[place] = int(value)
+            else:
+                self.keep(place, key, WRONG_TYPE, value)
+                fitting[place] = None
         return fitting
 
     def converted(self, key: str, values: Sequence[Any], convert: Callable[[Any], Any]) -> list[Any]:
@@ -170,23 +184,27 @@ class Entries:
         shapes: dict[tuple[str, ...], list[int]] = {}
         for position, data in enumerate(datas):
             shapes.setdefault(tuple(data), []).append(position)
-        for positions in shapes.values():
-            came_from = [places[position] for position in positions]
+        whole = range(len(datas))
+        if len(places) == len(self) and all(map(eq, places, whole)):
+            places = whole
+        inherited = {name: _at(places, values) for name, values in self.given.items()} | given
+        epochs = {key: _at(places, values) for key, values in self.envelope.items() if key == "epoch"}
+        for positions in shapes.values() if len(shapes) > 1 else [whole] * len(shapes):
             yield Entries(
                 self.label,
                 self.event_type,
                 self.training,
-                {name: [values[place] for place in came_from] for name, values in self.given.items()}
-                | {name: [values[position] for position in positions] for name, values in given.items()},
-                [datas[position] for position in positions],
-                {
-                    key: [values[place] for place in came_from]
-                    for key, values in self.envelope.items()
-                    if key == "epoch"
-                },
+                {name: _at(positions, values) for name, values in inherited.items()},
+                _at(positions, datas),
+                {key: _at(positions, values) for key, values in epochs.items()},
                 f"{self.path}{key}.",
                 self.out,
             )
+
+
+def _at(places: Sequence[int], values: Sequence[Any]) -> Sequence[Any]:
+    """The values at some places: where these are all of them, as a range, the very same object."""
+    return values if places == range(len(values)) else [values[place] for place in places]
 
 
 _types: dict[str, dict[str, str]] = {}
@@ -209,7 +227,7 @@ def as_text(value: Any) -> str:
 
 def moment(value: Any) -> datetime:
     """A time as Esper writes it; UTC where no zone is told. Raises ValueError for what is none, or too fine for us."""
-    if type(value) is not str or len(value) > len("2026-01-01T00:00:00.000000+00:00"):
+    if type(value) is not str or len(value) > len(_AS_WRITTEN):
         raise ValueError(value)
     time = datetime.fromisoformat(value)
     if not 1900 < time.year < 2200:
@@ -219,8 +237,18 @@ def moment(value: Any) -> datetime:
 
 def microseconds(value: Any) -> int:
     """The same as microseconds since 1970, which is what a column of times holds. Raises ValueError."""
-    # The float is off by less than a quarter of a microsecond until the year 2200.
-    return round(moment(value).timestamp() * 1e6)
+    # As Esper writes them, there are many in one second, which is looked at once.
+    if type(value) is str and len(value) == len(_AS_WRITTEN) and value[26:] == "+00:00":
+        second, fraction = _second(value[:20]), value[20:26]
+        if second is not None and fraction.isascii() and fraction.isdigit():
+            return second + int(fraction)
+    return (moment(value) - _EPOCH) // timedelta(microseconds=1)
+
+
+@functools.lru_cache(maxsize=1024)
+def _second(text: str) -> int | None:
+    """When a second of UTC begins, for `2026-01-01T00:00:00.`; None for what is written otherwise."""
+    return microseconds(f"{text[:-1]}+00:00") if _SECOND.fullmatch(text) else None
 
 
 def same(one: Any, other: Any) -> bool:

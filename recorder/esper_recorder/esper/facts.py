@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from esper_recorder.esper.clock import BATCH_CLOSED, STARTED
+from esper_recorder.esper.clock import BATCH_CLOSED, STARTED, UPDATED
 from esper_recorder.esper.entries import moment
 
-_OWN_KEYS: Final = {STARTED: "max_batches", "PPO_UPDATE_COMPLETED": "joint_ratio_max"}
+_OWN_KEYS: Final = {STARTED: "max_batches", UPDATED: "joint_ratio_max"}
 """A key that the event has since 2026 and had not in 2025."""
-KINDS: Final = frozenset({STARTED, BATCH_CLOSED, "PPO_UPDATE_COMPLETED", "TRAINING_COMPLETED"})
+KINDS: Final = frozenset({STARTED, BATCH_CLOSED, UPDATED, "TRAINING_COMPLETED"})
 """The kinds of event that tell something of the run as a whole."""
 PROFILES: Final = {"2025-12": "esper-2025-12", "2026-06": "esper-2026-06"}
 """Generation of the payloads -> the rules profile with the checks that trainer ran."""
@@ -41,7 +41,7 @@ class Facts:
         if kind == STARTED:
             self.config = data
             self.started = _time(event) or self.started
-        elif kind == "PPO_UPDATE_COMPLETED":
+        elif kind == UPDATED:
             self.last_update = max(self.last_update, update)
         elif kind == "TRAINING_COMPLETED":
             self.finished = True

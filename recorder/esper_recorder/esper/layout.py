@@ -90,6 +90,9 @@ RNG_SEED: Final = To("rng_seed", _digits)
 ENV: Final = {"env_id": "env"}
 OF_UPDATE: Final = {"batch": "update", "batch_idx": "update"}
 
+DEFINITION: Final = "esper"
+"""Whose definition the metrics of an update follow."""
+
 PPO_UPDATE: Final = Kind(
     "ppo_updates",
     {
@@ -105,8 +108,8 @@ PPO_UPDATE: Final = Kind(
         "usable_actor_timesteps": "unforced_steps",
         "update_time_ms": To("update_s", _seconds),
     },
-    constants={"definition": "esper"},
-    repeats={**OF_UPDATE, "skipped": "update_skipped"},
+    constants={"definition": DEFINITION},
+    repeats={**OF_UPDATE, "skipped": "false"},  # where it is true, see `parts.skipped_update`
     parts=frozenset({"layer_gradient_health"}),
 )
 """Besides: what `parts.of_ppo_update` makes of the keys of heads and of the LSTM, and the two tables below."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from esper_recorder.esper.clock import SNAPSHOT, STARTED, Training
+from esper_recorder.esper.clock import SNAPSHOT, STARTED, UPDATED, Training
 from esper_recorder.esper.entries import (
     NO_TABLE,
     UNKNOWN_EVENT,
@@ -26,7 +26,7 @@ from esper_recorder.esper.entries import (
     microseconds,
 )
 from esper_recorder.esper.layout import ALARM, KINDS, WITHOUT_TABLE, Kind
-from esper_recorder.esper.parts import PARTS, WHOLE
+from esper_recorder.esper.parts import PARTS, WHOLE, skipped_update
 from esper_recorder.esper.rows import check_repeat, envelope, keep_all, keep_rest, take_columns
 
 ENVELOPE = ("event_id", "severity", "epoch", "message")
@@ -64,7 +64,7 @@ def map_events(entries: Iterable[Entry]) -> Mapped:
             kind = data.get("kind")
             kind = kind if type(kind) is str else None
         # Events of one shape become columns together, which is what makes it fast.
-        shape = (event_type, kind, tuple(data), tuple(event), id(entry[2]))
+        shape = (event_type, kind, tuple(data), tuple(event), id(entry[2]), data.get("skipped") is True)
         members = shapes.get(shape)
         if members is None:
             shapes[shape] = [entry]
@@ -83,6 +83,10 @@ def _map_shape(event_type: str, kind: str | None, members: Sequence[Entry], out:
     given: dict[str, Sequence[Any]] = {"line": lines, "update": updates}
     entries = Entries(label, event_type, trainings[0], given, datas, envelopes, "", out)
     _map_envelope(entries, kind)
+    if event_type == UPDATED and datas[0].get("skipped") is True:
+        out.typed[label] += len(entries)
+        skipped_update(entries)
+        return
     entries.path = "data."
     spec = KINDS.get(label)
     if spec is None and "anomaly_type" in datas[0]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from esper_recorder.esper import layout
-from esper_recorder.esper.entries import DIFFERS, WRONG_TYPE, Block, Entries, is_nonfinite, misfits, same
+from esper_recorder.esper.entries import DIFFERS, NO_COLUMN, WRONG_TYPE, Block, Entries, is_nonfinite, misfits, same
 from esper_recorder.esper.layout import Kind
 from esper_recorder.esper.rows import Rest, envelope, keep_rest, map_rows, take_columns
 
@@ -50,7 +50,7 @@ def of_alarm(entries: Entries, rest: Rest) -> Block:
     """Rule and key of an alarm, from its `anomaly_type`."""
     types = entries.fitted("alarms", "rule", "anomaly_type", rest.pop("anomaly_type", [None] * len(entries)))
     split = [_rule_and_key(name) for name in types]
-    progress = [_share(data.get("episode"), data.get("total_episodes")) for data in entries.datas]
+    progress = [_share(data.get("episode") or None, data.get("total_episodes")) for data in entries.datas]
     return {"rule": [rule for rule, _ in split], "key": [key for _, key in split], "progress": progress}
 
 
@@ -59,6 +59,23 @@ def of_decision(entries: Entries, rest: Rest) -> Block:
     _decision_heads(entries, rest)
     _rewards(entries, rest)
     return {**_slot_labels(entries, rest), **_alternatives(entries, rest)}
+
+
+def skipped_update(entries: Entries) -> None:
+    """An update the trainer did not make (its rollout was thrown away) is a row that measured nothing.
+
+    The numbers of its event are placeholders (losses and gradients 0.0, ratios 1.0), and no detector looked at them
+    live; they are kept in `raw_events`.
+    """
+    total = entries.training.total_episodes
+    told: Block = {
+        "definition": [layout.DEFINITION] * len(entries),
+        "progress": [_share(epoch, total) for epoch in envelope(entries, "epoch")],
+    }
+    entries.out.add("ppo_updates", entries.block("ppo_updates", told))
+    entries.out.add("esper_updates", entries.block("esper_updates", {"update_skipped": [True] * len(entries)}))
+    for place, data in enumerate(entries.datas):
+        entries.keep(place, "data", NO_COLUMN, data)
 
 
 WHOLE: dict[str, Callable[[Entries, Rest], Block]] = {

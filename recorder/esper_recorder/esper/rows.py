@@ -9,6 +9,9 @@ from esper_recorder.esper.clock import PROFILE, batch_of
 from esper_recorder.esper.entries import DIFFERS, NO_COLUMN, UNKNOWN_KEY, Block, Entries, same
 from esper_recorder.esper.layout import Kind, To
 
+_FROM_ONE = ("update", "envelope.epoch")
+"""What counts from 1: where it is not told, Esper writes a 0 for it."""
+
 Rest = dict[str, Sequence[Any]]
 """Key -> values that no column has taken yet."""
 
@@ -62,7 +65,7 @@ def envelope(entries: Entries, key: str) -> Sequence[Any]:
 def check_repeat(entries: Entries, key: str, values: Sequence[Any], what: str) -> None:
     """Keep the values that do not repeat what they should; those that do have a column there."""
     for place, (value, other) in enumerate(zip(values, _repeated(entries, what), strict=True)):
-        if value is None or same(value, other):
+        if value is None or same(value, other) or (other is None and what in _FROM_ONE and same(value, 0)):
             continue
         unknown = other is None and what.startswith("config.")
         entries.keep(place, key, NO_COLUMN if unknown else DIFFERS, value)
@@ -72,8 +75,10 @@ def _repeated(entries: Entries, what: str) -> Iterable[Any]:
     """What a value should repeat, for each event.
 
     `update` (which the training loop's profile counts from 0), `envelope.KEY`, `config.KEY` of the run's configuration,
-    `size.KEY` for the number of things under another key, or that key itself.
+    `size.KEY` for the number of things under another key, `false`, or another key itself.
     """
+    if what == "false":
+        return [False] * len(entries)
     if what == "update":
         first = 0 if entries.event_type == PROFILE else 1
         named = [batch_of(entries.event_type, data) for data in entries.datas]

@@ -42,6 +42,9 @@ NAMES = (
 )
 """The statistics of a layer; `step_sum_sq` is negative where it was not measured."""
 
+MEASURED = (*NAMES[:8], "below", "above")
+"""What `measure` tells of a tensor: the statistics of a layer's gradient, and how many lie below and above limits."""
+
 _ROW = 64
 _BINS = 64  # of which `gradient_bin_count()` are used
 _MOST_STEPS = 64
@@ -60,6 +63,23 @@ def layer_statistics(parameters: Sequence[Tensor]) -> tuple[Packed, Tensor]:
     reducer.take(parameters)
     statistics, histograms = reducer.drain()
     return Packed(statistics.names, statistics.values[0]), histograms[0]
+
+
+@torch.no_grad()
+def measure(tensors: Sequence[Tensor], *, below: float = 0.0, above: float = math.inf) -> Packed:
+    """Counts and sums of each tensor by itself, with nothing kept from call to call.
+
+    Args:
+        tensors: dense and real, at least one, of one device and one `precision`.
+        below, above: absolute values less than `below` and greater than `above` are counted, strictly; of float32 and
+            half types the limits are those numbers rounded to float32.
+
+    Returns:
+        [tensors, k], named `MEASURED`.
+    """
+    widest = CPU_CHUNK if tensors[0].device.type == "cpu" else DEVICE_CHUNK
+    chunk = min(widest, 2 * _ROW * max(_rows(tensors), 1))  # a small model needs no more memory than itself
+    return LayerReducer(tensors, chunk=chunk, keep_bytes=0).measure(tensors, below, above)
 
 
 def precision(tensor: Tensor) -> torch.dtype:
@@ -177,6 +197,19 @@ class LayerReducer:
         statistics = torch.stack([*values, torch.cat(weights), changed.flatten()], dim=-1)
         self.forget()
         return Packed(NAMES, statistics.view(steps, -1, len(NAMES))), bins.view(steps, -1, bins.shape[-1])
+
+    @torch.no_grad()
+    def measure(self, tensors: Sequence[Tensor], below: float, above: float) -> Packed:
+        """See the function `measure`; tensors of the parameters' shapes. For a reducer that has taken nothing in."""
+        totals = _Totals.zeros(self._layers, self._dtype, self._device)
+        beyond = torch.zeros((self._layers, 2), dtype=torch.float64, device=self._device)
+        for chunk, layers in self._chunks(tensors):
+            totals.add(chunk, layers, self._work)
+            size = torch.abs(chunk, out=self._work.floats(chunk))
+            counts = torch.stack([(size < below).sum(dim=-1), (size > above).sum(dim=-1)], dim=-1)
+            beyond.index_add_(0, layers, counts.to(torch.float64))
+        values, _ = totals.finish(self._sizes)
+        return Packed(MEASURED, torch.stack([*values, *beyond.unbind(dim=-1)], dim=-1))
 
     def forget(self) -> None:
         """Forget what was taken in."""

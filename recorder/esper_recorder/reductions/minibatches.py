@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from esper_recorder.reductions.packed import Packed
+from esper_recorder.reductions.packed import Packed, Valid
 from esper_recorder.reductions.ratios import EXEMPLARS, log_ratio_histogram, worst
 from esper_recorder.reductions.transitions import (
     head_statistics,
@@ -89,7 +89,7 @@ class Reduced:
 def reduce_minibatches(
     fields: Mapping[str, Tensor],
     heads: Sequence[HeadFields],
-    valid: Tensor,
+    valid: Valid,
     settings: Settings,
     *,
     index: Tensor | None = None,
@@ -101,7 +101,7 @@ def reduce_minibatches(
     Args:
         fields: those of `terms`, tensors of shape [minibatches, n] by name.
         heads: groups of action heads.
-        valid: bool [minibatches, n], False on padding.
+        valid: bool [minibatches, n], False on padding; without heads it may be None, see `Valid`.
         settings: what the losses were computed with.
         index: int64 [minibatches, n], position of each transition in the rollout.
         actions: [minibatches, n, size].
@@ -118,11 +118,12 @@ def reduce_minibatches(
     joint = Packed(statistics.names, statistics.values[:, None])
     one = {name: x[:, None] for name, x in fields.items()}
     assert t.log_ratio is not None
-    found = [_reduced(JOINT, joint, t.log_ratio[:, None], valid[:, None], one, shared, actions, per_minibatch)]
+    every = None if valid is None else valid[:, None]
+    found = [_reduced(JOINT, joint, t.log_ratio[:, None], every, one, shared, actions, per_minibatch)]
     clip = None if settings.clip_range is None else settings.clip_range[:, None]
-    every = valid[:, None]
     advantage = None if t.advantage is None else t.advantage[:, None]
     for group in heads:
+        assert every is not None
         own = head_terms(group.fields, valid=every, advantage=advantage)
         statistics = head_statistics(own, every=every, has_mask="mask" in group.fields, clip_range=clip)
         found.append(
@@ -157,7 +158,7 @@ def _reduced(
     names: tuple[str, ...],
     statistics: Packed,
     log_ratio: Tensor | None,
-    valid: Tensor,
+    valid: Valid,
     own: Mapping[str, Tensor],
     shared: Mapping[str, Tensor | None],
     actions: Tensor | None,
@@ -175,7 +176,7 @@ def _reduced(
     def by_scope(x: Tensor) -> Tensor:
         return x if per_minibatch else x.transpose(0, 1).reshape(1, ratios, minibatches * n)
 
-    x, counted = by_scope(log_ratio), by_scope(valid)
+    x, counted = by_scope(log_ratio), None if valid is None else by_scope(valid)
     histogram, nan = log_ratio_histogram(x, counted)
     places, severity = worst(x, counted, EXEMPLARS)
     if per_minibatch:

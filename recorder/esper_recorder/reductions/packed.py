@@ -36,27 +36,44 @@ class Collector:
         return Packed(tuple(self.names), torch.stack(self.values, dim=-1))
 
 
-def count(where: Tensor) -> Tensor:
-    """How many elements of the last dimension are true."""
-    return where.sum(dim=-1)
+Valid = Tensor | None
+"""Which elements count, bool of their shape; None where all do, and every number is finite, and so is what comes of it:
+then there is nothing to tell apart, and a caller on the host who has looked saves most of the work."""
 
 
-def finite_sum(x: Tensor, valid: Tensor) -> Tensor:
+def count(where: Tensor, valid: Valid = None) -> Tensor:
+    """How many (valid) elements of the last dimension are true."""
+    return (where if valid is None else valid & where).sum(dim=-1)
+
+
+def count_valid(x: Tensor, valid: Valid) -> Tensor:
+    """How many elements of the last dimension are valid."""
+    return _all(x) if valid is None else valid.sum(dim=-1)
+
+
+def count_finite(x: Tensor, valid: Valid) -> Tensor:
+    """How many elements of the last dimension are finite and valid."""
+    return _all(x) if valid is None else (valid & torch.isfinite(x)).sum(dim=-1)
+
+
+def finite_sum(x: Tensor, valid: Valid) -> Tensor:
     """Float64 sum over the last dimension of the elements that are finite and valid."""
-    return torch.where(valid & torch.isfinite(x), x, 0).sum(dim=-1, dtype=torch.float64)
+    return _finite(x, valid).sum(dim=-1, dtype=torch.float64)
 
 
-def finite_sums(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+def finite_sums(x: Tensor, valid: Valid) -> tuple[Tensor, Tensor]:
     """Float64 sum and sum of squares over the last dimension of the elements that are finite and valid."""
-    wide = torch.where(valid & torch.isfinite(x), x, 0).to(torch.float64)
+    wide = _finite(x, valid).to(torch.float64)
     return wide.sum(dim=-1), (wide * wide).sum(dim=-1)
 
 
-def extremes(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+def extremes(x: Tensor, valid: Valid) -> tuple[Tensor, Tensor]:
     """Smallest and largest valid number of the last dimension, infinities included; NaN where there is none."""
     if x.shape[-1] == 0:
         nothing = torch.full(x.shape[:-1], torch.nan, dtype=torch.float64, device=x.device)
         return nothing, nothing
+    if valid is None:
+        return x.amin(dim=-1), x.amax(dim=-1)
     number = valid & ~torch.isnan(x)
     lowest = torch.where(number, x, torch.inf).amin(dim=-1)
     highest = torch.where(number, x, -torch.inf).amax(dim=-1)
@@ -64,11 +81,27 @@ def extremes(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(some, lowest, torch.nan), torch.where(some, highest, torch.nan)
 
 
-def count_nonfinite(into: Collector, name: str, x: Tensor, valid: Tensor) -> None:
+def count_nonfinite(into: Collector, name: str, x: Tensor, valid: Valid) -> None:
     """Add `<name>_nan`, `<name>_posinf` and `<name>_neginf`."""
-    into.add(f"{name}_nan", count(valid & torch.isnan(x)))
-    into.add(f"{name}_posinf", count(valid & (x == torch.inf)))
-    into.add(f"{name}_neginf", count(valid & (x == -torch.inf)))
+    if valid is None:
+        for kind in ("nan", "posinf", "neginf"):
+            into.add(f"{name}_{kind}", _none(x))
+        return
+    into.add(f"{name}_nan", count(torch.isnan(x), valid))
+    into.add(f"{name}_posinf", count(x == torch.inf, valid))
+    into.add(f"{name}_neginf", count(x == -torch.inf, valid))
+
+
+def _finite(x: Tensor, valid: Valid) -> Tensor:
+    return x if valid is None else torch.where(valid & torch.isfinite(x), x, 0)
+
+
+def _all(x: Tensor) -> Tensor:
+    return torch.full(x.shape[:-1], x.shape[-1], dtype=torch.float64, device=x.device)
+
+
+def _none(x: Tensor) -> Tensor:
+    return torch.zeros(x.shape[:-1], dtype=torch.float64, device=x.device)
 
 
 def exponent(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from esper_recorder.contract.histogram import LOG_RATIO_EXPONENTS, log_ratio_bin_count
-from esper_recorder.reductions.packed import exponent, wide_enough
+from esper_recorder.reductions.packed import Valid, exponent, wide_enough
 
 EXEMPLARS = 16
 """How many of the worst transitions are kept."""
@@ -14,44 +14,52 @@ EXEMPLARS = 16
 _ZERO_BIN = log_ratio_bin_count() // 2
 
 
-def log_ratio_histogram(log_ratio: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+def log_ratio_histogram(log_ratio: Tensor, valid: Valid) -> tuple[Tensor, Tensor]:
     """Transitions per bin of the contract's log-ratio histogram, and how many were NaN.
 
     Args:
         log_ratio: [..., n], nats.
-        valid: bool [..., n].
+        valid: bool [..., n], or None, see `Valid`.
 
     Returns:
         counts int64 [..., bins] and NaN counts int64 [...].
     """
     x = wide_enough(log_ratio)
     first, last = LOG_RATIO_EXPONENTS
-    nan = torch.isnan(x)
     distance = (exponent(x).clamp(first - 1, last) - (first - 2)).to(torch.int64)  # 1 is below the first edge
     bins = _ZERO_BIN + torch.where(x == 0, 0, torch.where(x > 0, distance, -distance))
-    counted = valid & ~nan
     groups = x.shape[:-1].numel()
     base = torch.arange(groups, device=x.device).reshape(*x.shape[:-1], 1) * log_ratio_bin_count()
     # In one dimension, where torch has an order-independent way on every device.
     counts = torch.zeros(groups * log_ratio_bin_count(), dtype=torch.int64, device=x.device)
-    counts = counts.scatter_add(0, torch.where(counted, base + bins, base).flatten(), counted.to(torch.int64).flatten())
-    return counts.reshape(*x.shape[:-1], log_ratio_bin_count()), (valid & nan).sum(dim=-1)
+    places = base + bins
+    if valid is None:
+        ones = torch.ones(1, dtype=torch.int64, device=x.device).expand(x.numel())
+        nan_counts = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
+    else:
+        nan = torch.isnan(x)
+        counted = valid & ~nan
+        places, ones = torch.where(counted, places, base), counted.to(torch.int64).flatten()
+        nan_counts = (valid & nan).sum(dim=-1)
+    counts = counts.scatter_add(0, places.flatten(), ones)
+    return counts.reshape(*x.shape[:-1], log_ratio_bin_count()), nan_counts
 
 
-def worst(log_ratio: Tensor, valid: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def worst(log_ratio: Tensor, valid: Valid, k: int) -> tuple[Tensor, Tensor]:
     """The k transitions with the largest |log ratio| of the last dimension, NaN first, then infinities.
 
     Args:
         log_ratio: [..., n], nats.
-        valid: bool [..., n].
+        valid: bool [..., n], or None, see `Valid`.
         k: how many; fewer are returned where n is smaller.
 
     Returns:
         positions int64 [..., k] in `log_ratio`, worst first, and their severities: |log ratio|, infinite for NaN, the
         largest finite number for infinities, and -1 for a place that had no valid transition left.
     """
-    size = torch.clamp(log_ratio.abs(), max=torch.finfo(log_ratio.dtype).max)
-    severity = torch.where(torch.isnan(log_ratio), torch.inf, size)
-    severity = torch.where(valid, severity, -1)
+    severity = log_ratio.abs()
+    if valid is not None:
+        size = torch.clamp(severity, max=torch.finfo(log_ratio.dtype).max)
+        severity = torch.where(valid, torch.where(torch.isnan(log_ratio), torch.inf, size), -1)
     top = torch.topk(severity, min(k, severity.shape[-1]))
     return top.indices, top.values

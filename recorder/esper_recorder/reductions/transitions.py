@@ -15,8 +15,11 @@ from torch import Tensor
 from esper_recorder.reductions.packed import (
     Collector,
     Packed,
+    Valid,
     count,
+    count_finite,
     count_nonfinite,
+    count_valid,
     extremes,
     finite_sum,
     finite_sums,
@@ -29,7 +32,7 @@ class Terms:
     """The elementwise terms of a set of transitions, each of shape [..., n] or None where not given.
 
     Attributes:
-        valid: bool, False on padding.
+        valid: False on padding, see `Valid`.
         log_ratio: new minus old log-probability, nats.
         advantage: as the loss used it.
         raw_advantage: before normalisation.
@@ -37,7 +40,7 @@ class Terms:
         value, target: prediction and return. old_value: the prediction when the action was taken.
     """
 
-    valid: Tensor
+    valid: Valid
     log_ratio: Tensor | None
     advantage: Tensor | None = None
     raw_advantage: Tensor | None = None
@@ -48,13 +51,13 @@ class Terms:
     old_value: Tensor | None = None
 
 
-def terms(fields: Mapping[str, Tensor], *, valid: Tensor, normalize: Tensor | None = None) -> Terms:
+def terms(fields: Mapping[str, Tensor], *, valid: Valid, normalize: Tensor | None = None) -> Terms:
     """Complete the fields of a minibatch to the terms its loss is made of.
 
     Args:
         fields: tensors of shape [..., n] by name: `log_ratio`, or `new_log_prob` and `old_log_prob`; optionally
             `advantage`, `raw_advantage`, `entropy`, `entropy_max`, `value`, `value_target`, `old_value`.
-        valid: bool [..., n], False on padding.
+        valid: bool [..., n], False on padding; or None, see `Valid`.
         normalize: bool [...], where the loss normalises `raw_advantage` over the minibatch: subtract the mean,
             divide by the unbiased standard deviation + 1e-8 (Stable-Baselines3, CleanRL). Used where `advantage`
             is not given.
@@ -119,6 +122,7 @@ def head_statistics(t: Terms, *, every: Tensor, has_mask: bool, clip_range: Tens
         has_mask: a mask told where the head's choice mattered.
         clip_range: float64 [..., 1], see `transition_statistics`.
     """
+    assert t.valid is not None
     out = Collector()
     out.add("n", count(t.valid))
     out.add("transition_n", count(every.expand_as(t.valid)))
@@ -154,7 +158,7 @@ def transition_statistics(
     out = Collector()
     valid = t.valid
     ratio = torch.exp(t.log_ratio)
-    out.add("n", count(valid))
+    out.add("n", count_valid(ratio, valid))
     _ratio_statistics(out, t.log_ratio, ratio, valid)
     if clip_range is not None:
         _clip_statistics(out, ratio, t.advantage, valid, clip_range[..., None])
@@ -162,10 +166,10 @@ def transition_statistics(
         _entropy_statistics(out, t.entropy, t.entropy_max, valid)
     if t.advantage is not None:
         _moments(out, "advantage", t.advantage, valid)
-        out.add("advantage_positive_count", count(valid & (t.advantage > 0)))
+        out.add("advantage_positive_count", count(t.advantage > 0, valid))
     if t.raw_advantage is not None:
         total, total_sq = finite_sums(t.raw_advantage, valid)
-        out.add("raw_advantage_n", count(valid & torch.isfinite(t.raw_advantage)))
+        out.add("raw_advantage_n", count_finite(t.raw_advantage, valid))
         out.add("raw_advantage_sum", total)
         out.add("raw_advantage_sum_sq", total_sq)
     if t.value is not None:
@@ -175,7 +179,7 @@ def transition_statistics(
     if t.value is not None and t.target is not None:
         _residual_statistics(out, t.value, t.target, valid)
         loss = _value_loss(t, value_clip_range, pessimistic=pessimistic_value_clip)
-        out.add("value_loss_n", count(valid & torch.isfinite(loss)))
+        out.add("value_loss_n", count_finite(loss, valid))
         out.add("value_loss_sum", finite_sum(loss, valid))
     return out.pack()
 
@@ -199,7 +203,7 @@ def rollout_statistics(fields: Mapping[str, Tensor], mask: Tensor | None = None)
     out.add("rollout_nonfinite", torch.stack([count(valid & ~torch.isfinite(x)) for x in tensors.values()]).sum())
     for name, x in tensors.items():
         total, total_sq = finite_sums(x, valid)
-        out.add(f"rollout_{name}_n", count(valid & torch.isfinite(x)))
+        out.add(f"rollout_{name}_n", count_finite(x, valid))
         out.add(f"rollout_{name}_sum", total)
         out.add(f"rollout_{name}_sum_sq", total_sq)
         if name in ("advantage", "reward"):
@@ -211,7 +215,7 @@ def rollout_statistics(fields: Mapping[str, Tensor], mask: Tensor | None = None)
         value, target = tensors["value"], tensors["return"]
         residual = of_quantiles["residual"] = target - value
         total, total_sq = finite_sums(residual, valid)
-        out.add("rollout_residual_n", count(valid & torch.isfinite(residual)))
+        out.add("rollout_residual_n", count_finite(residual, valid))
         out.add("rollout_residual_sum", total)
         out.add("rollout_residual_sum_sq", total_sq)
         out.add("rollout_value_return_sum", finite_sum(value.to(torch.float64) * target.to(torch.float64), valid))
@@ -246,18 +250,18 @@ def finite_quantiles(x: Tensor, valid: Tensor) -> Tensor:
     return torch.where(n > 0, torch.lerp(at, above, place - low), torch.nan)
 
 
-def _normalized(raw: Tensor, valid: Tensor) -> Tensor:
-    n = valid.sum(dim=-1, keepdim=True)
-    wide = torch.where(valid, raw, 0).to(torch.float64)
+def _normalized(raw: Tensor, valid: Valid) -> Tensor:
+    n = count_valid(raw, valid)[..., None]
+    wide = (raw if valid is None else torch.where(valid, raw, 0)).to(torch.float64)
     mean = wide.sum(dim=-1, keepdim=True) / n
-    deviation = torch.where(valid, raw.to(torch.float64) - mean, 0)
+    deviation = wide - mean if valid is None else torch.where(valid, raw.to(torch.float64) - mean, 0)
     std = torch.sqrt((deviation * deviation).sum(dim=-1, keepdim=True) / (n - 1))
     return ((raw - mean) / (std + 1e-8)).to(raw.dtype)
 
 
-def _ratio_statistics(out: Collector, log_ratio: Tensor, ratio: Tensor, valid: Tensor) -> None:
+def _ratio_statistics(out: Collector, log_ratio: Tensor, ratio: Tensor, valid: Valid) -> None:
     _moments(out, "log_ratio", log_ratio, valid)
-    out.add("ratio_nonfinite", count(valid & ~torch.isfinite(ratio)))
+    out.add("ratio_nonfinite", count_valid(ratio, valid) - count_finite(ratio, valid))
     total, total_sq = finite_sums(ratio, valid)
     lowest, highest = extremes(ratio, valid)
     out.add("ratio_sum", total)
@@ -268,45 +272,44 @@ def _ratio_statistics(out: Collector, log_ratio: Tensor, ratio: Tensor, valid: T
     out.add("k3_sum", finite_sum((ratio - 1) - log_ratio, valid))
 
 
-def _clip_statistics(
-    out: Collector, ratio: Tensor, advantage: Tensor | None, valid: Tensor, clip_range: Tensor
-) -> None:
+def _clip_statistics(out: Collector, ratio: Tensor, advantage: Tensor | None, valid: Valid, clip_range: Tensor) -> None:
     _clip_counts(out, ratio, advantage, valid, clip_range)
     if advantage is None:
         return
     known = ~torch.isnan(clip_range)
     clipped = torch.clamp(ratio, (1 - clip_range).to(ratio.dtype), (1 + clip_range).to(ratio.dtype))
     loss = torch.where(known, -torch.minimum(advantage * ratio, advantage * clipped), torch.nan)
-    out.add("policy_loss_n", count(valid & torch.isfinite(loss)))
+    out.add("policy_loss_n", count_finite(loss, valid))
     out.add("policy_loss_sum", finite_sum(loss, valid))
 
 
-def _clip_counts(out: Collector, ratio: Tensor, advantage: Tensor | None, valid: Tensor, clip_range: Tensor) -> None:
-    known = ~torch.isnan(clip_range)
-    outside = valid & known & ((ratio - 1).abs() > clip_range.to(ratio.dtype))
-    low, high = outside & (ratio < 1), outside & (ratio > 1)
-    out.add("clip_low_count", count(low))
-    out.add("clip_high_count", count(high))
+def _clip_counts(out: Collector, ratio: Tensor, advantage: Tensor | None, valid: Valid, clip_range: Tensor) -> None:
+    limit = clip_range.to(ratio.dtype)  # where it is not known, NaN, nothing is beyond it
+    low, high = ratio - 1 < -limit, ratio - 1 > limit
+    out.add("clip_low_count", count(low, valid))
+    out.add("clip_high_count", count(high, valid))
     if advantage is None:
         return
-    out.add("clip_low_active_count", count(low & (advantage < 0)))
-    out.add("clip_high_active_count", count(high & (advantage > 0)))
+    out.add("clip_low_active_count", count(low & (advantage < 0), valid))
+    out.add("clip_high_active_count", count(high & (advantage > 0), valid))
 
 
-def _entropy_statistics(out: Collector, entropy: Tensor, entropy_max: Tensor | None, valid: Tensor) -> None:
+def _entropy_statistics(out: Collector, entropy: Tensor, entropy_max: Tensor | None, valid: Valid) -> None:
     count_nonfinite(out, "entropy", entropy, valid)
     out.add("entropy_sum", finite_sum(entropy, valid))
     if entropy_max is None:
         return
-    choice = valid & (entropy_max > 0) & torch.isfinite(entropy)
+    choice = entropy_max > 0
+    if valid is not None:
+        choice = valid & choice & torch.isfinite(entropy)
     out.add("entropy_normalized_n", count(choice))
     out.add("entropy_normalized_sum", finite_sum(entropy / torch.where(choice, entropy_max, 1), choice))
 
 
-def _residual_statistics(out: Collector, value: Tensor, target: Tensor, valid: Tensor) -> None:
+def _residual_statistics(out: Collector, value: Tensor, target: Tensor, valid: Valid) -> None:
     residual = target - value
     total, total_sq = finite_sums(residual, valid)
-    out.add("residual_n", count(valid & torch.isfinite(residual)))
+    out.add("residual_n", count_finite(residual, valid))
     out.add("residual_sum", total)
     out.add("residual_sum_sq", total_sq)
     out.add("residual_abs_max", extremes(residual.abs(), valid)[1])
@@ -326,7 +329,7 @@ def _value_loss(t: Terms, value_clip_range: Tensor | None, *, pessimistic: bool)
     return torch.where(torch.isnan(limit), plain, clipped)
 
 
-def _moments(out: Collector, name: str, x: Tensor, valid: Tensor) -> None:
+def _moments(out: Collector, name: str, x: Tensor, valid: Valid) -> None:
     count_nonfinite(out, name, x, valid)
     total, total_sq = finite_sums(x, valid)
     lowest, highest = extremes(x, valid)
