@@ -185,9 +185,9 @@ def test_what_is_no_tensor_is_named_with_what_to_give(tmp_path: Path, name: str,
 
 def test_each_kind_of_wrong_call_is_logged_once_and_has_its_own_gap(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     def wrong(rec: Any) -> None:
-        rec.minibatch(log_ratio="x")
+        rec.minibatch(log_ratio=torch.zeros(3), values=torch.zeros(4))
         rec.minibatch(log_ratios=torch.zeros(3))
-        rec.minibatch(log_ratio="x")
+        rec.minibatch(log_ratio=torch.zeros(3), values=torch.zeros(4))
 
     sink = recorded(tmp_path, *[wrong, lambda rec: rec.end_update()] * 3)
     found = [(gap["detail"], gap["first_update"], gap["last_update"], gap["rows"]) for gap in sink.rows("gaps")]

@@ -10,6 +10,7 @@ import random
 import re
 import subprocess
 import sys
+import textwrap
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,6 @@ from esper_recorder.manifest import how_it_ended, read_manifest
 from tests.recorder.storage import read_rows
 
 T = torch.tensor
-MINIBATCH = "rec.minibatch(log_ratio=torch.zeros(3))\n"
 
 
 def recorder(root: Path, sink: Sink | None = None, **options: Any) -> Recorder:
@@ -445,6 +445,18 @@ class TestCallsThatFail:
         assert sink.rows("ppo_updates") == [] and caplog.records == []
 
 
+def ended(root: Path, code: str, end: str) -> dict[str, tuple[str | None, str | None, int]]:
+    """How the runs of a script ended that ends with `end`: by name, how, the error and the updates recorded."""
+    script = f"{textwrap.dedent(code)}\n{end}\n"
+    subprocess.run([sys.executable, "-c", script, str(root)], check=False, capture_output=True, timeout=120)
+    found = {}
+    for run in root.iterdir():
+        manifest = read_manifest(run)
+        (attempt,) = manifest.attempts
+        found[manifest.name] = (attempt.how, attempt.error, len(read_rows(run, "ppo_updates")))
+    return found
+
+
 class TestTheEnd:
     def test_an_exception_inside_with_is_raised_and_the_open_update_is_kept(self, tmp_path: Path):
         with pytest.raises(ZeroDivisionError), recorder(tmp_path) as rec:
@@ -462,35 +474,46 @@ class TestTheEnd:
         rec.close("raised", "too late")
         assert rec.path is not None and how_it_ended(rec.path) == "finished"
 
-    @pytest.mark.parametrize(
-        ("total", "then", "how", "error"),
-        [
-            # Two updates are ended in each.
-            ("None", "", "finished", None),
-            ("2", "", "finished", None),
-            ("5", "", "finished", None),
-            ("2", MINIBATCH, "finished", None),
-            ("5", MINIBATCH, "raised", "the process ended within update 3, and close() was not called"),
-            ("None", MINIBATCH, "raised", "the process ended within update 3, and close() was not called"),
-            ("None", "raise ZeroDivisionError('by nothing')", "raised", "ZeroDivisionError: by nothing"),
-            ("None", MINIBATCH + "raise KeyboardInterrupt", "raised", "KeyboardInterrupt"),
-            ("None", "rec.unclosed = 'left'", "raised", "left"),
-            ("None", "sys.exit(1)", "finished", None),
-        ],
-    )
-    def test_a_script_that_ends_without_closing(
-        self, tmp_path: Path, total: str, then: str, how: str, error: str | None
-    ):
-        code = (
-            "import sys, torch\nfrom esper_recorder import Recorder\n"
-            f"rec = Recorder({str(tmp_path)!r}, rules=None, total_updates={total})\n"
-            f"for _ in range(2):\n    {MINIBATCH}    rec.end_update()\n{then}\n"
-        )
-        subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, timeout=120)
-        (run,) = tmp_path.iterdir()
-        attempt = read_manifest(run).last_attempt
-        assert attempt is not None and (attempt.how, attempt.error) == (how, error)
-        assert len(read_rows(run, "ppo_updates")) == (3 if MINIBATCH in then else 2)
+    def test_scripts_that_end_without_closing(self, tmp_path: Path):
+        code = """
+            import sys, torch
+            from esper_recorder import Recorder
+
+            def two_updates(name, then=lambda rec: None, **options):
+                rec = Recorder(sys.argv[1], name=name, rules=None, **options)
+                for _ in range(2):
+                    rec.minibatch(log_ratio=torch.zeros(3))
+                    rec.end_update()
+                then(rec)
+                return rec
+
+            def minibatch(rec):
+                rec.minibatch(log_ratio=torch.zeros(3))
+
+            kept = [
+                two_updates("between-updates"),
+                two_updates("as-planned", total_updates=2),
+                two_updates("fewer-than-planned", total_updates=5),
+                two_updates("within", minibatch),
+                two_updates("within-planned", minibatch, total_updates=5),
+                two_updates("beyond-planned", minibatch, total_updates=2),
+                two_updates("adapter", lambda rec: setattr(rec, "unclosed", "left")),
+            ]
+        """
+        within = ("raised", "the process ended within update 3, and close() was not called", 3)
+        wanted = {
+            "between-updates": ("finished", None, 2),
+            "as-planned": ("finished", None, 2),
+            "fewer-than-planned": ("finished", None, 2),
+            "within": within,
+            "within-planned": within,
+            "beyond-planned": ("finished", None, 3),
+            "adapter": ("raised", "left", 2),
+        }
+        assert ended(tmp_path / "normally", code, "sys.exit(1)") == wanted
+        error = ("raised", "ZeroDivisionError: by nothing")
+        raised = {name: (*error, updates) for name, (_, _, updates) in wanted.items()}
+        assert ended(tmp_path / "raised", code, "raise ZeroDivisionError('by nothing')") == raised
 
     def test_a_resumed_run_goes_on_after_the_last_update(self, tmp_path: Path):
         with recorder(tmp_path, name="long") as rec:
