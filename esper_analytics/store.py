@@ -224,18 +224,18 @@ class Runs:
                 return self._confined_to(sources, memory).answer(query, values, timeout_s=timeout_s)
             except BaseException as error:
                 self._let_go()  # after running out of memory or time, a connection is not to be trusted
-                compacted = isinstance(error, DataError | QueryError | OSError) and sql_room.files_are_gone(sources)
-                if not again or not compacted:
+                if not again or not _compacted_meanwhile(error, sources):
                     raise
         raise AssertionError("the last try returns or raises")
 
     def _confined_to(self, sources: Mapping[str, sql_room.Source], memory: str) -> sql_room.Confined:
         """The connection of the last query, where it was to the same files."""
         key = _unchanged(sources, memory)
-        if self._confined is None or key is None or self._confined[0] != key:
+        confined = self._confined  # which another thread may let go of meanwhile
+        if confined is None or key is None or confined[0] != key:
             self._let_go()
-            self._confined = (key, sql_room.Confined(sources, known=VIEWS, memory=memory))
-        return self._confined[1]
+            confined = self._confined = (key, sql_room.Confined(sources, known=VIEWS, memory=memory))
+        return confined[1]
 
     def _let_go(self) -> None:
         """Forget the connection of the last query."""
@@ -245,7 +245,14 @@ class Runs:
 
     def connect(self) -> duckdb.DuckDBPyConnection:
         """A DuckDB connection of your own with every view, as the runs are now. Trusted: it is not confined."""
-        return sql_room.connect(self._sources(VIEWS))
+        for again in range(_PATIENCE, -1, -1):
+            sources = self._sources(VIEWS)
+            try:
+                return sql_room.connect(sources)
+            except (DataError, QueryError, OSError) as error:
+                if not again or not _compacted_meanwhile(error, sources):
+                    raise
+        raise AssertionError("the last try returns or raises")
 
     # --- what was left out ------------------------------------------------------------------------------------------
 
@@ -383,6 +390,11 @@ def _uneven_ranks(run: FoundRun, files: RowFiles, footers: Mapping[Path, Footer]
         listed = ", ".join(f"rank {rank} to {end}" for rank, end in ends.items())
         reason = f"its ranks recorded different numbers of updates ({listed}); later updates are of the others alone"
         yield Problem(run.path, reason, partly=True)
+
+
+def _compacted_meanwhile(error: BaseException, sources: Mapping[str, sql_room.Source]) -> bool:
+    """Whether a compaction after the listing is what made a question fail: it has to be asked anew."""
+    return isinstance(error, DataError | QueryError | OSError) and sql_room.files_are_gone(sources)
 
 
 def _unchanged(sources: Mapping[str, sql_room.Source], memory: str) -> object | None:

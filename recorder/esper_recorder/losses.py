@@ -61,25 +61,38 @@ class Losses:
     def __init__(self) -> None:
         self.total = Lost()
         self._gaps: list[LostRows] = []
-        self._told: dict[str, set[str | None]] = {}
+        self._told: dict[tuple[str, str | None], None] = {}  # in the order they came
+        self._details: dict[str, set[str | None]] = {}
         self._lock = threading.RLock()
 
     def add(self, gap: LostRows, *, updates: int = 0, writes: int = 0, calls: int = 0) -> None:
-        """Count a loss, keep it as a gap to be stored, and log it if it is the first of its cause.
+        """Count a loss, keep it as a gap to be stored, and log it if it is the first of its cause."""
+        self.keep(gap, updates=updates, writes=writes, calls=calls)
+        self.tell(gap)
+
+    def keep(self, gap: LostRows, *, updates: int = 0, writes: int = 0, calls: int = 0) -> None:
+        """Count a loss and keep it as a gap to be stored.
 
         Of the causes of failed calls no more than some are told apart, lest one whose words change at every call fills
         the log and the disk.
         """
         with self._lock:
-            told = self._told.setdefault(gap.reason, set())
-            cause = gap.detail if gap.reason in CALLS else None
             self.count(gap.rows or 0, updates, writes, gap.detail or gap.reason, calls=calls)
-            first = cause not in told and len(told) <= _MOST_DETAILS
-            if cause not in told and len(told) >= _MOST_DETAILS:
-                gap.detail = cause = _FURTHER
-            told.add(cause)
+            if gap.reason in CALLS:
+                known = self._details.setdefault(gap.reason, set())
+                if gap.detail not in known and len(known) >= _MOST_DETAILS:
+                    gap.detail = _FURTHER
+                else:
+                    known.add(gap.detail)
             self._remember(gap)
-        if first and cause == _FURTHER:
+
+    def tell(self, gap: LostRows) -> None:
+        """Log a loss that was kept, if it is the first of its cause."""
+        cause = _cause(gap)[1:]
+        with self._lock:
+            first = cause not in self._told
+            self._told[cause] = None
+        if first and gap.detail == _FURTHER:
             log.warning("More than %d kinds of %s: further ones are not logged.", _MOST_DETAILS, _plain(gap.reason))
         elif first:
             log.warning(
@@ -99,7 +112,8 @@ class Losses:
     def advice(self) -> str:
         """What to do about the losses there were."""
         with self._lock:
-            return " ".join(_ADVICE[reason] for reason in self._told if reason in _ADVICE)
+            reasons = dict.fromkeys(reason for reason, _ in self._told)
+        return " ".join(_ADVICE[reason] for reason in reasons if reason in _ADVICE)
 
     def waiting(self) -> bool:
         """Whether there are gaps that are not stored yet."""

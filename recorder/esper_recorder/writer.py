@@ -121,20 +121,22 @@ class Writer:
         """
         if os.getpid() != self._pid:
             return
-        dropped: _Job | None = None
+        gap: LostRows | None = None
         with self._ready:
             if self._closing:
                 return
             if len(self._queue) >= self._capacity:
                 dropped = self._queue.popleft()
                 self._done += 1
+                # Kept before the writer can take a later update: what is stored with that tells of this hole.
+                detail = f"more than {self._capacity} updates waited"
+                gap = LostRows(ALL_TABLES, QUEUE_FULL, dropped.update, dropped.update, dropped.known_rows(), detail)
+                self._losses.keep(gap, updates=1)
             self._queue.append(_Job(update, rows, count))
             self._taken += 1
             self._ready.notify_all()
-        if dropped is not None:
-            self._lose_update(
-                dropped.update, QUEUE_FULL, dropped.known_rows(), f"more than {self._capacity} updates waited"
-            )
+        if gap is not None:
+            self._losses.tell(gap)
 
     def lose(
         self, update: int, reason: str, *, table: str = ALL_TABLES, rows: int | None = None, detail: str | None = None

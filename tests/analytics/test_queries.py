@@ -255,11 +255,13 @@ def test_gradient_norms_have_numpys_percentiles(sb3):
 
 
 def test_dead_layers_are_those_with_zeros(sb3):
-    expected: Counter[Any] = Counter()
-    for run_id, layers in rows(sb3, "gradient_layers").items():
-        for r in layers:
-            if not r["has_grad"] or r["grad_zero"] / r["n"] >= 0.05:
-                expected[run_id, r["layer"]] += 1
+    dead = {  # an update has a row a step where it was recorded at debug, and counts once
+        (run_id, r["layer"], r["update"])
+        for run_id, layers in rows(sb3, "gradient_layers").items()
+        for r in layers
+        if not r["has_grad"] or r["grad_zero"] / r["n"] >= 0.05
+    }
+    expected = Counter((run_id, layer) for run_id, layer, _ in dead)
     found = {(r["run_id"], r["layer"]): r["updates_dead"] for r in sb3.query("dead_layers", zero_share=0.05).to_dicts()}
     assert found == expected
 

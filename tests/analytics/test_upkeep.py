@@ -438,6 +438,25 @@ def test_a_compaction_between_any_two_steps_of_a_reader_changes_nothing_it_sees(
             assert rows["update"].to_list() == list(range(1, 13)), (place, half)
 
 
+@pytest.mark.parametrize("ask", ["sql", "connect"])
+def test_a_compaction_between_the_listing_and_the_views_has_the_question_asked_anew(tmp_path, monkeypatch, ask):
+    from esper_analytics import sql
+
+    path = many_parts(tmp_path)
+    make_views = sql._make_views
+
+    def late(connection, sources):
+        monkeypatch.setattr(sql, "_make_views", make_views)
+        assert compact(tmp_path).frame["state"].to_list() == ["compacted"]
+        make_views(connection, sources)
+
+    monkeypatch.setattr(sql, "_make_views", late)
+    runs = ea.open(path)
+    query = "SELECT count(*), sum(n)::BIGINT FROM ppo_updates"
+    answer = runs.sql(query).row(0) if ask == "sql" else runs.connect().execute(query).fetchone()
+    assert answer == (UPDATES, UPDATES * (UPDATES + 1) // 2)
+
+
 # --- verify -----------------------------------------------------------------------------------------------------------
 
 
