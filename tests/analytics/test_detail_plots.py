@@ -91,8 +91,8 @@ class TestRatio:
         np.testing.assert_allclose(drawn["_lower"], place(np.array([0.8, 0.8])))
         np.testing.assert_allclose(drawn["worst transitions"], place(np.exp(np.array([0.4]))))
         [mesh] = axes.collections
-        counts = mesh.get_array()
-        assert counts is not None and counts.shape == (log_ratio_bin_count(), 2)
+        cells = mesh.get_array()
+        assert cells is not None and cells.shape == (log_ratio_bin_count(), 2)
 
 
 class TestGradients:
