@@ -1,6 +1,6 @@
 """Whether the recorder's memory grows: peak resident memory of one process that records very many updates.
 
-Every tenth update holds a minibatch and a finished episode, each is watched by the default rules, and all go through
+Every eighth update holds a minibatch and a finished episode, each is watched by the default rules, and all go through
 the journal into Parquet parts. The trainer waits for the writer now and then, so that nothing is dropped. What counts
 is the growth after the first 10 000 updates.
 
@@ -22,7 +22,7 @@ from esper_recorder import Recorder
 from esper_recorder.manifest import read_manifest
 
 WARM_UP = 10_000
-MINIBATCH_EVERY = 10
+MINIBATCH_EVERY = 8
 WAIT_EVERY = 32
 
 

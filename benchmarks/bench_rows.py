@@ -2,7 +2,9 @@
 
 The rows are those of a real PPO training (Stable-Baselines3, CartPole-v1), repeated with every number changed a
 little. They come at 1, 10 and 1000 a second; the seconds are simulated, so that what a writer does once a second or
-once in ten minutes (the journal's fsync, making parts) is in proportion. Each writer runs in a process of its own, in
+once in ten minutes (the journal's fsync, making parts) is in proportion. A buffered file is never synced, and what is
+in the buffer dies with its process; the recorder's rows outlive the process at once, and the loss of power after ten
+seconds (or one, where they are a hundred). Each writer runs in a process of its own, in
 turn, and is measured from the first row to the end of its `close`, all its threads.
 
 * `esper`: the recorder's sink. `bytes` is what lies on the disk at the end; `written` adds the journals that were
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import pickle
@@ -28,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -63,19 +66,36 @@ def real_rows(path: Path) -> None:
     path.write_bytes(pickle.dumps(rows))
 
 
-def many_rows(base: Sequence[Row], count: int, rate: int) -> list[Row]:
+def many_rows(base: Sequence[Row], count: int, rate: int) -> Iterator[Row]:
     """So many rows, at so many a second, made from some real ones."""
     chance = random.Random(1)
     start = datetime(2026, 1, 1, tzinfo=UTC)
-    rows = []
     for number in range(1, count + 1):
         row = {
             k: v * (1 + 1e-3 * chance.gauss(0, 1)) if type(v) is float else v
             for k, v in base[number % len(base)].items()
         }
         row |= {"update": number, "time": start + timedelta(seconds=number / rate), "elapsed_s": number / rate}
-        rows.append(row)
-    return rows
+        yield row
+
+
+class Meter:
+    """CPU time of this process while rows are written, and not while they are made."""
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        self.spent += time.process_time() - self._began
+
+
+def blocks(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """Rows as they come, some at once: fresh from being made, as they are in a training."""
+    while block := list(itertools.islice(rows, 50)):
+        yield block
 
 
 class _Clock:
@@ -88,43 +108,51 @@ class _Clock:
         return cls.now
 
 
-def write_esper(rows: Sequence[Row], folder: Path, rate: int) -> Measured:
+def write_esper(rows: Iterator[Row], folder: Path, rate: int) -> Measured:
     from esper_recorder import sink as sink_module
 
     vars(sink_module)["time"] = _Clock
     sink = sink_module.ParquetSink(folder)
-    all_columns = [{name: [value] for name, value in row.items()} for row in rows]
-    journal_bytes = 0
-    began = time.process_time()
-    for number, columns in enumerate(all_columns, 1):
-        _Clock.now = number / rate
-        sink.write("ppo_updates", columns)
-        sink.commit(number)
-        if sink._journal is not None:
-            size = sink._journal.size
-        else:
-            journal_bytes += size
+    journal_bytes = size = number = 0
+    meter = Meter()
+    for block in blocks(rows):
+        in_columns = [{name: [value] for name, value in row.items()} for row in block]
+        with meter:
+            for columns in in_columns:
+                number += 1
+                _Clock.now = number / rate
+                sink.write("ppo_updates", columns)
+                sink.commit(number)
+                if sink._journal is not None:
+                    size = sink._journal.size
+                else:
+                    journal_bytes += size
     journal_bytes += size if sink._journal is not None else 0
-    sink.close()
-    spent = time.process_time() - began
-    return {"cpu_s": spent, "bytes": _bytes(folder), "written": _bytes(folder) + journal_bytes}
+    with meter:
+        sink.close()
+    return {"cpu_s": meter.spent, "bytes": _bytes(folder), "written": _bytes(folder) + journal_bytes}
 
 
-def write_jsonl(rows: Sequence[Row], folder: Path, rate: int) -> Measured:
+def write_jsonl(rows: Iterator[Row], folder: Path, rate: int) -> Measured:
     dumps = json.dumps
-    began = time.process_time()
+    meter = Meter()
     with (folder / "rows.jsonl").open("w") as file:
-        for row in rows:
-            file.write(dumps({**row, "time": row["time"].isoformat()}) + "\n")
-    return {"cpu_s": time.process_time() - began, "bytes": _bytes(folder)}
+        for block in blocks(rows):
+            with meter:
+                for row in block:
+                    file.write(dumps({**row, "time": row["time"].isoformat()}) + "\n")
+        with meter:
+            file.flush()
+    return {"cpu_s": meter.spent, "bytes": _bytes(folder)}
 
 
-def write_tensorboard(rows: Sequence[Row], folder: Path, rate: int) -> Measured:
+def write_tensorboard(rows: Iterator[Row], folder: Path, rate: int) -> Measured:
     from torch.utils.tensorboard import SummaryWriter
 
+    made = list(rows)  # its thread writes when it likes, which is measured too
     began = time.process_time()
     writer = SummaryWriter(str(folder))
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(made, 1):
         for name, value in row.items():
             if isinstance(value, int | float):
                 writer.add_scalar(name, value, number)
@@ -132,19 +160,20 @@ def write_tensorboard(rows: Sequence[Row], folder: Path, rate: int) -> Measured:
     return {"cpu_s": time.process_time() - began, "bytes": _bytes(folder)}
 
 
-def write_trackio(rows: Sequence[Row], folder: Path, rate: int) -> Measured:
+def write_trackio(rows: Iterator[Row], folder: Path, rate: int) -> Measured:
     os.environ |= {"TRACKIO_DIR": str(folder), "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
     import trackio
 
+    made = list(rows)
     began = time.process_time()
     trackio.init(project="rows", name="run")
-    for row in rows:
+    for row in made:
         trackio.log({name: value for name, value in row.items() if isinstance(value, int | float)})
     trackio.finish()
     return {"cpu_s": time.process_time() - began, "bytes": _bytes(folder)}
 
 
-WRITE: dict[str, Callable[[Sequence[Row], Path, int], Measured]] = {
+WRITE: dict[str, Callable[[Iterator[Row], Path, int], Measured]] = {
     "esper": write_esper,
     "jsonl": write_jsonl,
     "tensorboard": write_tensorboard,
@@ -162,7 +191,8 @@ def measure(writer: str, base: Path, count: int, rate: int) -> Measured:
     rows = many_rows(pickle.loads(base.read_bytes()), count, rate)
     with tempfile.TemporaryDirectory() as folder:
         if writer == "esper":
-            write_esper(rows[:2], Path(folder), rate)  # what is done once in a process: schemas, the first part
+            first = many_rows(pickle.loads(base.read_bytes()), 2, rate)
+            write_esper(first, Path(folder), rate)  # what is done once in a process: schemas, the first part
     gc.collect()
     gc.freeze()  # the rows themselves are no business of the collector's
     with tempfile.TemporaryDirectory() as folder:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from generated import cell, write_or_check
 
+from esper_analytics.questions import example
 from esper_analytics.run_list import RUNS_ROW, RUNS_VIEW
-from esper_analytics.sql_files import Question, View, questions, views
+from esper_analytics.sql_files import REQUIRED, Question, View, questions, views
 from esper_recorder.contract.tables import TABLES, Column
 
 PAGE = Path(__file__).with_name("queries.md")
@@ -17,8 +18,8 @@ HEAD = """\
 
 Generated from `queries/` by `make docs`; do not edit it here. `esper tables` and `esper query --list` print the same.
 
+- [Questions](#questions): what is asked of the runs by name
 - [Views](#views): what SQL over the runs can name
-- [Questions](#questions): what is asked of them by name
 """
 
 VIEWS = """\
@@ -46,9 +47,8 @@ def page() -> str:
         + [f"- [`{name}`](tables.md#{name}): {table.row}" for name, table in TABLES.items()]
         + [f"- [`{view.name}`](#{view.name}): {view.row}" for view in sorted(views().values(), key=lambda v: v.name)]
     )
-    parts = [HEAD, VIEWS, listing + "\n"]
-    parts += [_view(view) for view in sorted(views().values(), key=lambda view: view.name)]
-    return "\n".join([*parts, QUESTIONS, *(_question(question) for question in questions().values())])
+    parts = [HEAD, QUESTIONS, *(_question(question) for question in questions().values()), VIEWS, listing + "\n"]
+    return "\n".join(parts + [_view(view) for view in sorted(views().values(), key=lambda view: view.name)])
 
 
 def _view(view: View) -> str:
@@ -62,7 +62,9 @@ def _column(c: Column) -> str:
 
 
 def _question(question: Question) -> str:
-    lines = [f"### {question.name}", "", question.description, ""]
+    given = [f" -p {p.name}={example(p)}" for p in question.parameters if p.default == REQUIRED]
+    command = f"esper query runs/ {question.name}{''.join(given)}"
+    lines = [f"### {question.name}", "", question.description, "", "```bash", command, "```", ""]
     if question.parameters:
         lines += ["| parameter | type | default | meaning |", "|---|---|---|---|"]
         lines += [f"| {p.name} | {p.type} | {p.default} | {cell(p.meaning)} |" for p in question.parameters]

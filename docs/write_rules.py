@@ -64,6 +64,9 @@ abstains.value_off = 1
   lies below that mean).
 - **When it fires.** At a hit, from the `for`-th on; `keep = true` goes on until a value is beyond `reset`. A rule that
   `yields_to` another is silent where that one fires.
+- **What an incident is.** Its firings of one key, up to three quiet looks between them. `recovered`: the rule looked
+  again after the last and did not fire, and did not merely give way to the rule it yields to. `phase`, as `threshold`,
+  is that of the peak, not of the onset.
 - **When it could not look.** NULL, NaN, a closed `unless` and a recording gap are no "fine": the rule abstains, keeps
   its state, and `esper replay --what coverage` counts it with the reason. A rule that never once could look is told
   beside every answer; those on a table of which the run has no row and no gap (heads, where a policy has one) share a

@@ -21,6 +21,8 @@ def badges(run: RunFindings) -> list[tuple[str, str]]:
         found.append(("unknown", f"nothing fired, {blind} of {run.rules_count} rules blind"))
     else:
         found.append(("unknown" if ended else "", "nothing fired"))
+    if run.doubts:
+        found.append(("unknown", "read with care"))
     if ended and run.ended != "raised":
         found.append(("ended", ended))
     return found

@@ -60,8 +60,11 @@ def endings(runs: Runs, width: int) -> Iterator[str]:
 
 
 def not_compared(runs: Runs) -> Iterator[str]:
-    """A line for each run with live alarms of updates that were not recorded, which no replay can give back."""
-    from esper_analytics.replay import without_update
+    """A line for each run whose live alarms cannot be compared: it had no rules, or its updates were not recorded."""
+    from esper_analytics.replay import without_rules, without_update
+
+    for run_id in without_rules(runs):
+        yield f"{run_id}: left out of the comparison: it ran with no rules, so it has no alarms of its own"
 
     for run_id, told in without_update(runs).group_by("run_id", maintain_order=True).agg("update").iter_rows():
         updates = sorted(set(told))

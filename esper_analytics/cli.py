@@ -305,6 +305,7 @@ def sweep_values(
     strict: StrictOption = False,
 ) -> None:
     """One threshold at many values: a row each, with the runs and updates that fire."""
+    from esper_analytics.doubts import warnings
     from esper_analytics.replay import load_rules, rules_of_all
     from esper_analytics.replay.sweep import read_values, sweep
 
@@ -315,6 +316,8 @@ def sweep_values(
     with progress_bar("values") as told:
         frame = sweep(runs, held, rule=rule, key=key, values=wanted, progress=told)
     emit(frame, form, output)
+    for line in warnings(runs, next(one for one in held.rules if one.name == rule)):
+        tell(line)
     tell(f"rules {held.name}")
     finish(runs, strict)
 
@@ -416,6 +419,7 @@ def write_report(
 ) -> None:
     """A post-mortem: what broke first, incidents, curves, and what could not be judged."""
     from esper_analytics.replay.command import narration
+    from esper_analytics.report import plots_folder
     from esper_analytics.report_command import report_for
 
     runs = open_runs(path)
@@ -428,13 +432,19 @@ def write_report(
     result = report_for(runs, rules, values or (), against, output, shlex.join([*words, "-o", str(output)]))
     for line in narration(result):
         tell(line)
-    tell(f"report written to {output}")
+    folder = plots_folder(output)
+    beside = f", its plots to {folder}" if output.suffix.lower() == ".md" and folder.is_dir() else ""
+    tell(f"report written to {output}{beside}")
     finish(runs, strict)
 
 
 @app.command(
     "plot",
-    examples=["esper plot runs/ --run hot -o hot.png", "esper plot runs/ --kind compare -o compare.svg"],
+    examples=[
+        "esper plot runs/ --run hot -o hot.png",
+        "esper plot runs/ --run hot --kind ratio -o ratio.png",
+        "esper plot runs/ --kind compare -o compare.svg",
+    ],
 )
 def draw_plot(
     path: RunsPath,
@@ -445,7 +455,7 @@ def draw_plot(
         typer.Option(
             metavar="KIND",
             parser=one_of(Plot, "There is no plot of kind {!r}.", "kinds"),
-            help="postmortem (of one run) or compare (of several).",
+            help=f"{listed_words(Plot)} (this one of several runs, the others of one).",
         ),
     ] = Plot.postmortem,
     rules: RulesOption = None,
@@ -465,14 +475,25 @@ def draw_plot(
     finish(runs, strict)
 
 
-@app.command("verify", examples=["esper verify runs/", "esper verify runs/ --strict"])
+@app.command("verify", examples=["esper verify runs/", "esper verify runs/ --run hot --strict"])
 def verify_runs(
-    path: RunsPath, form: FormatOption = None, output: OutputOption = None, strict: StrictOption = False
+    path: RunsPath,
+    run: RunOption = None,
+    form: FormatOption = None,
+    output: OutputOption = None,
+    strict: StrictOption = False,
 ) -> None:
-    """Read every file of every run and say whether the recording is whole. Changes nothing."""
+    """Read every file of every run and say whether the recording is whole. Changes nothing.
+
+    Problems are told on stderr, and the exit code is 0 with or without them, unless --strict.
+    """
     from esper_analytics.upkeep import verify
 
-    conclude(verify(path), form, output, strict)
+    only = None
+    if run:
+        runs = open_runs(path)
+        only = runs.only(settled(runs, run)).manifests().keys()
+    conclude(verify(path, only), form, output, strict)
 
 
 @app.command("recover", examples=["esper recover runs/"])

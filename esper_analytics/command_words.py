@@ -48,7 +48,23 @@ class Command(TyperCommand):
             times = given.count(option)
             if times > 1 and option.param_type_name == "option" and not (option.multiple or option.is_flag):
                 raise UsageError(f"{option.opts[-1]} is given {times} times, and only one counts. Give it once.")
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            if not hasattr(error, "param_type"):  # which only one that is missing has
+                raise
+            raise UsageError(self._missing(ctx, error.param)) from error
+
+    def _missing(self, ctx: Any, parameter: Any) -> str:
+        """What a call lacks, and how it is written."""
+        word = (
+            parameter.metavar if parameter.param_type_name == "argument" else f"{parameter.opts[0]} {parameter.metavar}"
+        )
+        what = (parameter.help or "").rstrip(".")
+        example = next((line for line in (self.epilog or "").splitlines() if line.startswith("esper ")), None)
+        such = f" Such as: {example}" if example else ""
+        path = " ".join(["esper", *ctx.command_path.split()[1:]])  # whatever the program was started as
+        return f"{path} needs {word}{f' ({what})' if what else ''}.{such}"
 
 
 class App(typer.Typer):
@@ -77,6 +93,10 @@ class Plot(StrEnum):
     """The values of --kind; `report_command` holds what they do."""
 
     postmortem = "postmortem"
+    ratio = "ratio"
+    gradients = "gradients"
+    heads = "heads"
+    phases = "phases"
     compare = "compare"
 
 

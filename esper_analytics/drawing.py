@@ -87,7 +87,7 @@ def draw(
         for line, value in zip(lines, values, strict=True):
             draw_line(axes, updates, value, colour=line.colour, label=line.label, span=(low, high))
             _cut(axes, updates, value, cut_short(frame), line.colour)
-        _thresholds(axes, marks, (low, high))
+        _thresholds(axes, marks, (low, high), values)
         for mark in marks:
             if mark.peak_update is not None and mark.peak_value is not None and low <= mark.peak_value <= high:
                 axes.plot(
@@ -240,11 +240,12 @@ def _onsets(axes: Axes, marks: Iterable[Mark]) -> None:
             )
 
 
-def _thresholds(axes: Axes, marks: Iterable[Mark], span: tuple[float, float]) -> None:
-    """The thresholds of the rules that fired as thin lines, each with its rule and number at an end that is free."""
+def _thresholds(axes: Axes, marks: Iterable[Mark], span: tuple[float, float], curves: Sequence[Floats]) -> None:
+    """The thresholds of the rules that fired as thin lines, each with its rule and number where most room is left."""
     low, high = span
     known = {(mark.rule, mark.threshold): mark for mark in marks if mark.threshold is not None}
     taken: list[tuple[float, int]] = []
+    heights = [_heights(curve, span, log=axes.get_yscale() == "log") for curve in curves]
     for (rule, threshold), mark in known.items():
         if threshold is None or not low <= threshold <= high or (axes.get_yscale() == "log" and threshold <= 0):
             continue
@@ -253,10 +254,12 @@ def _thresholds(axes: Axes, marks: Iterable[Mark], span: tuple[float, float]) ->
         axes.axhline(threshold, color=colour, zorder=1.6, **words)
         scale = math.log if axes.get_yscale() == "log" else float
         height = (scale(threshold) - scale(low)) / (scale(high) - scale(low))
-        places = [place for place in range(3) if all(abs(height - h) > 0.1 or place != p for h, p in taken)]
-        place = places[0] if places else 0
-        taken.append((height, place))
         below = height > 0.9
+        free = [place for place in range(3) if all(abs(height - h) > 0.1 or place != p for h, p in taken)]
+        middle = height + (-0.04 if below else 0.04)  # of the words
+        rooms = {place: _room(heights, place, middle) for place in free or (0,)}
+        place = max(rooms, key=lambda p: rooms[p])
+        taken.append((height, place))
         axes.annotate(
             f"{rule} {number(threshold)}",
             ((0.995, 0.01, 0.5)[place], threshold),
@@ -269,7 +272,27 @@ def _thresholds(axes: Axes, marks: Iterable[Mark], span: tuple[float, float]) ->
             color=colour,
             zorder=3.2,
             parse_math=False,
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
         )
+
+
+def _heights(values: Floats, span: tuple[float, float], *, log: bool) -> Floats:
+    """Where values lie between the ends of the axis, 0 to 1; NaN where nothing is drawn."""
+    data = np.where(np.ma.getmaskarray(values), math.nan, np.ma.getdata(values))
+    low, high = np.log(span) if log else span
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scaled = np.log(data) if log else data
+    return np.asarray(np.clip((scaled - low) / (high - low), 0.0, 1.0), np.float64)
+
+
+def _room(heights: Sequence[Floats], place: int, middle: float) -> float:
+    """How far curves stay from a height, in the third of the axis at the right, at the left or in the middle."""
+    near = [1.0]
+    for own in heights:
+        third = max(len(own) // 3, 1)
+        part = (own[-third:], own[:third], own[third : max(len(own) - third, third + 1)])[place]
+        near += np.abs(part[np.isfinite(part)] - middle).tolist()
+    return min(near)
 
 
 def cut_short(frame: pl.DataFrame) -> NDArray[np.bool_]:

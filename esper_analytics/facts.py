@@ -89,6 +89,22 @@ class Unjudged:
 
 
 @dataclass(frozen=True, slots=True)
+class Doubt:
+    """A row of the view `run_confounders` that makes the verdict doubtful: an alarm of nothing, a blind rule.
+
+    `updates`, `first_update` and `last_update` are None where it concerns the run as a whole.
+    """
+
+    confounder: str
+    meaning: str
+    updates: int | None
+    first_update: int | None
+    last_update: int | None
+    rules: list[str]
+    """The rules, fired or silent, that say nothing there."""
+
+
+@dataclass(frozen=True, slots=True)
 class Exemplars:
     """The transitions whose probability moved furthest in one update."""
 
@@ -130,9 +146,12 @@ class RunFindings:
     unread: list[Unjudged]
     """Rules that never once could look."""
     partly: list[Unjudged]
+    doubts: list[Doubt]
     rules_count: int
     exemplars: Exemplars | None
     differences: list[Difference]
+    compared: bool
+    """Whether there was something to compare with: a run without rules of its own has no live alarms."""
     config: dict[str, str]
     versions: dict[str, str]
     host: str

@@ -14,14 +14,14 @@ from typing import Any, Literal
 import polars as pl
 
 from esper_analytics.beside import not_compared
+from esper_analytics.doubts import doubts_of, told_of
 from esper_analytics.exemplars import worst_transitions
-from esper_analytics.facts import Difference, Findings, FirstFiring, Incident, RunFindings, Unjudged
+from esper_analytics.facts import Difference, Doubt, Findings, FirstFiring, Incident, RunFindings, Unjudged
 from esper_analytics.grouping import differing, grouped
 from esper_analytics.held_against import evidence_of, in_words, rules_name, unchanged
 from esper_analytics.plots import RunFrames, short_names
 from esper_analytics.recording import ending_of, recording_state
-from esper_analytics.replay import Result, diff, live
-from esper_analytics.replay.differences import difference
+from esper_analytics.replay import Result, diff, live, since_live, without_rules
 from esper_analytics.verdict import verdict
 from esper_analytics.wording import count, duration, listed, moment, number, setting
 from esper_recorder.contract.rule import Condition, Rule, Severity, Test
@@ -42,15 +42,18 @@ def findings(result: Result, against: Against | None = None) -> Findings:
     """
     changed = None
     if against is not None:
-        changed = difference(live(result.runs), result.firings) if against == "live" else diff(against, result)
+        changed = since_live(result, live(result.runs)) if against == "live" else diff(against, result)
     listing = {row["run_id"]: row for row in result.runs.table("runs").collect().iter_rows(named=True)}
     names = Counter(row["name"] for row in listing.values())
     labels = short_names({run_id: row["name"] for run_id, row in listing.items()})
+    doubts = doubts_of(result.runs)
+    alone = set(without_rules(result.runs)) if against == "live" else set()
     found = []
     for run_id, rules in result.rules_by_run.items():
         row = listing[run_id]
         name = row["name"] if names[row["name"]] == 1 else run_id
-        found.append(_of_run(result, run_id, (name, labels[run_id]), row, rules, changed))
+        own = told_of(doubts.get(run_id, ()), rules)
+        found.append(_of_run(result, run_id, (name, labels[run_id]), row, rules, changed, own, run_id not in alone))
     order = sorted(found, key=_badness, reverse=True)
     problems = [problem.told for problem in result.runs.problems]
     problems += not_compared(result.runs) if against == "live" else ()
@@ -68,6 +71,8 @@ def _of_run(
     row: Mapping[str, Any],
     rules: RuleSet,
     changed: pl.DataFrame | None,
+    doubts: list[Doubt],
+    compared: bool,
 ) -> RunFindings:
     runs, (name, label) = result.runs[run_id], names
     manifest = result.runs.manifest(run_id)
@@ -98,7 +103,7 @@ def _of_run(
     return RunFindings(
         run_id=run_id,
         name=name,
-        verdict=verdict(frame.height, row["updates"], ending, first, found, unread, len(rules.rules)),
+        verdict=verdict(frame.height, row["updates"], ending, first, found, unread, len(rules.rules), doubts),
         severity=None if worst is None else str(worst),
         ended=ending.how,
         error=ending.error,
@@ -116,9 +121,11 @@ def _of_run(
         grouped=grouped(found, by_name),
         unread=unread,
         partly=partly,
+        doubts=doubts,
         rules_count=len(rules.rules),
         exemplars=worst_transitions(runs, found, by_name, firings),
         differences=_differences(changed, run_id),
+        compared=compared,
         config=_texts(manifest.config) if isinstance(manifest.config, Mapping) else {},
         versions=_texts(manifest.versions),
         host=manifest.host or "not told",

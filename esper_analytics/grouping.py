@@ -25,15 +25,17 @@ def grouped(incidents: Sequence[Incident], rules: Mapping[str, Rule]) -> list[In
 
 
 def differing(runs: Sequence[RunFindings]) -> list[Differing]:
-    """The settings that are not the same in all runs, those that are told of more runs first."""
+    """The settings that have two values or more, those that every run tells first; not told is no value."""
     told = [run for run in runs if run.config]
     found = []
     for key in dict.fromkeys(key for run in told for key in run.config):
         values: dict[str, list[str]] = {}
         for run in told:
-            values.setdefault(run.config.get(key, "not told"), []).append(run.name)
+            if key in run.config:
+                values.setdefault(run.config[key], []).append(run.name)
         if len(values) > 1:
-            found.append(Differing(key, list(values.items())))
+            silent = [run.name for run in told if key not in run.config]
+            found.append(Differing(key, [*values.items(), *([("not told", silent)] if silent else [])]))
     return sorted(found, key=lambda one: "not told" in dict(one.values))
 
 

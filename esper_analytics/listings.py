@@ -16,12 +16,16 @@ from pathlib import Path
 from esper_recorder.reading import JOURNAL_FOLDER, RowFiles, list_row_files
 
 _OLD_NS = 2_000_000_000
+"""Two seconds: the coarsest clock of a file system in use (FAT)."""
+
+_Stamp = tuple[int, int, int]
+"""Inode, and when it was changed last (ns), as files come and go and as anything of it: a copy may set the former."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Listing:
-    times: Mapping[str, int | None]
-    """Name of a folder in the run's ("" for itself) -> when it last changed."""
+    stamps: Mapping[str, _Stamp | None]
+    """Name of a folder in the run's ("" for itself) -> which it was and when it last changed."""
     files: RowFiles
 
 
@@ -36,23 +40,25 @@ class Listings:
         known = self._known.get(folder)
         at = os.fspath(folder)
         if known is not None and all(
-            _changed(os.path.join(at, name)) == known.times.get(name) for name in ("", JOURNAL_FOLDER, *tables)
+            _stamp(os.path.join(at, name)) == known.stamps.get(name) for name in ("", JOURNAL_FOLDER, *tables)
         ):
             return known.files
         began = time.time_ns()
         names = ["", JOURNAL_FOLDER]
         if folder.is_dir():
             names += [entry.name for entry in os.scandir(folder) if entry.is_dir()]
-        times = {name: _changed(os.path.join(at, name)) for name in names}
+        stamps = {name: _stamp(os.path.join(at, name)) for name in names}
         files = list_row_files(folder)
         self._known.pop(folder, None)
-        if not files.journals and all(changed is None or changed < began - _OLD_NS for changed in times.values()):
-            self._known[folder] = _Listing(times, files)
+        old = all(stamp is None or max(stamp[1:]) < began - _OLD_NS for stamp in stamps.values())
+        if old and not files.journals and not files.problems:  # what is wrong with a file may be mended within it
+            self._known[folder] = _Listing(stamps, files)
         return files
 
 
-def _changed(folder: str) -> int | None:
+def _stamp(folder: str) -> _Stamp | None:
     try:
-        return os.stat(folder).st_mtime_ns
+        status = os.stat(folder)
     except OSError:
         return None
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns

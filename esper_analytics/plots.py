@@ -64,7 +64,9 @@ def styled() -> Iterator[None]:
         yield
 
 
-def _in_style(function: Callable[P, R]) -> Callable[P, R]:
+def in_style(function: Callable[P, R]) -> Callable[P, R]:
+    """Draws in `styled`."""
+
     @wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         with styled():
@@ -73,7 +75,7 @@ def _in_style(function: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-@_in_style
+@in_style
 def postmortem(run: RunFrames) -> Figure:
     """One run on a page: when which rule fired, every panel something was measured for, and what the marks mean."""
     panels = run.panels
@@ -120,7 +122,7 @@ def _explain_marks(where: Any, run: RunFrames) -> None:
     where.legend(handles=handles, loc="outside lower left", ncols=len(handles), labelcolor=MUTED, borderaxespad=1.4)
 
 
-@_in_style
+@in_style
 def single(run: RunFrames, panel: Panel) -> Figure:
     """One panel without a title."""
     figure = Figure(figsize=(4.7, 2.35 if panel.beneath is None else 2.7), layout="constrained")
@@ -128,7 +130,7 @@ def single(run: RunFrames, panel: Panel) -> Figure:
     return figure
 
 
-@_in_style
+@in_style
 def timeline(run: RunFrames) -> Figure:
     """When which rule fired: a bar per incident, a row per rule and key."""
     incidents = run.incidents if run.incidents is not None else pl.DataFrame()
@@ -137,7 +139,7 @@ def timeline(run: RunFrames) -> Figure:
     return figure
 
 
-@_in_style
+@in_style
 def compare(runs: Sequence[RunFrames]) -> Figure:
     """Several runs over each other, a panel per question; at most as many as there are `RUN_COLOURS`."""
     panels = [p for p in PANELS if p.name in COMPARED and any(measured(p, run.frame) for run in runs)]
@@ -156,7 +158,7 @@ def compare(runs: Sequence[RunFrames]) -> Figure:
     return figure
 
 
-@_in_style
+@in_style
 def compare_single(runs: Sequence[RunFrames], panel: Panel) -> Figure:
     """One panel of `compare`, without a title and a legend: where it stands, `run_colours` is told once for all."""
     figure = Figure(figsize=(4.7, 2.35), layout="constrained")
@@ -169,7 +171,7 @@ def run_colours(runs: Sequence[RunFrames]) -> list[tuple[str, str]]:
     return [(colour, run.label or run.name) for run, colour in zip(runs, RUN_COLOURS, strict=False)]
 
 
-@_in_style
+@in_style
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure; the suffix, one of `SUFFIXES`, says how. The same figure gives the same bytes."""
     path = Path(path)
@@ -184,7 +186,7 @@ def save(figure: Figure, path: str | Path) -> None:
         figure.savefig(temporary, format=suffix[1:], metadata=nothing[suffix])
 
 
-@_in_style
+@in_style
 def as_svg(figure: Figure, prefix: str, alt: str) -> str:
     """The figure as an `<svg>` element to stand inside a page, its ids beginning with `prefix`.
 

@@ -5,6 +5,7 @@ Values are bound as parameters of a prepared statement, never put into the text 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -93,7 +94,7 @@ def bound(question: Question, given: Mapping[str, Value], run_id_of: Callable[[s
 
 def _value(question: Question, parameter: Parameter, given: Value, run_id_of: Callable[[str], str]) -> object:
     if given == REQUIRED and parameter.default == REQUIRED:
-        say = f"{parameter.name}={_example(parameter)}"
+        say = f"{parameter.name}={example(parameter)}"
         raise UsageError(f"The question {question.name} needs {parameter.name}: {parameter.meaning}. Say -p {say}.")
     if given is None or (given == "NULL" and parameter.default == "NULL"):
         return None
@@ -103,7 +104,7 @@ def _value(question: Question, parameter: Parameter, given: Value, run_id_of: Ca
             case "BIGINT":
                 return _within(int(text))
             case "DOUBLE":
-                return float(text)
+                return _number(text)
             case "BOOLEAN":
                 return _FLAGS[text.lower()]
             case "RUN":
@@ -124,11 +125,19 @@ def _metric(name: str) -> str:
     return name
 
 
+def _number(text: str) -> float:
+    number = float(text)
+    if math.isnan(number):  # nothing is beyond it, and that is no answer
+        raise ValueError(text)
+    return number
+
+
 def _within(number: int) -> int:
     if not -(2**63) <= number < 2**63:
         raise ValueError(number)
     return number
 
 
-def _example(parameter: Parameter) -> str:
+def example(parameter: Parameter) -> str:
+    """A value of a parameter, to show how one is written."""
     return {"BIGINT": "10", "DOUBLE": "0.5", "BOOLEAN": "true", "RUN": "ID"}.get(parameter.type, "TEXT")

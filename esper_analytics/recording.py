@@ -101,7 +101,8 @@ def recording_state(
         if lost:
             own = f" (\u201c{lost.message}\u201d)" if lost.message else ""
             parts = [count(n, what) for n, what in ((lost.updates, "update"), (lost.rows, "row")) if n]
-            parts += [f"{count(lost.writes, 'write')} failed"] if lost.writes else []
+            failed = [count(n, what) for n, what in ((lost.calls, "call"), (lost.writes, "write")) if n]
+            parts += [f"{listed(failed)} failed"] if failed else []
             sentences.append(f"The recorder says it lost: {listed(parts)}{own}.")
     return sentences
 

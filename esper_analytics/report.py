@@ -31,7 +31,7 @@ from esper_analytics.recording import cut_short
 from esper_analytics.replay import Result
 from esper_analytics.rooms import make_callable
 from esper_analytics.store import open as open_runs
-from esper_analytics.whole_file import whole_file
+from esper_analytics.whole_file import check_place, whole_file
 from esper_analytics.wording import listed, moment, number, percent
 from esper_recorder.contract.rules import profiles
 
@@ -72,9 +72,18 @@ def report(
     return path
 
 
+def plots_folder(path: Path) -> Path:
+    """Where the plots of a report in Markdown are put: beside it."""
+    return path.with_name(f"{path.stem}-plots")
+
+
 def check_path(path: Path) -> None:
     """Raises UsageError where `report` would not write to the path: told before the work, not after it."""
     _writer(path)
+    try:
+        check_place(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 def compose_command(result: Result, path: Path, against: Against | None = None) -> str:
@@ -206,7 +215,7 @@ def _html(found: Findings, path: Path, command: str, now: datetime) -> None:
 
 
 def _markdown(found: Findings, path: Path, command: str, now: datetime) -> None:
-    folder = path.with_name(f"{path.stem}-plots")
+    folder = plots_folder(path)
     pages = []
     for place, run in enumerate(found.runs, 1):
         picture = None
@@ -234,7 +243,7 @@ def _json(found: Findings, path: Path, command: str, now: datetime) -> None:
         facts = {name: getattr(run, name) for name in names}
         facts |= {
             name: [asdict(one) for one in facts[name]]
-            for name in ("first", "incidents", "unread", "partly", "differences")
+            for name in ("first", "incidents", "unread", "partly", "doubts", "differences")
         }
         facts["exemplars"] = None if run.exemplars is None else asdict(run.exemplars)
         runs.append(facts | {"counts": run.counts, "judged": run.judged, "broken": run.broken})

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Final
 
 import polars as pl
+from matplotlib.figure import Figure
 
-from esper_analytics import plots
+from esper_analytics import detail_plots, plots
 from esper_analytics.errors import UsageError, did_you_mean
 from esper_analytics.findings import Against
 from esper_analytics.replay import Result, load_rules, replay
 from esper_analytics.replay.command import LIVE, read_settings
 from esper_analytics.report import check_path, report
 from esper_analytics.store import Runs
+from esper_analytics.whole_file import check_place
 
-KINDS: Final = ("postmortem", "compare")
+KINDS: Final = ("postmortem", "ratio", "gradients", "heads", "phases", "compare")
 
 
 def report_for(
@@ -37,29 +39,51 @@ def plot_for(
 ) -> None:
     """Draw one figure and save it.
 
-    Raises UsageError: an unknown kind or suffix, too many runs, or several where one must be named.
+    Raises UsageError: an unknown kind or suffix, too many runs, several where one must be named, or one that has not
+    recorded what is to be drawn.
     """
     if kind not in KINDS:
         raise UsageError(f"There is no plot of kind {kind!r}. {did_you_mean(kind, KINDS, kind='kinds')}")
     if path.suffix.lower() not in plots.SUFFIXES:
         ending = f"ends in {path.suffix}" if path.suffix else "has no ending"
         raise UsageError(f"{path} {ending}; a plot is written to FILE{', FILE'.join(plots.SUFFIXES)}.")
+    try:
+        check_place(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
     runs = runs.only(chosen) if chosen else runs
     ids = runs.ids
     most = len(plots.RUN_COLOURS)
-    if kind == "postmortem" and len(ids) > 1:
-        raise UsageError(f"A post-mortem is of one run, and there are {len(ids)}: {_some(ids)}. Say which by --run ID.")
+    if kind != "compare" and len(ids) > 1:
+        what = "A post-mortem" if kind == "postmortem" else f"A plot of kind {kind}"
+        raise UsageError(f"{what} is of one run, and there are {len(ids)}: {_some(ids)}. Say which by --run ID.")
     if kind == "compare" and len(ids) > most:
         raise UsageError(f"{len(ids)} runs are too many for one figure; it holds {most}. Say which by --run ID.")
     values = read_settings(settings)
     if kind == "compare":
         figure = plots.compare([_frames(runs, run_id) for run_id in ids])
     else:
-        figure = plots.postmortem(_frames(runs, ids[0], replay(runs, rules, values=values)))
+        figure = _of_one(runs, ids[0], kind, _frames(runs, ids[0], replay(runs, rules, values=values)))
     try:
         plots.save(figure, path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def _of_one(runs: Runs, run_id: str, kind: str, frames: plots.RunFrames) -> Figure:
+    def rows(table: str) -> pl.DataFrame:
+        return runs[run_id].table(table).collect()
+
+    match kind:
+        case "ratio":
+            return detail_plots.ratio(frames, rows("ratio_histograms"), rows("ratio_exemplars"))
+        case "gradients":
+            return detail_plots.gradients(frames, rows("gradient_layers"))
+        case "heads":
+            return detail_plots.heads(frames, rows("heads"))
+        case "phases":
+            return detail_plots.phases(frames, rows("phase_profiles"))
+    return plots.postmortem(frames)
 
 
 def _frames(runs: Runs, run_id: str, result: Result | None = None) -> plots.RunFrames:

@@ -196,10 +196,20 @@ def files_are_gone(sources: Mapping[str, Source]) -> bool:
 
 
 def connect(sources: Mapping[str, Source]) -> duckdb.DuckDBPyConnection:
-    """A trusted connection with the views of `sources` and the macros."""
+    """A trusted connection with the views of `sources` and the macros.
+
+    Raises QueryError or DataError where a file of the views is gone or damaged.
+    """
     connection = duckdb.connect(":memory:")
-    connection.execute("SET TimeZone = 'UTC'")
-    _make_views(connection, sources)
+    try:
+        connection.execute("SET TimeZone = 'UTC'")
+        _make_views(connection, sources)
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, duckdb.Error):
+            paths = [path for source in sources.values() for path in _paths(source)]
+            raise explained(error, Asked("", paths=paths)) from error
+        raise
     return connection
 
 

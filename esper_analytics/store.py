@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from esper_analytics import sql as sql_room
-from esper_analytics.errors import DataError, QueryError, UnknownRunError, UnknownTableError, did_you_mean
+from esper_analytics.errors import DataError, QueryError, UnknownRunError, UnknownTableError, did_you_mean, near
 from esper_analytics.folders import FoundRun, Problem, find_runs
 from esper_analytics.footers import Footer, read_footer
 from esper_analytics.listings import Listings
@@ -224,18 +224,18 @@ class Runs:
                 return self._confined_to(sources, memory).answer(query, values, timeout_s=timeout_s)
             except BaseException as error:
                 self._let_go()  # after running out of memory or time, a connection is not to be trusted
-                compacted = isinstance(error, DataError | QueryError | OSError) and sql_room.files_are_gone(sources)
-                if not again or not compacted:
+                if not again or not _compacted_meanwhile(error, sources):
                     raise
         raise AssertionError("the last try returns or raises")
 
     def _confined_to(self, sources: Mapping[str, sql_room.Source], memory: str) -> sql_room.Confined:
         """The connection of the last query, where it was to the same files."""
         key = _unchanged(sources, memory)
-        if self._confined is None or key is None or self._confined[0] != key:
+        confined = self._confined  # which another thread may let go of meanwhile
+        if confined is None or key is None or confined[0] != key:
             self._let_go()
-            self._confined = (key, sql_room.Confined(sources, known=VIEWS, memory=memory))
-        return self._confined[1]
+            confined = self._confined = (key, sql_room.Confined(sources, known=VIEWS, memory=memory))
+        return confined[1]
 
     def _let_go(self) -> None:
         """Forget the connection of the last query."""
@@ -245,7 +245,14 @@ class Runs:
 
     def connect(self) -> duckdb.DuckDBPyConnection:
         """A DuckDB connection of your own with every view, as the runs are now. Trusted: it is not confined."""
-        return sql_room.connect(self._sources(VIEWS))
+        for again in range(_PATIENCE, -1, -1):
+            sources = self._sources(VIEWS)
+            try:
+                return sql_room.connect(sources)
+            except (DataError, QueryError, OSError) as error:
+                if not again or not _compacted_meanwhile(error, sources):
+                    raise
+        raise AssertionError("the last try returns or raises")
 
     # --- what was left out ------------------------------------------------------------------------------------------
 
@@ -385,6 +392,11 @@ def _uneven_ranks(run: FoundRun, files: RowFiles, footers: Mapping[Path, Footer]
         yield Problem(run.path, reason, partly=True)
 
 
+def _compacted_meanwhile(error: BaseException, sources: Mapping[str, sql_room.Source]) -> bool:
+    """Whether a compaction after the listing is what made a question fail: it has to be asked anew."""
+    return isinstance(error, DataError | QueryError | OSError) and sql_room.files_are_gone(sources)
+
+
 def _unchanged(sources: Mapping[str, sql_room.Source], memory: str) -> object | None:
     """What is the same as long as the views need not be made anew; None where they must be for each query."""
     files: builtins.list[object] = [memory]
@@ -428,6 +440,8 @@ def _named(asked: str, folders: list[FoundRun]) -> FoundRun:
     if begins:
         ids = ", ".join(run.run_id for run in begins[:8])
         raise UnknownRunError(f"{asked!r} is the beginning of {len(begins)} runs: {ids}. Write more of it.")
+    if close := near(asked, {run.manifest.name for run in folders}):
+        raise UnknownRunError(f"There is no run {asked!r}. Did you mean {' or '.join(close)}?")
     hint = did_you_mean(asked, [run.run_id for run in folders], kind="runs")
     raise UnknownRunError(f"There is no run {asked!r}. {hint}")
 

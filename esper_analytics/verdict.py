@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from esper_analytics.facts import FirstFiring, Incident, Unjudged
+from esper_analytics.doubts import sentence
+from esper_analytics.facts import Doubt, FirstFiring, Incident, Unjudged
 from esper_analytics.recording import Ending
 from esper_analytics.wording import count, listed, percent
 from esper_recorder.contract.rule import Severity
@@ -18,6 +19,7 @@ def verdict(
     incidents: Sequence[Incident],
     unread: Sequence[Unjudged],
     rules: int,
+    doubts: Sequence[Doubt] = (),
 ) -> str:
     """What became of a run with so many recorded updates, the last of them `last`, held against so many rules."""
     if not updates:
@@ -30,7 +32,7 @@ def verdict(
         error = f"The training ended with an error after update {last}: {ending.close}"
         broke = any(f.severity == Severity.CRITICAL for f in first)
         fired = [*fired, error] if broke else [error, *fired]
-    sentences = [*fired, *_silent(unread, rules)]
+    sentences = [*fired, *(sentence(doubt) for doubt in doubts), *_silent(unread, rules)]
     match ending.how:
         case "killed":
             sentences.append(f"The process was killed after update {last}.")

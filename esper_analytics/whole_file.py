@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+
+def check_place(path: Path) -> None:
+    """Raises OSError where no file can be made beside the path: told before the work, not after it."""
+    with tempfile.TemporaryFile(dir=path.resolve().parent):
+        pass
 
 
 @contextlib.contextmanager

@@ -110,6 +110,9 @@ def _store(run: ScalarRun, to: Path) -> tuple[Stored, LoadReport]:
         return writer.publish(manifest, origin, report), report
 
 
+_BEFORE_AN_UPDATE = ("rollout/", "time/")  # what Stable-Baselines3 logs of a rollout before it has learned from it
+
+
 def _report(run: ScalarRun, arranged: Arranged, library: str | None) -> LoadReport:
     report = LoadReport(source=str(run.source), damage="; ".join(run.damage) or None, notes=list(run.notes))
     for tag, number in arranged.typed.items():
@@ -126,7 +129,11 @@ def _report(run: ScalarRun, arranged: Arranged, library: str | None) -> LoadRepo
         report.reasons[raw.reason] += 1
     if library is None and arranged.kept:
         known = listed([one.name for one in LIBRARIES])
-        report.notes.append(f"its tags are of no trainer that is known ({known}), so every value is in `scalars`")
+        why = f"its tags are of no trainer that is known ({known})"
+        if all(tag.startswith(_BEFORE_AN_UPDATE) for tag in arranged.kept):
+            groups = sorted({f"{tag.partition('/')[0]}/*" for tag in arranged.kept})
+            why = f"no update was logged yet, only {listed(groups)}"
+        report.notes.append(f"{why}, so every value is in `scalars`")
     if arranged.repeated:
         report.notes.append(
             f"{count(arranged.repeated, 'value')} of an update came again at the same step: the last one is in "

@@ -8,6 +8,8 @@ from esper_analytics.replay.result import (
     load_rules,
     replay,
     rules_of_all,
+    since_live,
+    without_rules,
     without_update,
 )
 from esper_analytics.replay.sweep import sweep
@@ -21,7 +23,9 @@ __all__ = [
     "load_rules",
     "replay",
     "rules_of_all",
+    "since_live",
     "sweep",
+    "without_rules",
     "without_update",
 ]
 

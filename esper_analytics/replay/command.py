@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import polars as pl
 
 from esper_analytics.errors import UsageError, did_you_mean
-from esper_analytics.replay.differences import difference
-from esper_analytics.replay.result import Result, diff, live, load_rules, replay
+from esper_analytics.replay.result import Result, diff, live, load_rules, replay, since_live
 from esper_analytics.store import Runs
 from esper_recorder.contract.rule_tests import read_tests
 from esper_recorder.contract.rule_values import Value, read_value
@@ -17,6 +17,9 @@ from esper_recorder.contract.rules import RuleError, Severity, load_profile, pro
 from esper_recorder.contract.signals import Reason
 
 LIVE: Final = "live"
+_MOST_KEYS: Final = 6
+"""Keys named one by one in a line; of more, the rules alone."""
+
 WHATS: Final = ("incidents", "firings", "coverage", "diff")
 
 
@@ -63,7 +66,7 @@ def replay_for(
         }
         return tables[what], result
     if alarms is not None:
-        return difference(alarms, result.firings), result
+        return since_live(result, alarms), result
     return diff(replay(runs, before_rules, progress=progress), result), result
 
 
@@ -79,11 +82,21 @@ def narration(result: Result) -> Iterator[str]:
         yield f"{runs}: rules {rules.name} (sha256 {sha256[:12]}{changed})"
     blind = result.blind
     unrecorded = pl.col("reason").str.contains(Reason.NO_TABLE, literal=True)
+    alike: dict[tuple[str, str], dict[str, str]] = {}
     for run_id, reason, names, keys in _by_run(blind.filter(~unrecorded)):
-        shown = [f"{name}{{{key}}}" if key else name for name, key in zip(names, keys, strict=True)]
+        shown = list(dict.fromkeys(names)) if len(names) > _MOST_KEYS else _with_keys(names, keys)
         listed = ", ".join(shown[:6]) + (f" and {len(shown) - 6} more" if len(shown) > 6 else "")
-        yield f"{run_id}: never could look ({reason}): {listed}"
+        # How often it could not look differs from run to run, and says little beside why.
+        alike.setdefault((re.sub(r" \(\d+\)", "", reason), listed), {})[run_id] = reason
+    for (why, listed), reasons in alike.items():
+        [(run_id, reason), *others] = reasons.items()
+        runs, told = (f"{len(reasons)} runs", why) if others else (run_id, reason)
+        yield f"{runs}: never could look ({told}): {listed}"
     yield from _unrecorded(result, blind.filter(unrecorded))
+
+
+def _with_keys(names: Sequence[str], keys: Sequence[str]) -> list[str]:
+    return [f"{name}{{{key}}}" if key else name for name, key in zip(names, keys, strict=True)]
 
 
 def _by_run(blind: pl.DataFrame) -> Iterable[tuple[str, str, list[str], list[str]]]:

@@ -45,10 +45,12 @@ class Evaluation:
             its series had looked up to then, and `worse`, larger where the value is further beyond the threshold.
         coverage: the columns of `COVERAGE_COLUMNS`, a row per (run, rule, key, reason), and one with an empty reason
             where the rule never abstained; then `looked`, as above, at the end of the run, and `series`.
+        silenced: `series` and `looked` of each look at which a rule would have fired, had it not yielded to another.
     """
 
     firings: pl.DataFrame
     coverage: pl.DataFrame
+    silenced: pl.DataFrame
 
 
 def evaluate(
@@ -83,6 +85,7 @@ class Engine:
         self._states: dict[tuple[int, str], State] = {}
         self._keys: dict[str, int] = {"": 0}
         self._firings: list[pl.DataFrame] = []
+        self._silenced: list[pl.DataFrame] = []
         self._coverage = CoverageCounts(rules)
         self._silent = _places_that_yield(rules)
 
@@ -158,7 +161,12 @@ class Engine:
             self._number().alias("series"),
         )
         updates, last = (np.array(numbers, np.int64) for numbers in (self._updates, self._last))
-        return Evaluation(firings, self._coverage.frame(runs, updates, last, self._keys))
+        silenced = pl.concat([pl.DataFrame(schema=_SILENCED), *self._silenced])
+        return Evaluation(
+            firings,
+            self._coverage.frame(runs, updates, last, self._keys),
+            silenced.select(self._number().alias("series"), "looked"),
+        )
 
     def _number(self) -> pl.Expr:
         """A number for each run, rule and key."""
@@ -191,6 +199,8 @@ class Engine:
             for name in ("value", "threshold", "looked", "worse"):
                 values = getattr(one, name)
                 out[name][at] = values if kept is None else values[kept]
+            if kept is not None and not kept.all():
+                self._silence(task, one, ~kept, offset)
         if not count:
             return
         self._firings.append(
@@ -209,6 +219,17 @@ class Engine:
             )
             .select(list(_FOUND))
         )
+
+    def _silence(self, task: _Task, one: Found, gone: Flags, offset: int) -> None:
+        """Take in the looks at which a rule was silent only as it yields to another."""
+        looked = one.looked[gone]
+        columns = {
+            "run": task.block.run[task.rows_of(one.at)[gone]] + offset,
+            "rule": np.full(len(looked), task.place),
+            "key": np.full(len(looked), self._keys[task.key]),
+            "looked": looked,
+        }
+        self._silenced.append(pl.DataFrame(columns).cast(pl.Schema(_SILENCED)))
 
     def _heard(
         self, task: _Task, one: Found, tasks: Sequence[_Task], found: Sequence[Found]
@@ -237,6 +258,7 @@ _FOUND: Final = {
     "looked": pl.Int64,
     "worse": pl.Float64,
 }
+_SILENCED: Final = {"run": pl.Int32, "rule": pl.Int32, "key": pl.Int32, "looked": pl.Int64}
 _SORTED: Final = {
     "rule": np.int32,
     "key": np.int32,

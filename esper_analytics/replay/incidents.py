@@ -41,7 +41,8 @@ def incidents(found: Evaluation) -> pl.DataFrame:
     Returns:
         The columns of `INCIDENT_COLUMNS`, by run and onset. `updates` is how many fired. The peak is the value
         furthest beyond, the earliest of equals; `threshold` and `phase` are those it was judged with. `recovered`
-        says that the rule looked again after the last firing and did not fire.
+        says that the rule looked again after the last firing and did not fire; it has not recovered where it only gave
+        way to the rule that it yields to.
     """
     if found.firings.is_empty():
         return pl.DataFrame(schema=INCIDENT_COLUMNS)
@@ -72,11 +73,24 @@ def incidents(found: Evaluation) -> pl.DataFrame:
             at_peak.get_column("value").alias("peak_value"),
             at_peak.get_column("threshold"),
             at_peak.get_column("phase"),
-            pl.Series("recovered", end[own] > looked[last]),
+            pl.Series("recovered", (end[own] > looked[last]) & ~_gave_way(found, first, looked[last], merge[own])),
         )
         .select(pl.col(name).cast(type_) for name, type_ in INCIDENT_COLUMNS.items())
         .sort("run_id", "onset_update", "rule", "key")
     )
+
+
+def _gave_way(found: Evaluation, first: pl.DataFrame, looked: Ints, merge: Ints) -> np.ndarray[Any, Any]:
+    """Which incidents, the last firing of each at the look `looked`, would have gone on but for a louder rule."""
+    if found.silenced.is_empty():
+        return np.zeros(first.height, bool)
+    ended = pl.DataFrame({"place": np.arange(first.height), "series": first["series"], "last": looked, "gap": merge})
+    silenced = found.silenced.sort("looked")
+    following = ended.sort("last").join_asof(
+        silenced, left_on="last", right_on="looked", by="series", strategy="forward", check_sortedness=False
+    )
+    gave_way = (pl.col("looked") - pl.col("last") - 1 <= pl.col("gap")).fill_null(False)
+    return following.sort("place").select(gave_way).to_series().to_numpy()
 
 
 def _numbered(series: Ints, known: Ints) -> tuple[Ints, np.ndarray[Any, Any]]:

@@ -185,17 +185,27 @@ def live(runs: Runs) -> pl.DataFrame:
     Only those at updates that were recorded, for no other can be replayed; see `without_update`.
 
     Raises:
-        UsageError: a run ran with no rules and holds no alarms, so there is nothing to compare with.
+        UsageError: no run has rules of its own or alarms, so there is nothing to compare with.
     """
-    alarms = _alarms(runs)
-    raised = set(alarms.get_column("run_id").unique())
-    silent = [run for run, told in runs.manifests().items() if run not in raised and told.rules_sha256 is None]
-    if silent:
-        raise UsageError(
-            f"{silent[0]} ran with no rules, so it has no alarms of its own to compare with. "
-            "Compare with a profile, such as default."
-        )
-    return alarms.join(_recorded(runs), on=["run_id", "update"], how="semi")
+    silent = without_rules(runs)
+    if silent and len(silent) == len(runs.ids):
+        whose = f"{silent[0]} ran with no rules, so it has no alarms of its own"
+        if len(silent) > 1:
+            whose = f"None of the {len(silent)} runs ran with rules, so they have no alarms of their own"
+        raise UsageError(f"{whose} to compare with. Compare with a profile, such as default.")
+    return _alarms(runs).join(_recorded(runs), on=["run_id", "update"], how="semi")
+
+
+def since_live(result: Result, alarms: pl.DataFrame) -> pl.DataFrame:
+    """What `result` fires other than the live `alarms`, as `diff` has it, over the runs that had rules."""
+    silent = without_rules(result.runs)
+    return difference(alarms, result.firings.filter(~pl.col("run_id").is_in(silent)))
+
+
+def without_rules(runs: Runs) -> list[str]:
+    """The runs that ran with no rules and hold no alarms: that none was raised says nothing of them."""
+    raised = set(_alarms(runs).get_column("run_id").unique())
+    return [run for run, told in runs.manifests().items() if run not in raised and told.rules_sha256 is None]
 
 
 def without_update(runs: Runs) -> pl.DataFrame:

@@ -7,7 +7,8 @@ compaction, and no other folder holds the same run. A run that is being recorded
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -45,14 +46,15 @@ _RECOVER = "`esper recover` finishes it"
 _COMPACT = "`esper compact` removes what is left over"
 _RESTORE = "Restore it from a copy, or move it away"
 _MOVE = "Move it out of the run's folder"
+_KEEP_PART = "Leave it where it is: queries by update do not find these rows, but what they measured is in them"
 _UPGRADE = "Upgrade esper-analytics to read it"
 _KEEP_ONE = "Keep one of the two"
 _BATCH_ROWS = 16_384
 _TOLD_TABLES = (ALL_TABLES, "ppo_updates")
 
 
-def verify(root: Path) -> Outcome:
-    """Look through every run under RUNS.
+def verify(root: Path, only: Collection[str] | None = None) -> Outcome:
+    """Look through every run under RUNS, or through those whose run_id is one of `only`.
 
     The frame has a row a folder: run_id; how it ended; its last update; updates that are missing, summed over its
     ranks, those that `gaps` does not tell and those that it does; rows and files read; bytes after the last commits of
@@ -61,6 +63,9 @@ def verify(root: Path) -> Outcome:
     Raises UsageError and DataError, as `folders.run_folders` does.
     """
     found, problems = run_folders(root)
+    if only is not None:
+        found = [run for run in found if run.run_id in only]
+        problems = [p for p in problems if any(p.path.is_relative_to(run.path) for run in found)]
     problems += _twice(found)
     rows = []
     for run in found:
@@ -141,7 +146,7 @@ class _Seen:
             self._problem(path, footer.problem, _RESTORE)
             return
         try:
-            told, rows, updates, identities = self._read(table, path)
+            told, rows, updates, identities, nameless = self._read(table, path)
         except (OSError, pa.ArrowException) as error:
             self._problem(path, f"its footer can be read, but its rows cannot ({_first_line(error)})", _RESTORE)
             return
@@ -151,6 +156,10 @@ class _Seen:
         for found in sorted(identities - {expected}, key=str):
             whose = f"run {found[0]}, attempt {found[1]}, rank {found[2]}"
             self._problem(path, f"its name and folder tell another run, attempt or rank than its rows: {whose}", _MOVE)
+        if nameless:
+            have, are = ("does", "its") if nameless == 1 else ("do", "their")
+            reason = f"{count(nameless, 'row')} of {rows} {have} not say {are} run, attempt, rank or update"
+            self._problem(path, reason, _KEEP_PART)
         first, last = (str(min(updates)), str(max(updates))) if updates else ("", "")
         counted = {b"esper_rows": str(rows), b"esper_first_update": first, b"esper_last_update": last}
         for key, value in counted.items():
@@ -161,9 +170,10 @@ class _Seen:
             reason = "float columns carry min/max statistics, by which other engines lose rows with NaN"
             self._problem(path, reason, "Write it anew without them; this package reads it right as it is")
 
-    def _read(self, table: str, path: Path) -> tuple[Mapping[bytes, bytes], int, set[int], set[tuple[Any, ...]]]:
-        """Footer's metadata, rows, updates and (run_id, attempt, rank) of a part that is read to its end."""
-        rows = 0
+    def _read(self, table: str, path: Path) -> tuple[Mapping[bytes, bytes], int, set[int], set[tuple[Any, ...]], int]:
+        """Footer's metadata, rows, updates and (run_id, attempt, rank) of a part that is read to its end; and how many
+        of its rows lack one of these."""
+        rows = nameless = 0
         updates: set[int] = set()
         identities: set[tuple[Any, ...]] = set()
         with pq.ParquetFile(path) as file:
@@ -173,9 +183,12 @@ class _Seen:
                 updates.update(u for u in pc.unique(batch.column("update")).to_pylist() if u is not None)
                 columns = [batch.column(name) for name in ("run_id", "attempt", "rank")]
                 whose = pa.table(columns, names=["run_id", "attempt", "rank"]).group_by(["run_id", "attempt", "rank"])
-                identities.update(tuple(row.values()) for row in whose.aggregate([]).to_pylist())
+                told_by_rows = [tuple(row.values()) for row in whose.aggregate([]).to_pylist()]
+                identities.update(whole for whole in told_by_rows if None not in whole)
+                absent = [pc.is_null(column) for column in (*columns, batch.column("update"))]
+                nameless += pc.sum(functools.reduce(pc.or_, absent)).as_py() or 0
                 self._note(table, pa.Table.from_batches([batch]))
-        return told, rows, updates, identities
+        return told, rows, updates, identities, nameless
 
     def _journals(self, files: RowFiles, live: bool) -> None:
         self.files += len(files.journals)
@@ -196,7 +209,8 @@ class _Seen:
         """Keep what continuity is judged by."""
         if table == "ppo_updates":
             for rank, attempt, update in _tuples(rows, "rank", "attempt", "update"):
-                self.updates.setdefault(rank, []).append((attempt, update))
+                if None not in (rank, attempt, update):
+                    self.updates.setdefault(rank, []).append((attempt, update))
         elif table == "gaps":
             for rank, of, first, last in _tuples(rows, "rank", "table_name", "first_update", "last_update"):
                 if of in _TOLD_TABLES and first is not None and last is not None:
@@ -240,11 +254,9 @@ class _Seen:
         lost = [attempt for attempt in attempts if attempt.lost]
         for attempt in lost:
             loss = attempt.lost
-            told = f"{count(loss.updates, 'update')}, {count(loss.rows, 'row')} known and {count(loss.writes, 'write')}"
-            reason = f"attempt {attempt.attempt} (rank {attempt.rank}) could not record everything: {told} failed"
-            self._problem(
-                self.run.path, f"{reason} ({loss.message})", "`gaps` tells which, as far as it could be written"
-            )
+            who = f"attempt {attempt.attempt}, rank {attempt.rank}"
+            reason = f"not everything of it was recorded ({who}): {loss}; the last error was: {loss.message}"
+            self._problem(self.run.path, reason, "`gaps` tells which, as far as it could be written")
         if live:
             return
         killed = [a for a in self.run.manifest.last_attempts if a.how is None]

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from esper_recorder.parquet import sync_folder
 from esper_recorder.plain import Layout, PackedRow, unpack_rows
@@ -39,7 +40,9 @@ _COMMIT = struct.Struct("<qq")
 _SCHEMA, _ROWS, _COMMITTED, _PACKED = 1, 2, 3, 4
 _LONGEST = 2**32 - 1
 _LARGE = 1 << 20  # bytes of a batch from which on it is compressed
-_CHUNK = 256  # packed rows to be turned into columns at once: so many stay in a processor's cache
+_CHUNK = 1024
+"""Pieces of a table that are read before they become one batch. A column of a batch takes about a kilobyte beside its
+values, so a journal of thousands of one-row batches would take many times its own size."""
 _Key = tuple[str, tuple[str, ...] | Layout, int]  # table, columns, kind of frame
 _Schemas = dict[_Key, tuple[pa.Schema, int]]
 
@@ -80,6 +83,7 @@ class JournalWriter:
         self.broken = False
         """A write failed and could not be undone: nothing more may be appended."""
         self._schemas: _Schemas = {}
+        self._numbers = 0  # of schemas told, in this file; none is used twice
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
         self._descriptor = os.open(path, flags, 0o666)
         self.size = 0
@@ -91,7 +95,8 @@ class JournalWriter:
             path.unlink(missing_ok=True)
             raise
         self.size = len(MAGIC)
-        self.unsynced = True
+        self.unsynced = 0
+        """Updates that would not survive the loss of power."""
 
     def commit(self, update: int, batches: Iterable[tuple[str, pa.RecordBatch | PackedRow]]) -> None:
         """Append the rows of one update, all or none.
@@ -126,18 +131,19 @@ class JournalWriter:
                 self.broken = True
             raise
         self._schemas.update(fresh)
+        self._numbers += len(fresh)
         self.size += len(data)
         self.updates += 1
         self.rows += rows
         self.first_update = update if self.first_update is None else self.first_update
         self.last_update = update
-        self.unsynced = True
+        self.unsynced += 1
 
     def sync(self) -> None:
         """Make what is committed survive the loss of power. Raises OSError."""
         if self.unsynced:
             os.fsync(self._descriptor)
-            self.unsynced = False
+            self.unsynced = 0
 
     @property
     def removed(self) -> bool:
@@ -154,7 +160,7 @@ class JournalWriter:
         known = fresh.get(key) or self._schemas.get(key)
         if known is not None and (known[0] is schema or known[0].equals(schema)):
             return known[1]
-        number = len(self._schemas) + len(fresh)
+        number = self._numbers + len(fresh)
         fresh[key] = (schema, number)
         pieces += _frame(_SCHEMA, number, key[0].encode() + b"\0" + schema.serialize().to_pybytes())
         return number
@@ -177,8 +183,8 @@ def parse_journal(data: bytes, name: str = "journal") -> JournalContent:
     whole = pa.py_buffer(data)
     schemas: dict[int, tuple[str, pa.Schema]] = {}
     layouts: dict[int, Layout] = {}
-    held: dict[str, list[pa.RecordBatch | PackedRow]] = {}
-    pending: list[tuple[str, pa.RecordBatch | PackedRow]] = []
+    held: dict[str, _Held] = {}
+    pending: list[tuple[str, int, pa.RecordBatch | PackedRow]] = []
     damage: list[Damage] = []
     unsure: list[Damage] = []  # damage once a commit follows; else part of the torn tail
     updates: list[int] = []
@@ -203,8 +209,8 @@ def parse_journal(data: bytes, name: str = "journal") -> JournalContent:
             unsure.append(Damage(offset, end - offset, "the checksum does not fit"))
         elif kind == _COMMITTED:
             updates.append(_COMMIT.unpack(payload)[0])
-            for table, rows in pending:
-                held.setdefault(table, []).append(rows)
+            for table, own, rows in pending:
+                held.setdefault(table, _Held()).add(own, rows)
             damage += unsure
             pending, unsure = [], []
             committed = end
@@ -214,20 +220,20 @@ def parse_journal(data: bytes, name: str = "journal") -> JournalContent:
                     layout = layouts.get(number)
                     if layout is None:
                         layout = layouts[number] = Layout(schemas[number][1])
-                    pending.append((schemas[number][0], PackedRow(layout, payload)))
+                    pending.append((schemas[number][0], number, PackedRow(layout, payload)))
                 elif kind == _SCHEMA:
                     table_name, _, encoded = payload.to_pybytes().partition(b"\0")
                     schemas[number] = (table_name.decode(), pa.ipc.read_schema(pa.py_buffer(encoded)))
                 elif kind == _ROWS:
                     table, schema = schemas[number]
-                    pending.append((table, pa.ipc.read_record_batch(payload, schema)))
+                    pending.append((table, number, pa.ipc.read_record_batch(payload, schema)))
                 else:
                     unsure.append(Damage(offset, end - offset, f"this version knows no frame of kind {kind}"))
             except (pa.ArrowException, KeyError, ValueError, OSError) as error:
                 reason = "its schema was damaged" if isinstance(error, KeyError) else f"Arrow cannot read it: {error}"
                 unsure.append(Damage(offset, end - offset, reason))
         offset = end
-    batches = {table: _as_batches(rows) for table, rows in held.items()}
+    batches = {table: rows.batches() for table, rows in held.items()}
     return JournalContent(
         batches,
         tuple(updates),
@@ -238,16 +244,60 @@ def parse_journal(data: bytes, name: str = "journal") -> JournalContent:
     )
 
 
-def _as_batches(rows: list[pa.RecordBatch | PackedRow]) -> list[pa.RecordBatch]:
-    """Rows in their order as Arrow batches: packed ones that follow each other in one layout become one."""
-    batches: list[pa.RecordBatch] = []
-    for layout, group in itertools.groupby(rows, lambda r: r.layout if isinstance(r, PackedRow) else None):
-        if layout is None:
-            batches += group
-        else:
-            data = [row.data for row in group if isinstance(row, PackedRow)]
-            batches += (unpack_rows(layout, data[i : i + _CHUNK]) for i in range(0, len(data), _CHUNK))
-    return batches
+class _Held:
+    """The committed rows of one table in their order, few batches of many rows each."""
+
+    def __init__(self) -> None:
+        self._done: list[pa.RecordBatch] = []
+        self._loose: list[tuple[int, pa.RecordBatch | PackedRow]] = []
+
+    def add(self, number: int, rows: pa.RecordBatch | PackedRow) -> None:
+        """Take rows of the schema of this number."""
+        self._loose.append((number, rows))
+        if len(self._loose) >= _CHUNK:
+            self._join()
+
+    def batches(self) -> list[pa.RecordBatch]:
+        self._join()
+        return self._done
+
+    def _join(self) -> None:
+        loose, self._loose = self._loose, []
+        by_schema: dict[int, list[int]] = {}  # number -> places in `loose`
+        for place, (number, _) in enumerate(loose):
+            by_schema.setdefault(number, []).append(place)
+        joined = [_one_batch([loose[place][1] for place in places]) for places in by_schema.values()]
+        if len(joined) < 2:
+            self._done += joined
+            return
+        # Updates with more columns (an evaluation, an alarm) lie among those with fewer: back into their order.
+        ends = list(itertools.accumulate(_height(rows) for _, rows in loose))
+        order = [row for place in itertools.chain(*by_schema.values()) for row in _rows_of(place, ends)]
+        try:
+            tables = [pa.Table.from_batches([batch]) for batch in joined]
+            whole = pa.concat_tables(tables, promote_options="default")
+        except pa.ArrowTypeError:  # a column changed its type, which none of the contract does: as the pieces are
+            pieces = itertools.groupby(loose, lambda piece: piece[0])
+            self._done += [_one_batch([rows for _, rows in piece]) for _, piece in pieces]
+            return
+        self._done += whole.take(pc.sort_indices(pa.array(order))).combine_chunks().to_batches()
+
+
+def _height(rows: pa.RecordBatch | PackedRow) -> int:
+    return 1 if isinstance(rows, PackedRow) else int(rows.num_rows)
+
+
+def _rows_of(place: int, ends: list[int]) -> range:
+    """The rows of the piece at `place`, counted over all pieces, each of which ends at its number."""
+    return range(ends[place - 1] if place else 0, ends[place])
+
+
+def _one_batch(rows: list[pa.RecordBatch | PackedRow]) -> pa.RecordBatch:
+    """Rows of one schema as one batch."""
+    first = rows[0]
+    if isinstance(first, PackedRow):
+        return unpack_rows(first.layout, [row.data for row in rows if isinstance(row, PackedRow)])
+    return pa.concat_batches([batch for batch in rows if not isinstance(batch, PackedRow)])
 
 
 def _serialized(batch: pa.RecordBatch) -> pa.Buffer:

@@ -1,4 +1,4 @@
-"""What could not be recorded: counted, said once per reason in the log, kept until it can be stored as gaps rows."""
+"""What could not be recorded: counted, said once per cause in the log, kept until it can be stored as gaps rows."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ BAD_CALL = "bad_call"
 WATCH_FAILED = "watch_failed"
 DEVICE_FAILED = "device_failed"
 
+CALLS = frozenset({BAD_CALL, REDUCE_FAILED})
+"""Reasons whose detail says which call it was: each is a cause of its own. A disk has one cause in changing words."""
+
 ALL_TABLES = "*"
 _MOST_GAPS = 1000
+_MOST_DETAILS = 20
+_FURTHER = f"further ones, of more than {_MOST_DETAILS} kinds"
 
 _ADVICE = {
     QUEUE_FULL: "The disk (or sink) is slower than the training: record less (a lower level) or to a faster disk.",
     WRITE_FAILED: "Check that there is room, and that the run's folder is still there and may be written to.",
     REDUCE_FAILED: "Check what the call was given; if that is right, please report it with this message.",
-    BAD_CALL: "Correct the call in the training loop: what it was to record is not measured.",
+    BAD_CALL: "Correct the call in the training loop, as its line in the log says: what it was to record is missing.",
     DEVICE_FAILED: "What had arrived on the host is recorded. CUDA_LAUNCH_BLOCKING=1 helps to find the failing call.",
     WATCH_FAILED: "The rows are stored, only live alarms are missing: replay the rules over the run to get them.",
 }
@@ -56,30 +61,59 @@ class Losses:
     def __init__(self) -> None:
         self.total = Lost()
         self._gaps: list[LostRows] = []
-        self._told: set[str] = set()
+        self._told: dict[tuple[str, str | None], None] = {}  # in the order they came
+        self._details: dict[str, set[str | None]] = {}
         self._lock = threading.RLock()
 
-    def add(self, gap: LostRows, *, updates: int = 0, writes: int = 0) -> None:
-        """Count a loss, keep it as a gap to be stored, and log it if it is the first for its reason."""
+    def add(self, gap: LostRows, *, updates: int = 0, writes: int = 0, calls: int = 0) -> None:
+        """Count a loss, keep it as a gap to be stored, and log it if it is the first of its cause."""
+        self.keep(gap, updates=updates, writes=writes, calls=calls)
+        self.tell(gap)
+
+    def keep(self, gap: LostRows, *, updates: int = 0, writes: int = 0, calls: int = 0) -> None:
+        """Count a loss and keep it as a gap to be stored.
+
+        Of the causes of failed calls no more than some are told apart, lest one whose words change at every call fills
+        the log and the disk.
+        """
         with self._lock:
-            self.count(gap.rows or 0, updates, writes, gap.detail or gap.reason)
+            self.count(gap.rows or 0, updates, writes, gap.detail or gap.reason, calls=calls)
+            if gap.reason in CALLS:
+                known = self._details.setdefault(gap.reason, set())
+                if gap.detail not in known and len(known) >= _MOST_DETAILS:
+                    gap.detail = _FURTHER
+                else:
+                    known.add(gap.detail)
             self._remember(gap)
-            first = gap.reason not in self._told
-            self._told.add(gap.reason)
-        if first:
+
+    def tell(self, gap: LostRows) -> None:
+        """Log a loss that was kept, if it is the first of its cause."""
+        cause = _cause(gap)[1:]
+        with self._lock:
+            first = cause not in self._told
+            self._told[cause] = None
+        if first and gap.detail == _FURTHER:
+            log.warning("More than %d kinds of %s: further ones are not logged.", _MOST_DETAILS, _plain(gap.reason))
+        elif first:
             log.warning(
                 "Not everything can be recorded, from update %d on: %s (%s). %s Training goes on.",
                 gap.first,
-                gap.reason.replace("_", " "),
+                _plain(gap.reason),
                 gap.detail or "no further detail",
                 _ADVICE.get(gap.reason, ""),
             )
 
-    def count(self, rows: int, updates: int, writes: int, message: str | None) -> None:
+    def count(self, rows: int, updates: int, writes: int, message: str | None, *, calls: int = 0) -> None:
         """Count a loss that can no longer be stored as a gap."""
         with self._lock:
-            total = self.total
-            self.total = Lost(total.rows + rows, total.updates + updates, total.writes + writes, message)
+            was = self.total
+            self.total = Lost(was.rows + rows, was.updates + updates, was.writes + writes, message, was.calls + calls)
+
+    def advice(self) -> str:
+        """What to do about the losses there were."""
+        with self._lock:
+            reasons = dict.fromkeys(reason for reason, _ in self._told)
+        return " ".join(_ADVICE[reason] for reason in reasons if reason in _ADVICE)
 
     def waiting(self) -> bool:
         """Whether there are gaps that are not stored yet."""
@@ -100,7 +134,7 @@ class Losses:
     def _remember(self, gap: LostRows) -> None:
         # Stretches that touch become one, so that the list stays short while nothing can be stored.
         for known in reversed(self._gaps):
-            if (known.table, known.reason) != (gap.table, gap.reason):
+            if _cause(known) != _cause(gap):
                 continue
             if known.last <= gap.first <= known.last + 1 or len(self._gaps) >= _MOST_GAPS:
                 known.first, known.last = min(known.first, gap.first), max(known.last, gap.last)
@@ -109,6 +143,14 @@ class Losses:
                 return
             break
         self._gaps.append(gap)
+
+
+def _cause(gap: LostRows) -> tuple[str, str, str | None]:
+    return gap.table, gap.reason, gap.detail if gap.reason in CALLS else None
+
+
+def _plain(reason: str) -> str:
+    return reason.replace("_", " ")
 
 
 def gap_columns(gaps: Sequence[LostRows], identity: Identity) -> dict[str, list[Any]]:

@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,9 +43,21 @@ class Lost:
     """Writes to the sink that failed."""
     message: str | None = None
     """The last error's own words."""
+    calls: int = 0
+    """Calls of the recorder that failed, or were given what cannot be recorded."""
 
     def __bool__(self) -> bool:
-        return bool(self.rows or self.updates or self.writes)
+        return bool(self.rows or self.updates or self.writes or self.calls)
+
+    def __str__(self) -> str:
+        """What it was, in words: `2 failed calls, 1 known lost row`."""
+        numbers = (
+            (self.calls, "failed call"),
+            (self.updates, "lost update"),
+            (self.rows, "known lost row"),
+            (self.writes, "failed write"),
+        )
+        return ", ".join(f"{n} {what}{'' if n == 1 else 's'}" for n, what in numbers if n) or "nothing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +238,7 @@ def _attempt(data: dict[str, Any]) -> Attempt:
             updates=int(lost.get("updates") or 0),
             writes=int(lost.get("writes") or 0),
             message=lost.get("message"),
+            calls=int(lost.get("calls") or 0),
         ),
     )
 
@@ -240,30 +253,46 @@ def _as_json(manifest: Manifest) -> dict[str, Any]:
     return plain
 
 
-def plain_json(value: Any, depth: int = 0) -> Any:
-    """The value as JSON can hold it: what it cannot hold (NaN included) becomes its text."""
+def plain_json(value: Any, depth: int = 0, *, key: str = "", texts: list[str] | None = None) -> Any:
+    """The value as JSON can hold it: what it cannot hold (NaN included) becomes its text.
+
+    Args:
+        value: anything.
+        depth: how deep in the whole it lies; what lies too deep becomes its text.
+        key: where it lies, as `optimizer.betas[1]`.
+        texts: the keys of what became its text are added to it.
+    """
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int):
         return int(value)
-    if isinstance(value, float):
-        return float(value) if value - value == 0 else repr(float(value))
+    if isinstance(value, float) and value - value == 0:
+        return float(value)
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    if depth < 32:
-        if isinstance(value, Mapping):
-            return {str(key): plain_json(inner, depth + 1) for key, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain_json(inner, depth + 1) for inner in value]
-        if isinstance(value, set | frozenset):
-            return sorted((plain_json(inner, depth + 1) for inner in value), key=str)
-        if callable(getattr(value, "model_dump", None)) and not isinstance(value, type):  # pydantic's
-            return plain_json(value.model_dump(mode="json"), depth + 1)
-        if is_dataclass(value) and not isinstance(value, type):
-            return {f.name: plain_json(getattr(value, f.name), depth + 1) for f in fields(value)}
     if isinstance(value, Path):
         return str(value)
-    return repr(value)
+
+    def inner(value: Any, own: str) -> Any:
+        return plain_json(value, depth + 1, key=own, texts=texts)
+
+    def named(items: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+        return {str(name): inner(one, f"{key}.{name}" if key else str(name)) for name, one in items}
+
+    if depth < 32:
+        if isinstance(value, Mapping):
+            return named(value.items())
+        if isinstance(value, list | tuple):
+            return [inner(one, f"{key}[{i}]") for i, one in enumerate(value)]
+        if isinstance(value, set | frozenset):
+            return sorted((inner(one, f"{key}[]") for one in value), key=str)
+        if callable(getattr(value, "model_dump", None)) and not isinstance(value, type):  # pydantic's
+            return inner(value.model_dump(mode="json"), key)
+        if is_dataclass(value) and not isinstance(value, type):
+            return named((f.name, getattr(value, f.name)) for f in fields(value))
+    if texts is not None:
+        texts.append(key or "the whole of it")
+    return repr(float(value)) if isinstance(value, float) else repr(value)
 
 
 def _time(value: Any) -> datetime | None:

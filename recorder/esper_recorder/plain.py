@@ -9,6 +9,7 @@ Reading gives Arrow batches, many rows at once.
 from __future__ import annotations
 
 import array
+import contextlib
 import functools
 import itertools
 import json
@@ -29,6 +30,8 @@ _TIME = pa.timestamp("us", tz="UTC")
 _FIXED = {pa.float64(): "d", pa.int64(): "q", pa.bool_(): "q", _TIME: "q"}
 _PLAIN = {str, int, float}
 _BYTES = 8
+_MISFIT = (ValueError, TypeError, AttributeError, OverflowError, struct.error)
+_MOST_KNOWN = 256
 
 
 class Layout:
@@ -61,8 +64,24 @@ class _Given(NamedTuple):
 
     layout: Layout
     order: Callable[[Sequence[Any]], tuple[Any, ...]]
+    """Values as given -> those that are measured, as the layout has them."""
+    absent: tuple[int, ...]
+    """Places, as given, of those that are NULL."""
     times: tuple[int, ...]
+    """Places in the layout."""
     flags: tuple[int, ...]
+    """Places in the layout."""
+
+    def pack(self, values: Sequence[Any]) -> PackedRow | None:
+        """The row of these values; None where a flag is none. Raises one of `_MISFIT` where another value is off."""
+        layout = self.layout
+        row = list(self.order(values))
+        for place in self.flags:
+            if row[place] is not True and row[place] is not False:
+                return None
+        for place in self.times:
+            row[place] = (row[place] - _EPOCH) // _MICROSECOND
+        return PackedRow(layout, layout.pack(*row[: layout.fixed]) + layout.pack_rest(row[layout.fixed :]))
 
 
 class PackedRow(NamedTuple):
@@ -72,22 +91,28 @@ class PackedRow(NamedTuple):
     data: bytes
 
 
+_before: dict[tuple[str, tuple[str, ...]], _Given] = {}
+"""(table, columns) -> how its last row was packed: mostly the next one has the same NULLs, and to look costs more."""
+
+
 def pack_row(table: str, columns: Mapping[str, Sequence[Any]]) -> PackedRow | None:
     """The one row of some columns; None where they are not one row of plain values that fit, which Arrow may tell."""
     try:
         values = [value for (value,) in columns.values()]
-        given = _given(table, tuple(columns), bytes([value is not None for value in values]))
+        names = tuple(columns)
+        given = _before.get((table, names))
+        if given is not None and all([values[place] is None for place in given.absent]):
+            with contextlib.suppress(*_MISFIT):  # what is NULL now and was not does not fit
+                if (row := given.pack(values)) is not None:
+                    return row
+        given = _given(table, names, bytes([value is not None for value in values]))
         if given is None:
             return None
-        for place in given.flags:
-            if values[place] is not True and values[place] is not False:
-                return None
-        for place in given.times:
-            values[place] = (values[place] - _EPOCH) // _MICROSECOND
-        layout = given.layout
-        row = given.order(values)
-        return PackedRow(layout, layout.pack(*row[: layout.fixed]) + layout.pack_rest([*row[layout.fixed :]]))
-    except (ValueError, TypeError, AttributeError, OverflowError, struct.error):
+        if len(_before) >= _MOST_KNOWN:
+            _before.clear()
+        _before[table, names] = given
+        return given.pack(values)
+    except _MISFIT:
         return None
 
 
@@ -117,7 +142,7 @@ def unpack_rows(layout: Layout, rows: Sequence[bytes]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=layout.schema)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=_MOST_KNOWN)
 def _given(table: str, names: tuple[str, ...], measured: bytes) -> _Given | None:
     """How values of these columns are packed, NULL where `measured` is 0; None where that is not worth it or wrong."""
     if table not in TABLES or not set(names) <= set(column_names(table)):
@@ -130,12 +155,13 @@ def _given(table: str, names: tuple[str, ...], measured: bytes) -> _Given | None
     return _Given(
         _layout(table, tuple(sequence)),
         operator.itemgetter(*(names.index(name) for name in sequence)),
-        tuple(names.index(name) for name in sequence if types[name] == _TIME),
-        tuple(names.index(name) for name in sequence if types[name] == pa.bool_()),
+        tuple(place for place, there in enumerate(measured) if not there),
+        tuple(place for place, name in enumerate(sequence) if types[name] == _TIME),
+        tuple(place for place, name in enumerate(sequence) if types[name] == pa.bool_()),
     )
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=_MOST_KNOWN)
 def _layout(table: str, names: tuple[str, ...]) -> Layout:
     """One layout for one sequence of columns, so that a journal tells it once."""
     return Layout(pa.schema([arrow_schema(table).field(name) for name in names]))

@@ -15,31 +15,40 @@ import functools
 import inspect
 import itertools
 import logging
+import math
 import os
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from esper_recorder.contract.metrics import DEFINITIONS
 from esper_recorder.contract.rules import RuleSet, load_rules
-from esper_recorder.contract.tables import column_names
+from esper_recorder.contract.tables import IDENTITY, columns
 from esper_recorder.escalation import UPDATES, Escalation, escalation
+from esper_recorder.given import noted, only_tensors, tensor
 from esper_recorder.known import KnownRing
 from esper_recorder.layers import LayerLog
 from esper_recorder.levels import COLLECTED, Level
-from esper_recorder.losses import BAD_CALL, DEVICE_FAILED, REDUCE_FAILED
-from esper_recorder.manifest import loaded_versions
+from esper_recorder.losses import ALL_TABLES, BAD_CALL, DEVICE_FAILED, REDUCE_FAILED
+from esper_recorder.manifest import loaded_versions, plain_json
 from esper_recorder.ranks import JOIN_SECONDS, Meeting, own_rank
 from esper_recorder.reading import last_update
-from esper_recorder.reductions.arguments import BadCall, FieldKey, check_log_ratio, flat_actions, head_fields
+from esper_recorder.reductions.arguments import (
+    BadCall,
+    FieldKey,
+    argument,
+    check_log_ratio,
+    flat_actions,
+    head_fields,
+)
 from esper_recorder.reductions.minibatches import with_actions
 from esper_recorder.reductions.recurrent import state_statistics
 from esper_recorder.reductions.transitions import rollout_statistics
@@ -51,20 +60,22 @@ from esper_recorder.staging import Staging
 from esper_recorder.told import ToldRows, with_told
 from esper_recorder.transfer import Transfer
 from esper_recorder.watch import Watcher
-from esper_recorder.writer import Writer
+from esper_recorder.writer import CLOSE_SECONDS, Writer
 
 log = logging.getLogger("esper_recorder")
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
+_SETTINGS = {c.name: c.type for c in columns("ppo_updates") if c.name not in IDENTITY}
 _LOST_BY: dict[str, tuple[str, int | None]] = {
     "minibatch": ("minibatches", 1),
+    "known_minibatch": ("minibatches", 1),
     "push": ("minibatches", 1),
     "episode": ("episodes", 1),
     "episodes": ("episodes", None),
     "recurrent": ("recurrent_state", None),
     "layers": ("gradient_layers", None),
-    "end_update": ("*", None),
 }
 """What is lost where a call fails: of which table, and how many rows if that is known. Else columns of an update."""
 
@@ -81,27 +92,42 @@ def _guarded(
         try:
             method(self, *args, **kwargs)
         except TypeError as error:
-            wrong = _wrong_call(method, error, args, kwargs)
-            self._failed(method.__name__, wrong or error)
+            within = error.__traceback__ is None or error.__traceback__.tb_next is not None
+            self._failed(method.__name__, error if within else _wrong_words(method, error, kwargs))
         except Exception as error:
             self._failed(method.__name__, error)
 
     return call
 
 
-def _wrong_call(
-    method: Callable[..., None], error: TypeError, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> BadCall | None:
-    """What is wrong with the words of a call; None where the error came from within."""
-    if error.__traceback__ is None or error.__traceback__.tb_next is not None:
-        return None
+def _heard(method: Callable[Concatenate[Recorder, P], R]) -> Callable[Concatenate[Recorder, P], R]:
+    """For a call that does its work whatever it is told: an argument it does not have is told and left out."""
+    signature = inspect.signature(method)
+
+    @functools.wraps(method)
+    def call(self: Recorder, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            signature.bind(self, *args, **kwargs)
+        except TypeError as error:
+            self._failed(method.__name__, _wrong_words(method, error, kwargs))
+            again: Callable[..., R] = method
+            return again(self, **{name: value for name, value in kwargs.items() if name in signature.parameters})
+        return method(self, *args, **kwargs)
+
+    return call
+
+
+def _wrong_words(method: Callable[..., Any], error: TypeError, kwargs: Mapping[str, Any]) -> BadCall:
+    """What is wrong with the words of a call."""
     known = [name for name in inspect.signature(method).parameters if name != "self"]
+    takes = f"it takes {', '.join(known)}" if known else "it takes no arguments"
     unknown = [name for name in kwargs if name not in known]
     if not unknown:
-        return BadCall(f"{error}; it takes {', '.join(known)}")
+        return BadCall(f"{error}; {takes}")
     near = difflib.get_close_matches(unknown[0], known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
-    return BadCall(f"{method.__name__}() has no argument {unknown[0]!r}; {hint}")
+    return BadCall(
+        f"{method.__name__}() has no argument {unknown[0]!r}; {f'did you mean {near[0]}?' if near else takes}"
+    )
 
 
 class Recorder:
@@ -111,7 +137,7 @@ class Recorder:
         root: folder the run's folder is made in; made if it is not there.
         name: first part of the run's id.
         config: anything JSON can hold, a dataclass or a pydantic model, kept in run.json; what JSON cannot hold is kept
-            as its `repr`.
+            as its `repr`, and the log names the keys.
         total_updates, total_steps: length of the training; progress and phases are measured against it.
         model: its `named_parameters()` are what layer statistics are of.
         optimizer: its steps mark minibatches as stepped on, and its first group tells the learning rate.
@@ -182,6 +208,9 @@ class Recorder:
         # Not held: after a failed training its model must be free to go, whatever becomes of the recorder.
         self._model = None if model is None else weakref.ref(model)
         self._optimizer = None if optimizer is None else weakref.ref(optimizer)
+        self.unclosed: str | None = None
+        """For adapters that always close: what it means where the process ends, without an exception, and they have
+        not."""
         self._settings: dict[str, Any] = {}
         self._ring = MinibatchRing(pessimistic_value_clip=definition != "sb3")
         self._known = KnownRing(pessimistic_value_clip=definition != "sb3")
@@ -254,12 +283,12 @@ class Recorder:
     def settings(self, /, **columns: Any) -> None:
         """What holds for all updates until changed: columns of `ppo_updates` such as `target_kl`, `max_grad_norm`,
         `entropy_coef`, `value_coef`, `epochs_planned`."""
-        known = column_names("ppo_updates")
-        for name in columns:
-            if name not in known:
-                near = ", ".join(difflib.get_close_matches(name, known, n=3))
-                raise ValueError(f"ppo_updates has no column {name}" + (f" (near: {near})" if near else ""))
-        self._settings |= columns
+        for name, value in columns.items():
+            with self.guarded("settings"):
+                if name not in _SETTINGS:
+                    near = ", ".join(difflib.get_close_matches(name, _SETTINGS, n=3))
+                    raise BadCall(f"ppo_updates has no setting {name}" + (f" (near: {near})" if near else ""))
+                self._settings[name] = noted(name, value, _SETTINGS[name])
 
     @_guarded
     def rollout(
@@ -286,18 +315,29 @@ class Recorder:
             index_order: how a position in the rollout, as `minibatch(index=...)` gives it, counts: `time_major`,
                 step * envs + env (CleanRL), or `env_major`, env * steps + step (Stable-Baselines3).
         """
-        given = {"value": values, "return": returns, "advantage": advantages, "reward": rewards}
-        tensors = {name: torch.as_tensor(x).detach() for name, x in given.items() if x is not None}
-        if tensors:
-            valid = None if mask is None else torch.as_tensor(mask).detach().reshape(-1)
-            packed = rollout_statistics({name: x.reshape(-1) for name, x in tensors.items()}, valid)
-            self._rollout_names, self._reduced["rollout"] = packed.names, packed.values
-            shape = next(iter(tensors.values())).shape
-            if len(shape) >= 2:
-                self._places = {"steps": shape[0], "envs": shape[1], "order": index_order, "actions": None}
-                if actions is not None:
-                    copied = torch.as_tensor(actions).detach().clone()
-                    self._places["actions"] = copied.reshape(shape[0], shape[1], -1)
+        arguments = {"values": values, "returns": returns, "advantages": advantages, "rewards": rewards}
+        tensors = {name: tensor(name, x) for name, x in arguments.items() if x is not None}
+        copied = None if actions is None else tensor("actions", actions).clone()
+        valid = None if mask is None else tensor("mask", mask)
+        shapes = {name: list(x.shape) for name, x in (tensors if valid is None else tensors | {"mask": valid}).items()}
+        if not tensors:
+            raise BadCall("rollout() needs one of values, returns, advantages and rewards")
+        if len({math.prod(shape) for shape in shapes.values()}) > 1:
+            raise BadCall(f"the tensors of a rollout have different shapes: {_listed(shapes)}")
+        packed = rollout_statistics(
+            {name.removesuffix("s"): x.reshape(-1) for name, x in tensors.items()},
+            None if valid is None else valid.reshape(-1),
+        )
+        self._rollout_names, self._reduced["rollout"] = packed.names, packed.values
+        if index_order not in ("time_major", "env_major"):
+            raise BadCall(f"index_order is {index_order!r}; give time_major or env_major")
+        shape = next(iter(tensors.values())).shape
+        if len(shape) >= 2:
+            self._places = {"steps": shape[0], "envs": shape[1], "order": index_order, "actions": None}
+            if copied is not None:
+                if not shape[0] * shape[1] or copied.numel() % (shape[0] * shape[1]):
+                    raise BadCall(f"actions has the shape {list(copied.shape)}; give [{shape[0]}, {shape[1]}, ...]")
+                self._places["actions"] = copied.reshape(shape[0], shape[1], -1)
 
     @_guarded
     def minibatch(
@@ -347,22 +387,25 @@ class Recorder:
         """
         self._newest = None
         self._minibatches += 1
-        fields: dict[FieldKey, Tensor] = {
-            name: x if x.dim() == 1 else x.detach().reshape(-1)
-            for name, x in (
-                ("log_ratio", log_ratio),
-                ("new_log_prob", new_log_probs),
-                ("old_log_prob", old_log_probs),
-                ("advantage", advantages),
-                ("raw_advantage", raw_advantages),
-                ("entropy", entropy),
-                ("value", values),
-                ("value_target", returns),
-                ("old_value", old_values),
-                ("mask", mask),
-            )
-            if x is not None
-        }
+        given = (
+            ("log_ratio", log_ratio),
+            ("new_log_prob", new_log_probs),
+            ("old_log_prob", old_log_probs),
+            ("advantage", advantages),
+            ("raw_advantage", raw_advantages),
+            ("entropy", entropy),
+            ("value", values),
+            ("value_target", returns),
+            ("old_value", old_values),
+            ("mask", mask),
+        )
+        try:
+            fields: dict[FieldKey, Tensor] = {
+                name: x if x.dim() == 1 else x.detach().reshape(-1) for name, x in given if x is not None
+            }
+        except AttributeError:
+            only_tensors({argument(name): x for name, x in given})
+            raise
         if isinstance(entropy_max, Tensor):
             fields["entropy_max"] = entropy_max.reshape(-1)
             entropy_max = None
@@ -374,17 +417,20 @@ class Recorder:
             self._first_minibatch = time.monotonic()
         notes = MinibatchNotes(
             minibatch=self._minibatches,
-            epoch=epoch,
-            clip_range=clip_range,
-            value_clip_range=value_clip_range,
+            epoch=self._note("epoch", epoch, "int64"),
+            clip_range=self._note("clip_range", clip_range, "float64"),
+            value_clip_range=self._note("value_clip_range", value_clip_range, "float64"),
             learning_rate=self._learning_rate(),
-            entropy_max=entropy_max,
-            normalize=normalize_advantages,
-            stepped=False if stepped is None and self._step_hook is not None else stepped,
+            entropy_max=self._note("entropy_max", entropy_max, "float64"),
+            normalize=bool(self._note("normalize_advantages", normalize_advantages, "bool")),
+            stepped=self._note("stepped", stepped, "bool"),
         )
+        if stepped is None and self._step_hook is not None:
+            notes.stepped = False
         if index is not None:
-            index = torch.as_tensor(index)
+            index = tensor("index", index)
             index = index if index.dim() == 1 else index.reshape(-1)
+        only_tensors({"actions": actions})
         actions = None if actions is None else flat_actions(actions, n)
         if self._pushed or self._known:
             self._reduce_ring()
@@ -454,9 +500,9 @@ class Recorder:
             self._first_minibatch = time.monotonic()
         notes = MinibatchNotes(
             minibatch=self._minibatches,
-            epoch=epoch,
+            epoch=self._note("epoch", epoch, "int64"),
             learning_rate=self._learning_rate(),
-            stepped=True if stepped is None else stepped,
+            stepped=True if stepped is None else self._note("stepped", stepped, "bool"),
         )
         if self._ring or self._known or not self._pushed.fits(packed):
             self._reduce_ring()
@@ -466,6 +512,12 @@ class Recorder:
     @_guarded
     def gradients(self, *, total_norm: Tensor | float) -> None:
         """Record the total gradient norm before clipping of the newest minibatch: what `clip_grad_norm_` returned."""
+        if not isinstance(total_norm, Tensor):
+            total_norm = _number("total_norm", total_norm)
+        elif total_norm.numel() != 1:
+            raise BadCall(
+                f"total_norm is a tensor {list(total_norm.shape)}; give the one number clip_grad_norm_ returned"
+            )
         newest = self._newest
         if newest is None:
             return
@@ -480,6 +532,7 @@ class Recorder:
 
         `end_update` does so itself where it was not called during the update.
         """
+        after_clipping = self._note("after_clipping", after_clipping, "bool", of="gradient_layers")
         model = None if self._model is None else self._model()
         if model is not None:
             self._layers.keeps_always = False  # the loop tells of the steps it wants to know
@@ -496,10 +549,10 @@ class Recorder:
     ) -> None:
         """Record a finished episode: its undiscounted return and its length in steps."""
         row = {
-            "env": env,
-            "step": step,
-            "episode_return": float(return_),
-            "episode_length": length,
+            "env": self._note("env", env, "int64", of="episodes"),
+            "step": self._note("step", step, "int64", of="episodes"),
+            "episode_return": _number("return_", return_),
+            "episode_length": self._note("length", length, "int64", of="episodes"),
         }
         for name, value in row.items():
             self._episodes.setdefault(name, []).append(value)
@@ -516,14 +569,17 @@ class Recorder:
             finished: [steps, envs], whether it finished with that step.
             step: environment steps taken before the rollout.
         """
+        for name, part in (("returns", returns), ("finished", finished)):
+            if part is None:
+                raise BadCall(f"{name} is None; give a tensor [steps, envs]")
+        only_tensors({"returns": returns, "finished": finished, "lengths": lengths})
         parts = [returns, finished] if lengths is None else [returns, finished, lengths]
         if finished.dim() != 2 or any(part.shape != finished.shape for part in parts):
             shapes = ", ".join(str(list(part.shape)) for part in parts)
             raise BadCall(f"episodes() takes tensors of one shape [steps, envs], and was given {shapes}")
-        self._rollout_episodes.append(step)
-        self._reduced[f"episodes.{len(self._rollout_episodes) - 1}"] = torch.stack(
-            [part.detach().to(torch.float64) for part in parts]
-        )
+        told = torch.stack([part.detach().to(torch.float64) for part in parts])
+        self._rollout_episodes.append(self._note("step", step, "int64", of="episodes"))
+        self._reduced[f"episodes.{len(self._rollout_episodes) - 1}"] = told
 
     @_guarded
     def recurrent(self, h: Tensor, c: Tensor | None = None, *, layer: str = "lstm") -> None:
@@ -534,11 +590,14 @@ class Recorder:
             c: cell state of an LSTM, likewise.
             layer: its name; begin it with `rollout_` where the state was met while collecting.
         """
-        for kind, state in (("h", h), ("c", c)):
-            if state is not None:
-                packed = state_statistics(torch.as_tensor(state))
-                self._recurrent[layer, kind] = packed.names
-                self._reduced[f"recurrent.{layer}.{kind}"] = packed.values
+        if h is None:
+            raise BadCall("h is None; give the hidden state as a tensor")
+        if not isinstance(layer, str):
+            raise BadCall(f"layer is {layer!r}; give the layer's name")
+        for kind, state in [(kind, tensor(kind, state)) for kind, state in (("h", h), ("c", c)) if state is not None]:
+            packed = state_statistics(state)
+            self._recurrent[layer, kind] = packed.names
+            self._reduced[f"recurrent.{layer}.{kind}"] = packed.values
 
     @_guarded
     def row(self, table: str, /, **columns: Any) -> None:
@@ -547,10 +606,12 @@ class Recorder:
         It belongs to the update being collected and is stored with it. What a column is, and which tables there are,
         `esper tables` tells; a column that is not given is NULL.
         """
+        if not isinstance(table, str):
+            raise BadCall(f"table is {table!r}; give the name of a table")
         with self.guarded("row", table):
             self._told.add(table, columns, self._identity(self._update))
 
-    @_guarded
+    @_heard
     def end_update(
         self,
         *,
@@ -569,16 +630,34 @@ class Recorder:
         """
         self._finish_update(step, stopped_early, epochs, policy_std)
 
-    def flush(self, timeout: float = 30.0) -> bool:
-        """Wait until everything handed over so far is written; False if that took longer than `timeout` seconds."""
-        return True if self._writer is None else self._writer.flush(timeout)
+    @_heard
+    def flush(self, timeout: float | None = CLOSE_SECONDS) -> bool:
+        """Wait until everything handed over so far is written; False if that took longer than `timeout` seconds (None:
+        as long as it takes)."""
+        if self._writer is None:
+            return True
+        if timeout is not None:
+            timeout = self._note("timeout", timeout, "float64")
+            timeout = CLOSE_SECONDS if timeout is None else timeout
+        return self._writer.flush(timeout)
 
+    @_heard
     def close(self, how: str = "finished", error: BaseException | str | None = None) -> None:
         """Write what is left and mark the run as ended: `finished`, or `raised` with the error. A second call does
         nothing. An update not closed by `end_update` is written too if it holds a minibatch, and so are the episodes
-        that finished, and the rows that were told, since the last one."""
+        that finished, and the rows that were told, since the last one.
+
+        A script that ends without it is closed as the interpreter exits: `raised` with the exception that ended it.
+        Where there was none the run ended with its script: it is `finished`, unless an update was open (a minibatch
+        was recorded and no `end_update` followed), which means that the training was left in its middle: that is
+        `raised`, in words that say so, except after the last of `total_updates`. `sys.exit` is an end without an
+        exception. A process that is killed closes nothing.
+        """
         if not self._recording or self._writer is None or self._folder is None:
             return
+        if how not in ("finished", "raised"):
+            self._failed("close", BadCall(f"how is {how!r}; give finished or raised"))
+            how, error = "raised", error or f"close() was told how={how!r}"
         if self._minibatches:
             self._finish_update(interrupted=True)
         elif self._episodes or self._rollout_episodes:
@@ -618,7 +697,19 @@ class Recorder:
         try:
             yield
         except Exception as error:
-            self._failed(what, error, table)
+            self._failed(what, error, None if table is None else (table, 1))
+
+    def _end_with_the_process(self, error: BaseException | None) -> None:
+        """Close at the exit of the interpreter, `error` being the exception that ended it. See `close`."""
+        trained = self._total_updates is not None and self._update > self._total_updates
+        if error is not None:
+            self.close("raised", error)
+        elif self.unclosed is not None:
+            self.close("raised", self.unclosed)
+        elif self._minibatches and not trained:
+            self.close("raised", f"the process ended within update {self._update}, and close() was not called")
+        else:
+            self.close()
 
     # --- an update's state ------------------------------------------------------------------------------------------
 
@@ -633,6 +724,11 @@ class Recorder:
     ) -> None:
         if not self._recording:
             return
+        step = self._note("step", step, "int64", of="ppo_updates")
+        stopped_early = self._note("stopped_early", stopped_early, "bool", of="ppo_updates")
+        epochs = self._note("epochs", epochs, "int64", of="ppo_updates")
+        if not isinstance(policy_std, Tensor):
+            policy_std = self._note("policy_std", policy_std, "float64", of="ppo_updates")
         try:
             self._hand_over(step, stopped_early, epochs, policy_std, interrupted)
         except Exception as error:
@@ -669,7 +765,7 @@ class Recorder:
         """Hand over what of the update has arrived on the host, after what is on the device could not be read."""
         arrived = list(self._staging.arrived())
         if not arrived:
-            self._failed("end_update", error)
+            self._failed("end_update", error, (ALL_TABLES, None))
             return
         self._model = self._places = None
         self._pieces, self._layers, self._reduced, self._recurrent = [], LayerLog(), {}, {}
@@ -677,7 +773,7 @@ class Recorder:
         self._rollout_names, self._rollout_episodes = (), []
         self._ring = self._ring.another()
         self._known.clear()
-        with self.guarded("end_update"):
+        try:
             for fields, notes in arrived:
                 n = len(next(iter(fields.values())))
                 if not self._ring.fits(fields, n, notes):
@@ -689,6 +785,8 @@ class Recorder:
                 detail = f"{type(error).__name__}: {error}"
                 self._writer.lose(self._update, DEVICE_FAILED, table=table, rows=rows, detail=detail)
             self._hand_over(step, stopped_early, epochs, None, interrupted)
+        except Exception as further:
+            self._failed("end_update", further, (ALL_TABLES, None))
 
     def _hand_over(
         self,
@@ -840,12 +938,21 @@ class Recorder:
             "elapsed_s": time.monotonic() - self._started,
         }
 
-    def _failed(self, what: str, error: Exception, of: str | None = None) -> None:
-        if self._writer is not None:
-            table, rows = _LOST_BY.get(what, ("ppo_updates", None)) if of is None else (of, 1)
+    def _note(self, name: str, value: Any, kind: str, *, of: str = "minibatches") -> Any:
+        """A value of the host for a column of the table `of`: NULL, and told, where it is not of the column's type."""
+        try:
+            return noted(name, value, kind)
+        except BadCall as error:
+            self._failed(name, error, (of, 0))
+            return None
+
+    def _failed(self, what: str, error: Exception, lost: tuple[str, int | None] | None = None) -> None:
+        """Count and tell a failure of the call (or work) `what`; `lost` is the table and how many of its rows."""
+        if self._writer is not None and self._recording:
+            table, rows = lost or _LOST_BY.get(what, ("ppo_updates", None))
             detail = str(error) if isinstance(error, BadCall) else f"{what}: {type(error).__name__}: {error}"
             reason = BAD_CALL if isinstance(error, BadCall) else REDUCE_FAILED
-            self._writer.lose(self._update, reason, table=table, rows=rows, detail=detail)
+            self._writer.lose(self._update, reason, table=table, rows=rows, detail=detail[:_DETAIL_LENGTH])
         log.debug("recorder call %s failed", what, exc_info=error)
 
     def _open(
@@ -871,6 +978,10 @@ class Recorder:
                 "torch.distributed is initialised, or give all of them the same run_id.",
                 rank,
             )
+        as_text: list[str] = []
+        config = plain_json(config, texts=as_text)
+        if as_text:
+            log.warning("run.json keeps as text what JSON cannot hold of config: %s.", _some(as_text))
         about: dict[str, Any] = {
             "trainer": {"name": trainer} if isinstance(trainer, str) else trainer,
             "definition": self._definition,
@@ -903,6 +1014,22 @@ def _rows(given: UpdateInput, minibatches: int, escalation: Escalation, level: L
     return build(given)
 
 
+def _number(name: str, value: Any) -> float:
+    """A number a call cannot do without. Raises BadCall."""
+    if value is None:
+        raise BadCall(f"{name} is None; give a number")
+    return float(noted(name, value, "float64"))
+
+
+def _listed(shapes: Mapping[str, list[int]]) -> str:
+    return ", ".join(f"{name} is {shape}" for name, shape in shapes.items())
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def _length(name: str, length: Any) -> int | None:
     """The length of a training as it was told, checked."""
     if length is None:
@@ -913,8 +1040,8 @@ def _length(name: str, length: Any) -> int | None:
     return int(length)
 
 
-_NEVER_BACK = "the training never came back to the recorder (it raised, or was left), and then the process ended"
 _ERROR_LENGTH = 4000
+_DETAIL_LENGTH = 500
 
 
 def _words(error: BaseException | str | None) -> str | None:
@@ -945,5 +1072,4 @@ def _silent() -> Recorder:
 def _close_at_exit(reference: weakref.ref[Recorder]) -> None:
     recorder = reference()
     if recorder is not None:
-        error = getattr(sys, "last_value", None)  # the exception that ended the process
-        recorder.close("raised", error or _NEVER_BACK)
+        recorder._end_with_the_process(getattr(sys, "last_exc", None) or getattr(sys, "last_value", None))

@@ -31,7 +31,8 @@ log = logging.getLogger("esper_recorder")
 def roll(folder: Path, journal: Path) -> JournalContent:
     """Turn one closed journal of a run's folder into parts, one per table, and delete it.
 
-    A damaged journal is kept beside them under another name. Returns what the journal held.
+    A damaged journal is kept beside them under another name. Returns what is to be told of the journal, without the
+    rows, which are in the parts.
 
     Raises:
         OSError: the parts could not be written; the journal is still there.
@@ -41,7 +42,8 @@ def roll(folder: Path, journal: Path) -> JournalContent:
     if name is None:
         raise ValueError(f"{journal} is not named like a journal")
     content = read_journal(journal)
-    for table, batches in content.batches.items():
+    while content.batches:  # each is let go of when its part is there
+        table, batches = content.batches.popitem()
         part = folder / table / name.part
         if part.exists():
             continue
@@ -55,7 +57,8 @@ def roll(folder: Path, journal: Path) -> JournalContent:
         log.warning("%s was damaged in %d place(s); what could be read became parts", kept, len(content.damage))
     else:
         journal.unlink()
-    sync_folder(journal.parent)
+    with contextlib.suppress(FileNotFoundError):  # another rank that ended meanwhile has removed the empty folder
+        sync_folder(journal.parent)
     return content
 
 

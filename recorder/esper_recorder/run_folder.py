@@ -329,6 +329,7 @@ def _recorded_elsewhere(path: Path, manifest: Manifest) -> bool:
 def _wait_for_attempt(path: Path, rank: int, patience: float) -> Attempt:
     """The open attempt of rank 0 that this rank has no part in yet."""
     until = time.monotonic() + patience
+    told = f"rank 0 did not open the run {path} within {patience:.0f} s"
     while True:
         try:
             manifest = read_manifest(path)
@@ -337,10 +338,15 @@ def _wait_for_attempt(path: Path, rank: int, patience: float) -> Attempt:
         else:
             last = manifest.last_attempts
             opened = next((a for a in last if a.rank == 0 and a.how is None), None)
-            if opened and all(a.rank != rank for a in last) and how_it_ended(path, manifest) == "live":
-                return opened
+            if opened and how_it_ended(path, manifest) == "live":
+                if all(a.rank != rank for a in last):
+                    return opened
+                told = (
+                    f"another process records, or has recorded, rank {rank} of this attempt of {path}, and rank 0 "
+                    f"opened no further one within {patience:.0f} s"
+                )
         if time.monotonic() >= until:
-            raise TimeoutError(f"rank 0 did not open the run {path} within {patience:.0f} s")
+            raise TimeoutError(told)
         time.sleep(0.05)
 
 

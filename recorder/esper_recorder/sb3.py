@@ -33,6 +33,7 @@ from esper_recorder.contract.rules import load_rules
 from esper_recorder.escalation import UPDATES, escalation
 from esper_recorder.recorder import Recorder
 
+_NEVER_BACK = "learn() never came back to the callback (it raised, or was left), and then the process ended"
 _CONFIG = (
     "n_steps",
     "batch_size",
@@ -147,6 +148,7 @@ class RecorderCallback(BaseCallback):
             definition="sb3",
         )
         self.recorder.expect_layers()
+        self.recorder.unclosed = _NEVER_BACK
         self.recorder.settings(
             epochs_planned=int(model.n_epochs),
             target_kl=model.target_kl,

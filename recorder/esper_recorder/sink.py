@@ -25,10 +25,14 @@ from esper_recorder.rolling import roll
 
 log = logging.getLogger("esper_recorder")
 
-ROLL_BYTES = 32 * 2**20
+ROLL_BYTES = 8 * 2**20
+"""Making parts of a journal takes several times its size in memory, and whoever looks at a live run reads it all."""
 ROLL_SECONDS = 600.0
-SYNC_SECONDS = 1.0
+SYNC_SECONDS = 10.0
+SYNC_UPDATES = 100
+_BUSY_SYNC_SECONDS = 1.0
 _RETRY_SECONDS = 10.0
+_PATIENCE = 10
 
 
 class RowsLost(OSError):
@@ -122,14 +126,17 @@ class MemorySink(Sink):
 class ParquetSink(Sink):
     """Writes the rows of one process into a run's folder: to the crash journal at each commit, to Parquet parts later.
 
-    What `commit` returned from survives the death of the process, and about `sync_seconds` later the loss of power.
+    What `commit` returned from survives the death of the process at once. The loss of power it survives after the next
+    fsync: when `sync_seconds` have passed, or `sync_updates` and a second. A second for itself would do too, but an
+    fsync costs as much as writing five rows, and most trainings make less than one a second.
     The journal becomes one part per table when it exceeds `roll_bytes` or `roll_seconds`, and at `close`.
 
     Args:
         folder: the run's folder, `runs/<run_id>`; it must exist.
         attempt, rank: whose rows these are.
         roll_bytes, roll_seconds: size and age at which a journal becomes Parquet parts.
-        sync_seconds: how long committed rows may wait for their fsync; 0 syncs at every commit.
+        sync_seconds, sync_updates: how long, and how many, committed updates may wait for their fsync (so many updates
+            wait a second at least). `sync_seconds` 0 syncs at every commit.
     """
 
     def __init__(
@@ -141,6 +148,7 @@ class ParquetSink(Sink):
         roll_bytes: int = ROLL_BYTES,
         roll_seconds: float = ROLL_SECONDS,
         sync_seconds: float = SYNC_SECONDS,
+        sync_updates: int = SYNC_UPDATES,
     ) -> None:
         self.folder = Path(folder)
         self.attempt = attempt
@@ -148,6 +156,7 @@ class ParquetSink(Sink):
         self.roll_bytes = roll_bytes
         self.roll_seconds = roll_seconds
         self.sync_seconds = sync_seconds
+        self.sync_updates = sync_updates
         self._pending: list[tuple[str, pa.RecordBatch | PackedRow]] = []
         self._journal: JournalWriter | None = None
         self._journal_began = 0.0
@@ -184,7 +193,7 @@ class ParquetSink(Sink):
             if journal.updates and (journal.size >= self.roll_bytes or now - self._journal_began >= self.roll_seconds):
                 self._seal()
                 self._roll_sealed()
-            elif journal.unsynced and now - self._synced >= self.sync_seconds:
+            elif journal.unsynced and now - self._synced >= self._patience(journal):
                 self._sync(journal)
         if self._unrolled and now >= self._retry_at:
             self._roll_sealed()
@@ -228,13 +237,26 @@ class ParquetSink(Sink):
     def _open(self) -> JournalWriter:
         folder = self.folder / JOURNAL_FOLDER
         self._seq += 1
+        path = folder / RowFileName(self.attempt, self.rank, self._seq).journal
         try:
-            folder.mkdir(exist_ok=True)
-            self._journal = JournalWriter(folder / RowFileName(self.attempt, self.rank, self._seq).journal)
+            self._journal = self._new_journal(path)
         except (FileNotFoundError, NotADirectoryError, FileExistsError) as error:
             raise OSError(f"the run's folder {self.folder} is not there any more, or no folder ({error})") from error
         self._journal_began = self._synced = time.monotonic()
         return self._journal
+
+    def _new_journal(self, path: Path) -> JournalWriter:
+        """A journal in its folder, which another rank that ends removes whenever it is empty."""
+        for _ in range(_PATIENCE):
+            path.parent.mkdir(exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                return JournalWriter(path)
+        raise FileNotFoundError(f"{path.parent} was removed again and again")
+
+    def _patience(self, journal: JournalWriter) -> float:
+        """For how many seconds what waits for its fsync may do so."""
+        many = journal.unsynced >= self.sync_updates
+        return min(self.sync_seconds, _BUSY_SYNC_SECONDS) if many else self.sync_seconds
 
     def _sync(self, journal: JournalWriter) -> None:
         self._synced = time.monotonic()  # also where it fails, so that it is not tried at every commit
@@ -276,6 +298,7 @@ class ParquetSink(Sink):
                     return
                 self._gone.append(journal)
             self._unrolled.pop(0)
+            pa.default_memory_pool().release_unused()  # the memory is the trainer's
 
     def _lost(self, *, stored: bool = True) -> RowsLost:
         gone, self._gone = [j for j in self._gone if j.updates], []

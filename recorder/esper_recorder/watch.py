@@ -32,6 +32,7 @@ class Watcher:
 
     def __init__(self, rules: RuleSet, escalation: Escalation) -> None:
         self.rules = rules
+        self._tables = rules.tables  # which is computed from all rules at each call
         self._evaluator = RuleEvaluator(rules)
         self._escalation = escalation
 
@@ -48,7 +49,7 @@ class Watcher:
             OSError, pyarrow.ArrowException: what was recorded cannot be read.
         """
         seen: dict[int, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
-        for table, wanted in self.rules.tables.items():
+        for table, wanted in self._tables.items():
             for row in _recorded(folder, table, wanted | {"update", "attempt", "rank", "progress"}):
                 if row["rank"] != rank or row.get(HELD_BACK):
                     continue
@@ -70,7 +71,7 @@ class Watcher:
         if UPDATE_TABLE not in tables:
             return {}
         progress = next(iter(tables.get(UPDATE_TABLE, {}).get("progress", ())), None)
-        rows = {table: _rows(tables[table], wanted) for table, wanted in self.rules.tables.items() if table in tables}
+        rows = {table: _rows(tables[table], wanted) for table, wanted in self._tables.items() if table in tables}
         firings = self._evaluator.update(update, progress, rows)
         if not firings:
             return {}

@@ -1,6 +1,6 @@
 """The background thread between the trainer and the sink: the trainer never waits, and nothing is raised into it.
 
-What cannot be stored is counted (`Writer.lost`), said once per reason in the log, and stored as a row of the table
+What cannot be stored is counted (`Writer.lost`), said once per cause in the log, and stored as a row of the table
 `gaps` with the next update that can be.
 """
 
@@ -23,6 +23,7 @@ from esper_recorder.batches import row_count
 from esper_recorder.contract.signals import UPDATE_TABLE
 from esper_recorder.losses import (
     ALL_TABLES,
+    CALLS,
     QUEUE_FULL,
     REDUCE_FAILED,
     WATCH_FAILED,
@@ -120,20 +121,22 @@ class Writer:
         """
         if os.getpid() != self._pid:
             return
-        dropped: _Job | None = None
+        gap: LostRows | None = None
         with self._ready:
             if self._closing:
                 return
             if len(self._queue) >= self._capacity:
                 dropped = self._queue.popleft()
                 self._done += 1
+                # Kept before the writer can take a later update: what is stored with that tells of this hole.
+                detail = f"more than {self._capacity} updates waited"
+                gap = LostRows(ALL_TABLES, QUEUE_FULL, dropped.update, dropped.update, dropped.known_rows(), detail)
+                self._losses.keep(gap, updates=1)
             self._queue.append(_Job(update, rows, count))
             self._taken += 1
             self._ready.notify_all()
-        if dropped is not None:
-            self._lose_update(
-                dropped.update, QUEUE_FULL, dropped.known_rows(), f"more than {self._capacity} updates waited"
-            )
+        if gap is not None:
+            self._losses.tell(gap)
 
     def lose(
         self, update: int, reason: str, *, table: str = ALL_TABLES, rows: int | None = None, detail: str | None = None
@@ -141,10 +144,8 @@ class Writer:
         """Tell a loss that happened before the rows came here: it is counted, logged and stored as a gap."""
         if os.getpid() != self._pid:
             return
-        if table == ALL_TABLES:
-            self._lose_update(update, reason, rows, detail)
-        else:
-            self._losses.add(LostRows(table, reason, update, update, rows, detail))
+        updates, calls = int(table == ALL_TABLES), int(reason in CALLS)
+        self._losses.add(LostRows(table, reason, update, update, rows, detail), updates=updates, calls=calls)
 
     def flush(self, timeout: float | None = CLOSE_SECONDS) -> bool:
         """Wait until what was put so far is stored. False where that took longer, or the writer is closed."""
@@ -178,14 +179,13 @@ class Writer:
             if not ended:
                 self._give_up(timeout)
             if self.lost:
-                lost = self.lost
+                advice = self._losses.advice()
                 log.error(
-                    "The recording is not complete: %d whole updates and %d known rows could not be stored, %d writes "
-                    "failed (last: %s). The table `gaps` tells which, as far as it could be written.",
-                    lost.updates,
-                    lost.rows,
-                    lost.writes,
-                    lost.message,
+                    "The recording is not complete: %s (last: %s).%s The table `gaps` tells which, as far as it "
+                    "could be written.",
+                    self.lost,
+                    self.lost.message,
+                    f" {advice}" if advice else "",
                 )
         return ended
 

@@ -90,8 +90,19 @@ class TestShow:
     def test_gaps_and_the_error_of_a_run(self, root):
         card = esper("show", root, "--run", "b").stdout
         assert "ValueError: wrecked" in card
-        assert re.search(r"1\.reason +queue_full", card)
+        [gap] = re.findall(r"^gaps\n +(.+)\n +(.+)\n", card, flags=re.MULTILINE)
+        assert "reason" in gap[0] and "run_id" not in gap[0] and "queue_full" in gap[1]
+        assert "1.reason" not in card and "1.run_id" not in card
+        [first] = re.findall(r"^attempts\n +(.+)\n", card, flags=re.MULTILINE)
+        assert first.startswith("attempt ")
         assert "none: it was recorded without rules" in card
+
+    def test_a_run_that_is_not_complete_says_why_and_not_that_there_is_no_problem(self, tmp_path):
+        write_run(tmp_path, "cut", updates=[{"update": 1}, {"update": 4}], ended=None)
+        card = esper("show", tmp_path).stdout
+        assert re.search(r"complete +false", card)
+        assert "not complete\n" in card and "2 updates of 4 not recorded: 2–3." in card
+        assert "problems\n" not in card
 
     def test_the_card_as_data(self, root):
         card = json.loads(esper("show", root, "--run", "b", "--format", "json").stdout)
@@ -105,6 +116,40 @@ class TestShow:
         assert run_id_of("a") in esper("show", root / run_id_of("a")).stdout
         assert "There are 2 runs: a-" in esper("show", root, code=2).stderr
         assert "no run 'c'" in esper("show", root, "--run", "c", code=2).stderr
+
+
+class TestWhatIsMissing:
+    @pytest.mark.parametrize(
+        ("words", "sentence"),
+        [
+            (("sql", "select 1"), "esper: esper sql needs SELECT (One SELECT over the views"),
+            (
+                ("report", "runs"),
+                "esper: esper report needs -o FILE (FILE.html, FILE.md (plots beside it) or FILE.json)",
+            ),
+            (("import", "tensorboard", "logs"), "esper: esper import tensorboard needs --to RUNS ("),
+            (
+                ("replay",),
+                "esper: esper replay needs RUNS (A folder of runs, or one run's folder). Such as: esper replay",
+            ),
+        ],
+    )
+    def test_is_one_sentence_with_what_to_write(self, words, sentence):
+        told = esper(*words, code=2).stderr
+        assert told.startswith(sentence) and ". Such as: esper " in told
+        assert told.count("\n") == 1
+
+    def test_an_option_that_does_not_exist_is_still_refused(self, root):
+        assert "No such option" in esper("runs", root, "--nope", code=2).stderr
+
+    def test_a_run_is_found_by_what_its_name_is_near_to(self, tmp_path):
+        write_run(tmp_path, "hot", updates=[{}])
+        write_run(tmp_path, "healthy", updates=[{}])
+        assert "There is no run 'ht'. Did you mean hot" in esper("show", tmp_path, "--run", "ht", code=2).stderr
+
+    def test_nan_is_no_value_of_a_question(self, root):
+        told = esper("query", root, "ratio_exceeded", "-p", "above=nan", code=2).stderr
+        assert "above is a number, and 'nan' is none" in told
 
 
 class TestSql:

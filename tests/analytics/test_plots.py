@@ -202,6 +202,19 @@ class TestIncidents:
         assert line(axes, "_threshold")[1] == [5.0, 5.0]
         assert "ratio_explosion 5" in [text.get_text() for text in axes.texts]
 
+    @pytest.mark.parametrize(
+        ("ratios", "side"),
+        [
+            ([9.0] * 6 + [5.2] * 3, "left"),
+            ([5.2] * 3 + [9.0] * 6, "right"),
+            ([5.2] * 3 + [9.0] * 3 + [5.2] * 3, "center"),
+        ],
+    )
+    def test_the_name_of_a_threshold_stands_where_the_curve_leaves_room(self, ratios, side):
+        axes = axes_of("ratio", run_of(frame(ratio_max=ratios), incident("ratio_explosion", 1, 9)))
+        [label] = [text for text in axes.texts if text.get_text() == "ratio_explosion 5"]
+        assert label.get_horizontalalignment() == side
+
     def test_a_threshold_per_phase_has_no_line(self):
         run = run_of(frame(explained_variance=[0.5, -0.9]), incident("value_collapse", 2, 2))
         assert "_threshold" not in labels(axes_of("explained_variance", run))

@@ -98,18 +98,68 @@ def test_ratio_exceeded_never_counts_nan_nor_null(tmp_path):
 
 def test_moved_first_orders_metrics_by_the_update_they_left_their_range(sb3):
     answer = sb3.query("moved_first", sigmas=4, baseline=5)
+    scales = {"approx_kl": 0.01, "clip_fraction": 0.1, "explained_variance": 1.0}
     expected = {}
     for run_id, updates in rows(sb3).items():
-        for metric in ("approx_kl", "clip_fraction", "value_loss", "grad_norm", "explained_variance"):
+        for metric in ("approx_kl", "clip_fraction", "value_loss", "grad_norm", "explained_variance", "advantage_std"):
             series = [(r["update"], r[metric]) for r in sorted(updates, key=lambda r: r["update"])]
-            head = [v for _, v in series if v is not None and math.isfinite(v)][:5]
-            usual, spread = statistics.fmean(head), statistics.stdev(head)
+            head = [v for _, v in series[:5]]
+            usual = statistics.median(head)
+            off = statistics.median(abs(v - usual) for v in head)
+            spread = max(1.4826 * off, 0.05 * max(abs(usual), scales.get(metric, 0.0)))
             left = [u for u, v in series if v is not None and (math.isnan(v) or abs(v - usual) > 4 * spread)]
             if left:
                 expected[run_id, metric] = left[0]
     found = {(r["run_id"], r["metric"]): r["update"] for r in answer.to_dicts()}
     assert expected and {key: found.get(key) for key in expected} == expected
     assert all(group["update"].is_sorted() for _, group in answer.group_by("run_id", maintain_order=True))
+
+
+def test_moved_first_names_the_policy_of_a_wrecked_run_and_nothing_that_stood_still_in_a_healthy_one(sb3):
+    answer = sb3.query("moved_first").filter(pl.col("note").is_null())
+    names = {run_id: runs.name for run_id, runs in sb3.manifests().items()}
+    moved = {
+        names[run_id]: own["metric"].to_list() for (run_id,), own in answer.group_by("run_id", maintain_order=True)
+    }
+    assert moved["wrecked"][:2] == ["approx_kl", "ratio_max"]
+    still = {"grad_norm_clipped", "advantage_std", "learning_rate"}
+    assert not still & set(moved.get("healthy", []))
+
+
+def still_then(values, metric="grad_norm_clipped"):
+    return [{metric: value} for value in values]
+
+
+def test_moved_first_takes_no_float_noise_for_a_move(tmp_path):
+    # 0.5 +- 1e-8 for 40 updates; 40 / 4 = 10 make the range, the floor is 5 % of 0.5 = 0.025, and 6 of it are 0.15
+    noise = [0.5 + 1e-8 * (-1) ** n for n in range(40)]
+    write_run(tmp_path, "still", updates=still_then([*noise, 0.5000001, 0.64]))
+    write_run(tmp_path, "moves", updates=still_then([*noise, 0.66]))
+    [row] = ea.open(tmp_path).query("moved_first").to_dicts()
+    assert row["run_id"].startswith("moves") and (row["metric"], row["update"]) == ("grad_norm_clipped", 41)
+    assert row["sigmas"] == pytest.approx(0.16 / 0.025, rel=1e-6)
+
+
+def test_moved_first_takes_no_wreck_into_its_range(tmp_path):
+    # 30 updates: 7 make the range, two of them wrecked; the median is 1.2 all the same, its distances 0.1 or less
+    ratios = [1.2, 1.1, 1.3, 1.2, 1.1, 90.0, 80.0] + [1.2] * 23
+    write_run(tmp_path, "a", updates=still_then(ratios, "ratio_max"))
+    [row] = ea.open(tmp_path).query("moved_first").to_dicts()
+    assert (row["metric"], row["update"], row["usual"], row["value"]) == ("ratio_max", 6, 1.2, 90.0)
+
+
+def test_moved_first_says_what_it_could_not_judge(tmp_path):
+    write_run(tmp_path, "short", updates=still_then([0.5] * 10 + [9.0] * 9))  # 19 / 4 = 4 updates, and it takes 5
+    write_run(tmp_path, "sparse", updates=still_then([None] * 4 + [math.nan] + [0.5] * 15 + [9.0] * 10))  # 2 of 7
+    runs = ea.open(tmp_path)
+    short, sparse = runs.query("moved_first").to_dicts()
+    assert short["metric"] is None and "4 of 19 updates may make the range, and it takes 5" in short["note"]
+    assert sparse["metric"] == "grad_norm_clipped" and sparse["update"] is None
+    assert "2 finite values among the first 7 updates" in sparse["note"]
+    write_run(tmp_path, "zero", updates=still_then([0.0] * 30 + [1.0]))  # no level of its own, and none to compare with
+    [zero] = ea.open(tmp_path)["zero"].query("moved_first").to_dicts()
+    assert "stood still at the beginning" in zero["note"] and zero["update"] is None
+    assert runs.query("moved_first", share=0.5)["update"].to_list() == [11, 5, None]  # of 15, NaN is the first to leave
 
 
 def test_worst_transitions_are_sorted_by_how_much_the_probability_changed(sb3):
@@ -255,11 +305,13 @@ def test_gradient_norms_have_numpys_percentiles(sb3):
 
 
 def test_dead_layers_are_those_with_zeros(sb3):
-    expected: Counter[Any] = Counter()
-    for run_id, layers in rows(sb3, "gradient_layers").items():
-        for r in layers:
-            if not r["has_grad"] or r["grad_zero"] / r["n"] >= 0.05:
-                expected[run_id, r["layer"]] += 1
+    dead = {  # an update has a row a step where it was recorded at debug, and counts once
+        (run_id, r["layer"], r["update"])
+        for run_id, layers in rows(sb3, "gradient_layers").items()
+        for r in layers
+        if not r["has_grad"] or r["grad_zero"] / r["n"] >= 0.05
+    }
+    expected = Counter((run_id, layer) for run_id, layer, _ in dead)
     found = {(r["run_id"], r["layer"]): r["updates_dead"] for r in sb3.query("dead_layers", zero_share=0.05).to_dicts()}
     assert found == expected
 

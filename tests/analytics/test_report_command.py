@@ -62,7 +62,7 @@ class TestReport:
             ("report runs --rules sedes -o r.html", "did you mean seeds"),
             ("report runs --set kl_spike -o r.html", "has no value"),
             ("report runs --rules rules.toml --set kl_spik.above=1 -o r.html", "did you mean kl_spike"),
-            ("report runs --against live -o r.html", "no alarms of its own"),
+            ("report runs --against live -o r.html", "None of the 2 runs ran with rules"),
             ("plot runs -o p.png", "Say which by --run ID."),
             ("plot runs --run wrecked --kind gradiens -o p.png", "There is no plot of kind 'gradiens'."),
             (
@@ -92,6 +92,18 @@ class TestReport:
         assert done.exit_code == 3
         assert "part-a1-r0-000009.parquet" in done.stderr
         assert (root / "r.html").exists()
+
+    def test_a_report_in_markdown_says_where_its_plots_are(self, root):
+        done = esper("report runs --rules rules.toml -o r.md")
+        assert "report written to r.md, its plots to r-plots" in done.stderr
+        assert list((root / "r-plots").glob("*.png"))
+
+    @pytest.mark.skipif(not Path("/proc").is_dir(), reason="no folder that nobody can write to")
+    @pytest.mark.parametrize("line", ["report runs -o /proc/r.html", "plot runs --run wrecked -o /proc/p.png"])
+    def test_a_place_that_cannot_be_written_is_told_before_any_work(self, root, monkeypatch, line):
+        monkeypatch.setattr("esper_analytics.report_command.replay", lambda *_, **__: pytest.fail("it worked first"))
+        done = esper(line)
+        assert done.exit_code == 2 and "cannot be written: " in done.stderr
 
 
 class TestPlot:

@@ -246,8 +246,22 @@ class TestSeveralRuns:
     def test_a_setting_only_one_run_told_is_not_told_of_the_other(self, root):
         quiet(root, "a", manifest={"config": {"gamma": 0.9, "seed": 1}})
         quiet(root, "b", manifest={"config": {"seed": 1}})
+        assert findings(ea.replay(root, RULES)).differing == []  # nor is it a difference
+        quiet(root, "c", manifest={"config": {"gamma": 0.8, "seed": 1}})
         (one,) = findings(ea.replay(root, RULES)).differing
-        assert one.values == [("0.9", ["a"]), ("not told", ["b"])]
+        assert one.values == [("0.9", ["a"]), ("0.8", ["c"]), ("not told", ["b"])]
+
+    def test_real_differences_come_before_settings_that_some_run_does_not_tell_and_the_rest_is_counted(self, root):
+        half = {f"own_{n}": n for n in range(14)}
+        quiet(root, "a", manifest={"config": {**half, "learning_rate": 3e-4}})
+        quiet(root, "b", manifest={"config": {**{key: -n for key, n in half.items()}, "learning_rate": 0.03}})
+        quiet(root, "c", manifest={"config": {"learning_rate": 3e-4}})
+        found = findings(ea.replay(root, RULES)).differing
+        # 14 settings, of which own_0 is 0 in both, and the learning rate
+        assert [one.key for one in found] == ["learning_rate", *(f"own_{n}" for n in range(1, 14))]
+        ea.report(ea.replay(root, RULES), root.parent / "r.md")
+        text = (root.parent / "r.md").read_text()
+        assert "- learning_rate: " in text and "And 2 more settings; see the provenance" in text
 
     def test_the_legend_names_runs_of_one_name_by_the_end_of_their_run_id(self, root):
         quiet(root, "hot", manifest={"run_id": "hot-20260101T000000Z-abc123"})

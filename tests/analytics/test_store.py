@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from datetime import UTC, datetime
 
@@ -12,10 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import esper_analytics as ea
+from esper_analytics import listings
 from esper_analytics.errors import DataError, UnknownRunError, UnknownTableError, UsageError
 from esper_analytics.store import VIEWS
+from esper_analytics.upkeep import compact, recover
 from esper_recorder.contract.tables import TABLES, column_names
 from esper_recorder.run_folder import RunFolder
+from esper_recorder.sink import ParquetSink
 from tests.builders import add_journal, add_part, complete_rows, run_id_of, write_run
 
 
@@ -258,6 +262,73 @@ class TestRunsBeingWritten:
         journal = add_journal(path, {"ppo_updates": rows})
         journal.write_bytes(journal.read_bytes()[:-10])
         assert updates_of(ea.open(tmp_path)) == [1]
+
+
+class TestFoldersAskedAgainAndAgain:
+    """One `Runs` remembers what it found in folders that have not changed for a while."""
+
+    def test_a_live_run_shows_its_new_rows_within_the_same_second(self, tmp_path):
+        folder = RunFolder.create(tmp_path, "a")
+        sink = ParquetSink(folder.path, roll_bytes=1_000_000)
+        runs = ea.open(tmp_path)
+        for update in range(1, 6):
+            sink.write("ppo_updates", {"run_id": [folder.run_id], "attempt": [1], "rank": [0], "update": [update]})
+            sink.commit(update)
+            assert updates_of(runs) == [*range(1, update + 1)]
+        sink.close()
+        assert updates_of(runs) == [1, 2, 3, 4, 5]
+        folder.release()
+
+    def test_whatever_comes_into_a_remembered_folder_or_goes_is_seen(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(listings, "_OLD_NS", -(10**18))  # every folder counts as unchanged for long
+        path = write_run(tmp_path, "a", updates=[{}, {}], rows_per_part=1, ended=None)
+        runs = ea.open(tmp_path)
+
+        def rows(*updates):
+            return complete_rows("ppo_updates", [{"update": update} for update in updates], run_id=path.name)
+
+        assert updates_of(runs) == updates_of(runs) == [1, 2]
+        add_part(path, "ppo_updates", rows(3), seq=3)
+        assert updates_of(runs) == [1, 2, 3]
+        add_journal(path, {"ppo_updates": rows(4)}, seq=4)
+        assert updates_of(runs) == [1, 2, 3, 4]
+        add_journal(path, {"ppo_updates": rows(5)}, seq=5)
+        assert updates_of(runs) == [1, 2, 3, 4, 5]
+        recover(tmp_path)
+        assert updates_of(runs) == [1, 2, 3, 4, 5]
+        compact(tmp_path)
+        assert [part.name for part in path.glob("ppo_updates/*")] == ["part-a1-r0-000001-000005.parquet"]
+        assert updates_of(runs) == [1, 2, 3, 4, 5]
+        assert runs.table("alarms").collect().is_empty()
+        add_part(path, "alarms", complete_rows("alarms", [{"rule": "kl"}], run_id=path.name), seq=5)
+        assert runs.table("alarms").collect()["rule"].to_list() == ["kl"]
+
+    def test_another_folder_in_the_place_of_a_remembered_one_is_seen_although_its_times_are_the_same(
+        self, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(listings, "_OLD_NS", -(10**18))
+        path = write_run(tmp_path, "a", updates=[{}])
+        other = write_run(tmp_path / "elsewhere", "a", updates=[{}, {}], rows_per_part=1)
+        for folder in (path, other):
+            for name in ("ppo_updates", "."):
+                os.utime(folder / name, (1.8e9, 1.8e9))
+        runs = ea.open(path)
+        assert updates_of(runs) == [1]
+        path.rename(tmp_path / "away")
+        other.rename(path)
+        assert updates_of(runs) == [1, 2]
+
+    def test_a_journal_that_may_be_read_again_is_read_again(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(listings, "_OLD_NS", -(10**18))
+        path = write_run(tmp_path, "a", updates=[{}], ended=None)
+        rows = complete_rows("ppo_updates", [{"update": 2}], run_id=path.name)
+        journal = add_journal(path, {"ppo_updates": rows}, seq=2)
+        whole = journal.read_bytes()
+        journal.write_bytes(b"what is this")
+        runs = ea.open(tmp_path)
+        assert updates_of(runs) == [1]
+        journal.write_bytes(whole)  # the folder itself does not change
+        assert updates_of(runs) == [1, 2]
 
 
 class TestDamage:

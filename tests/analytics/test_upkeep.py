@@ -12,6 +12,7 @@ from pathlib import Path
 
 import duckdb
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -437,6 +438,25 @@ def test_a_compaction_between_any_two_steps_of_a_reader_changes_nothing_it_sees(
             assert rows["update"].to_list() == list(range(1, 13)), (place, half)
 
 
+@pytest.mark.parametrize("ask", ["sql", "connect"])
+def test_a_compaction_between_the_listing_and_the_views_has_the_question_asked_anew(tmp_path, monkeypatch, ask):
+    from esper_analytics import sql
+
+    path = many_parts(tmp_path)
+    make_views = sql._make_views
+
+    def late(connection, sources):
+        monkeypatch.setattr(sql, "_make_views", make_views)
+        assert compact(tmp_path).frame["state"].to_list() == ["compacted"]
+        make_views(connection, sources)
+
+    monkeypatch.setattr(sql, "_make_views", late)
+    runs = ea.open(path)
+    query = "SELECT count(*), sum(n)::BIGINT FROM ppo_updates"
+    answer = runs.sql(query).row(0) if ask == "sql" else runs.connect().execute(query).fetchone()
+    assert answer == (UPDATES, UPDATES * (UPDATES + 1) // 2)
+
+
 # --- verify -----------------------------------------------------------------------------------------------------------
 
 
@@ -504,6 +524,56 @@ class TestVerify:
         assert "its footer tells rows 2, and it holds 1" in found
         assert "updates 5 twice" in found
         assert "attempt 7, rank 0" in found
+
+    def test_rows_that_do_not_say_whose_they_are_are_told_and_not_to_be_moved_away(self, tmp_path):
+        path = many_parts(tmp_path)
+        part = path / "ppo_updates" / "part-a1-r0-000003.parquet"
+        rows = pq.read_table(part)
+        told = pq.read_metadata(part).metadata
+        rows = pa.concat_tables(
+            [
+                rows,
+                *[
+                    rows.set_column(rows.column_names.index(n), rows.field(n), pa.nulls(1, rows.field(n).type))
+                    for n in ("run_id", "update")
+                ],
+            ]
+        )
+        with pq.ParquetWriter(part, rows.schema, write_statistics=False) as writer:
+            writer.write_table(rows)
+            own = {k: v for k, v in told.items() if k.startswith(b"esper_")}
+            writer.add_key_value_metadata(own | {b"esper_rows": b"3"})
+        [problem] = [line for line in self.found(tmp_path) if part.name in line]
+        assert "2 rows of 3 do not say their run, attempt, rank or update. Leave it where it is" in problem
+
+    @pytest.mark.parametrize(
+        ("lost", "words"),
+        [
+            (
+                {"calls": 2, "rows": 1, "message": "x is a list; give a tensor"},
+                "(attempt 1, rank 0): 2 failed calls, 1 known lost row; the last error was: x is a list; give a tensor",
+            ),
+            (
+                {"updates": 1, "writes": 3, "message": "OSError: no room"},
+                "(attempt 1, rank 0): 1 lost update, 3 failed writes; the last error was: OSError: no room",
+            ),
+        ],
+    )
+    def test_what_the_recorder_says_it_lost_is_a_sentence(self, tmp_path, lost, words):
+        many_parts(tmp_path, manifest={"attempts": [{"attempt": 1, "rank": 0, "how": "finished", "lost": lost}]})
+        [problem] = self.found(tmp_path)
+        assert f"not everything of it was recorded {words}. `gaps` tells which" in problem
+
+    def test_one_run_can_be_looked_at_alone(self, tmp_path):
+        dead_run(tmp_path)
+        whole = many_parts(tmp_path, "whole")
+        (tmp_path / "broken").mkdir()
+        (tmp_path / "broken" / "run.json").write_text("{")
+        result = esper("verify", tmp_path, "--run", "whole", "--strict", "--format", "json")
+        assert [row["run_id"] for row in json.loads(result.stdout)] == [whole.name]
+        assert result.stderr == ""
+        assert "(--strict)" in esper("verify", tmp_path, "--strict", code=3).stderr
+        assert "whole" in esper("verify", tmp_path, "--run", "hole", code=2).stderr
 
     def test_damage_in_the_pages_in_the_footer_and_in_a_journal_is_told_and_named(self, tmp_path):
         path = dead_run(tmp_path)

@@ -98,6 +98,12 @@ class TestRuns:
         assert "no trainer that is known (Stable-Baselines3, CleanRL, rsl_rl and TorchRL)" in err
         assert scalar_names(to) == {"train/loss", "rollout/exploration_rate"}
 
+    def test_a_training_killed_before_its_first_update_is_told_as_that(self, logs, to):
+        write_log(logs / "PPO_1", [("rollout/ep_rew_mean", 10, 20.5), ("time/fps", 10, 900.0)])
+        _, err = esper("import", "tensorboard", logs, "--to", to, "--strict")
+        assert "no update was logged yet, only rollout/* and time/*" in err
+        assert "no trainer that is known" not in err
+
     @pytest.mark.parametrize("name", ["'; DROP TABLE runs; --", "ünï cödé", "a\nb", "-x", "..."])
     def test_a_folder_may_have_any_name(self, tmp_path, to, name):
         write_log(tmp_path / "logs" / name, updates(20))

@@ -85,6 +85,8 @@ class TestRanks:
             rec.end_update()
             run_python(code, str(tmp_path))
             assert rec.path is not None and how_it_ended(rec.path) == "live", "rank 0 goes on"
+            with pytest.raises(TimeoutError, match="another process records, or has recorded, rank 1 of this attempt"):
+                RunFolder.join(tmp_path, "shared", rank=1, patience=0.1)
         assert {(row["rank"], row["n"]) for row in read_rows(rec.path, "ppo_updates")} == {(0, 3), (1, 5)}
         ends = {a.rank: (a.how, a.error) for a in read_manifest(rec.path).attempts}
         assert ends == {0: ("finished", None), 1: ("raised", "rank 1 fell over")}, "neither wrote over the other's end"

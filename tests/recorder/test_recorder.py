@@ -8,6 +8,9 @@ import math
 import os
 import random
 import re
+import subprocess
+import sys
+import textwrap
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -351,7 +354,7 @@ class TestCallsThatFail:
                 "bad_call",
             ),
             (lambda rec: rec.minibatch(log_ratio=torch.zeros(3), index=[1]), "index has 1", "bad_call"),
-            (lambda rec: rec.minibatch(log_ratio="no tensor"), "AttributeError", "reduce_failed"),
+            (lambda rec: rec.minibatch(log_ratio="no tensor"), "log_ratio is 'no tensor'; give a tensor", "bad_call"),
             (
                 lambda rec: rec.minibatch(log_ratios=torch.zeros(3)),
                 "minibatch.. has no argument 'log_ratios'; did you mean log_ratio",
@@ -359,9 +362,17 @@ class TestCallsThatFail:
             ),
             (lambda rec: rec.minibatch(), "needs log_ratio, or new_log_probs and old_log_probs", "bad_call"),
             (lambda rec: rec.minibatch(values=torch.zeros(3)), "needs log_ratio", "bad_call"),
-            (lambda rec: rec.rollout(values=torch.zeros(3), returns=torch.zeros(4)), "RuntimeError", "reduce_failed"),
-            (lambda rec: rec.gradients(total_norm=torch.zeros(2)), "only one element", "reduce_failed"),
-            (lambda rec: rec.episode(return_="high"), "could not convert", "reduce_failed"),
+            (
+                lambda rec: rec.rollout(values=torch.zeros(3), returns=torch.zeros(4)),
+                r"different shapes: values is \[3\], returns is \[4\]",
+                "bad_call",
+            ),
+            (
+                lambda rec: rec.gradients(total_norm=torch.zeros(2)),
+                r"total_norm is a tensor \[2\]; give the one number",
+                "bad_call",
+            ),
+            (lambda rec: rec.episode(return_="high"), "return_ is 'high'; give a number", "bad_call"),
             (
                 lambda rec: rec.episodes(returns=torch.zeros(2, 3), finished=torch.zeros(3, 2)),
                 r"one shape \[steps, envs\], and was given \[2, 3\], \[3, 2\]",
@@ -369,8 +380,8 @@ class TestCallsThatFail:
             ),
             (
                 lambda rec: rec.settings(entropy_coeff=0.1),
-                "no column entropy_coeff .near: entropy_coef",
-                "reduce_failed",
+                "no setting entropy_coeff .near: entropy_coef",
+                "bad_call",
             ),
         ],
     )
@@ -434,6 +445,18 @@ class TestCallsThatFail:
         assert sink.rows("ppo_updates") == [] and caplog.records == []
 
 
+def ended(root: Path, code: str, end: str) -> dict[str, tuple[str | None, str | None, int]]:
+    """How the runs of a script ended that ends with `end`: by name, how, the error and the updates recorded."""
+    script = f"{textwrap.dedent(code)}\n{end}\n"
+    subprocess.run([sys.executable, "-c", script, str(root)], check=False, capture_output=True, timeout=120)
+    found = {}
+    for run in root.iterdir():
+        manifest = read_manifest(run)
+        (attempt,) = manifest.attempts
+        found[manifest.name] = (attempt.how, attempt.error, len(read_rows(run, "ppo_updates")))
+    return found
+
+
 class TestTheEnd:
     def test_an_exception_inside_with_is_raised_and_the_open_update_is_kept(self, tmp_path: Path):
         with pytest.raises(ZeroDivisionError), recorder(tmp_path) as rec:
@@ -451,18 +474,46 @@ class TestTheEnd:
         rec.close("raised", "too late")
         assert rec.path is not None and how_it_ended(rec.path) == "finished"
 
-    def test_a_process_that_ends_without_closing_says_so(self, tmp_path: Path, run_python: Callable[..., str]):
-        code = (
-            "import sys, torch\nfrom esper_recorder import Recorder\n"
-            "rec = Recorder(sys.argv[1], rules=None)\nrec.minibatch(log_ratio=torch.zeros(3))\n"
-        )
-        run_python(code, str(tmp_path))
-        (run,) = tmp_path.iterdir()
-        assert how_it_ended(run) == "raised"
-        attempt = read_manifest(run).last_attempt
-        assert attempt is not None and attempt.error is not None
-        assert attempt.error.startswith("the training never came back to the recorder")
-        assert [row["n"] for row in read_rows(run, "ppo_updates")] == [3]
+    def test_scripts_that_end_without_closing(self, tmp_path: Path):
+        code = """
+            import sys, torch
+            from esper_recorder import Recorder
+
+            def two_updates(name, then=lambda rec: None, **options):
+                rec = Recorder(sys.argv[1], name=name, rules=None, **options)
+                for _ in range(2):
+                    rec.minibatch(log_ratio=torch.zeros(3))
+                    rec.end_update()
+                then(rec)
+                return rec
+
+            def minibatch(rec):
+                rec.minibatch(log_ratio=torch.zeros(3))
+
+            kept = [
+                two_updates("between-updates"),
+                two_updates("as-planned", total_updates=2),
+                two_updates("fewer-than-planned", total_updates=5),
+                two_updates("within", minibatch),
+                two_updates("within-planned", minibatch, total_updates=5),
+                two_updates("beyond-planned", minibatch, total_updates=2),
+                two_updates("adapter", lambda rec: setattr(rec, "unclosed", "left")),
+            ]
+        """
+        within = ("raised", "the process ended within update 3, and close() was not called", 3)
+        wanted = {
+            "between-updates": ("finished", None, 2),
+            "as-planned": ("finished", None, 2),
+            "fewer-than-planned": ("finished", None, 2),
+            "within": within,
+            "within-planned": within,
+            "beyond-planned": ("finished", None, 3),
+            "adapter": ("raised", "left", 2),
+        }
+        assert ended(tmp_path / "normally", code, "sys.exit(1)") == wanted
+        error = ("raised", "ZeroDivisionError: by nothing")
+        raised = {name: (*error, updates) for name, (_, _, updates) in wanted.items()}
+        assert ended(tmp_path / "raised", code, "raise ZeroDivisionError('by nothing')") == raised
 
     def test_a_resumed_run_goes_on_after_the_last_update(self, tmp_path: Path):
         with recorder(tmp_path, name="long") as rec:

@@ -170,6 +170,7 @@ class TestFailures:
         first = recorded.path
         assert [row["update"] for row in rows(recorded, "ppo_updates")] == [1, 2]
         assert how_it_ended(first) == "live"
+        assert str(recorded.recorder.unclosed).startswith("learn() never came back"), "told if the process ends now"
         model.learn(64, callback=recorded)  # the environment fails once only
         assert how_it_ended(first) == "raised"
         assert recorded.path != first and how_it_ended(recorded.path) == "finished"

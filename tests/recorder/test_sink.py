@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import os
 import resource
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -323,6 +326,34 @@ def test_when_parts_cannot_be_written_the_rows_stay_in_journals_and_are_told_onc
     assert updates_in(tmp_path) == [1, 2, 3] and journals(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("per_second", "seconds", "expected"),
+    [
+        (1, 30, [10, 20, 30]),  # every ten seconds
+        (9, 30, [10, 20, 30]),  # 90 updates wait after ten seconds
+        (50, 6, [2, 4, 6]),  # a hundred wait after two
+        (1000, 3, [1, 2, 3]),  # far more than a hundred wait after one
+    ],
+)
+def test_committed_updates_wait_ten_seconds_for_their_fsync_or_one_where_they_are_a_hundred(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_second: int, seconds: int, expected: list[int]
+) -> None:
+    now = 0.0
+    synced: list[int] = []
+    monkeypatch.setattr(sink_module, "time", SimpleNamespace(monotonic=lambda: now))
+    sink = ParquetSink(tmp_path)
+    put(sink, 0)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(round(now)))
+    for update in range(1, per_second * seconds + 1):
+        now = update / per_second
+        sink.write("ppo_updates", {"update": [update]})
+        sink.commit(update)
+    assert synced == expected
+    now += 60.0
+    put(sink, update + 1)
+    assert synced == [*expected, seconds + 60], "after a pause there is nothing to wait for"
+
+
 def test_an_fsync_that_fails_is_told_and_the_rows_count_as_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -350,6 +381,45 @@ def test_a_journal_deleted_meanwhile_is_told_with_its_rows_and_recording_goes_on
     put(sink, 4)
     sink.close()
     assert updates_in(tmp_path) == [3, 4]
+
+
+def test_another_rank_may_remove_the_empty_journal_folder_at_any_step_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 1 rolls at every commit, while rank 0 ends: before rank 1's 1st, 2nd, ... call that needs the folder."""
+
+    def rank_0_ends(folder: Path) -> None:
+        with contextlib.suppress(OSError):
+            (folder / JOURNAL_FOLDER).rmdir()
+
+    removed = 0
+    for place in range(12):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        steps = 0
+
+        def stepping(real: Any, folder: Path = folder, place: int = place) -> Any:
+            def call(*given: Any, **named: Any) -> Any:
+                nonlocal steps, removed
+                if steps == place:
+                    there = (folder / JOURNAL_FOLDER).exists()
+                    rank_0_ends(folder)
+                    removed += there and not (folder / JOURNAL_FOLDER).exists()
+                steps += 1
+                return real(*given, **named)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(sink_module, "JournalWriter", stepping(JournalWriter))
+            for name in ("read_journal", "sync_folder"):
+                patch.setattr(rolling, name, stepping(getattr(rolling, name)))
+            sink = ParquetSink(folder, rank=1, roll_bytes=1)
+            for update in (1, 2):
+                put(sink, update)
+            sink.close()
+        assert updates_in(folder) == [1, 2], place
+    assert removed >= 3
 
 
 def test_a_run_folder_deleted_or_replaced_by_a_file_is_told_at_every_update_and_not_made_again(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_when_the_queue_is_full_the_oldest_go_and_one_gap_tells_them(caplog: pyt
     }
     assert gap["time"] is not None and gap["elapsed_s"] >= 0
     assert caplog.text.count("queue full") == 1
-    assert "5 whole updates and 20 known rows could not be stored" in caplog.text
+    assert "not complete: 5 lost updates, 20 known lost rows (last: " in caplog.text
 
 
 def test_the_rows_of_a_dropped_update_that_were_never_evaluated_are_not_known() -> None:

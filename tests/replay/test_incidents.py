@@ -43,6 +43,18 @@ def test_a_run_that_ends_firing_or_unseen_has_not_recovered() -> None:
     assert spans("above = 5", [1, 6, None, math.nan]) == [(2, 2, 1, False)]
 
 
+def test_an_incident_that_gave_way_to_a_louder_one_has_not_recovered() -> None:
+    louder = 'above = 2\nyields_to = "louder"\n[rules.louder]\nseverity = "critical"\ncolumn = "ratio_max"\nabove = 5'
+
+    def told(values: list[Any]) -> list[tuple[str, int, int, bool]]:
+        return [(i["rule"], i["onset_update"], i["last_update"], i["recovered"]) for i in fold(louder, values)]
+
+    assert told([1, 3, 3, 9, 9, 1, 1]) == [("r", 2, 3, False), ("louder", 4, 5, True)]
+    assert told([1, 3, 1, 9, 9, 1, 1]) == [("r", 2, 2, False), ("louder", 4, 5, True)]  # one quiet look is no end
+    assert told([1, 3, 1, 1, 1, 1, 9, 1]) == [("r", 2, 2, True), ("louder", 7, 7, True)]  # it had recovered by then
+    assert told([3, 9, 9, 9, 9, 9, 3, 1]) == [("r", 1, 1, False), ("louder", 2, 6, True), ("r", 7, 7, True)]
+
+
 def test_where_the_rule_could_not_look_nothing_says_that_it_recovered() -> None:
     assert spans("above = 5", [6, *[None] * 50, 6, 1]) == [(1, 52, 2, True)]
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import esper_analytics as ea
 from esper_analytics.cli import app
+from esper_analytics.findings import findings
 from esper_recorder.contract.evaluator import RuleEvaluator
 from esper_recorder.contract.rules import RuleSet, load_profile
 from tests.builders import add_journal, complete_rows, run_id_of, write_run
@@ -84,6 +85,22 @@ def test_replaying_a_run_with_its_own_rules_gives_back_its_alarms(tmp_path: Path
     assert [(row["update"], row["change"]) for row in json.loads(done.stdout)] == [(4, "gone")]
 
 
+def test_a_run_without_rules_is_left_out_of_the_comparison_with_live_alarms_and_named(tmp_path: Path) -> None:
+    rows = updates(1.0, 3.0, 1.0, 2.5)
+    write_run(tmp_path, "a", updates=rows, rules=OWN, profile="mine", tables={"alarms": alarms(OWN, rows)})
+    write_run(tmp_path, "bare", updates=updates(1.0, 99.0))  # default fires at 99, and nothing was there to raise it
+    done = esper("replay", str(tmp_path), "--against", "live", "--format", "json")
+    assert (done.exit_code, json.loads(done.stdout)) == (0, [])
+    assert "bare-20260101T000000Z-abc123: left out of the comparison: it ran with no rules" in done.stderr
+    found = findings(ea.replay(tmp_path), "live")
+    assert {run.name: (run.compared, run.differences) for run in found.runs} == {"a": (True, []), "bare": (False, [])}
+    assert any("left out of the comparison" in problem for problem in found.problems)
+    write_run(tmp_path / "others", "b", updates=rows)
+    write_run(tmp_path / "others", "c", updates=rows)
+    done = esper("replay", str(tmp_path / "others"), "--against", "live")
+    assert done.exit_code == 2 and "None of the 2 runs ran with rules" in done.stderr
+
+
 def test_a_resumed_run_is_judged_by_its_visible_rows(tmp_path: Path) -> None:
     first = [{"update": u, "attempt": 1, "ratio_max": 9.0} for u in (1, 2, 3)]
     again = [{"update": u, "attempt": 2, "ratio_max": 1.0} for u in (3, 4)]
@@ -119,6 +136,14 @@ def test_a_rule_that_never_could_look_is_told_beside_every_table(tmp_path: Path)
         assert done.exit_code == 0
         assert f"{A}: never could look (not measured): ratio_collapse, value_collapse" in done.stderr
         assert "never" not in done.stdout
+
+
+def test_runs_whose_rules_could_not_look_for_the_same_reason_share_a_line(tmp_path: Path) -> None:
+    for name, length in (("a", 2), ("b", 3), ("c", 4)):
+        write_run(tmp_path, name, updates=updates(*[1.0] * length))
+    told = esper("replay", str(tmp_path), "--rules", "seeds").stderr
+    assert told.count("never could look (not measured): ratio_collapse, value_collapse") == 1
+    assert "3 runs: never could look (not measured): ratio_collapse" in told
 
 
 def test_rules_on_tables_that_a_run_does_not_record_share_one_line_and_are_not_called_blind(tmp_path: Path) -> None:
@@ -259,7 +284,9 @@ def test_what_a_result_tells_of_its_rules_is_enough_to_get_it_again(tmp_path: Pa
         (["--rules", "seedz"], "there is no rule profile 'seedz'; there is default"),
         (["--rules", "none.toml"], "there is no file none.toml"),
         (["--rules", "FOREIGN"], "is no TOML"),
-        (["--set", "rato.above=3"], "has no rule 'rato'; it has"),
+        (["--set", "rato.above=3"], "has no rule 'rato'; "),
+        (["--set", "ratio_explosin.above=3"], "has no rule 'ratio_explosin'; did you mean ratio_explosion"),
+        (["--set", "zzz.above=3"], "has no rule 'zzz'; it has "),
         (["--set", "ratio_explosion.abov=3"], "did you mean above"),
         (["--set", "ratio_explosion.above=high"], "must be a number, not 'high'"),
         (["--set", "ratio_explosion.above"], "Write it as RULE.KEY=VALUE"),

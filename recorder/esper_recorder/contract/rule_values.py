@@ -45,7 +45,7 @@ def _put(rules: dict[str, Any], path: str, value: Any, file: str) -> Value:
     if not key:
         raise RuleError(f"{path!r} names no value; write RULE.KEY, such as {next(iter(rules))}.for")
     if name not in rules:
-        raise RuleError(f"{file} has no rule {name!r}; it has {', '.join(rules)}{near(name, rules)}")
+        raise RuleError(f"{file} has no rule {name!r}{near(name, rules) or '; it has ' + ', '.join(rules)}")
     slots = {path: (container, own, free) for path, container, own, free in _slots(rules[name])}
     if key not in slots:
         there = ", ".join(sorted(slots))

@@ -645,7 +645,7 @@ class Gap(Row):
     first_update: int | None = _min("first update concerned", null="never")
     last_update: int | None = _max("last update concerned", null="never")
     rows: int | None = _count("rows lost", null="not known")
-    detail: str | None = _first("the error's own words", null="there was no error")
+    detail: str | None = _key("the error's own words", null="there was no error")
 
 
 # --- what trainers of growing networks, and imported runs, tell beside their PPO updates ------------------------------

@@ -174,7 +174,7 @@ class HubBackend:
         if what == "emit":
             self._unread += 1
             if run is not None:
-                detail = f"event {self._line}: {type(error).__name__}: {error}"
+                detail = f"event: {type(error).__name__}: {error}"
                 run.writer.lose(run.update, REDUCE_FAILED, table="events", rows=1, detail=detail)
         kind = f"{what}: {type(error).__name__}"
         if kind not in self._told:
