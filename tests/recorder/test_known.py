@@ -82,7 +82,7 @@ def filled(lengths: list[int], odd: dict[str, float], *, per_minibatch: bool) ->
                     new[name][0] = value
         notes = MinibatchNotes(i + 1, 1, 0.2, 0.1, normalize=n > 1, entropy_max=math.log(3))
         at = torch.from_numpy(index)
-        known.append(*new.values(), index, notes)
+        known.append(new["new_log_prob"], new["entropy"], new["value"], index, notes)
         every: dict[FieldKey, torch.Tensor] = {name: x[at] for name, x in rollout.items()}
         every.update(new.items())
         general.append(every, n, notes, index=at)
@@ -127,7 +127,7 @@ def test_the_trainers_tensors_and_arrays_may_change_once_they_were_told() -> Non
     rollout = {name: torch.ones(4) for name in ROLLOUT}
     ring.begin(rollout)
     new, index = [torch.ones(2) for _ in NEW], np.array([0, 3])
-    ring.append(*new, index, MinibatchNotes(1))
+    ring.append(new[0], new[1], new[2], index, MinibatchNotes(1))
     for x in (*rollout.values(), *new):
         x.fill_(9.0)
     index[:] = 1
@@ -145,5 +145,5 @@ def test_tensors_that_are_not_of_the_indexs_length_are_refused_in_words() -> Non
     ring = KnownRing()
     ring.begin({name: torch.ones(4) for name in ROLLOUT})
     with pytest.raises(BadCall, match="index has 3, new_log_prob has 2, entropy has 2, value has 2"):
-        ring.append(*[torch.ones(2)] * 3, np.arange(3), MinibatchNotes(1))
+        ring.append(torch.ones(2), torch.ones(2), torch.ones(2), np.arange(3), MinibatchNotes(1))
     assert len(ring) == 0 and ring.reduce() is None
