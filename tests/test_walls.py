@@ -9,6 +9,7 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,14 +35,18 @@ def modules_of(package: str) -> list[str]:
     return sorted(name.removesuffix(".__init__") for name in names)
 
 
+WITHOUT_TORCH = ("esper_recorder.contract", "esper_recorder.esper")
 RECORDER = modules_of("esper_recorder")
 CONTRACT = [name for name in RECORDER if name.startswith("esper_recorder.contract")]
 ANALYTICS = modules_of("esper_analytics")
 
-# One bare interpreter forks once per module: each child is as fresh as a new one, and starts at once.
+# One interpreter forks once per module: each child is as fresh as it is, and starts at once. What its modules may load
+# in any case it has loaded before, as torch alone takes a second each time.
 IMPORT_EACH = """
 import json, os, sys, traceback
-heavy, modules = json.loads(sys.argv[1])
+heavy, first, modules = json.loads(sys.argv[1])
+for name in first:
+    __import__(name)
 for name in modules:
     sys.stdout.flush()
     pid = os.fork()
@@ -62,8 +67,16 @@ for name in modules:
 @pytest.fixture(scope="module")
 def loaded(run_python: Callable[..., str]) -> Callable[[str], set[str]]:
     """The heavy libraries, and the modules of ours, that are there once a module is imported."""
-    answers = run_python(IMPORT_EACH, json.dumps([HEAVY, [*RECORDER, *ANALYTICS]]), timeout=240)
-    found = {answer["module"]: answer for answer in map(json.loads, answers.splitlines())}
+    bare = [name for name in RECORDER if name == "esper_recorder" or name.startswith(WITHOUT_TORCH)]
+    groups: tuple[tuple[list[str], list[str]], ...] = (
+        ([], bare),
+        (["pyarrow", "torch"], [name for name in RECORDER if name not in bare]),
+        (["pyarrow", "duckdb", "matplotlib"], ANALYTICS),
+    )
+    found: dict[str, Any] = {}
+    for first, modules in groups:
+        answers = run_python(IMPORT_EACH, json.dumps([HEAVY, first, modules]), timeout=240)
+        found |= {answer["module"]: answer for answer in map(json.loads, answers.splitlines())}
 
     def of(module: str) -> set[str]:
         assert module in found, f"importing {module} ended the interpreter"

@@ -135,7 +135,7 @@ class _Loading:
         with _Workers() as workers:
             clock, line, offset = Clock(), 1, 0
             for block, last in whole_lines(self._hashed(digest)):
-                place = None if self._descriptor is None else Place(self._descriptor, offset, len(block))
+                place = None if self._descriptor is None else BlockPlace(self._descriptor, offset, len(block))
                 for pieces in workers.hand_in(block, place, line, deepcopy(clock), last, self._repeats):
                     self._take(pieces)
                 line += block.count(b"\n")
@@ -260,7 +260,7 @@ def advance(clock: Clock, block: bytes) -> None:
 # --- one block --------------------------------------------------------------------------------------------------------
 
 
-class Place(NamedTuple):
+class BlockPlace(NamedTuple):
     """Where a block lies in a file that is open: handed to a process instead of it, which is far less to send."""
 
     descriptor: int
@@ -276,7 +276,7 @@ class Place(NamedTuple):
 
 
 def map_block(
-    block: bytes | Place, first_line: int, clock: Clock, last: bool, repeats: Mapping[int, int]
+    block: bytes | BlockPlace, first_line: int, clock: Clock, last: bool, repeats: Mapping[int, int]
 ) -> dict[RunKey, _Piece]:
     """What some lines hold, by run.
 
@@ -426,7 +426,7 @@ class _Workers:
     def __init__(self) -> None:
         self._processes = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, 4)
         self._pool: ProcessPoolExecutor | None = None
-        self._waiting: list[tuple[bytes, Place | None, tuple[Any, ...]]] = []
+        self._waiting: list[tuple[bytes, BlockPlace | None, tuple[Any, ...]]] = []
         self._running: list[Future[dict[RunKey, _Piece]]] = []
 
     def __enter__(self) -> _Workers:
@@ -436,7 +436,7 @@ class _Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def hand_in(self, block: bytes, place: Place | None, *told: Any) -> Iterator[dict[RunKey, _Piece]]:
+    def hand_in(self, block: bytes, place: BlockPlace | None, *told: Any) -> Iterator[dict[RunKey, _Piece]]:
         """Have `map_block` called; yields results, in the order of the blocks, as soon as enough are on their way.
 
         Args:

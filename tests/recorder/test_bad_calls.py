@@ -50,7 +50,7 @@ GOOD: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "close": ((), {"how": "finished"}),
 }
 """Of each public method a call with every argument."""
-FOR_ADAPTERS = {"guarded", "known_rollout", "known_minibatch"}
+FOR_ADAPTERS = {"guarded", "known_rollout", "known_minibatch", "expect_layers"}
 """Not called by a training loop."""
 NEEDED = {
     ("gradients", "total_norm"),
