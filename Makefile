@@ -37,6 +37,7 @@ lint: $(READY)  ## ruff, mypy, the walls between rooms, generated pages up to da
 	$(PY) docs/write_tables.py --check
 	$(PY) docs/write_rules.py --check
 	$(PY) docs/write_queries.py --check
+	$(PY) docs/write_benchmarks.py --check
 
 fix: $(READY)  ## format the code and write the generated pages anew
 	$(PY) -m ruff check --fix .
@@ -44,11 +45,13 @@ fix: $(READY)  ## format the code and write the generated pages anew
 	$(PY) docs/write_tables.py
 	$(PY) docs/write_rules.py
 	$(PY) docs/write_queries.py
+	$(PY) docs/write_benchmarks.py
 
 docs: $(READY)  ## write the generated pages anew
 	$(PY) docs/write_tables.py
 	$(PY) docs/write_rules.py
 	$(PY) docs/write_queries.py
+	$(PY) docs/write_benchmarks.py
 
 bench: $(READY)  ## measure; the results go to benchmarks/results
 	@$(if $(BENCHMARKS),,echo "There are no benchmarks yet: nothing matches benchmarks/bench_*.py.")
