@@ -1,4 +1,4 @@
-"""Runs recorded at schema version 2 (kept in tests/data/schema_2 with the script that recorded them) are read as ever."""
+"""Runs recorded at schema version 2, in tests/data/schema_2 with the script that recorded them, are read as ever."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def footer(path: Path) -> dict[str, Any]:
 
 
 def write_golden_part(path: Path) -> None:
-    rows = {
+    rows: dict[str, list[Any]] = {
         "run_id": ["a", "a"],
         "update": [3, 4],
         "time": [datetime(2026, 1, 1, tzinfo=UTC)] * 2,
