@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from esper_recorder import Recorder
-from esper_recorder.manifest import read_manifest
+from esper_recorder.storage.manifest import read_manifest
 
 WARM_UP = 10_000
 MINIBATCH_EVERY = 8

@@ -62,8 +62,8 @@ def train(level: str, steps: int) -> dict[str, float]:
 
     from esper_recorder.recorder import Recorder
     from esper_recorder.sb3 import RecorderCallback, _UpdateListener
-    from esper_recorder.sink import ParquetSink
-    from esper_recorder.writer import Writer
+    from esper_recorder.storage.sink import ParquetSink
+    from esper_recorder.storage.writer import Writer
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

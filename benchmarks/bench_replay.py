@@ -28,7 +28,7 @@ RUNS = 1000
 
 def read_columns(runs: Any, profile: str) -> None:
     """Read the columns that the rules of a profile need, and do nothing with them."""
-    from esper_recorder.contract.rules import load_profile
+    from esper_recorder.contract.rules.ruleset import load_profile
 
     for table, names in load_profile(profile).tables.items():
         runs.table(table).select("update", *sorted(names - {"run_id", "update"})).collect()
@@ -61,8 +61,8 @@ def row_by_row(folder: str, updates: int) -> float:
     import polars as pl
 
     import esper_analytics as ea
-    from esper_recorder.contract.evaluator import RuleEvaluator
-    from esper_recorder.contract.rules import load_profile
+    from esper_recorder.contract.rules.evaluator import RuleEvaluator
+    from esper_recorder.contract.rules.ruleset import load_profile
 
     runs, rules = ea.open(folder), load_profile(PROFILE)
     rows: list[dict[str, list[dict[str, Any]]]] = [{} for _ in range(updates + 1)]

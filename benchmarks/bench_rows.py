@@ -109,7 +109,7 @@ class _Clock:
 
 
 def write_esper(rows: Iterator[Row], folder: Path, rate: int) -> Measured:
-    from esper_recorder import sink as sink_module
+    from esper_recorder.storage import sink as sink_module
 
     vars(sink_module)["time"] = _Clock
     sink = sink_module.ParquetSink(folder)

@@ -33,7 +33,7 @@ from results_file import write_result
 
 import esper_analytics as ea
 from esper_analytics.importers.esper_jsonl import import_file
-from esper_recorder.parquet import write_part
+from esper_recorder.storage.parquet import write_part
 
 QUESTION = "SELECT run_id, max(ratio_max), avg(value_loss) FROM ppo_updates GROUP BY 1"
 COPIES = Path(__file__).parents[1] / "tests" / "data"

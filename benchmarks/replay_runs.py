@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from esper_recorder.contract.rules import load_profile
+from esper_recorder.contract.rules.ruleset import load_profile
 from esper_recorder.contract.tables import SCHEMA_VERSION, columns
-from esper_recorder.parquet import arrow_schema, write_part
+from esper_recorder.storage.parquet import arrow_schema, write_part
 
 HEADS = ("slot", "blueprint", "style", "tempo", "alpha_target", "alpha_speed", "alpha_curve", "op")
 LAYERS = ("policy.0.weight", "policy.0.bias", "value.0.weight", "value.0.bias")

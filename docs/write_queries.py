@@ -6,9 +6,9 @@ from pathlib import Path
 
 from generated import cell, write_or_check
 
-from esper_analytics.questions import example
-from esper_analytics.run_list import RUNS_ROW, RUNS_VIEW
-from esper_analytics.sql_files import REQUIRED, Question, View, questions, views
+from esper_analytics.catalog.summary import RUNS_ROW, RUNS_VIEW
+from esper_analytics.sql.files import REQUIRED, Question, View, questions, views
+from esper_analytics.sql.named_queries import example
 from esper_recorder.contract.tables import TABLES, Column
 
 PAGE = Path(__file__).with_name("queries.md")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from generated import cell, write_or_check
 
-from esper_recorder.contract.rules import RuleSet, load_profile, profiles
-from esper_recorder.contract.wording import fires_where
+from esper_recorder.contract.rules.describe import fires_where
+from esper_recorder.contract.rules.ruleset import RuleSet, load_profile, profiles
 
 PAGE = Path(__file__).with_name("rules.md")
 

@@ -16,10 +16,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from esper_recorder.batches import to_batch
 from esper_recorder.contract.tables import SCHEMA_VERSION, column_names
-from esper_recorder.journal import JournalWriter
-from esper_recorder.parquet import to_arrow, write_part
+from esper_recorder.storage.arrow_batches import to_batch
+from esper_recorder.storage.journal import JournalWriter
+from esper_recorder.storage.parquet import to_arrow, write_part
 
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 

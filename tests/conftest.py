@@ -48,10 +48,10 @@ LONG_FILES = (
     "test_two_evaluators.py",
     "test_end_to_end.py",
     "test_durability.py",
-    "test_walls.py",
+    "test_import_boundaries.py",
     "test_queries.py",
     "test_sql.py",
-    "test_upkeep.py",
+    "test_maintenance.py",
     "test_esper_jsonl.py",
     "test_processes.py",
 )

@@ -19,8 +19,8 @@ import pytest
 import typer
 
 from esper_recorder.contract.tables import TABLES, column_names
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "recorder/README.md")),
@@ -93,7 +93,7 @@ class TestReadme:
 
 class TestCompleteness:
     def test_every_command_is_shown_in_the_documentation(self):
-        from esper_analytics.cli import app
+        from esper_analytics.cli.app import app
 
         group = typer.main.get_command(app)
         written = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
@@ -117,8 +117,8 @@ class TestCompleteness:
 
 
 def test_the_rules_that_are_shown_pass_their_own_test():
-    from esper_recorder.contract.rule_tests import read_tests
-    from esper_recorder.contract.rules import RuleSet
+    from esper_recorder.contract.rules.ruleset import RuleSet
+    from esper_recorder.contract.rules.unit_tests import read_tests
 
     shown = re.findall(r"^```toml\n(.*?)^```$", (ROOT / "docs" / "rules.md").read_text(), re.MULTILINE | re.DOTALL)
     assert shown

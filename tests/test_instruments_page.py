@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import re
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support import ROOT
+
 PAGE = (ROOT / "docs" / "instruments.md").read_text(encoding="utf-8")
 ROWS = [
     line

@@ -16,9 +16,9 @@ import pytest
 import esper_analytics
 import esper_recorder
 from esper_recorder import esper, instruments
+from tests.support import ROOT
 
 SURFACES = [esper_recorder, instruments, esper, esper_analytics]
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_every_public_name_is_exported_once():
@@ -63,9 +63,9 @@ def test_no_two_public_classes_of_both_packages_share_a_name():
     ("module", "light"),
     [
         ("esper_recorder.instruments", ("torch", "pyarrow", "numpy")),
-        ("esper_recorder.contract.anomalies", ("torch", "pyarrow", "numpy")),
-        ("esper_recorder.contract.ratio_diagnostic", ("torch", "pyarrow", "numpy")),
-        ("esper_recorder.traces", ("torch", "pyarrow", "numpy")),
+        ("esper_recorder.contract.rules.anomaly_detector", ("torch", "pyarrow", "numpy")),
+        ("esper_recorder.contract.worst_transitions", ("torch", "pyarrow", "numpy")),
+        ("esper_recorder.storage.traces", ("torch", "pyarrow", "numpy")),
     ],
 )
 def test_heavy_modules_are_loaded_when_they_are_used(run_python, module: str, light: tuple[str, ...]):

@@ -36,15 +36,15 @@ from esper_analytics.importers.json_lines import NoJson, as_text, decode, whole_
 from esper_analytics.importers.load_report import LoadReport
 from esper_analytics.importers.run_writer import Origin, RunWriter, Stored, by_update, imported_run_id
 from esper_analytics.importers.sources import Source, find_sources, plain_name
-from esper_recorder.contract.rules import load_profile
+from esper_recorder.contract.rules.ruleset import load_profile
 from esper_recorder.contract.tables import columns
-from esper_recorder.esper.clock import TURNING, Clock, RunKey
-from esper_recorder.esper.entries import NO_EVENT, Block
-from esper_recorder.esper.facts import KINDS as FACTS
-from esper_recorder.esper.facts import Facts
-from esper_recorder.esper.mapping import Entry, is_event, map_events
-from esper_recorder.manifest import Attempt, Manifest, plain_json
-from esper_recorder.parquet import arrow_type
+from esper_recorder.esper.field_map.event_columns import NO_EVENT, Block
+from esper_recorder.esper.field_map.event_mapping import Entry, is_event, map_events
+from esper_recorder.esper.field_map.run_facts import KINDS as FACTS
+from esper_recorder.esper.field_map.run_facts import Facts
+from esper_recorder.esper.field_map.update_clock import TURNING, Clock, RunKey
+from esper_recorder.storage.manifest import Attempt, Manifest, plain_json
+from esper_recorder.storage.parquet import arrow_type
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 FORMAT = "esper-jsonl"

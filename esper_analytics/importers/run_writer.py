@@ -26,11 +26,11 @@ import pyarrow as pa
 from esper_analytics.errors import DataError, UsageError
 from esper_analytics.importers.load_report import LoadReport, write_report
 from esper_recorder.contract.tables import SCHEMA_VERSION
-from esper_recorder.lock import LOCK_FILE, acquire_lock, is_locked, release_lock
-from esper_recorder.manifest import MANIFEST_FILE, Manifest, ManifestError, read_manifest, write_manifest
-from esper_recorder.parquet import arrow_schema, sync_folder, to_arrow, write_part
-from esper_recorder.reading import RowFileName
-from esper_recorder.run_folder import keep_rules
+from esper_recorder.storage.listing import RowFileName
+from esper_recorder.storage.lock import LOCK_FILE, acquire_lock, is_locked, release_lock
+from esper_recorder.storage.manifest import MANIFEST_FILE, Manifest, ManifestError, read_manifest, write_manifest
+from esper_recorder.storage.parquet import arrow_schema, sync_folder, to_arrow, write_part
+from esper_recorder.storage.run_folder import keep_rules
 
 PART_BYTES = 256 * 2**20
 """Rows held in memory before they become a part."""

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from esper_analytics.errors import DataError
+from esper_analytics.formatting import count, listed
 from esper_analytics.importers.libraries import LIBRARIES, recognise
 from esper_analytics.importers.load_report import LoadReport
 from esper_analytics.importers.logged import Arranged, Session, arrange
 from esper_analytics.importers.run_writer import Origin, RunWriter, Stored, imported_run_id
-from esper_analytics.wording import count, listed
-from esper_recorder.manifest import Attempt, Manifest, plain_json
+from esper_recorder.storage.manifest import Attempt, Manifest, plain_json
 
 
 @dataclass(frozen=True, slots=True)

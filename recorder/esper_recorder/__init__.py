@@ -8,35 +8,26 @@ The names below are loaded when they are first used: importing `esper_recorder.c
 pyarrow.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from esper_recorder.contract.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from esper_recorder.capture.compiled_steps import reduce
     from esper_recorder.levels import Level
     from esper_recorder.recorder import Recorder
-    from esper_recorder.reductions.packing import reduce
-    from esper_recorder.sink import MemorySink, ParquetSink, Sink
+    from esper_recorder.storage.sink import MemorySink, ParquetSink, Sink
 
 __version__ = "0.1.0"
 
 __all__ = ["Level", "MemorySink", "ParquetSink", "Recorder", "Sink", "reduce"]
 
-_HOMES = {
-    "Level": "levels",
-    "MemorySink": "sink",
-    "ParquetSink": "sink",
-    "Recorder": "recorder",
-    "Sink": "sink",
-    "reduce": "reductions.packing",
-}
-
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "esper_recorder.capture.compiled_steps": ("reduce",),
+        "esper_recorder.levels": ("Level",),
+        "esper_recorder.recorder": ("Recorder",),
+        "esper_recorder.storage.sink": ("MemorySink", "ParquetSink", "Sink"),
+    },
+)

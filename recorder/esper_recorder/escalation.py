@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from esper_recorder.batches import to_batch, to_table
-from esper_recorder.contract.evaluator import Firing
-from esper_recorder.contract.rule import Severity
+from esper_recorder.contract.rules.evaluator import Firing
+from esper_recorder.contract.rules.model import Severity
 from esper_recorder.levels import COLLECTED, Level
+from esper_recorder.storage.arrow_batches import to_batch, to_table
 
 UPDATES = 5
 """How long an escalation lasts where nothing else is said."""

@@ -20,7 +20,7 @@ import torch
 from torch.profiler import ProfilerActivity, schedule
 from torch.profiler import profile as torch_profile
 
-from esper_recorder.traces import TRACES_FOLDER
+from esper_recorder.storage.traces import TRACES_FOLDER
 
 log = logging.getLogger(__name__)
 

@@ -29,38 +29,40 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import torch
 from torch import Tensor
 
-from esper_recorder.contract.metrics import DEFINITIONS
-from esper_recorder.contract.rules import RuleSet, load_rules
-from esper_recorder.contract.tables import IDENTITY, columns
-from esper_recorder.escalation import UPDATES, Escalation, escalation
-from esper_recorder.given import noted, only_tensors, tensor
-from esper_recorder.known import KnownRing
-from esper_recorder.layers import LayerLog
-from esper_recorder.levels import COLLECTED, Level
-from esper_recorder.losses import ALL_TABLES, BAD_CALL, DEVICE_FAILED, REDUCE_FAILED
-from esper_recorder.manifest import loaded_versions, plain_json
-from esper_recorder.ranks import JOIN_SECONDS, Meeting, own_rank
-from esper_recorder.reading import last_update
-from esper_recorder.reductions.arguments import (
+from esper_recorder.arguments import (
     BadCall,
     FieldKey,
     argument,
     check_log_ratio,
     flat_actions,
     head_fields,
+    noted,
+    only_tensors,
+    tensor,
 )
+from esper_recorder.capture.known_minibatches import KnownRing
+from esper_recorder.capture.layers import LayerLog
+from esper_recorder.capture.minibatch_buffer import MinibatchNotes, MinibatchRing, PackedRing, Piece, Pushed
+from esper_recorder.capture.staging import Staging
+from esper_recorder.capture.transfer import Transfer
+from esper_recorder.capture.update_rows import UpdateInput, build, build_episodes, build_minibatches
+from esper_recorder.capture.user_rows import ToldRows, with_told
+from esper_recorder.contract.metrics import DEFINITIONS
+from esper_recorder.contract.rules.ruleset import RuleSet, load_rules
+from esper_recorder.contract.tables import IDENTITY, columns
+from esper_recorder.escalation import UPDATES, Escalation, escalation
+from esper_recorder.levels import COLLECTED, Level
 from esper_recorder.reductions.minibatches import with_actions
 from esper_recorder.reductions.recurrent import state_statistics
 from esper_recorder.reductions.transitions import rollout_statistics
-from esper_recorder.ring import MinibatchNotes, MinibatchRing, PackedRing, Piece, Pushed
-from esper_recorder.rows import UpdateInput, build, build_episodes, build_minibatches
-from esper_recorder.run_folder import RunFolder
-from esper_recorder.sink import ParquetSink, Sink
-from esper_recorder.staging import Staging
-from esper_recorder.told import ToldRows, with_told
-from esper_recorder.transfer import Transfer
-from esper_recorder.watch import Watcher
-from esper_recorder.writer import CLOSE_SECONDS, Writer
+from esper_recorder.rendezvous import JOIN_SECONDS, Meeting, own_rank
+from esper_recorder.storage.gaps import ALL_TABLES, BAD_CALL, DEVICE_FAILED, REDUCE_FAILED
+from esper_recorder.storage.listing import last_update
+from esper_recorder.storage.manifest import loaded_versions, plain_json
+from esper_recorder.storage.run_folder import RunFolder
+from esper_recorder.storage.sink import ParquetSink, Sink
+from esper_recorder.storage.writer import CLOSE_SECONDS, Writer
+from esper_recorder.watcher import Watcher
 
 log = logging.getLogger("esper_recorder")
 
@@ -159,8 +161,8 @@ class Recorder:
         definition: whose definition the derived metrics follow, see `contract.metrics.DEFINITIONS`.
 
     Raises:
-        ValueError, esper_recorder.contract.rules.RuleError: an argument is off. A folder that cannot be written is
-            not an error: training goes on without a recording, and the log says so.
+        ValueError, esper_recorder.contract.rules.model.RuleError: an argument is invalid. A folder that cannot be
+            written is not an error: training continues without a recording, and the log says so.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
-from esper_recorder.contract.rules import load_rules
+from esper_recorder.contract.rules.ruleset import load_rules
 from esper_recorder.escalation import UPDATES, escalation
 from esper_recorder.recorder import Recorder
 

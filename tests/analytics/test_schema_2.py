@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import esper_analytics as ea
+from tests.support import DATA
 
-DATA = Path(__file__).resolve().parents[1] / "data" / "schema_2"
+SCHEMA_2 = DATA / "schema_2"
 RENAMED: dict[tuple[str, str], str] = {}
 """(table, column then) -> column now."""
 
@@ -20,7 +20,7 @@ RENAMED: dict[tuple[str, str], str] = {}
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> ea.Runs:
     folder = tmp_path_factory.mktemp("schema_2") / "runs"
-    shutil.copytree(DATA / "runs", folder)  # reading may make a lock file
+    shutil.copytree(SCHEMA_2 / "runs", folder)  # reading may make a lock file
     return ea.open(folder)
 
 
@@ -35,7 +35,7 @@ def as_json(value: Any) -> Any:
 def values_by_table(runs: ea.Runs) -> dict[str, list[dict[str, Any]]]:
     """Every value that is not NULL, row by row, of every table that holds rows."""
     expected = {}
-    for table in json.loads((DATA / "rows.json").read_text(encoding="utf-8")):
+    for table in json.loads((SCHEMA_2 / "rows.json").read_text(encoding="utf-8")):
         frame = runs.table(table).collect()
         expected[table] = sorted(
             ({k: as_json(v) for k, v in row.items() if v is not None} for row in frame.to_dicts()),
@@ -45,7 +45,7 @@ def values_by_table(runs: ea.Runs) -> dict[str, list[dict[str, Any]]]:
 
 
 def test_every_value_is_what_it_was_read_as_then(runs: ea.Runs) -> None:
-    then = json.loads((DATA / "rows.json").read_text(encoding="utf-8"))
+    then = json.loads((SCHEMA_2 / "rows.json").read_text(encoding="utf-8"))
     expected = {
         table: sorted(
             ({RENAMED.get((table, k), k): v for k, v in row.items()} for row in rows),

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.logger import KVWriter, Logger
 
 from esper_recorder.sb3 import RecorderCallback
-from tests.recorder.storage import read_rows
+from tests.recorder.storage.stored_updates import read_rows
 
 
 class TinyEnv(gym.Env[Any, Any]):

@@ -15,9 +15,8 @@ import pytest
 import torch
 
 from esper_recorder import MemorySink, Recorder, reduce
-from esper_recorder.given import noted
-from esper_recorder.manifest import read_manifest
-from esper_recorder.reductions.arguments import BadCall
+from esper_recorder.arguments import BadCall, noted
+from esper_recorder.storage.manifest import read_manifest
 
 ZEROS = torch.zeros(2, 3)
 

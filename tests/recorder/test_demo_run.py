@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from esper_recorder import demo
-from esper_recorder.contract.evaluator import RuleEvaluator
-from esper_recorder.contract.rules import RuleSet
-from esper_recorder.manifest import how_it_ended, read_manifest
-from tests.recorder.storage import read_rows
+from esper_recorder.contract.rules.evaluator import RuleEvaluator
+from esper_recorder.contract.rules.ruleset import RuleSet
+from esper_recorder.storage.manifest import how_it_ended, read_manifest
+from tests.recorder.storage.stored_updates import read_rows
 
 
 @pytest.fixture(scope="module")

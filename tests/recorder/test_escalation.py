@@ -15,11 +15,11 @@ import torch
 
 import esper_analytics as ea
 from esper_recorder import MemorySink, Recorder
-from esper_recorder.contract.evaluator import Firing
-from esper_recorder.contract.rule import Severity
+from esper_recorder.contract.rules.evaluator import Firing
+from esper_recorder.contract.rules.model import Severity
 from esper_recorder.escalation import LEAD_UP_UPDATES, QUIET, Escalation
 from esper_recorder.levels import COLLECTED, Level
-from esper_recorder.watch import _plain
+from esper_recorder.watcher import _plain
 
 RULES = """
 [rules.far_off]

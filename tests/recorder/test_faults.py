@@ -17,9 +17,9 @@ import torch
 
 import esper_recorder.recorder as recorder_module
 from esper_recorder import Recorder
-from esper_recorder.manifest import read_manifest
-from esper_recorder.sink import MemorySink, ParquetSink
-from tests.recorder.storage import read_rows
+from esper_recorder.storage.manifest import read_manifest
+from esper_recorder.storage.sink import MemorySink, ParquetSink
+from tests.recorder.storage.stored_updates import read_rows
 
 UPDATES = 12
 
@@ -97,7 +97,7 @@ def test_permission_lost_in_the_middle_and_given_back_costs_what_a_gap_tells(
     tmp_path, weights, monkeypatch, rolling_always
 ):
     """Root may write anywhere, so that the operating system refuses is put in the place where it would."""
-    import esper_recorder.sink as sink
+    import esper_recorder.storage.sink as sink
 
     real = os.open
     denied = threading.Event()
@@ -150,7 +150,7 @@ def test_a_writer_that_hangs_holds_nobody_up_and_the_updates_that_went_are_told(
 
 
 def test_a_writer_that_hangs_to_the_end_is_given_up_and_run_json_tells_the_loss(tmp_path, weights, monkeypatch):
-    from esper_recorder.writer import Writer
+    from esper_recorder.storage.writer import Writer
 
     monkeypatch.setattr(Recorder, "flush", lambda self: None)
     close = Writer.close
@@ -191,7 +191,7 @@ def test_a_clock_that_jumps_back_and_forth_changes_the_time_of_rows_and_nothing_
 def test_a_disk_that_fills_up_and_is_cleared_again_costs_what_a_gap_tells(
     small_disk, weights, monkeypatch, rolling_always
 ):
-    import esper_recorder.sink as sink
+    import esper_recorder.storage.sink as sink
 
     monkeypatch.setattr(sink, "_RETRY_SECONDS", 0.0)
     recorder = Recorder(small_disk / "runs")

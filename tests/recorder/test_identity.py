@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import esper_analytics as ea
-from esper_analytics.upkeep import verify
+from esper_analytics.maintenance.verification import verify
 from esper_recorder import Recorder
+from esper_recorder.capture.user_rows import FILLED
 from esper_recorder.contract.tables import IDENTITY
-from esper_recorder.told import FILLED
-from tests.recorder.storage import read_rows
+from tests.recorder.storage.stored_updates import read_rows
 
 UPDATES = 2
 NOT_THE_RECORDERS = {"events", "raw_events"}

@@ -20,11 +20,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
 from esper_recorder import MemorySink, Recorder, Sink
-from esper_recorder.manifest import how_it_ended, read_manifest
 from esper_recorder.sb3 import RecorderCallback
-from esper_recorder.writer import Writer
+from esper_recorder.storage.manifest import how_it_ended, read_manifest
+from esper_recorder.storage.writer import Writer
 from tests.recorder.sb3_runs import TinyEnv, assert_same_state
-from tests.recorder.storage import read_rows
+from tests.recorder.storage.stored_updates import read_rows
 
 DEVICES = [
     "cpu",

@@ -16,10 +16,10 @@ import torch
 
 import esper_analytics as ea
 from esper_recorder import MemorySink, Recorder
-from esper_recorder.manifest import how_it_ended, read_manifest
-from esper_recorder.ranks import Meeting, own_rank
-from esper_recorder.run_folder import RunFolder, RunFolderError
-from tests.recorder.storage import read_rows
+from esper_recorder.rendezvous import Meeting, own_rank
+from esper_recorder.storage.manifest import how_it_ended, read_manifest
+from esper_recorder.storage.run_folder import RunFolder, RunFolderError
+from tests.recorder.storage.stored_updates import read_rows
 
 DDP = """
 import sys, torch, torch.distributed as distributed
@@ -177,14 +177,14 @@ class TestMeeting:
     def test_rank_0_tells_and_another_rank_asks_for_the_recorder_of_the_same_place_in_the_order(
         self, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr("esper_recorder.ranks._made", {})
+        monkeypatch.setattr("esper_recorder.rendezvous._made", {})
         for run_id in ("first", "second"):
             Meeting("name", 0).tell(run_id)
-        monkeypatch.setattr("esper_recorder.ranks._made", {})  # another process counts for itself
+        monkeypatch.setattr("esper_recorder.rendezvous._made", {})  # another process counts for itself
         assert [Meeting("name", 1).ask() for _ in range(2)] == ["first", "second"]
 
     def test_rank_0_alone_waits_for_nobody_and_one_that_waits_in_vain_says_so(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr("esper_recorder.ranks.JOIN_SECONDS", 0.1)
+        monkeypatch.setattr("esper_recorder.rendezvous.JOIN_SECONDS", 0.1)
         Meeting("alone", 0).tell("run")
         with pytest.raises(TimeoutError, match="rank 0 made no recorder of this name within"):
             Meeting("another", 1).ask()
@@ -344,7 +344,7 @@ class TestASuddenEnd:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr("esper_recorder.writer.Writer.close", interrupted)
+            patch.setattr("esper_recorder.storage.writer.Writer.close", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 rec.close()
         assert rec._writer is not None and rec._writer.close()

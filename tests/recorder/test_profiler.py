@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import esper_analytics as ea
-from esper_analytics.card import card_lines, card_of
+from esper_analytics.cli.card import card_lines, card_of
 from esper_recorder import Recorder
 from esper_recorder.profiler import ProfilerFolderError, profile
-from esper_recorder.traces import traces_of
+from esper_recorder.storage.traces import traces_of
 
 
 def work(steps: int, folder: Path | None, **options: Any) -> None:

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from esper_recorder import MemorySink, Recorder, Sink
 from esper_recorder.contract.histogram import log_ratio_bins
-from esper_recorder.manifest import how_it_ended, read_manifest
-from tests.recorder.storage import read_rows
+from esper_recorder.storage.manifest import how_it_ended, read_manifest
+from tests.recorder.storage.stored_updates import read_rows
 
 T = torch.tensor
 

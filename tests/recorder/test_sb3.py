@@ -25,10 +25,11 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 
-from esper_recorder.manifest import how_it_ended, read_manifest
 from esper_recorder.sb3 import RecorderCallback
+from esper_recorder.storage.manifest import how_it_ended, read_manifest
 from tests.recorder.sb3_runs import TinyEnv, assert_same_state
-from tests.recorder.storage import read_rows
+from tests.recorder.storage.stored_updates import read_rows
+from tests.support import ROOT
 
 CLIP = torch.nn.utils.clip_grad_norm_
 SHADOWED = {"get", "_get_samples", "reset", "evaluate_actions"}
@@ -252,7 +253,7 @@ model.learn(64, callback=RecorderCallback(sys.argv[1], rules=None))
 """
         done = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path)],
-            cwd=Path(__file__).parents[2],
+            cwd=ROOT,
             capture_output=True,
             text=True,
             check=False,

@@ -7,8 +7,9 @@
 The names below are loaded when they are first used: importing this package loads no library.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from esper_recorder.contract.lazy import lazy_names
 
 if TYPE_CHECKING:
     from esper_recorder.esper.config import RewardFamily, RewardMode, TrainingConfig
@@ -16,21 +17,6 @@ if TYPE_CHECKING:
     from esper_recorder.esper.hub import HubBackend
     from esper_recorder.esper.rewards import RewardComponents, reward_components
     from esper_recorder.esper.slots import CANONICAL_SLOTS, UnknownSlotError, ordered_slots
-
-_HOMES = {
-    "CANONICAL_SLOTS": "slots",
-    "EnvironmentEmitter": "emitters",
-    "HubBackend": "hub",
-    "Intervals": "emitters",
-    "RewardComponents": "rewards",
-    "RewardFamily": "config",
-    "RewardMode": "config",
-    "RowEmitter": "emitters",
-    "TrainingConfig": "config",
-    "UnknownSlotError": "slots",
-    "ordered_slots": "slots",
-    "reward_components": "rewards",
-}
 
 __all__ = [
     "CANONICAL_SLOTS",
@@ -47,13 +33,13 @@ __all__ = [
     "reward_components",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "esper_recorder.esper.config": ("RewardFamily", "RewardMode", "TrainingConfig"),
+        "esper_recorder.esper.emitters": ("EnvironmentEmitter", "Intervals", "RowEmitter"),
+        "esper_recorder.esper.hub": ("HubBackend",),
+        "esper_recorder.esper.rewards": ("RewardComponents", "reward_components"),
+        "esper_recorder.esper.slots": ("CANONICAL_SLOTS", "UnknownSlotError", "ordered_slots"),
+    },
+)

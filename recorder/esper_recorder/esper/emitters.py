@@ -25,11 +25,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
-from esper_recorder.contract.tables import IDENTITY, Counterfactual, EpochRow, Row, SlotEpoch, SlotEvent
+from esper_recorder.arguments import BadCall
+from esper_recorder.contract.tables import IDENTITY, Row
+from esper_recorder.contract.tables.esper import Counterfactual, EpochRow, SlotEpoch, SlotEvent
 from esper_recorder.esper.rewards import reward_components
 from esper_recorder.esper.slots import check_slot, ordered_slots
 from esper_recorder.recorder import Recorder
-from esper_recorder.reductions.arguments import BadCall
 
 log = logging.getLogger("esper_recorder")
 

@@ -25,18 +25,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec
 
-from esper_recorder.contract.rules import load_profile
-from esper_recorder.esper.clock import DEFAULT_GROUP, Clock, RunKey
-from esper_recorder.esper.entries import NO_EVENT, Block, as_text
-from esper_recorder.esper.events import plain, plain_event
-from esper_recorder.esper.facts import KINDS as FACTS
-from esper_recorder.esper.facts import Facts
-from esper_recorder.esper.mapping import Entry, map_events
-from esper_recorder.losses import QUEUE_FULL, REDUCE_FAILED
-from esper_recorder.manifest import loaded_versions, plain_json
-from esper_recorder.run_folder import RunFolder, keep_rules
-from esper_recorder.sink import ParquetSink
-from esper_recorder.writer import Rows, Writer
+from esper_recorder.contract.rules.ruleset import load_profile
+from esper_recorder.esper.field_map.event_columns import NO_EVENT, Block, as_text
+from esper_recorder.esper.field_map.event_mapping import Entry, map_events
+from esper_recorder.esper.field_map.event_values import plain, plain_event
+from esper_recorder.esper.field_map.run_facts import KINDS as FACTS
+from esper_recorder.esper.field_map.run_facts import Facts
+from esper_recorder.esper.field_map.update_clock import DEFAULT_GROUP, Clock, RunKey
+from esper_recorder.storage.gaps import QUEUE_FULL, REDUCE_FAILED
+from esper_recorder.storage.manifest import loaded_versions, plain_json
+from esper_recorder.storage.run_folder import RunFolder, keep_rules
+from esper_recorder.storage.sink import ParquetSink
+from esper_recorder.storage.writer import Rows, Writer
 
 log = logging.getLogger("esper_recorder")
 

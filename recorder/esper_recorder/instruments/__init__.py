@@ -5,19 +5,14 @@
 The names below are loaded when they are first used. `docs/instruments.md` describes each.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from esper_recorder.contract.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from esper_recorder.contract.anomalies import Abstention, Anomaly, AnomalyDetector, AnomalyReport
-    from esper_recorder.contract.ratio_diagnostic import RatioDiagnostic, RatioOfHead, WorstTransition
+    from esper_recorder.contract.rules.anomaly_detector import Abstention, Anomaly, AnomalyDetector, AnomalyReport
+    from esper_recorder.contract.worst_transitions import RatioDiagnostic, RatioOfHead, WorstTransition
     from esper_recorder.instruments.collection import CollectionConfig, TelemetryLevel
-    from esper_recorder.instruments.diagnostics import (
-        DiagnosticConfig,
-        GradientDiagnostics,
-        LayerDiagnosis,
-        ModelDiagnostics,
-    )
     from esper_recorder.instruments.gradient_drift import GradientDrift, GradientEMATracker
     from esper_recorder.instruments.gradient_health import (
         DualGradientHealth,
@@ -34,36 +29,15 @@ if TYPE_CHECKING:
         collect_per_layer_gradients,
     )
     from esper_recorder.instruments.lstm_health import LSTMHealth, StateHealth, compute_lstm_health
-    from esper_recorder.instruments.ratios import diagnose_ratios
+    from esper_recorder.instruments.model_diagnostics import (
+        DiagnosticConfig,
+        GradientDiagnostics,
+        LayerDiagnosis,
+        ModelDiagnostics,
+    )
+    from esper_recorder.instruments.ratio_diagnostic import diagnose_ratios
     from esper_recorder.instruments.stability import NumericalStabilityReport, check_numerical_stability
     from esper_recorder.profiler import ProfilerFolderError, profile
-
-_HOMES = {
-    "contract.anomalies": ("Abstention", "Anomaly", "AnomalyDetector", "AnomalyReport"),
-    "contract.ratio_diagnostic": ("RatioDiagnostic", "RatioOfHead", "WorstTransition"),
-    "instruments.collection": ("CollectionConfig", "TelemetryLevel"),
-    "instruments.diagnostics": ("DiagnosticConfig", "GradientDiagnostics", "LayerDiagnosis", "ModelDiagnostics"),
-    "instruments.gradient_drift": ("GradientDrift", "GradientEMATracker"),
-    "instruments.gradient_health": (
-        "DualGradientHealth",
-        "GradientHealth",
-        "PendingDualGradients",
-        "PendingGradients",
-        "collect_dual_gradients",
-        "collect_gradients",
-    ),
-    "instruments.layer_gradients": (
-        "GradientState",
-        "LayerGradientStats",
-        "LayerGradients",
-        "collect_per_layer_gradients",
-    ),
-    "instruments.lstm_health": ("LSTMHealth", "StateHealth", "compute_lstm_health"),
-    "instruments.ratios": ("diagnose_ratios",),
-    "instruments.stability": ("NumericalStabilityReport", "check_numerical_stability"),
-    "profiler": ("ProfilerFolderError", "profile"),
-}
-_MODULE_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Abstention",
@@ -101,13 +75,36 @@ __all__ = [
     "profile",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    home = _MODULE_OF.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"esper_recorder.{home}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "esper_recorder.contract.rules.anomaly_detector": ("Abstention", "Anomaly", "AnomalyDetector", "AnomalyReport"),
+        "esper_recorder.contract.worst_transitions": ("RatioDiagnostic", "RatioOfHead", "WorstTransition"),
+        "esper_recorder.instruments.collection": ("CollectionConfig", "TelemetryLevel"),
+        "esper_recorder.instruments.gradient_drift": ("GradientDrift", "GradientEMATracker"),
+        "esper_recorder.instruments.gradient_health": (
+            "DualGradientHealth",
+            "GradientHealth",
+            "PendingDualGradients",
+            "PendingGradients",
+            "collect_dual_gradients",
+            "collect_gradients",
+        ),
+        "esper_recorder.instruments.layer_gradients": (
+            "GradientState",
+            "LayerGradientStats",
+            "LayerGradients",
+            "collect_per_layer_gradients",
+        ),
+        "esper_recorder.instruments.lstm_health": ("LSTMHealth", "StateHealth", "compute_lstm_health"),
+        "esper_recorder.instruments.model_diagnostics": (
+            "DiagnosticConfig",
+            "GradientDiagnostics",
+            "LayerDiagnosis",
+            "ModelDiagnostics",
+        ),
+        "esper_recorder.instruments.ratio_diagnostic": ("diagnose_ratios",),
+        "esper_recorder.instruments.stability": ("NumericalStabilityReport", "check_numerical_stability"),
+        "esper_recorder.profiler": ("ProfilerFolderError", "profile"),
+    },
+)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, Final
 
-from esper_recorder.contract.rule import Severity
+from esper_recorder.contract.rules.model import Severity
 from esper_recorder.escalation import UPDATES, Escalation, escalation
 from esper_recorder.levels import COLLECTED, Collected, Level
 

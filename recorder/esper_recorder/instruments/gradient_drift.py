@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from esper_recorder.contract.ema import Average, Drift
+from esper_recorder.contract.rules.ema import Average, Drift
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from esper_recorder.contract.metrics import derive_layer
-from esper_recorder.instruments.measuring import Figures, Measurement
+from esper_recorder.instruments.measurement import Figures, Measurement
 
 VANISHING: Final = 1e-7
 """A tensor whose gradient has a smaller norm has a vanishing one."""

@@ -9,7 +9,7 @@ from typing import Final
 import torch
 
 from esper_recorder.contract.metrics import derive_layer
-from esper_recorder.instruments.measuring import Figures, Measurement, gradients_of, named_parameters
+from esper_recorder.instruments.measurement import Figures, Measurement, gradients_of, named_parameters
 
 SMALL: Final = 1e-6
 """Elements of less than this, by absolute value, are small."""

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from esper_recorder.capture.transfer import Transfer
 from esper_recorder.contract.metrics import root_mean_square
 from esper_recorder.reductions.recurrent import state_statistics
-from esper_recorder.transfer import Transfer
 
 MAX_RMS: Final = 10.0
 MIN_RMS: Final = 1e-6

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from esper_recorder.instruments.measuring import Figures, Measurement, gradients_of, named_parameters
+from esper_recorder.instruments.measurement import Figures, Measurement, gradients_of, named_parameters
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,211 @@
+"""The rows of one table as a question may read them: files checked, older layouts filled up, superseded rows known.
+
+`TableScan` is one moment's list of files and journal rows. It gives them to DuckDB as the text of a view and to Polars
+as a LazyFrame, both with exactly the contract's columns and types: explicit casts, and NULL for a column a file
+predates (`union_by_name` and its kin change types silently).
+
+Float columns with min/max statistics are the trap: statistics leave NaN out, and DuckDB prunes by them, so
+`WHERE isnan(x)` finds nothing and `max(x)` is not NaN. Such files are read through an expression that keeps the
+statistics from being used; parts as the recorder writes them have none and need none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+
+from esper_analytics.catalog.rank_merge import merged_frame, merged_sql
+from esper_recorder.contract.tables import Column, columns
+
+Cuts = tuple[tuple[int, int], ...]
+"""(attempt, update): rows of the attempt from this update on are superseded."""
+
+SQL_TYPES = {
+    "int64": "BIGINT",
+    "float64": "DOUBLE",
+    "string": "VARCHAR",
+    "bool": "BOOLEAN",
+    "timestamp[us, UTC]": "TIMESTAMPTZ",
+    "list<int64>": "BIGINT[]",
+    "list<float64>": "DOUBLE[]",
+    "list<string>": "VARCHAR[]",
+}
+_POLARS_TYPES: dict[str, pl.DataType] = {
+    "int64": pl.Int64(),
+    "float64": pl.Float64(),
+    "string": pl.String(),
+    "bool": pl.Boolean(),
+    "timestamp[us, UTC]": pl.Datetime("us", "UTC"),
+    "list<int64>": pl.List(pl.Int64()),
+    "list<float64>": pl.List(pl.Float64()),
+    "list<string>": pl.List(pl.String()),
+}
+# How Arrow spells the type that DuckDB reads as the column's own.
+_ARROW_TYPES = {
+    "int64": "int64",
+    "float64": "double",
+    "string": "string",
+    "bool": "bool",
+    "timestamp[us, UTC]": "timestamp[us, tz=UTC]",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PartLayout:
+    """What files must share to be read by one expression."""
+
+    present: tuple[tuple[str, str], ...]
+    float_statistics: bool
+    cuts: Cuts
+    ranks: bool = False
+    """Several ranks recorded these rows, and they are to be merged."""
+
+
+@dataclass(slots=True)
+class TableScan:
+    """The files and journal rows of one table at one moment."""
+
+    table: str
+    files: dict[PartLayout, list[Path]] = field(default_factory=dict)
+    journals: list[tuple[pa.Table, PartLayout]] = field(default_factory=list)
+    heights: dict[Path, int] = field(default_factory=dict)
+    """The number of rows of each part."""
+
+    def add_part(self, path: Path, layout: PartLayout, rows: int) -> None:
+        """Take in a part whose footer was checked."""
+        path = path.absolute()
+        self.files.setdefault(layout, []).append(path)
+        self.heights[path] = rows
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are, superseded ones included."""
+        return sum(self.heights.values()) + sum(int(journal.num_rows) for journal, _ in self.journals)
+
+    def parts(self) -> list[tuple[PartLayout, Path, int]] | None:
+        """Every part with its layout and number of rows; None where a part's rows may not count as they are."""
+        if self.journals or any(
+            layout != PartLayout(layout.present, layout.float_statistics, ()) for layout in self.files
+        ):
+            return None
+        return [(layout, path, self.heights[path]) for layout, paths in self.files.items() for path in paths]
+
+    def paths(self) -> list[Path]:
+        """Every file a query over this table reads."""
+        return [path for paths in self.files.values() for path in paths]
+
+    def view(self, journal_tables: Sequence[str], *, superseded: bool) -> str:
+        """The SELECT of the table's view, all rows with `superseded`, else those that count.
+
+        Args:
+            journal_tables: quoted names of tables that hold `journals`, in their order.
+        """
+        selects: list[str] = []
+        of_ranks: list[str] = []  # what has to be merged before it counts
+        for layout, paths in self.files.items():
+            present = dict(layout.present)
+            listed = ", ".join(literal(str(path)) for path in paths)
+            source = f"read_parquet([{listed}], hive_partitioning = false, union_by_name = false)"
+            terms = [_sql_term(c, present.get(c.name), layout.float_statistics) for c in columns(self.table)]
+            select = f"SELECT {', '.join(terms)} FROM {source}{_sql_where(layout.cuts, superseded)}"
+            (of_ranks if layout.ranks and not superseded else selects).append(select)
+        for (_, layout), name in zip(self.journals, journal_tables, strict=True):
+            terms = [_sql_term(c, "held", False) for c in columns(self.table)]
+            select = f"SELECT {', '.join(terms)} FROM {name}{_sql_where(layout.cuts, superseded)}"
+            (of_ranks if layout.ranks and not superseded else selects).append(select)
+        if of_ranks:
+            selects.append(merged_sql(self.table, "\nUNION ALL\n".join(of_ranks)))
+        if not selects:
+            terms = [_sql_term(c, None, False) for c in columns(self.table)]
+            selects.append(f"SELECT {', '.join(terms)} WHERE false")
+        return "\nUNION ALL\n".join(selects)
+
+    def frame(self, *, superseded: bool, only: Collection[str] | None = None) -> pl.LazyFrame:
+        """The table as a LazyFrame, all rows with `superseded`, else those that count; `only` some of its columns."""
+        wanted = [c for c in columns(self.table) if only is None or c.name in only or c.name in ("attempt", "update")]
+        frames: list[pl.LazyFrame] = []
+        of_ranks: list[pl.LazyFrame] = []
+
+        def take(raw: pl.LazyFrame, present: dict[str, str], layout: PartLayout) -> None:
+            merged = layout.ranks and not superseded
+            needed = columns(self.table) if merged else wanted
+            frame = self._of_contract(raw, present, layout.cuts, superseded, needed)
+            (of_ranks if merged else frames).append(frame)
+
+        for layout, paths in self.files.items():
+            scanned = pl.scan_parquet(
+                list(paths), glob=False, hive_partitioning=False, use_statistics=not layout.float_statistics
+            )
+            take(scanned, dict(layout.present), layout)
+        for journal, layout in self.journals:
+            held = pl.from_arrow(journal)
+            assert isinstance(held, pl.DataFrame)
+            take(held.lazy(), dict.fromkeys(journal.column_names, ""), layout)
+        if of_ranks:
+            frames.append(merged_frame(self.table, pl.concat(of_ranks)).select(c.name for c in wanted))
+        if not frames:
+            return pl.LazyFrame(schema={c.name: _POLARS_TYPES[c.type] for c in wanted})
+        return frames[0] if len(frames) == 1 else pl.concat(frames)
+
+    def _of_contract(
+        self, raw: pl.LazyFrame, present: dict[str, str], cuts: Cuts, superseded: bool, wanted: Sequence[Column]
+    ) -> pl.LazyFrame:
+        frame = raw.select(_polars_term(c, present.get(c.name)) for c in wanted)
+        if superseded or not cuts:
+            return frame
+        hidden = pl.any_horizontal((pl.col.attempt == attempt) & (pl.col.update >= update) for attempt, update in cuts)
+        return frame.filter(hidden.fill_null(False).not_())
+
+
+def identifier(name: str) -> str:
+    """A name quoted for SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """A string quoted for SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def sql_type(column: Column) -> str:
+    """The DuckDB type of a contract column."""
+    return SQL_TYPES[column.type]
+
+
+def polars_type(column: Column) -> pl.DataType:
+    """The Polars type of a contract column."""
+    return _POLARS_TYPES[column.type]
+
+
+def _sql_term(column: Column, found: str | None, float_statistics: bool) -> str:
+    name = identifier(column.name)
+    if found is None:
+        return f"NULL::{sql_type(column)} AS {name}"
+    if found == _ARROW_TYPES.get(column.type) and not (float_statistics and column.is_float):
+        return name  # a cast that changes nothing costs the binding of every query
+    value = f"CAST({name} AS {sql_type(column)})"
+    if float_statistics and column.type == "float64":
+        # A cast alone, or adding zero, does not keep DuckDB from pruning by statistics that know no NaN; this does.
+        value = f"CASE WHEN isnan({value}) THEN 'nan'::DOUBLE ELSE {value} END"
+    return f"{value} AS {name}"
+
+
+def _sql_where(cuts: Cuts, superseded: bool) -> str:
+    if superseded or not cuts:
+        return ""
+    hidden = " OR ".join(f'("attempt" = {attempt} AND "update" >= {update})' for attempt, update in cuts)
+    return f" WHERE ({hidden}) IS NOT TRUE"
+
+
+def _polars_term(column: Column, found: str | None) -> pl.Expr:
+    kind = polars_type(column)
+    if found is None:
+        return pl.lit(None, dtype=kind).alias(column.name)
+    value = pl.col(column.name)
+    if found.startswith("timestamp") and "tz=" not in found:
+        value = value.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    return value.cast(kind)

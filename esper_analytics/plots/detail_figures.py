@@ -1,0 +1,311 @@
+"""Figures of one run that look closer at one thing: its ratios, gradients, heads, or where its time goes.
+
+Each takes frames and returns a `matplotlib.figure.Figure`. It raises UsageError where the run has not recorded what it
+draws, with what it lacks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
+from numpy.typing import NDArray
+
+from esper_analytics.errors import UsageError
+from esper_analytics.formatting import listed
+from esper_analytics.plots.drawing import draw, finish, floats, legend
+from esper_analytics.plots.figures import RUN_COLOURS, in_style
+from esper_analytics.plots.panels import FIRST, INK, MUTED, SECOND, Line, Panel, measured
+from esper_analytics.plots.run_frames import RunFrames
+from esper_recorder.contract.histogram import log_ratio_bin_count, log_ratio_edges
+
+MOST_LAYERS: Final = 48
+"""Layers with a row of their own: those whose norm was the largest."""
+
+MOST_PHASES: Final = len(RUN_COLOURS)
+"""Phases with a line of their own: those that took the longest."""
+
+_RATIOS: Final = (0.01, 0.5, 0.9, 0.99, 0.999, 1.0, 1.001, 1.01, 1.1, 2.0, 100.0)
+"""Ratios the axis is labelled at."""
+
+_NORMS: Final = Panel(
+    "norms",
+    "Gradient norm before and after clipping (one line where nothing was clipped)",
+    "",
+    (
+        Line("grad_norm_max", "largest before", SECOND),
+        Line("grad_norm", "mean before"),
+        Line("grad_norm_clipped", "mean after", RUN_COLOURS[2]),
+    ),
+    frozenset({"grad_norm", "grad_norm_max", "grad_norm_clipped", "grad_norm_nonfinite"}),
+    scale="auto",
+    floor=1e-8,
+    references=(("max_grad_norm", "clipped to"),),
+)
+
+_TIMES: Final = Panel(
+    "times",
+    "Where the time goes: seconds of each update spent collecting and learning",
+    "",
+    (Line("rollout_s", "collecting"), Line("update_s", "learning", SECOND)),
+    frozenset({"rollout_s", "update_s"}),
+    floor=0.0,
+)
+
+_HEADS: Final = (
+    (
+        "entropy_normalized",
+        "entropy_normalized_all",
+        "Entropy by head, normalised",
+        {"floor": 0.0, "within": (0.0, 1.0)},
+    ),
+    ("ratio_max", None, "Largest ratio by head", {"scale": "auto", "ceiling": 1e6, "within": (0.9, 1.2)}),
+    ("clip_fraction", None, "Clip fraction by head", {"floor": 0.0, "ceiling": 1.0, "within": (0.0, 0.3)}),
+)
+"""(column, the one to take where it was never measured, title, axis) of each panel of `heads`."""
+
+
+@in_style
+def ratio(run: RunFrames, histograms: pl.DataFrame, exemplars: pl.DataFrame) -> Figure:
+    """Where the ratios of each update lay: their histogram as a heat map, extremes, clip range, worst transitions.
+
+    Args:
+        run: the run.
+        histograms: rows of `ratio_histograms`; of an update recorded by minibatches, these are added up.
+        exemplars: rows of `ratio_exemplars`.
+    """
+    updates, shares = ratio_shares(histograms)
+    if not len(updates):
+        raise _lacking(run, "histogram of its ratios (table ratio_histograms)", "--kind postmortem has their extremes")
+    figure = _figure(run, "Probability ratios", 5.6)
+    axes = figure.subplots()
+    x = np.arange(updates[0], updates[-1] + 2) - 0.5
+    y = np.arange(shares.shape[0] + 1) - 0.5
+    mesh = axes.pcolormesh(x, y, shares, norm=LogNorm(1e-5, 1.0), cmap="Blues", rasterized=True)
+    figure.colorbar(mesh, ax=axes, label="share of the update's transitions", pad=0.01)
+    own = floats(run.frame, "update")
+    for column, colour, label in (("ratio_max", FIRST, "largest"), ("ratio_min", SECOND, "smallest")):
+        if column in run.frame.columns:
+            axes.plot(own, place_of(_or_nan(run.frame, column)), color=colour, label=label, linewidth=1.4)
+    if "clip_range" in run.frame.columns:
+        clip = _or_nan(run.frame, "clip_range")
+        for side, label in ((1 + clip, "clip range"), (1 - clip, "_lower")):
+            axes.plot(own, place_of(side), color=MUTED, linewidth=1.0, linestyle=(0, (4, 2)), label=label)
+    worst = worst_ratios(exemplars)
+    if worst.height:
+        words: dict[str, Any] = {"markersize": 3, "color": RUN_COLOURS[1], "label": "worst transitions"}
+        axes.plot(floats(worst, "update"), place_of(np.exp(_or_nan(worst, "log_ratio"))), ".", **words)
+    axes.yaxis.set_major_locator(FixedLocator(place_of(np.array(_RATIOS)).tolist()))
+    axes.set_yticklabels([f"{ratio:g}" for ratio in _RATIOS])
+    axes.set_ylabel("ratio")
+    finish(axes, np.array([updates[0], updates[-1]], np.float64), run.boundaries)
+    seen = np.flatnonzero(np.nansum(shares, axis=1))
+    axes.set_ylim(min(seen[0], place_of(np.array([0.5]))[0]) - 1, max(seen[-1], place_of(np.array([2.0]))[0]) + 1)
+    axes.grid(False)
+    legend(axes, above=11.0 if run.boundaries else 3.0)
+    return figure
+
+
+@in_style
+def gradients(run: RunFrames, layers: pl.DataFrame) -> Figure:
+    """Gradient norms: of all parameters before and after clipping, and of each layer as a heat map.
+
+    Args:
+        run: the run.
+        layers: rows of `gradient_layers`.
+    """
+    names, updates, norms = layer_norms(layers)
+    whole = measured(_NORMS, run.frame)
+    if not names and not whole:
+        raise _lacking(run, "gradient norm, neither of all parameters nor of a layer (table gradient_layers)")
+    rows = 0.19 * min(len(names), MOST_LAYERS) + 0.9 if names else 0.0
+    figure = _figure(run, "Gradients", (3.2 if whole else 0.5) + rows)
+    both = figure.subplots(
+        2 if whole and names else 1, 1, squeeze=False, height_ratios=[2.6, rows] if whole and names else None
+    )
+    places = [axes for (axes,) in both]
+    if whole:
+        axes = places.pop(0)
+        draw(axes, _NORMS, run.frame, run.marks(_NORMS), run.boundaries)
+        axes.set_title(_NORMS.title)
+    if names:
+        [axes] = places
+        x = np.arange(updates[0], updates[-1] + 2) - 0.5
+        positive = norms[np.isfinite(norms) & (norms > 0)]
+        norm = LogNorm(positive.min(), positive.max()) if positive.size and positive.min() < positive.max() else None
+        mesh = axes.pcolormesh(x, np.arange(len(names) + 1) - 0.5, norms, norm=norm, cmap="viridis", rasterized=True)
+        figure.colorbar(mesh, ax=axes, label="norm", pad=0.01)
+        axes.set_yticks(range(len(names)), [_end(name) for name in names], fontsize=6.5, parse_math=False)
+        axes.invert_yaxis()
+        axes.grid(False)
+        left_out = layers.get_column("layer").n_unique() - len(names)
+        more = f"; {left_out} more, whose norms are smaller, are left out" if left_out else ""
+        axes.set_title(f"Norm of each layer's gradient at the last step of the update{more}")
+        finish(axes, np.array([updates[0], updates[-1]], np.float64), run.boundaries)
+    return figure
+
+
+@in_style
+def heads(run: RunFrames, rows: pl.DataFrame) -> Figure:
+    """Entropy, largest ratio and clip fraction of each action head, a line a head.
+
+    Args:
+        run: the run.
+        rows: rows of `heads`.
+    """
+    panels = [found for word in _HEADS if (found := _of_heads(rows, *word)) is not None]
+    if not panels:
+        raise _lacking(run, "figure of an action head (table heads), as of a policy with several")
+    figure = _figure(run, "Action heads", 2.5 * len(panels) + 0.2)
+    for (axes,), (panel, frame) in zip(figure.subplots(len(panels), 1, squeeze=False), panels, strict=True):
+        draw(axes, panel, frame, (), run.boundaries)
+        axes.set_title(panel.title)
+    return figure
+
+
+@in_style
+def phases(run: RunFrames, profiles: pl.DataFrame) -> Figure:
+    """Where the time goes: collecting against learning, and the phases of the loop that the trainer timed.
+
+    Args:
+        run: the run.
+        profiles: rows of `phase_profiles`.
+    """
+    panels = [(_TIMES, run.frame)] if measured(_TIMES, run.frame) else []
+    names, times = phase_times(profiles)
+    if names:
+        lines = tuple(Line(name, name, colour) for name, colour in zip(names, RUN_COLOURS, strict=False))
+        more = profiles.get_column("phase").n_unique() - len(names)
+        rest = f"; {more} more, which took less, are left out" if more else ""
+        title = f"Where the time goes: seconds of each update by phase of the loop{rest}"
+        panels.append((Panel("loop", title, "", lines, frozenset(), floor=0.0), times))
+    if not panels:
+        raise _lacking(run, "time of its phases (rollout_s, update_s, table phase_profiles)")
+    figure = _figure(run, "Phases of the loop", 2.9 * len(panels) + 0.3)
+    for (axes,), (panel, frame) in zip(figure.subplots(len(panels), 1, squeeze=False), panels, strict=True):
+        draw(axes, panel, frame, run.marks(panel), run.boundaries)
+        axes.set_title(panel.title)
+        axes.set_ylabel("s")
+        legend(axes, above=11.0 if run.boundaries else 3.0)
+    return figure
+
+
+# --- what is drawn ----------------------------------------------------------------------------------------------------
+
+
+def ratio_shares(histograms: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(first and last update, share of the transitions by bin and update); NaN where an update has no histogram."""
+    joint = histograms.filter((pl.col("head") == "") & pl.col("counts").is_not_null())
+    if joint.is_empty():
+        return np.array([], np.int64), np.empty((log_ratio_bin_count(), 0))
+    whole = joint.filter(pl.col("minibatch").is_null())
+    parts = joint.filter(~pl.col("update").is_in(whole.get_column("update").implode()))
+    first, last = int(joint["update"].min()), int(joint["update"].max())  # type: ignore[arg-type]
+    counts = np.zeros((log_ratio_bin_count(), last - first + 1))
+    for update, own in pl.concat([whole, parts]).select("update", "counts").iter_rows():
+        counts[:, update - first] += own
+    sums = counts.sum(axis=0)
+    return np.array([first, last]), counts / np.where(sums > 0, sums, math.nan)
+
+
+def place_of(ratios: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where ratios lie on the axis of the bins, that of `log_ratio_bins`; the bin of exactly 1 is in the middle."""
+    edges = np.log2(log_ratio_edges())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(ratios)
+        size = np.log2(np.abs(logs))
+    # the bin that begins at edge k is k + 2 places from the middle; edges lie half a place before it
+    away = np.clip(size - edges[0] + 1.5, 1.0, len(edges) + 1.0)
+    away = np.where(np.isnan(logs), math.nan, np.where(logs == 0, 0.0, away))
+    return np.asarray(log_ratio_bin_count() // 2 + np.sign(logs) * away, np.float64)
+
+
+def worst_ratios(exemplars: pl.DataFrame) -> pl.DataFrame:
+    """The transition furthest from ratio 1 of each update: update, log_ratio."""
+    return (
+        exemplars.filter((pl.col("head") == "") & (pl.col("scope") == "update"))
+        .sort("update", "place")
+        .unique("update", keep="first", maintain_order=True)
+        .select("update", "log_ratio")
+    )
+
+
+def layer_norms(layers: pl.DataFrame) -> tuple[list[str], NDArray[np.int64], NDArray[np.float64]]:
+    """(layers in the order of the network, first and last update, norm by layer and update of the last step)."""
+    known = layers.filter(pl.col("grad_norm").is_not_null())
+    if known.is_empty():
+        return [], np.array([], np.int64), np.empty((0, 0))
+    last_step = known.sort("update", "minibatch").unique(["update", "layer"], keep="last", maintain_order=True)
+    largest = last_step.group_by("layer", maintain_order=True).agg(pl.col("grad_norm").fill_nan(None).max())
+    kept = set(largest.sort("grad_norm", descending=True, nulls_last=True).head(MOST_LAYERS)["layer"])
+    names = [name for name in largest.get_column("layer") if name in kept]
+    first, last = int(known["update"].min()), int(known["update"].max())  # type: ignore[arg-type]
+    norms = np.full((len(names), last - first + 1), math.nan)
+    place = {name: n for n, name in enumerate(names)}
+    for update, layer, norm in last_step.select("update", "layer", "grad_norm").iter_rows():
+        if layer in place:
+            norms[place[layer], update - first] = norm
+    return names, np.array([first, last]), norms
+
+
+def phase_times(profiles: pl.DataFrame) -> tuple[list[str], pl.DataFrame]:
+    """(phases that took longest, longest first; their seconds by update, a column a phase)."""
+    known = profiles.filter(pl.col("wall_ms").is_not_null())
+    if known.is_empty():
+        return [], pl.DataFrame({"update": []}, schema={"update": pl.Int64})
+    spent = known.group_by("update", "phase").agg(pl.col("wall_ms").sum() / 1000)
+    total = spent.group_by("phase").agg(pl.col("wall_ms").sum()).sort("wall_ms", "phase", descending=[True, False])
+    names = total.head(MOST_PHASES).get_column("phase").to_list()
+    wide = spent.filter(pl.col("phase").is_in(names)).pivot("phase", index="update", values="wall_ms").sort("update")
+    return names, wide
+
+
+def _of_heads(
+    rows: pl.DataFrame, column: str, otherwise: str | None, title: str, axis: dict[str, Any]
+) -> tuple[Panel, pl.DataFrame] | None:
+    """A panel with a line a head, and its frame; None where nothing of it was measured."""
+    if otherwise is not None and rows.get_column(column).null_count() == rows.height:
+        column, title = otherwise, f"{title}, over all transitions"
+    known = rows.filter(pl.col(column).is_not_null())
+    if known.is_empty():
+        return None
+    names = known.get_column("head").unique(maintain_order=True).to_list()
+    shown = names[: len(RUN_COLOURS)]
+    if len(names) > len(shown):
+        title += f" (of {len(shown)} heads; left out: {listed(names[len(shown) :], most=4)})"
+    lines = tuple(Line(name, name, colour) for name, colour in zip(shown, RUN_COLOURS, strict=False))
+    wide = known.unique(["update", "head"], keep="last", maintain_order=True).pivot(
+        "head", index="update", values=column
+    )
+    return Panel(column, title, "", lines, frozenset(), **axis), wide.sort("update")
+
+
+def _figure(run: RunFrames, what: str, height: float) -> Figure:
+    figure = Figure(figsize=(10.5, height + 0.6))
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06, rect=(0.01, 0.006, 0.98, 0.988))
+    words: dict[str, Any] = {"fontsize": 13, "fontweight": "bold", "color": INK, "parse_math": False}
+    figure.suptitle(f"{run.name}: {what}", x=0.018, ha="left", **words)
+    return figure
+
+
+def _lacking(run: RunFrames, what: str, instead: str = "") -> UsageError:
+    more = f" {instead}." if instead else ""
+    return UsageError(f"{run.name} has recorded no {what}, so there is nothing to draw.{more}")
+
+
+def _or_nan(frame: pl.DataFrame, column: str) -> NDArray[np.float64]:
+    """The column with NaN where nothing was measured."""
+    return frame.get_column(column).cast(pl.Float64).fill_null(math.nan).to_numpy()
+
+
+def _end(name: str, longest: int = 44) -> str:
+    return name if len(name) <= longest else f"…{name[1 - longest :]}"
+
+
+__all__: Sequence[str] = ["gradients", "heads", "phases", "ratio"]

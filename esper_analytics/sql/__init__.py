@@ -1,0 +1,1 @@
+"""SQL over the views of runs: one SELECT, confined; named queries; results as frames."""

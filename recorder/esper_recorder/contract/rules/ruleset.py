@@ -1,0 +1,140 @@
+"""Sets of rules: the shipped profiles, files of one's own, and the same with other numbers."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from esper_recorder.contract.rules import overrides, parser
+from esper_recorder.contract.rules.model import Rule, RuleError, Severity, near
+from esper_recorder.contract.rules.parser import Content
+from esper_recorder.contract.rules.signal import HELD_BACK, UPDATE_TABLE
+from esper_recorder.contract.rules.toml_writer import to_toml
+
+__all__ = ["Rule", "RuleError", "RuleSet", "Severity", "load_file", "load_profile", "profiles"]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSet:
+    """The rules of one file, with the text they were read from.
+
+    Attributes:
+        name: the profile's or the file's name.
+        text: TOML that reads back as this very rule set; what `sha256` is of.
+        content: what the text holds.
+        overrides: the values that `with_values` put in, by `RULE.KEY`.
+    """
+
+    name: str
+    text: str
+    content: Content
+    overrides: Mapping[str, float | bool | str] = field(default_factory=dict)
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """In the order of the file."""
+        return self.content.rules
+
+    @property
+    def phases(self) -> tuple[tuple[str, float], ...]:
+        """(name, start) with ascending starts from 0; a phase ends where the next one begins."""
+        return self.content.phases
+
+    @property
+    def description(self) -> str:
+        """What the file says it is for."""
+        return self.content.description
+
+    @property
+    def tests(self) -> tuple[Mapping[str, Any], ...]:
+        """The unit tests of the file, as read from TOML."""
+        return self.content.tests
+
+    @staticmethod
+    def parse(text: str, name: str = "rules") -> RuleSet:
+        """Read rules from TOML. Raises RuleError naming `name`, the rule, the key and what is allowed."""
+        return RuleSet(name, text, parser.parse(text, name))
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal SHA-256 of the text in UTF-8."""
+        return _sha256(self.text)
+
+    @property
+    def tables(self) -> dict[str, frozenset[str]]:
+        """Table -> the columns the rules read from it. Always names `ppo_updates`."""
+        needed: dict[str, frozenset[str]] = {UPDATE_TABLE: frozenset({"progress"})}
+        for rule in self.rules:
+            for signal in rule.signals:
+                needed[signal.table] = needed.get(signal.table, frozenset()) | signal.columns
+        if "minibatches" in needed:
+            needed["minibatches"] |= {HELD_BACK}
+        return needed
+
+    def phase(self, progress: float | None) -> str | None:
+        """The phase a progress falls into; None where either is not known."""
+        if progress is None or not progress >= 0.0 or not self.phases:
+            return None
+        return self.phases[bisect_right(self.phases, progress, key=lambda phase: phase[1]) - 1][0]
+
+    def with_values(self, values: Mapping[str, float | bool | str]) -> RuleSet:
+        """The same rules with other numbers, by `RULE.KEY`: `{"ratio_explosion.above": 3.0}`.
+
+        A threshold per phase, per key or relative to a column is replaced as a whole by a number
+        (`value_collapse.below`), or in one place (`value_collapse.below.phase.warmup`); alternatives and gates are
+        counted from 1 (`value_collapse.any_of.2.above`).
+
+        Raises RuleError: an unknown rule or key (with near-by names), a value that is no number.
+        """
+        if not values:
+            return self
+        data, changes = overrides.change(self.text, values, self.name)
+        return RuleSet(self.name, to_toml(data), parser.read(data, self.name), {**self.overrides, **changes})
+
+
+def profiles() -> tuple[str, ...]:
+    """The names of the shipped rule sets, in alphabetical order."""
+    return tuple(sorted(path.name[:-5] for path in _shipped().iterdir() if path.name.endswith(".toml")))
+
+
+def load_profile(name: str) -> RuleSet:
+    """A shipped rule set. Raises RuleError for a name that is none."""
+    if name not in profiles():
+        raise RuleError(f"there is no rule profile {name!r}; there is {', '.join(profiles())}{near(name, profiles())}")
+    return RuleSet.parse((_shipped() / f"{name}.toml").read_text(encoding="utf-8"), name)
+
+
+def load_file(path: str | Path) -> RuleSet:
+    """Rules from a TOML file of one's own. Raises RuleError."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RuleError(f"there is no file {path}") from None
+    except UnicodeDecodeError:
+        raise RuleError(f"{path} is no TOML: it is not UTF-8 text") from None
+    except OSError as error:
+        raise RuleError(f"{path} cannot be read: {error.strerror or error}") from None
+    return RuleSet.parse(text, path.name)
+
+
+def load_rules(rules: str | Path) -> RuleSet:
+    """A shipped profile by its name, or rules from a file: a path, or a name that ends in `.toml`. Raises RuleError."""
+    if isinstance(rules, Path) or rules.endswith(".toml"):
+        return load_file(rules)
+    return load_profile(rules)
+
+
+@functools.lru_cache(64)
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _shipped() -> Any:
+    return resources.files("esper_recorder.contract.rules") / "profiles"

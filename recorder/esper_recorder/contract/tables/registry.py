@@ -1,0 +1,122 @@
+"""Which tables there are, and the columns each declares."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from esper_recorder.contract.tables.base import IDENTITY, TYPES, Column, Reducer, Row
+from esper_recorder.contract.tables.esper import (
+    ActionCount,
+    Batch,
+    BatchStatistics,
+    Counterfactual,
+    Decision,
+    DecisionHead,
+    EpochRow,
+    EsperUpdate,
+    Event,
+    HostStabilization,
+    LayerHealth,
+    Morphology,
+    ObservationStatistics,
+    PhaseProfile,
+    RawEvent,
+    Reward,
+    Scalar,
+    ShapleyValue,
+    SlotEpoch,
+    SlotEvent,
+    System,
+    Trend,
+)
+from esper_recorder.contract.tables.ppo import (
+    Alarm,
+    Episode,
+    Gap,
+    GradientLayer,
+    Head,
+    Minibatch,
+    PpoUpdate,
+    RatioExemplar,
+    RatioHistogram,
+    RecurrentState,
+)
+
+TABLES: dict[str, type[Row]] = {
+    cls.table: cls
+    for cls in (
+        PpoUpdate,
+        Minibatch,
+        Head,
+        RatioHistogram,
+        RatioExemplar,
+        GradientLayer,
+        RecurrentState,
+        Episode,
+        Alarm,
+        Gap,
+        EpochRow,
+        SlotEpoch,
+        SlotEvent,
+        Decision,
+        DecisionHead,
+        Reward,
+        ObservationStatistics,
+        ActionCount,
+        Batch,
+        BatchStatistics,
+        Trend,
+        Counterfactual,
+        ShapleyValue,
+        Morphology,
+        PhaseProfile,
+        HostStabilization,
+        EsperUpdate,
+        LayerHealth,
+        System,
+        Scalar,
+        Event,
+        RawEvent,
+    )
+}
+
+
+@functools.cache
+def columns(table: str) -> tuple[Column, ...]:
+    """The columns of a table: keys first, then in the order of declaration.
+
+    Raises KeyError for a table that is not declared.
+    """
+    cls = TABLES[table]
+    hints = typing.get_type_hints(cls)
+    declared = tuple(Column(name=f.name, type=_type_name(hints[f.name]), **f.metadata) for f in dataclasses.fields(cls))
+    identity, own = declared[: len(IDENTITY)], declared[len(IDENTITY) :]
+    keys = [c for c in own if c.reducer is Reducer.KEY]
+    rest = [c for c in own if c.reducer is not Reducer.KEY]
+    return (*identity, *keys, *rest)
+
+
+def column_names(table: str) -> tuple[str, ...]:
+    """The names of a table's columns, in their order."""
+    return tuple(c.name for c in columns(table))
+
+
+def key_columns(table: str) -> tuple[str, ...]:
+    """The columns that identify a row of a table."""
+    return tuple(c.name for c in columns(table) if c.reducer is Reducer.KEY)
+
+
+def all_columns() -> Iterator[tuple[str, Column]]:
+    """Every (table, column) of the contract."""
+    for table in TABLES:
+        for column in columns(table):
+            yield table, column
+
+
+def _type_name(hint: Any) -> str:
+    plain = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+    return TYPES[plain[0]]

@@ -1,0 +1,345 @@
+"""The crash journal: one append-only file that holds the newest updates of one process until they are Parquet.
+
+    file   = b"ESPERJ1\\n" frame*
+    frame  = marker u16, kind u8, 0 u8, table u16, 0 u16, length u32, crc32 of payload u32, crc32 of these 16 bytes u32,
+             0 u32, payload, zeros up to a multiple of 8; numbers are little-endian
+    kind 1 = schema: table name, b"\\0", Arrow IPC schema; gives its `table` number the meaning for this file
+    kind 2 = rows: one Arrow IPC record batch of the schema numbered `table`, its buffers compressed (LZ4) if large
+    kind 3 = commit: update i64, rows i64
+    kind 4 = one row, packed (see `plain`) by the layout whose schema is numbered `table`
+
+Rows count only once a commit follows them, so all tables of an update appear together. One commit is one `write`, so
+what is committed is with the operating system and survives the death of the process; `sync` makes it survive the
+loss of power. A schema is written once per file and set of columns.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from esper_recorder.storage.parquet import sync_folder
+from esper_recorder.storage.row_codec import Layout, PackedRow, unpack_rows
+
+MAGIC = b"ESPERJ1\n"
+_MARKER = 0x4AE5
+_MARKER_BYTES = _MARKER.to_bytes(2, "little")
+_FIXED = struct.Struct("<HBBHHII")
+_HEADER = struct.Struct("<HBBHHIIII")
+_HEADER_SIZE = _HEADER.size
+_COMMIT = struct.Struct("<qq")
+_SCHEMA, _ROWS, _COMMITTED, _PACKED = 1, 2, 3, 4
+_LONGEST = 2**32 - 1
+_LARGE = 1 << 20  # bytes of a batch from which on it is compressed
+_CHUNK = 1024
+"""Pieces of a table that are read before they become one batch. A column of a batch takes about a kilobyte beside its
+values, so a journal of thousands of one-row batches would take many times its own size."""
+_Key = tuple[str, tuple[str, ...] | Layout, int]  # table, columns, kind of frame
+_Schemas = dict[_Key, tuple[pa.Schema, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A stretch of a journal that could not be read although committed updates follow it."""
+
+    offset: int
+    length: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class JournalContent:
+    """What a journal holds: the committed rows, and what was left aside."""
+
+    batches: dict[str, list[pa.RecordBatch]] = field(default_factory=dict)
+    updates: tuple[int, ...] = ()
+    """The committed updates, in the order they were written."""
+    rows: int = 0
+    bytes_read: int = 0
+    bytes_ignored: int = 0
+    """Bytes after the last commit: an update that was being written, or a torn tail."""
+    damage: tuple[Damage, ...] = ()
+
+
+class JournalWriter:
+    """Appends updates to one new journal file. Used by one thread of the process that made it."""
+
+    def __init__(self, path: Path) -> None:
+        """Create the file, which must not exist. Raises OSError and leaves no file where that fails."""
+        self.path = path
+        self.updates = 0
+        self.rows = 0
+        self.first_update: int | None = None
+        self.last_update: int | None = None
+        self.broken = False
+        """A write failed and could not be undone: nothing more may be appended."""
+        self._schemas: _Schemas = {}
+        self._numbers = 0  # of schemas told, in this file; none is used twice
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+        self._descriptor = os.open(path, flags, 0o666)
+        self.size = 0
+        try:
+            _write_all(self._descriptor, MAGIC)
+            sync_folder(path.parent)
+        except BaseException:
+            self.close()
+            path.unlink(missing_ok=True)
+            raise
+        self.size = len(MAGIC)
+        self.unsynced = 0
+        """Updates that would not survive the loss of power."""
+
+    def commit(self, update: int, batches: Iterable[tuple[str, pa.RecordBatch | PackedRow]]) -> None:
+        """Append the rows of one update, all or none.
+
+        Raises:
+            OSError: nothing of the update is in the file (or the journal is `broken`; what was committed stays).
+        """
+        if self.broken:
+            raise OSError(f"{self.path} took no further rows after a write that failed")
+        pieces: list[pa.Buffer | bytes] = []
+        fresh: _Schemas = {}
+        rows = 0
+        for table, batch in batches:
+            if isinstance(batch, PackedRow):
+                layout = batch.layout
+                number = self._number((table, layout, _PACKED), layout.schema, fresh, pieces)
+                pieces += _frame(_PACKED, number, batch.data)
+                rows += 1
+            else:
+                # Keyed by the columns' names: hashing a schema of a hundred columns costs more than writing its row.
+                number = self._number((table, tuple(batch.schema.names), _ROWS), batch.schema, fresh, pieces)
+                pieces += _frame(_ROWS, number, _serialized(batch))
+                rows += batch.num_rows
+        pieces += _frame(_COMMITTED, 0, _COMMIT.pack(update, rows))
+        data = b"".join(pieces)  # in one piece, for one write
+        try:
+            _write_all(self._descriptor, data)
+        except OSError:
+            try:
+                os.ftruncate(self._descriptor, self.size)
+            except OSError:
+                self.broken = True
+            raise
+        self._schemas.update(fresh)
+        self._numbers += len(fresh)
+        self.size += len(data)
+        self.updates += 1
+        self.rows += rows
+        self.first_update = update if self.first_update is None else self.first_update
+        self.last_update = update
+        self.unsynced += 1
+
+    def sync(self) -> None:
+        """Make what is committed survive the loss of power. Raises OSError."""
+        if self.unsynced:
+            os.fsync(self._descriptor)
+            self.unsynced = 0
+
+    @property
+    def removed(self) -> bool:
+        """The file was deleted while it was being written: what it held is gone."""
+        return self._descriptor >= 0 and os.fstat(self._descriptor).st_nlink == 0
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+
+    def _number(self, key: _Key, schema: pa.Schema, fresh: _Schemas, pieces: list[pa.Buffer | bytes]) -> int:
+        known = fresh.get(key) or self._schemas.get(key)
+        if known is not None and (known[0] is schema or known[0].equals(schema)):
+            return known[1]
+        number = self._numbers + len(fresh)
+        fresh[key] = (schema, number)
+        pieces += _frame(_SCHEMA, number, key[0].encode() + b"\0" + schema.serialize().to_pybytes())
+        return number
+
+
+def read_journal(path: Path) -> JournalContent:
+    """Read the committed rows of a journal, which another process may be appending to.
+
+    Raises:
+        OSError: the file is not there or cannot be read.
+        ValueError: it is no journal of ours.
+    """
+    return parse_journal(path.read_bytes(), str(path))
+
+
+def parse_journal(data: bytes, name: str = "journal") -> JournalContent:
+    """The committed rows of a journal's bytes. Raises ValueError where they are no journal of ours."""
+    if data[: len(MAGIC)] != MAGIC[: len(data)]:
+        raise ValueError(f"{name} is no journal of esper-recorder (or of a newer version): it begins otherwise")
+    whole = pa.py_buffer(data)
+    schemas: dict[int, tuple[str, pa.Schema]] = {}
+    layouts: dict[int, Layout] = {}
+    held: dict[str, _Held] = {}
+    pending: list[tuple[str, int, pa.RecordBatch | PackedRow]] = []
+    damage: list[Damage] = []
+    unsure: list[Damage] = []  # damage once a commit follows; else part of the torn tail
+    updates: list[int] = []
+    committed = min(len(MAGIC), len(data))
+    offset = committed
+    while offset < len(data):
+        head = _header(data, offset)
+        if head is None:
+            following = _next_header(data, offset + 1)
+            if following is None:
+                break
+            unsure.append(Damage(offset, following - offset, "no frame begins here"))
+            offset = following
+            continue
+        kind, number, length, crc = head
+        start = offset + _HEADER_SIZE
+        end = start + length + -length % 8
+        if end > len(data):
+            break
+        payload: Any = data[start : start + length] if kind in (_PACKED, _COMMITTED) else whole.slice(start, length)
+        if zlib.crc32(payload) != crc:
+            unsure.append(Damage(offset, end - offset, "the checksum does not fit"))
+        elif kind == _COMMITTED:
+            updates.append(_COMMIT.unpack(payload)[0])
+            for table, own, rows in pending:
+                held.setdefault(table, _Held()).add(own, rows)
+            damage += unsure
+            pending, unsure = [], []
+            committed = end
+        else:
+            try:
+                if kind == _PACKED:
+                    layout = layouts.get(number)
+                    if layout is None:
+                        layout = layouts[number] = Layout(schemas[number][1])
+                    pending.append((schemas[number][0], number, PackedRow(layout, payload)))
+                elif kind == _SCHEMA:
+                    table_name, _, encoded = payload.to_pybytes().partition(b"\0")
+                    schemas[number] = (table_name.decode(), pa.ipc.read_schema(pa.py_buffer(encoded)))
+                elif kind == _ROWS:
+                    table, schema = schemas[number]
+                    pending.append((table, number, pa.ipc.read_record_batch(payload, schema)))
+                else:
+                    unsure.append(Damage(offset, end - offset, f"this version knows no frame of kind {kind}"))
+            except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+                reason = "its schema was damaged" if isinstance(error, KeyError) else f"Arrow cannot read it: {error}"
+                unsure.append(Damage(offset, end - offset, reason))
+        offset = end
+    batches = {table: rows.batches() for table, rows in held.items()}
+    return JournalContent(
+        batches,
+        tuple(updates),
+        sum(batch.num_rows for own in batches.values() for batch in own),
+        bytes_read=committed,
+        bytes_ignored=len(data) - committed,
+        damage=tuple(damage),
+    )
+
+
+class _Held:
+    """The committed rows of one table in their order, few batches of many rows each."""
+
+    def __init__(self) -> None:
+        self._done: list[pa.RecordBatch] = []
+        self._loose: list[tuple[int, pa.RecordBatch | PackedRow]] = []
+
+    def add(self, number: int, rows: pa.RecordBatch | PackedRow) -> None:
+        """Take rows of the schema of this number."""
+        self._loose.append((number, rows))
+        if len(self._loose) >= _CHUNK:
+            self._join()
+
+    def batches(self) -> list[pa.RecordBatch]:
+        self._join()
+        return self._done
+
+    def _join(self) -> None:
+        loose, self._loose = self._loose, []
+        by_schema: dict[int, list[int]] = {}  # number -> places in `loose`
+        for place, (number, _) in enumerate(loose):
+            by_schema.setdefault(number, []).append(place)
+        joined = [_one_batch([loose[place][1] for place in places]) for places in by_schema.values()]
+        if len(joined) < 2:
+            self._done += joined
+            return
+        # Updates with more columns (an evaluation, an alarm) lie among those with fewer: back into their order.
+        ends = list(itertools.accumulate(_height(rows) for _, rows in loose))
+        order = [row for place in itertools.chain(*by_schema.values()) for row in _rows_of(place, ends)]
+        try:
+            tables = [pa.Table.from_batches([batch]) for batch in joined]
+            whole = pa.concat_tables(tables, promote_options="default")
+        except pa.ArrowTypeError:  # a column changed its type, which none of the contract does: as the pieces are
+            pieces = itertools.groupby(loose, lambda piece: piece[0])
+            self._done += [_one_batch([rows for _, rows in piece]) for _, piece in pieces]
+            return
+        self._done += whole.take(pc.sort_indices(pa.array(order))).combine_chunks().to_batches()
+
+
+def _height(rows: pa.RecordBatch | PackedRow) -> int:
+    return 1 if isinstance(rows, PackedRow) else int(rows.num_rows)
+
+
+def _rows_of(place: int, ends: list[int]) -> range:
+    """The rows of the piece at `place`, counted over all pieces, each of which ends at its number."""
+    return range(ends[place - 1] if place else 0, ends[place])
+
+
+def _one_batch(rows: list[pa.RecordBatch | PackedRow]) -> pa.RecordBatch:
+    """Rows of one schema as one batch."""
+    first = rows[0]
+    if isinstance(first, PackedRow):
+        return unpack_rows(first.layout, [row.data for row in rows if isinstance(row, PackedRow)])
+    return pa.concat_batches([batch for batch in rows if not isinstance(batch, PackedRow)])
+
+
+def _serialized(batch: pa.RecordBatch) -> pa.Buffer:
+    """A batch as an IPC message; a large one compressed, as fresh memory to hold it costs more than that."""
+    if batch.nbytes < _LARGE:
+        return batch.serialize()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as stream:
+        stream.write_batch(batch)
+        end = sink.tell()
+    reader = pa.BufferReader(sink.getvalue())
+    pa.ipc.read_message(reader)  # the schema, which the journal tells once
+    return reader.read_buffer(end - reader.tell())
+
+
+def _frame(kind: int, number: int, payload: pa.Buffer | bytes) -> list[pa.Buffer | bytes]:
+    length = len(payload)
+    if length > _LONGEST:
+        raise ValueError(f"one update's rows of one table take {length} bytes; a frame of the journal holds 4 GiB")
+    fixed = _FIXED.pack(_MARKER, kind, 0, number, 0, length, zlib.crc32(payload))
+    return [fixed, zlib.crc32(fixed).to_bytes(4, "little"), b"\0\0\0\0", payload, bytes(-length % 8)]
+
+
+def _header(data: bytes, offset: int) -> tuple[int, int, int, int] | None:
+    """kind, table number, payload length and crc of the frame at `offset`, or None where no frame begins."""
+    if offset + _HEADER_SIZE > len(data):
+        return None
+    marker, kind, _, number, _, length, crc, own, _ = _HEADER.unpack_from(data, offset)
+    if marker != _MARKER or own != zlib.crc32(data[offset : offset + _FIXED.size]):
+        return None
+    return kind, number, length, crc
+
+
+def _next_header(data: bytes, offset: int) -> int | None:
+    while (offset := data.find(_MARKER_BYTES, offset)) >= 0:
+        if _header(data, offset) is not None:
+            return offset
+        offset += 1
+    return None
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

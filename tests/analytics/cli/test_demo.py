@@ -1,0 +1,130 @@
+"""`esper demo`: with a stand-in for the training, and once for real."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import esper_analytics as ea
+from esper_analytics.cli import demo
+from esper_analytics.cli.app import app
+from esper_analytics.errors import DataError, UsageError
+from tests.builders import write_run
+from tests.support import ROOT
+
+TRAINER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from tests.builders import write_run
+runs = Path(sys.argv[sys.argv.index("--out") + 1])
+print("noise that is no progress", flush=True)
+for name in ("healthy", "wrecked"):
+    for steps in (50, 100):
+        print(name, steps, 100, flush=True)
+    number = len(list(runs.iterdir()))
+    write_run(runs, name, updates=[{{"ratio_max": 1.0}}], manifest={{"run_id": f"{{name}}-{{number}}"}})
+{then}
+"""
+
+
+def trainer(then: str = "") -> list[str]:
+    """What records runs in no time, as `python -m esper_recorder.demo` does in a minute."""
+    return [sys.executable, "-c", TRAINER.format(root=str(ROOT), then=then)]
+
+
+def nothing(name: str, done: int, total: int) -> None:
+    pass
+
+
+class TestRecord:
+    def test_progress_is_told_as_the_training_prints_it(self, tmp_path):
+        told: list[tuple[str, int, int]] = []
+        run_ids = demo.record(tmp_path / "demo", lambda *words: told.append(words), command=trainer())
+        assert told == [("healthy", 50, 100), ("healthy", 100, 100), ("wrecked", 50, 100), ("wrecked", 100, 100)]
+        assert run_ids == ["healthy-0", "wrecked-1"]
+        assert ea.open(tmp_path / "demo" / "runs").ids == run_ids
+
+    def test_a_second_demo_replaces_the_runs_of_the_first_and_leaves_others_alone(self, tmp_path):
+        demo.record(tmp_path, nothing, command=trainer())
+        write_run(tmp_path / "runs", "mine", manifest={"run_id": "mine"})
+        run_ids = demo.record(tmp_path, nothing, command=trainer())
+        assert run_ids == ["healthy-3", "wrecked-4"]
+        assert ea.open(tmp_path / "runs").ids == ["healthy-3", "mine", "wrecked-4"]
+
+    def test_what_a_failed_demo_left_is_replaced_by_the_next(self, tmp_path):
+        with pytest.raises(DataError, match=r"exit status 3: ValueError: no luck"):
+            demo.record(tmp_path, nothing, command=trainer("sys.stderr.write('ValueError: no luck'); sys.exit(3)"))
+        assert len(ea.open(tmp_path / "runs").ids) == 2
+        demo.record(tmp_path, nothing, command=trainer())
+        assert ea.open(tmp_path / "runs").ids == ["healthy-2", "wrecked-3"]
+
+    @pytest.mark.parametrize("text", ["", "[]", '{"runs": 3}', '{"runs": ["../mine", "..", "a/b", "", "."]}'])
+    def test_a_list_that_is_none_deletes_nothing(self, tmp_path, text):
+        write_run(tmp_path / "mine", "x", manifest={"run_id": "x"})
+        (tmp_path / "demo").mkdir()
+        (tmp_path / "demo" / "demo.json").write_text(text)
+        demo.record(tmp_path / "demo", nothing, command=trainer())
+        assert ea.open(tmp_path / "mine").ids == ["x"]
+        assert len(ea.open(tmp_path / "demo" / "runs").ids) == 2
+
+    def test_without_the_trainers_libraries_it_says_what_to_install(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(demo, "NEEDS", ("torch", "no_such_trainer"))
+        with pytest.raises(
+            UsageError, match=r"not installed here: no_such_trainer.*pip install 'esper-analytics\[demo\]'"
+        ):
+            demo.record(tmp_path, nothing)
+
+    def test_a_folder_that_cannot_be_made_is_a_sentence(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UsageError, match="cannot be written"):
+            demo.record(tmp_path / "file", nothing, command=trainer())
+
+
+class Words(HTMLParser):
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.text = ""
+        self.feed(html)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+class TestForReal:
+    """On what `esper demo --out demo` left."""
+
+    def test_it_leaves_two_runs_and_a_report(self, demo_folder):
+        runs = ea.open(demo_folder / "runs")
+        assert [run_id.split("-")[0] for run_id in runs.ids] == ["healthy", "wrecked"]
+        assert set(runs.list().get_column("ended")) == {"finished"}
+        assert json.loads((demo_folder / "demo.json").read_text())["runs"] == runs.ids
+
+    def test_the_report_finds_the_wrecked_run_and_nothing_critical_in_the_healthy_one(self, demo_folder):
+        text = Words((demo_folder / "report.html").read_text(encoding="utf-8")).text
+        assert "Post-mortem of 2 runs: 1 broken" in text
+        assert text.index("wrecked: The first thing that broke was") < text.index("healthy: Nothing")
+
+    def test_another_threshold_changes_the_outcome(self, demo_folder):
+        runs = ea.open(demo_folder / "runs")
+        table = demo.differences(ea.replay(runs, "default"), ea.replay(runs, "default", values=demo.CHANGED))
+        assert table.get_column("run").to_list() == ["healthy", "wrecked"]
+        assert table.get_column("new firings").to_list()[0] == 0
+        assert table.get_column("new firings").to_list()[1] > 0
+
+    def test_the_commands_it_ends_with_run_as_they_stand(self, demo_folder, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "demo").symlink_to(demo_folder)
+        for line in demo.next_commands(Path("demo")):
+            words = [
+                word.replace("demo/wrecked.png", "w.png").replace("demo/seeds.html", "s.html")
+                for word in shlex.split(line)
+            ]
+            done = CliRunner().invoke(app, words[1:])
+            assert done.exit_code == 0, f"{line}\n{done.stderr}"

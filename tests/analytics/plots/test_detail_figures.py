@@ -1,0 +1,192 @@
+"""The figures that look closer: what is given to their axes, and the sentence where a run has not recorded it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from esper_analytics.cli.app import app
+from esper_analytics.errors import UsageError
+from esper_analytics.plots import detail_figures
+from esper_analytics.plots.figures import RunFrames
+from esper_recorder.contract.histogram import log_ratio_bin_count, log_ratio_bins
+from tests.builders import write_run
+
+NAN = math.nan
+MIDDLE = log_ratio_bin_count() // 2  # the bin of ratio 1
+HISTOGRAMS = {"update": pl.Int64, "minibatch": pl.Int64, "head": pl.String, "counts": pl.List(pl.Int64)}
+EXEMPLARS = {
+    "update": pl.Int64,
+    "head": pl.String,
+    "scope": pl.String,
+    "place": pl.Int64,
+    "log_ratio": pl.Float64,
+}
+LAYERS = {"update": pl.Int64, "minibatch": pl.Int64, "layer": pl.String, "grad_norm": pl.Float64}
+PROFILES = {"update": pl.Int64, "phase": pl.String, "wall_ms": pl.Float64}
+
+
+def table(rows: list[tuple[Any, ...]], schema: dict[str, Any]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def run_of(**columns: list[float | None]) -> RunFrames:
+    n = len(next(iter(columns.values())))
+    return RunFrames("r", pl.DataFrame({"update": list(range(1, n + 1))} | columns, strict=False))
+
+
+def counts(**bins: int) -> list[int]:
+    """A histogram with so many transitions at `at_N`, N places above ratio 1, or `under_N` below it."""
+    found = [0] * log_ratio_bin_count()
+    for name, many in bins.items():
+        side, place = name.split("_")
+        found[MIDDLE + int(place) * (1 if side == "at" else -1)] = many
+    return found
+
+
+def lines(axes) -> dict[str, list[float]]:
+    return {str(one.get_label()): list(map(float, one.get_ydata())) for one in axes.get_lines()}
+
+
+class TestRatio:
+    def test_an_update_recorded_by_minibatches_is_the_sum_of_them_and_a_missing_one_is_empty(self):
+        rows = [
+            (1, None, "", counts(at_0=3, at_5=1)),
+            (1, 1, "", counts(at_0=100)),  # already in the whole update's
+            (3, 1, "", counts(at_0=1)),
+            (3, 2, "", counts(under_2=1)),
+            (3, 2, "slot", counts(at_9=50)),  # of one head, not of the joint ratio
+        ]
+        updates, shares = detail_figures.ratio_shares(table(rows, HISTOGRAMS))
+        assert updates.tolist() == [1, 3]
+        assert (shares[MIDDLE, 0], shares[MIDDLE + 5, 0]) == (0.75, 0.25)
+        assert np.isnan(shares[:, 1]).all()
+        assert (shares[MIDDLE, 2], shares[MIDDLE - 2, 2], shares[:, 2].sum()) == (0.5, 0.5, 1.0)
+
+    def test_a_ratio_lies_in_the_place_of_its_bin(self):
+        bins = log_ratio_bins()
+        for log_ratio in (-40.0, -3.0, -0.25, -1e-9, 0.0, 1e-9, 1e-5, 0.3, 31.0, 40.0):
+            [place] = detail_figures.place_of(np.exp(np.array([log_ratio])))
+            low, high = bins[round(float(place))]
+            assert low <= log_ratio <= high, log_ratio
+        inf, zero, nan = detail_figures.place_of(np.array([math.inf, 0.0, NAN]))
+        assert (inf, zero) == (log_ratio_bin_count() - 1, 0) and math.isnan(nan)
+
+    def test_the_extremes_the_clip_range_and_the_worst_transitions_are_drawn_where_they_lie(self):
+        run = run_of(ratio_max=[1.5, math.inf], ratio_min=[0.5, None], clip_range=[0.2, 0.2])
+        exemplars = [(1, "", "update", 1, 0.4), (1, "", "update", 2, 0.1), (2, "", "minibatch", 1, 9.0)]
+        histograms = table([(1, None, "", counts(at_0=1)), (2, None, "", counts(at_0=1))], HISTOGRAMS)
+        axes = detail_figures.ratio(run, histograms, table(exemplars, EXEMPLARS)).axes[0]
+        place = detail_figures.place_of
+        drawn = lines(axes)
+        np.testing.assert_allclose(drawn["largest"], place(np.array([1.5, math.inf])))
+        np.testing.assert_allclose(drawn["smallest"], place(np.array([0.5, NAN])))
+        np.testing.assert_allclose(drawn["clip range"], place(np.array([1.2, 1.2])))
+        np.testing.assert_allclose(drawn["_lower"], place(np.array([0.8, 0.8])))
+        np.testing.assert_allclose(drawn["worst transitions"], place(np.exp(np.array([0.4]))))
+        [mesh] = axes.collections
+        cells = mesh.get_array()
+        assert cells is not None and cells.shape == (log_ratio_bin_count(), 2)
+
+
+class TestGradients:
+    ROWS = (
+        (1, 1, "a", 5.0),
+        (1, 2, "a", 2.0),
+        (1, 2, "b", 0.5),
+        (3, 1, "a", NAN),
+        (3, 1, "b", 0.25),
+        (3, 1, "c", None),
+    )
+
+    def test_a_layers_norm_is_that_of_the_last_step_in_the_order_of_the_network(self):
+        names, updates, norms = detail_figures.layer_norms(table([*self.ROWS], LAYERS))
+        assert (names, updates.tolist()) == (["a", "b"], [1, 3])
+        np.testing.assert_equal(norms, [[2.0, NAN, NAN], [0.5, NAN, 0.25]])
+
+    def test_the_norms_before_and_after_clipping_are_over_those_of_the_layers(self):
+        run = run_of(grad_norm=[3.0, 1.0], grad_norm_clipped=[0.5, 0.5])
+        upper, lower, *_ = detail_figures.gradients(run, table([*self.ROWS], LAYERS)).axes
+        assert lines(upper)["mean before"] == [3.0, 1.0] and lines(upper)["mean after"] == [0.5, 0.5]
+        assert [text.get_text() for text in lower.get_yticklabels()] == ["a", "b"]
+
+    def test_only_the_layers_with_the_largest_norms_have_a_row_and_the_title_counts_the_others(self):
+        many = [(1, 1, f"l{n}", float(n + 1)) for n in range(detail_figures.MOST_LAYERS + 2)]
+        axes = detail_figures.gradients(run_of(policy_loss=[0.0]), table(many, LAYERS)).axes[0]
+        assert "; 2 more, whose norms are smaller, are left out" in axes.get_title(loc="left")
+        assert axes.get_yticklabels()[0].get_text() == "l2"
+
+
+class TestHeads:
+    COLUMNS = ("entropy_normalized", "entropy_normalized_all", "ratio_max", "clip_fraction")
+
+    def rows(self, *rows: tuple[Any, ...]) -> pl.DataFrame:
+        schema = {"update": pl.Int64, "head": pl.String} | dict.fromkeys(self.COLUMNS, pl.Float64)
+        return table(list(rows), schema)
+
+    def test_each_head_is_a_line_of_each_panel_that_was_measured(self):
+        own = self.rows(
+            (1, "op", 0.9, 0.8, 1.5, None), (1, "slot", 0.3, 0.1, 1.1, None), (2, "op", 0.7, 0.6, NAN, None)
+        )
+        entropy, ratio = detail_figures.heads(run_of(policy_loss=[0.0, 0.0]), own).axes
+        assert lines(entropy)["op"] == [0.9, 0.7] and lines(entropy)["slot"][0] == 0.3
+        assert lines(ratio)["op"][0] == 1.5
+
+    def test_where_only_the_entropy_over_all_transitions_is_told_the_title_says_so(self):
+        own = self.rows((1, "op", None, 0.8, None, None), (2, "op", None, 0.6, None, None))
+        [axes] = detail_figures.heads(run_of(policy_loss=[0.0, 0.0]), own).axes
+        assert lines(axes)["op"] == [0.8, 0.6]
+        assert axes.get_title(loc="left") == "Entropy by head, normalised, over all transitions"
+
+
+class TestPhases:
+    def test_the_times_of_a_phase_add_up_over_an_update_and_the_longest_come_first(self):
+        rows = [(1, "val", 500.0), (1, "train", 1500.0), (1, "train", 500.0), (2, "train", 3000.0), (2, "val", None)]
+        names, times = detail_figures.phase_times(table(rows, PROFILES))
+        assert names == ["train", "val"]
+        assert times.select("update", "train", "val").rows() == [(1, 2.0, 0.5), (2, 3.0, None)]
+
+    def test_collecting_and_learning_are_drawn_in_seconds(self):
+        run = run_of(rollout_s=[2.0, 3.0], update_s=[1.0, None])
+        [axes] = detail_figures.phases(run, table([], PROFILES)).axes
+        assert lines(axes)["collecting"] == [2.0, 3.0]
+        assert axes.get_title(loc="left").startswith("Where the time goes")
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("ratio", "has recorded no histogram of its ratios (table ratio_histograms)"),
+        ("gradients", "has recorded no gradient norm, neither of all parameters nor of a layer"),
+        ("heads", "has recorded no figure of an action head (table heads)"),
+        ("phases", "has recorded no time of its phases (rollout_s, update_s, table phase_profiles)"),
+    ],
+)
+def test_a_run_that_has_not_recorded_it_is_a_sentence_and_exit_code_two(
+    tmp_path: Path, kind: str, sentence: str
+) -> None:
+    write_run(tmp_path / "runs", "bare", updates=[{"approx_kl": 0.01}])
+    done = CliRunner().invoke(app, ["plot", str(tmp_path / "runs"), "--kind", kind, "-o", str(tmp_path / "p.png")])
+    assert done.exit_code == 2 and sentence in done.stderr
+    assert not (tmp_path / "p.png").exists()
+
+
+def test_a_closer_look_is_at_one_run(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path, name, updates=[{"rollout_s": 1.0, "update_s": 2.0}])
+    words = ["plot", str(tmp_path), "--kind", "phases", "-o", str(tmp_path / "p.png")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2 and "A plot of kind phases is of one run, and there are 2" in done.stderr
+    assert CliRunner().invoke(app, [*words, "--run", "a"]).exit_code == 0
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_recorded_of_one_kind_names_the_run() -> None:
+    with pytest.raises(UsageError, match=r"^r has recorded no histogram"):
+        detail_figures.ratio(run_of(ratio_max=[1.0]), table([], HISTOGRAMS), table([], EXEMPLARS))

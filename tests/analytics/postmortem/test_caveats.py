@@ -1,0 +1,73 @@
+"""Verdicts that are to be read with care: the report and the sweep say so in the words of `run_confounders`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import esper_analytics as ea
+from esper_analytics.postmortem.caveats import reads_ratios, warnings
+from esper_analytics.postmortem.findings import findings
+from esper_recorder.contract.rules.ruleset import load_profile
+from tests.builders import write_run
+
+RATIO_RULES = {
+    *("first_ratio_far_off", "first_ratio_off", "kl_extreme", "kl_high", "ratio_explosion", "ratio_collapse"),
+    *("clip_fraction_high", "head_ratio_explosion"),
+}
+
+
+def sentinels(root: Path, name: str = "marked") -> None:
+    """A run of three updates: every ratio is 1, and the NaN alarms at two of them are about the trainer's mark."""
+    mark = {"ratio_max": 1.0, "ratio_min": 1.0, "nonfinite_fields": ["explained_variance"], "return_variance_low": True}
+    plain = {"ratio_max": 1.0, "ratio_min": 1.0, "nonfinite_fields": [], "return_variance_low": False}
+    alarms = [{"update": n, "rule": "numerical_instability", "key": "", "severity": "warning"} for n in (1, 3)]
+    write_run(root, name, updates=[mark, plain, mark], tables={"alarms": alarms})
+
+
+def meanings(runs: ea.Runs) -> dict[str, str]:
+    return dict(runs.table("run_confounders").select("confounder", "meaning").unique().collect().iter_rows())
+
+
+def test_the_report_says_beside_the_verdict_what_the_view_knows(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    sentinels(tmp_path / "runs")
+    result = ea.replay(tmp_path / "runs", "esper-2026-06")
+    [run] = findings(result).runs
+    assert [(one.rule, one.updates) for one in run.incidents] == [("numerical_instability", 2)]
+    told = {one.confounder: (one.updates, one.first_update, one.last_update, one.rules) for one in run.doubts}
+    assert told == {
+        "nan_sentinel": (2, 1, 3, ["numerical_instability"]),
+        "ratio_blind": (None, None, None, ["ratio_nan_inf", "ratio_explosion", "ratio_collapse"]),
+    }
+    words = meanings(result.runs)
+    sentinel = f"Read with care (nan_sentinel, 2 updates): {words['nan_sentinel']}; there, numerical_instability says"
+    blind = f"Read with care (ratio_blind): {words['ratio_blind']}; there, ratio_nan_inf, ratio_explosion and"
+    assert sentinel in run.verdict and blind in run.verdict
+    for name in ("r.html", "r.md", "r.json"):
+        ea.report(result, tmp_path / name)
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert sentinel in text and blind in text, name
+        assert "could look at every update." not in text
+    [facts] = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["runs"]
+    assert {one["confounder"]: one["meaning"] for one in facts["doubts"]}.items() <= words.items()
+    assert "read with care" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_a_run_whose_ratios_move_is_not_doubted(tmp_path: Path) -> None:
+    write_run(tmp_path, updates=[{"ratio_max": 1.0, "ratio_min": 1.0}, {"ratio_max": 1.2, "ratio_min": 0.9}])
+    [run] = findings(ea.replay(tmp_path, "default")).runs
+    assert run.doubts == [] and "Read with care" not in run.verdict
+
+
+def test_the_rules_that_read_ratios_are_known_by_what_they_read() -> None:
+    assert {rule.name for rule in load_profile("default").rules if reads_ratios(rule)} == RATIO_RULES
+
+
+def test_a_sweep_warns_once_for_the_runs_that_tell_it_nothing(tmp_path: Path) -> None:
+    sentinels(tmp_path, "one")
+    sentinels(tmp_path, "two")
+    runs = ea.open(tmp_path)
+    rules = {rule.name: rule for rule in load_profile("default").rules}
+    assert list(warnings(runs, rules["ratio_explosion"])) == [f"2 runs: ratio_blind: {meanings(runs)['ratio_blind']}"]
+    assert list(warnings(runs, rules["entropy_low"])) == []

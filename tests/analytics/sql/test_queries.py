@@ -1,0 +1,737 @@
+"""The views and the named questions, over runs that SB3 trained and Esper's own: their values, computed another way.
+
+Each has a test whose name begins with its own; the last test here sees to that.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections import Counter, defaultdict
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+import esper_analytics as ea
+from esper_analytics.catalog.scan import polars_type
+from esper_analytics.errors import UsageError
+from esper_analytics.importers.esper_jsonl import import_file
+from esper_analytics.runs import VIEWS
+from esper_analytics.sql.files import questions, views
+from tests.builders import run_id_of, write_run
+from tests.esper_files import ALL_KINDS, EXCERPTS, WHOLE, content, events, imported
+
+NEW, OLD = (next(path for path in EXCERPTS if date in path.name) for date in ("2026-06", "2025-12"))
+ALL_NEW, ALL_OLD = (next(path for path in ALL_KINDS if date in path.name) for date in ("2026-06", "2025-12"))
+COMPONENTS = (
+    *("bounded_attribution", "compute_rent", "occupancy_rent", "fossilized_rent", "alpha_shock", "blending_warning"),
+    *("holding_warning", "stage_bonus", "pbrs_bonus", "synergy_bonus", "action_shaping", "terminal_bonus"),
+    *("fossilize_terminal_bonus", "hindsight_credit", "ratio_penalty", "escrow_forfeit", "drip_this_epoch"),
+    "drip_immediate_bonus",
+)
+
+
+@pytest.fixture(scope="module")
+def esper(tmp_path_factory):
+    """Four runs of Esper's trainer, imported: two with what rules read, two with a little of everything."""
+    root = tmp_path_factory.mktemp("imported")
+    for path in (*EXCERPTS, *ALL_KINDS):
+        import_file(path, root)
+    return ea.open(root)
+
+
+@pytest.fixture(scope="module")
+def sb3(demo_folder):
+    """The two runs of the demo: PPO of Stable-Baselines3 on CartPole, one of them wrecked by its learning rate."""
+    return ea.open(demo_folder / "runs")
+
+
+def run_of(runs, path):
+    [run_id] = [run_id for run_id in runs.ids if run_id.startswith(path.name.split(".")[0])]
+    return run_id
+
+
+def data_of(path, kind):
+    return [event["data"] for event in events(path) if event["event_type"] == kind]
+
+
+def rows(runs, table="ppo_updates"):
+    """The rows of a table, straight from its Parquet files, by run."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for run_id in runs.ids:
+        for part in sorted((runs.folder(run_id) / table).glob("part-*.parquet")):
+            found[run_id] += pl.read_parquet(part).to_dicts()
+    assert found, f"nothing was recorded of {table}"
+    return found
+
+
+def near(value):
+    return pytest.approx(value, rel=1e-9, abs=1e-12, nan_ok=True)
+
+
+# --- questions: the policy --------------------------------------------------------------------------------------------
+
+
+def test_ratio_exceeded_counts_the_updates_above_a_limit(sb3):
+    expected = {}
+    for run_id, updates in rows(sb3).items():
+        above = [row for row in updates if row["ratio_max"] > 1.5]
+        if above:
+            worst = max(above, key=lambda row: row["ratio_max"])
+            first = min(row["update"] for row in above)
+            expected[run_id] = (len(above), first, worst["ratio_max"], worst["update"])
+    answer = sb3.query("ratio_exceeded", above=1.5)
+    found = answer.select("run_id", "updates", "first_update", "worst_ratio", "worst_update").rows()
+    assert expected and {row[0]: row[1:] for row in found} == expected
+    assert answer["worst_ratio"].is_sorted(descending=True)
+    assert sb3.query("ratio_exceeded", above="inf").is_empty()
+
+
+def test_ratio_exceeded_never_counts_nan_nor_null(tmp_path):
+    write_run(tmp_path, "a", updates=[{"ratio_max": v} for v in (math.nan, None, 5.0, math.inf)])
+    [row] = ea.open(tmp_path).query("ratio_exceeded").to_dicts()
+    assert (row["updates"], row["first_update"], row["worst_ratio"]) == (1, 4, math.inf)
+
+
+def test_moved_first_orders_metrics_by_the_update_they_left_their_range(sb3):
+    answer = sb3.query("moved_first", sigmas=4, baseline=5)
+    scales = {"approx_kl": 0.01, "clip_fraction": 0.1, "explained_variance": 1.0}
+    expected = {}
+    for run_id, updates in rows(sb3).items():
+        for metric in ("approx_kl", "clip_fraction", "value_loss", "grad_norm", "explained_variance", "advantage_std"):
+            series = [(r["update"], r[metric]) for r in sorted(updates, key=lambda r: r["update"])]
+            head = [v for _, v in series[:5]]
+            usual = statistics.median(head)
+            off = statistics.median(abs(v - usual) for v in head)
+            spread = max(1.4826 * off, 0.05 * max(abs(usual), scales.get(metric, 0.0)))
+            left = [u for u, v in series if v is not None and (math.isnan(v) or abs(v - usual) > 4 * spread)]
+            if left:
+                expected[run_id, metric] = left[0]
+    found = {(r["run_id"], r["metric"]): r["update"] for r in answer.to_dicts()}
+    assert expected and {key: found.get(key) for key in expected} == expected
+    assert all(group["update"].is_sorted() for _, group in answer.group_by("run_id", maintain_order=True))
+
+
+def test_moved_first_names_the_policy_of_a_wrecked_run_and_nothing_that_stood_still_in_a_healthy_one(sb3):
+    answer = sb3.query("moved_first").filter(pl.col("note").is_null())
+    names = {run_id: runs.name for run_id, runs in sb3.manifests().items()}
+    moved = {
+        names[run_id]: own["metric"].to_list() for (run_id,), own in answer.group_by("run_id", maintain_order=True)
+    }
+    assert moved["wrecked"][:2] == ["approx_kl", "ratio_max"]
+    still = {"grad_norm_clipped", "advantage_std", "learning_rate"}
+    assert not still & set(moved.get("healthy", []))
+
+
+def still_then(values, metric="grad_norm_clipped"):
+    return [{metric: value} for value in values]
+
+
+def test_moved_first_takes_no_float_noise_for_a_move(tmp_path):
+    # 0.5 +- 1e-8 for 40 updates; 40 / 4 = 10 make the range, the floor is 5 % of 0.5 = 0.025, and 6 of it are 0.15
+    noise = [0.5 + 1e-8 * (-1) ** n for n in range(40)]
+    write_run(tmp_path, "still", updates=still_then([*noise, 0.5000001, 0.64]))
+    write_run(tmp_path, "moves", updates=still_then([*noise, 0.66]))
+    [row] = ea.open(tmp_path).query("moved_first").to_dicts()
+    assert row["run_id"].startswith("moves") and (row["metric"], row["update"]) == ("grad_norm_clipped", 41)
+    assert row["sigmas"] == pytest.approx(0.16 / 0.025, rel=1e-6)
+
+
+def test_moved_first_takes_no_wreck_into_its_range(tmp_path):
+    # 30 updates: 7 make the range, two of them wrecked; the median is 1.2 all the same, its distances 0.1 or less
+    ratios = [1.2, 1.1, 1.3, 1.2, 1.1, 90.0, 80.0] + [1.2] * 23
+    write_run(tmp_path, "a", updates=still_then(ratios, "ratio_max"))
+    [row] = ea.open(tmp_path).query("moved_first").to_dicts()
+    assert (row["metric"], row["update"], row["usual"], row["value"]) == ("ratio_max", 6, 1.2, 90.0)
+
+
+def test_moved_first_says_what_it_could_not_judge(tmp_path):
+    write_run(tmp_path, "short", updates=still_then([0.5] * 10 + [9.0] * 9))  # 19 / 4 = 4 updates, and it takes 5
+    write_run(tmp_path, "sparse", updates=still_then([None] * 4 + [math.nan] + [0.5] * 15 + [9.0] * 10))  # 2 of 7
+    runs = ea.open(tmp_path)
+    short, sparse = runs.query("moved_first").to_dicts()
+    assert short["metric"] is None and "4 of 19 updates may make the range, and it takes 5" in short["note"]
+    assert sparse["metric"] == "grad_norm_clipped" and sparse["update"] is None
+    assert "2 finite values among the first 7 updates" in sparse["note"]
+    write_run(tmp_path, "zero", updates=still_then([0.0] * 30 + [1.0]))  # no level of its own, and none to compare with
+    [zero] = ea.open(tmp_path)["zero"].query("moved_first").to_dicts()
+    assert "stood still at the beginning" in zero["note"] and zero["update"] is None
+    assert runs.query("moved_first", share=0.5)["update"].to_list() == [11, 5, None]  # of 15, NaN is the first to leave
+
+
+def test_worst_transitions_are_sorted_by_how_much_the_probability_changed(sb3):
+    found = sb3.query("worst_transitions", n=7)
+    everything = [r for own in rows(sb3, "ratio_exemplars").values() for r in own]
+    own = [r for r in everything if r["scope"] == "update" and r["head"] == ""]
+    expected = sorted((abs(r["log_ratio"]) for r in own), reverse=True)[:7]
+    assert [abs(v) for v in found["log_ratio"]] == expected
+    assert found["ratio"].to_list() == near([math.exp(v) for v in found["log_ratio"]])
+    assert found["action"].null_count() == 0
+    assert sb3.query("worst_transitions", head="no such head").is_empty()
+
+
+def test_worst_transitions_have_non_finite_ones_first(tmp_path):
+    exemplars = [
+        {"scope": "update", "head": "", "place": place, "log_ratio": value}
+        for place, value in enumerate((math.nan, -math.inf, 800.0, 2.0), 1)
+    ]
+    write_run(tmp_path, "a", updates=[{}], tables={"ratio_exemplars": exemplars})
+    answer = ea.open(tmp_path).query("worst_transitions")
+    assert answer["ratio"].to_list() == near([math.nan, 0.0, math.inf, math.exp(2)])
+
+
+def test_hotspot_actions_count_what_the_worst_transitions_have_in_common(sb3):
+    expected: Counter[Any] = Counter()
+    for run_id, own in rows(sb3, "ratio_exemplars").items():
+        for r in own:
+            if r["scope"] == "update" and abs(r["log_ratio"]) >= math.log(1.2):
+                expected[run_id, tuple(r["action"])] += 1
+    found = sb3.query("hotspot_actions", at_least=1.2)
+    assert expected and {(r["run_id"], tuple(r["action"])): r["transitions"] for r in found.to_dicts()} == expected
+
+
+def test_clip_fraction_by_phase_has_half_open_phases(sb3):
+    expected: dict[Any, list[Any]] = defaultdict(list)
+    for run_id, updates in rows(sb3).items():
+        for r in updates:
+            p = r["progress"]
+            phase = "warmup" if p < 0.1 else "early" if p < 0.25 else "mid" if p < 0.75 else "late"
+            expected[run_id, phase].append(r["clip_fraction"])
+    found = {(r["run_id"], r["phase"]): r for r in sb3.query("clip_fraction_by_phase").to_dicts()}
+    assert found.keys() == expected.keys() and len(expected) == 8
+    for key, values in expected.items():
+        own = found[key]
+        assert (own["updates"], own["clip_fraction_max"]) == (len(values), max(values))
+        assert own["clip_fraction"] == near(statistics.fmean(values))
+
+
+def test_collapsed_heads_stayed_below_for_updates_in_a_row(esper):
+    updates = data_of(NEW, "PPO_UPDATE_COMPLETED")
+    heads = {m[1] for name in updates[0] if (m := re.fullmatch(r"head_(\w+)_entropy", name))}
+    expected = {}
+    for head in heads:
+        low = [u["batch"] for u in updates if u[f"head_{head}_entropy"] < 0.1]
+        stretches: list[list[int]] = []
+        for number in low:
+            if stretches and stretches[-1][-1] == number - 1:
+                stretches[-1].append(number)
+            else:
+                stretches.append([number])
+        kept = [stretch for stretch in stretches if len(stretch) >= 4]
+        if kept:
+            expected[head] = (kept[0][0], kept[-1][-1], len(kept), sum(map(len, kept)), max(map(len, kept)))
+    answer = esper[run_of(esper, NEW)].query("collapsed_heads", below=0.1, in_a_row=4)
+    names = ("first_update", "last_update", "collapses", "updates", "longest")
+    assert expected and {r["head"]: tuple(r[n] for n in names) for r in answer.to_dicts()} == expected
+    assert answer["learnable_fraction"].is_between(0, 1).all()
+
+
+def test_explained_variance_unreliable_is_where_returns_barely_vary(esper):
+    updates = data_of(NEW, "PPO_UPDATE_COMPLETED")
+    expected = [u["batch"] for u in updates if u["ev_low_return_variance"] or u["return_std"] < 1]
+    answer = esper[run_of(esper, NEW)].query("explained_variance_unreliable", below=1)
+    assert expected and answer["update"].to_list() == expected
+    assert answer["explained_variance"].is_nan().sum() == sum(math.isnan(u["explained_variance"]) for u in updates)
+
+
+def test_entropy_decline_is_of_the_first_and_the_last_updates(sb3):
+    found = {r["run_id"]: r for r in sb3.query("entropy_decline", updates=3).to_dicts()}
+    for run_id, updates in rows(sb3).items():
+        values = [r["entropy"] for r in sorted(updates, key=lambda r: r["update"])]
+        first, last = statistics.fmean(values[:3]), statistics.fmean(values[-3:])
+        own = found[run_id]
+        assert (own["at_first"], own["at_last"], own["change"]) == near((first, last, last - first))
+        assert (own["smallest"], own["of_column"]) == (min(values), "entropy")
+
+
+def test_kl_against_target_takes_the_runs_own_target_or_the_one_given(sb3, tmp_path):
+    answer = {r["run_id"]: r for r in sb3.query("kl_against_target", target=0.005, factor=2).to_dicts()}
+    for run_id, updates in rows(sb3).items():
+        target = updates[0]["target_kl"] or 0.005
+        beyond = [r["update"] for r in updates if r["approx_kl"] > 2 * target]
+        own = answer[run_id]
+        assert (own["updates"], own["beyond"], own["first_update"]) == (
+            len(updates),
+            len(beyond),
+            min(beyond, default=None),
+        )
+    values = [{"approx_kl": v, "target_kl": 0.02} for v in (0.01, 0.05, math.nan, None)]
+    write_run(tmp_path, "a", updates=values)
+    [row] = ea.open(tmp_path).query("kl_against_target").to_dicts()
+    assert (row["updates"], row["beyond"], row["largest"], row["times_target"]) == (3, 1, 0.05, near(2.5))
+
+
+def test_early_stops_are_counted_where_it_was_told(sb3):
+    found = {r["run_id"]: r for r in sb3.query("early_stops").to_dicts()}
+    for run_id, updates in rows(sb3).items():
+        stopped = sum(r["stopped_early"] for r in updates)
+        assert (found[run_id]["updates"], found[run_id]["stopped"]) == (len(updates), stopped)
+        assert found[run_id]["epochs"] == near(statistics.fmean(r["epochs"] for r in updates))
+
+
+# --- questions: values, gradients, non-finite -------------------------------------------------------------------------
+
+
+def test_value_loss_spikes_are_held_against_the_updates_before(esper):
+    updates = data_of(OLD, "PPO_UPDATE_COMPLETED")
+    losses = {u["batch"]: u["value_loss"] for u in updates}
+    expected = [
+        number
+        for number, loss in losses.items()
+        if number > 10 and loss > 3 * statistics.median(losses[n] for n in range(number - 10, number))
+    ]
+    answer = esper[run_of(esper, OLD)].query("value_loss_spikes", factor=3, before=10)
+    assert expected and answer["update"].to_list() == expected
+
+
+def test_value_bias_compares_the_mean_residual_with_its_size(sb3):
+    found = {r["run_id"]: r for r in sb3.query("value_bias", share=0.3).to_dicts()}
+    for run_id, updates in rows(sb3).items():
+        biased = sum(abs(r["residual_mean"]) >= 0.3 * r["residual_rms"] for r in updates)
+        assert (found[run_id]["updates"], found[run_id]["updates_biased"]) == (len(updates), biased)
+
+
+def test_gradient_norms_have_numpys_percentiles(sb3):
+    found = {r["run_id"]: r for r in sb3.query("gradient_norms").to_dicts()}
+    for run_id, updates in rows(sb3).items():
+        norms = [r["grad_norm"] for r in updates]
+        own = found[run_id]
+        assert (own["p50"], own["p90"], own["p99"]) == near(tuple(np.percentile(norms, (50, 90, 99))))
+        assert own["largest"] == max(r["grad_norm_max"] for r in updates)
+        assert own["share_clipped"] == near(np.mean([r["grad_norm"] > r["max_grad_norm"] for r in updates]))
+
+
+def test_dead_layers_are_those_with_zeros(sb3):
+    dead = {  # an update has a row a step where it was recorded at debug, and counts once
+        (run_id, r["layer"], r["update"])
+        for run_id, layers in rows(sb3, "gradient_layers").items()
+        for r in layers
+        if not r["has_grad"] or r["grad_zero"] / r["n"] >= 0.05
+    }
+    expected = Counter((run_id, layer) for run_id, layer, _ in dead)
+    found = {(r["run_id"], r["layer"]): r["updates_dead"] for r in sb3.query("dead_layers", zero_share=0.05).to_dicts()}
+    assert found == expected
+
+
+def test_dead_layers_without_a_gradient_are_dead(tmp_path):
+    layers = [
+        {"layer": "a", "minibatch": 1, "has_grad": False, "n": 4},
+        {"layer": "b", "minibatch": 1, "has_grad": True, "n": 4, "grad_zero": 4},
+        {"layer": "c", "minibatch": 1, "has_grad": True, "n": 4, "grad_zero": 3},
+    ]
+    write_run(tmp_path, "a", updates=[{}], tables={"gradient_layers": layers})
+    assert ea.open(tmp_path).query("dead_layers")["layer"].to_list() == ["a", "b"]
+
+
+def test_layer_updates_are_medians_of_gradient_against_weight(sb3):
+    expected: dict[Any, list[Any]] = defaultdict(list)
+    for run_id, layers in rows(sb3, "gradient_layers").items():
+        for r in layers:
+            expected[run_id, r["layer"]].append(r["grad_norm"] / r["weight_norm"] if r["weight_norm"] else None)
+    found = {(r["run_id"], r["layer"]): r["update_ratio"] for r in sb3.query("layer_updates").to_dicts()}
+    assert found.keys() == expected.keys()
+    for key, ratios in expected.items():
+        measured = [ratio for ratio in ratios if ratio is not None]
+        assert found[key] == (near(statistics.median(measured)) if measured else None)
+
+
+def test_first_nonfinite_names_what_was_not_finite_first(esper, tmp_path):
+    updates = data_of(NEW, "PPO_UPDATE_COMPLETED")
+    expected = [u["batch"] for u in updates if math.isnan(u["explained_variance"])]
+    [row] = esper[run_of(esper, NEW)].query("first_nonfinite").to_dicts()
+    assert (row["what"], row["first_update"], row["updates"]) == ("explained_variance", expected[0], len(expected))
+    counts = dict.fromkeys(("return_nan", "return_posinf", "return_neginf"), 0)
+    broken = [counts, counts | {"return_posinf": 2}, counts | {"return_nan": 1}]
+    layers = [{"update": 3, "layer": "w", "minibatch": 1, "grad_nan": 4, "grad_posinf": 0, "grad_neginf": 1}]
+    write_run(tmp_path, "a", updates=broken, tables={"gradient_layers": layers})
+    found = ea.open(tmp_path).query("first_nonfinite").select("what", "first_update", "updates", "values_met")
+    assert found.rows() == [("return", 2, 2, 3), ("w", 3, 1, 5)]
+
+
+# --- questions: what was lost, alarms, comparing ----------------------------------------------------------------------
+
+
+def test_updates_with_gaps_are_those_of_the_recorder_and_skipped_numbers(sb3, tmp_path):
+    assert sb3.query("updates_with_gaps").is_empty()
+    gaps = [{"table_name": "minibatches", "reason": "queue_full", "first_update": 2, "last_update": 3, "rows": 8}]
+    write_run(tmp_path, "a", updates=[{"update": n} for n in (1, 2, 6)], tables={"gaps": gaps})
+    found = ea.open(tmp_path).query("updates_with_gaps").select("first_update", "last_update", "reason", "rows")
+    assert found.rows() == [(2, 3, "queue_full", 8), (3, 5, "not_recorded", None)]
+
+
+def test_compare_runs_aligns_two_runs_by_progress(sb3):
+    a, b = sb3.ids
+    sums: dict[str, dict[int, list[float]]] = {run_id: defaultdict(list) for run_id in (a, b)}
+    for run_id, updates in rows(sb3).items():
+        for r in updates:
+            sums[run_id][min(int(r["progress"] * 4), 3)].append(r["value_loss"])
+    answer = sb3.query("compare_runs", a=a, b=b, metric="value_loss", bins=4)
+    assert answer["progress_from"].to_list() == [0, 0.25, 0.5, 0.75]
+    for name, run_id in (("a", a), ("b", b)):
+        assert answer[name].to_list() == near([statistics.fmean(sums[run_id][place]) for place in range(4)])
+    assert answer["difference"].to_list() == near((answer["b"] - answer["a"]).to_list())
+
+
+def test_returns_by_progress_average_the_finished_episodes(sb3):
+    progress = {run_id: {r["update"]: r["progress"] for r in own} for run_id, own in rows(sb3).items()}
+    expected: dict[Any, list[Any]] = defaultdict(list)
+    for run_id, episodes in rows(sb3, "episodes").items():
+        for r in episodes:
+            expected[run_id, min(int(progress[run_id][r["update"]] * 5), 4) / 5].append(r["episode_return"])
+    found = {(r["run_id"], r["progress_from"]): r for r in sb3.query("returns_by_progress", bins=5).to_dicts()}
+    assert found.keys() == expected.keys()
+    for key, returns in expected.items():
+        assert (found[key]["episodes"], found[key]["return_max"]) == (len(returns), max(returns))
+        assert found[key]["return_mean"] == near(statistics.fmean(returns))
+
+
+def test_slowest_updates_are_those_that_took_longest(sb3):
+    seconds = {(run_id, r["update"]): r["rollout_s"] + r["update_s"] for run_id, own in rows(sb3).items() for r in own}
+    answer = sb3.query("slowest_updates", n=5)
+    assert answer["seconds"].to_list() == near(sorted(seconds.values(), reverse=True)[:5])
+    for r in answer.to_dicts():
+        median = statistics.median(value for (run_id, _), value in seconds.items() if run_id == r["run_id"])
+        assert r["times_median"] == near(seconds[r["run_id"], r["update"]] / median)
+
+
+def test_alarms_by_phase_add_up_to_what_was_raised(esper):
+    raised = Counter(d["anomaly_type"] for e in events(NEW) if "anomaly_type" in (d := e["data"] or {}))
+    answer = esper[run_of(esper, NEW)].query("alarms_by_phase")
+    found: Counter[Any] = Counter()
+    for r in answer.to_dicts():
+        found[f"{r['rule']}_{r['key']}" if r["key"] else r["rule"]] += r["alarms"]
+    assert found == raised
+    assert set(answer["training_phase"]) <= {"warmup", "early", "mid", "late"}
+
+
+def test_false_nan_alarms_are_about_a_mark_of_the_trainer(esper):
+    raised = data_of(NEW, "NUMERICAL_INSTABILITY_DETECTED")
+    [row] = esper[run_of(esper, NEW)].query("false_nan_alarms").to_dicts()
+    assert (row["alarms"], row["about_a_sentinel"], row["first_real_update"]) == (len(raised), len(raised), None)
+
+
+def test_confounders_are_listed_with_the_blocking_ones_first(esper, sb3):
+    answer = esper.query("confounders")
+    assert {"nan_sentinel", "ratio_blind"} <= set(answer.filter(pl.col.run_id == run_of(esper, NEW))["confounder"])
+    assert answer.height == esper.table("run_confounders").collect().height
+    assert esper.query("confounders", blocking=True)["blocking"].all()
+
+
+def test_kept_raw_lists_the_lines_that_no_table_could_take(esper, tmp_path):
+    assert esper.query("kept_raw").is_empty()
+    damaged = content(ALL_NEW) + b"no JSON\nno JSON either\n"
+    imported(damaged, tmp_path)
+    answer = ea.open(tmp_path / "runs").query("kept_raw")
+    assert (answer["times"].sum(), answer["first_line"].min()) == (2, content(ALL_NEW).count(b"\n") + 1)
+
+
+# --- questions: Esper's own -------------------------------------------------------------------------------------------
+
+
+def rewards_of(path):
+    """The reward breakdown of each step, as the trainer told it: in one place or in another."""
+    found = []
+    for d in data_of(path, "ANALYTICS_SNAPSHOT"):
+        if d["kind"] == "last_action":
+            found.append(d.get("reward_components") or d)
+    return found
+
+
+def test_reward_sums_find_the_steps_whose_components_do_not_add_up(esper):
+    for path in (ALL_NEW, ALL_OLD):
+        differences = []
+        for d, own in zip(
+            (d for d in data_of(path, "ANALYTICS_SNAPSHOT") if d["kind"] == "last_action"),
+            rewards_of(path),
+            strict=True,
+        ):
+            total = own.get("total_reward", d.get("total_reward"))
+            differences.append(abs(total - sum(own.get(name) or 0 for name in COMPONENTS)))
+        [row] = esper[run_of(esper, path)].query("reward_sums").to_dicts()
+        assert (row["steps"], row["steps_off"]) == (len(differences), sum(d > 1e-5 for d in differences))
+        assert row["largest_difference"] == pytest.approx(max(differences), abs=1e-9)
+
+
+def test_reward_components_list_those_that_vary(esper):
+    answer = esper[run_of(esper, ALL_NEW)].query("reward_components", at_least=0.01)
+    assert answer["size_share"].sum() <= 1 + 1e-9
+    assert answer["size_share"].is_sorted(descending=True)
+    found = dict(answer.select("component", "mean").rows())
+    for component, mean in found.items():
+        assert mean == near(statistics.fmean(own[component] for own in rewards_of(ALL_NEW)))
+
+
+def test_action_shift_shares_add_up_to_one(esper):
+    answer = esper[run_of(esper, ALL_NEW)].query("action_shift", bins=2)
+    counted: Counter[Any] = Counter()
+    for d in data_of(ALL_NEW, "ANALYTICS_SNAPSHOT"):
+        if d["kind"] == "action_distribution":
+            counted.update(d["action_counts"])
+    times = answer.group_by("action").agg(pl.col.times.sum())
+    assert dict(times.rows()) == counted
+    shares = answer.group_by("progress_from").agg(pl.col.share.sum())
+    assert shares["share"].to_list() == near([1.0] * shares.height)
+
+
+def test_seed_durations_count_what_became_of_the_modules(esper):
+    answer = esper[run_of(esper, ALL_NEW)].query("seed_durations")
+    ended = Counter(d["blueprint_id"] for d in data_of(ALL_NEW, "SEED_PRUNED"))
+    pruned = answer.filter(pl.col.ended == "pruned")
+    assert ended and {r["blueprint"]: r["modules"] for r in pruned.to_dicts()} == ended
+    lives = {
+        d["blueprint_id"]: [e["epochs_total"] for e in data_of(ALL_NEW, "SEED_PRUNED") if e["blueprint_id"] == b]
+        for d in data_of(ALL_NEW, "SEED_PRUNED")
+        for b in [d["blueprint_id"]]
+    }
+    assert {r["blueprint"]: r["epochs_median"] for r in pruned.to_dicts()} == {
+        blueprint: statistics.median(epochs) for blueprint, epochs in lives.items()
+    }
+
+
+def test_blocked_changes_are_those_without_a_commit(esper):
+    steps = data_of(ALL_NEW, "MORPHOLOGY_CAUSAL_LOG")
+    proposed = {d["action_id"]: d["operation"] for d in steps}
+    committed = {d["action_id"] for d in steps if d["phase"] == "commit"}
+    expected = Counter(proposed.values())
+    found = esper[run_of(esper, ALL_NEW)].query("blocked_changes").to_dicts()
+    assert {r["operation"]: r["proposed"] for r in found} == expected
+    assert sum(r["committed"] for r in found) == len(committed)
+
+
+def test_time_by_phase_is_the_time_of_the_profiles(esper):
+    answer = esper[run_of(esper, ALL_NEW)].query("time_by_phase", kind="loop")
+    seconds: Counter[Any] = Counter()
+    for d in data_of(ALL_NEW, "PHASE_PROFILE_COMPLETED"):
+        for phase, times in d["phases"].items():
+            seconds[phase] += times["wall_ms"] / 1000
+    assert seconds and dict(answer.select("phase", "amount").rows()) == {k: near(v) for k, v in seconds.items()}
+    assert answer["share"].sum() == near(1.0)
+    assert set(esper.query("time_by_phase")["kind"]) == {"loop", "ppo", "stage"}
+
+
+# --- views ------------------------------------------------------------------------------------------------------------
+
+
+def test_layers_add_shares_to_the_gradients(sb3):
+    own = [r for found in rows(sb3, "gradient_layers").values() for r in found]
+    answer = sb3.sql("SELECT sum(zero_share) AS z, sum(update_ratio) AS u, count_if(dead) AS d FROM layers").row(0)
+    zero = sum(r["grad_zero"] / r["n"] for r in own)
+    ratio = sum(r["grad_norm"] / r["weight_norm"] for r in own if r["weight_norm"])
+    assert answer == (near(zero), near(ratio), sum(r["grad_zero"] == r["n"] for r in own))
+
+
+def test_exemplars_have_their_ratio_and_progress(sb3):
+    answer = sb3.sql("SELECT count(*), sum(ratio), count(progress) FROM exemplars").row(0)
+    own = [r for found in rows(sb3, "ratio_exemplars").values() for r in found]
+    assert answer == (len(own), near(sum(math.exp(r["log_ratio"]) for r in own)), len(own))
+
+
+def test_episode_outcomes_are_the_episodes_with_progress(esper):
+    told = data_of(ALL_NEW, "EPISODE_OUTCOME")
+    answer = esper[run_of(esper, ALL_NEW)].table("episode_outcomes").collect()
+    assert sorted(answer["final_accuracy"]) == sorted(d["final_accuracy"] for d in told)
+    assert answer["progress"].null_count() == 0
+
+
+def test_action_distribution_has_shares_of_each_update(esper):
+    frame = esper.table("action_distribution").collect()
+    sums = frame.group_by("run_id", "update").agg(pl.col.share.sum())
+    assert sums["share"].to_list() == near([1.0] * sums.height)
+
+
+def test_anomalies_tell_the_first_and_how_many_in_a_row(esper):
+    raised = sorted(d["batch"] for d in data_of(OLD, "VALUE_COLLAPSE_DETECTED"))
+    expected, streak, before = [], 0, None
+    for number in raised:
+        streak = streak + 1 if before == number - 1 else 1
+        expected.append((number, number == raised[0], streak))
+        before = number
+    answer = esper[run_of(esper, OLD)].sql("SELECT update, first_of_run, in_a_row FROM anomalies ORDER BY update")
+    assert expected and answer.rows() == expected
+
+
+def test_run_confounders_name_what_blocks_and_what_is_doubtful(tmp_path):
+    gaps = [{"table_name": "*", "reason": "queue_full", "first_update": 4, "last_update": 5, "rows": None}]
+    alarms = [
+        {"update": 2, "rule": "numerical_instability", "key": "", "severity": "warning"},
+        {"update": 3, "rule": "numerical_instability", "key": "", "severity": "warning"},
+    ]
+    updates = [
+        {"ratio_max": 1.0, "ratio_min": 1.0, "nonfinite_fields": []},
+        {"ratio_max": 1.0, "ratio_min": 1.0, "nonfinite_fields": ["explained_variance"], "return_variance_low": True},
+        {"ratio_max": 1.0, "ratio_min": 1.0, "nonfinite_fields": ["value_loss"], "nonfinite_count": 7},
+    ]
+    write_run(tmp_path, "a", updates=updates, tables={"gaps": gaps, "alarms": alarms}, ended="raised")
+    answer = ea.open(tmp_path).sql(
+        "SELECT confounder, key, blocking, updates, first_update, last_update FROM run_confounders ORDER BY 1"
+    )
+    assert answer.rows() == [
+        ("gap", "queue_full", True, 2, 4, 5),
+        ("nan_sentinel", "", False, 1, 2, 2),
+        ("nonfinite", "", True, 1, 3, 3),
+        ("not_finished", "raised", False, None, None, None),
+        ("numerical_instability", "", True, 1, 3, 3),
+        ("ratio_blind", "", False, None, None, None),
+    ]
+
+
+def test_reward_calibration_correlates_components_with_the_outcome(tmp_path):
+    # Two steps an episode; the bonus goes with the return (1, 3, 2 and 1, 3, 2), the rent against it.
+    rewards, episodes = [], []
+    for episode, (bonus, rent) in enumerate(((0.5, -1.0), (1.5, -3.0), (1.0, -2.0)), 1):
+        for step in (1, 2):
+            own = {"stage_bonus": bonus, "compute_rent": rent, "total_reward": bonus + rent, "pbrs_bonus": 0.0}
+            rewards.append({"update": episode, "env": 0, "step": step, **own})
+        episodes.append({"update": episode, "env": 0, "episode": episode, "episode_return": 2 * bonus})
+    write_run(tmp_path, "a", updates=[{}] * 3, tables={"rewards": rewards, "episodes": episodes})
+    answer = {r["component"]: r for r in ea.open(tmp_path).table("reward_calibration").collect().to_dicts()}
+    # Sizes: bonus 2 * (0.5 + 1.5 + 1.0) = 6, rent 2 * (1 + 3 + 2) = 12.
+    assert answer["stage_bonus"]["size_share"] == near(6 / 18)
+    assert answer["compute_rent"]["size_share"] == near(12 / 18)
+    assert answer["stage_bonus"]["return_correlation"] == near(1)
+    assert answer["compute_rent"]["return_correlation"] == near(-1)
+    assert answer["pbrs_bonus"]["return_correlation"] is None
+    assert answer["stage_bonus"]["accuracy_correlation"] is None
+
+
+def test_morphology_log_puts_the_steps_of_a_change_side_by_side(esper):
+    steps = data_of(ALL_NEW, "MORPHOLOGY_CAUSAL_LOG")
+    counted = Counter(d["action_id"] for d in steps)
+    frame = esper[run_of(esper, ALL_NEW)].table("morphology_log").collect()
+    assert dict(frame.select("action_id", "steps").rows()) == counted
+    assert set(frame.filter(pl.col.committed)["action_id"]) == {d["action_id"] for d in steps if d["phase"] == "commit"}
+
+
+def test_phase_occupancy_shares_add_up_to_one_of_each_kind(esper, sb3):
+    for runs in (esper, sb3):
+        sums = runs.table("phase_occupancy").collect().group_by("run_id", "kind").agg(pl.col.share.sum())
+        assert sums["share"].to_list() == near([1.0] * sums.height)
+    updates = rows(sb3)
+    for run_id, own in updates.items():
+        amounts = sb3[run_id].query("time_by_phase", kind="ppo").select("phase", "amount")
+        assert dict(amounts.rows())["update"] == near(math.fsum(r["update_s"] for r in own))
+
+
+def test_seed_lifecycle_has_a_row_for_each_germination(esper):
+    for path in (ALL_NEW, ALL_OLD):
+        frame = esper[run_of(esper, path)].table("seed_lifecycle").collect()
+        assert frame["first_update"].count() == len(data_of(path, "SEED_GERMINATED"))
+        assert (frame["ended"] == "pruned").sum() == len(data_of(path, "SEED_PRUNED"))
+        assert frame["stages"].list.len().sum() == len(data_of(path, "SEED_STAGE_CHANGED"))
+
+
+@pytest.mark.parametrize("name", views())
+def test_a_view_has_the_columns_and_types_its_header_says_and_no_rows_where_nothing_was_recorded(name, tmp_path):
+    write_run(tmp_path, "empty")
+    frame = ea.open(tmp_path).table(name).collect()
+    declared = {column.name: polars_type(column) for column in views()[name].columns}
+    assert frame.schema == declared
+    assert frame.filter(pl.lit(True)).is_empty() or name == "run_confounders"
+    assert len(views()[name].row) > 10 and all(column.meaning for column in views()[name].columns)
+
+
+def test_a_view_is_made_only_where_a_query_names_it_or_a_view_that_does(esper):
+    made = esper._sources(["run_confounders"])
+    assert {"anomalies", "alarms", "ppo_updates", "runs"} <= made.keys()
+    assert "layers" not in made and "gradient_layers" not in made
+    assert list(esper._sources(["gaps"])) == ["gaps"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(WHOLE) < 2, reason="ESPER_TEST_DATA names no folder with the whole files")
+def test_the_whole_files_give_the_figures_that_are_in_them(tmp_path):
+    for path in WHOLE:
+        import_file(path, tmp_path)
+    runs = ea.open(tmp_path)
+    for path in WHOLE:
+        run = runs[run_of(runs, path)]
+        counts = Counter(event["event_type"] for event in events(path))
+        alarms = dict(run.sql("SELECT rule, count(*) FROM anomalies GROUP BY 1").rows())
+        assert alarms == Counter("entropy_collapse" if "entropy_collapse" in rule else rule for rule in raised(path))
+        lives = run.sql("SELECT count(*), count_if(ended = 'pruned'), sum(gates_failed) FROM seed_lifecycle").row(0)
+        failed = sum(not d["passed"] for d in data_of(path, "SEED_GATE_EVALUATED"))
+        assert lives == (counts["SEED_GERMINATED"], counts["SEED_PRUNED"], failed)
+        episodes = run.sql("SELECT count(*), sum(episode_return) FROM episode_outcomes").row(0)
+        returns = math.fsum(d["episode_reward"] for d in data_of(path, "EPISODE_OUTCOME"))
+        assert episodes == (counts["EPISODE_OUTCOME"], near(returns))
+    # The two files are known: what each is doubtful for, and whose rewards add up.
+    new, old = (runs[run_of(runs, path)] for path in sorted(WHOLE, reverse=True))
+    found = dict(new.query("confounders").group_by("confounder").agg(pl.col.updates.sum()).rows())
+    assert (found["nan_sentinel"], found["gradient_norm_drift"], found["entropy_collapse"]) == (237, 66, 825)
+    assert old.query("confounders").select("confounder", "updates").rows() == [("value_collapse", 322)]
+    assert new.query("reward_sums")["steps_off"].item() == 0
+
+
+def raised(path):
+    """The kind of each alarm that the trainer raised."""
+    return [event["data"]["anomaly_type"] for event in events(path) if "anomaly_type" in (event["data"] or {})]
+
+
+# --- asking -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", questions())
+def test_every_question_is_answered_over_runs_of_which_nothing_was_recorded(name, tmp_path):
+    write_run(tmp_path, "a")
+    write_run(tmp_path, "b")
+    given = {p.name: run for p, run in zip(questions()[name].parameters, "ab", strict=False) if p.default == "required"}
+    answer = ea.open(tmp_path).query(name, **given)
+    assert answer.is_empty()
+    assert all(parameter.meaning for parameter in questions()[name].parameters)
+    assert questions()[name].description.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "sentence"),
+    [
+        ("ratio_exceded", {}, "There is no question 'ratio_exceded'. Did you mean ratio_exceeded?"),
+        ("../views/layers", {}, "There is no question '../views/layers'"),
+        ("ratio_exceeded", {"abov": 2}, "The question ratio_exceeded has no parameter 'abov'. Did you mean above?"),
+        ("early_stops", {"n": 2}, "The question early_stops has no parameter 'n'. It takes none."),
+        ("ratio_exceeded", {"above": "x"}, "above is a number, and 'x' is none (ratios above this count)."),
+        ("moved_first", {"baseline": 1.5}, "baseline is a whole number, and '1.5' is none"),
+        ("moved_first", {"baseline": 10**30}, "baseline is a whole number"),
+        ("confounders", {"blocking": "maybe"}, "blocking is true or false, and 'maybe' is none"),
+        ("compare_runs", {"a": "a"}, "The question compare_runs needs b: the other. Say -p b=ID."),
+        ("compare_runs", {"a": "a", "b": "zzz"}, "There is no run 'zzz'."),
+        (
+            "compare_runs",
+            {"a": "a", "b": "a", "metric": "aprox_kl"},
+            "ppo_updates has no numeric column 'aprox_kl'. Did you mean approx_kl",
+        ),
+    ],
+)
+def test_a_mistake_in_asking_is_told_with_what_is_near(name, given, sentence, tmp_path):
+    write_run(tmp_path, "a")
+    with pytest.raises(UsageError) as caught:
+        ea.open(tmp_path).query(name, **given)
+    assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "text", ["' OR 1 = 1 --", "'; DROP VIEW runs; --", "$n", "(SELECT 1)", "'' UNION SELECT * FROM read_text('x')"]
+)
+def test_sql_in_a_parameter_is_a_text_and_nothing_else(text, tmp_path):
+    exemplars = [{"scope": "update", "head": head, "place": 1, "log_ratio": 1.0} for head in ("", text)]
+    write_run(tmp_path, "a", updates=[{}], tables={"ratio_exemplars": exemplars})
+    assert ea.open(tmp_path).query("worst_transitions", head=text).height == 1
+    assert ea.open(tmp_path).query("worst_transitions", head=text + " ").height == 0
+
+
+def test_a_run_is_named_in_a_parameter_as_everywhere(tmp_path):
+    write_run(tmp_path, "a", updates=[{"approx_kl": 0.5}], total_updates=1)
+    write_run(tmp_path, "b", updates=[{"approx_kl": 1.5}], total_updates=1)
+    by_name = ea.open(tmp_path).query("compare_runs", a="a", b="b", bins=1)
+    assert by_name.rows() == [(0.0, 1.0, 0.5, 1.5, 1.0)]
+    assert by_name.equals(ea.open(tmp_path).query("compare_runs", a=run_id_of("a"), b=run_id_of("b"), bins=1))
+
+
+def test_every_view_and_question_has_a_test():
+    tests = [name for name in globals() if name.startswith("test_")]
+    asked = [*questions(), *views()]
+    assert [name for name in asked if not any(test.startswith(f"test_{name}_") for test in tests)] == []
+    assert len(questions()) >= 20
+    assert set(views()) <= set(VIEWS)

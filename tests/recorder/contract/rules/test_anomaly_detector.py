@@ -1,0 +1,174 @@
+"""All checks of a profile as one call."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from esper_recorder.contract.rules.anomaly_detector import AnomalyDetector, AnomalyReport, checks_in_words
+from esper_recorder.contract.rules.rolling_mean import Rolling, RollingMean, TrendOf
+from esper_recorder.contract.rules.ruleset import RuleSet, load_profile
+
+HEALTHY: dict[str, Any] = {
+    "ratio_max": 1.1,
+    "ratio_min": 0.9,
+    "ratio_nonfinite": 0,
+    "explained_variance": 0.5,
+    "nonfinite_count": 0,
+    "approx_kl": 0.01,
+    "entropy_normalized": 0.9,
+    "grad_norm": 1.0,
+}
+STATE = {"layer": "lstm", "nan_found": False, "inf_found": False, "l2_norm": 3.0}
+TABLES: dict[str, list[dict[str, Any]]] = {
+    "recurrent_state": [STATE | {"kind": "h"}, STATE | {"kind": "c"}],
+    "batches": [{"avg_accuracy": 50.0}],
+}
+
+
+def check(progress: float | None = 0.5, tables: Any = TABLES, **changes: Any) -> AnomalyReport:
+    """The second update, so that drift and trends have something to go by."""
+    detector = AnomalyDetector()
+    detector.check_all(HEALTHY, progress=0.5, tables=TABLES)
+    return detector.check_all(HEALTHY | changes, progress=progress, tables=tables)
+
+
+def test_a_healthy_row_is_looked_at_by_every_check():
+    report = check()
+    assert report.abstained == ()
+    assert {one.type for one in report.anomalies} == {"plateau"}  # two batches of 50: the mean moved by 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "type_", "detail"),
+    [
+        ({"ratio_max": 6.935}, "ratio_explosion", "ratio_max = 6.935 > 5"),
+        ({"ratio_min": 0.05}, "ratio_collapse", "ratio_min = 0.05 < 0.1"),
+        ({"explained_variance": -0.354}, "value_collapse", "explained_variance = -0.354 < 0 (in mid)"),
+        ({"nonfinite_count": 2}, "numerical_instability", "nonfinite_count or ratio_nonfinite = 2 > 0"),
+        ({"approx_kl": 0.2}, "kl_spike", "approx_kl = 0.2 > 0.1"),
+        ({"approx_kl": 0.6}, "kl_extreme", "approx_kl = 0.6 > 0.5"),
+        ({"entropy_normalized": 0.2}, "entropy_low", "entropy_normalized = 0.2 < 0.3"),
+        ({"grad_norm": 2.0}, "gradient_norm_drift", "drift of grad_norm = 1 > 0.5"),
+    ],
+)
+def test_each_check_fires_and_says_what_it_compared(changes: dict[str, Any], type_: str, detail: str):
+    found = {one.type: one.detail for one in check(**changes).anomalies}
+    assert found[type_] == detail
+
+
+def test_at_the_thresholds_nothing_fires():
+    report = check(ratio_max=5.0, ratio_min=0.1, explained_variance=0.0, approx_kl=0.1, entropy_normalized=0.3)
+    assert {one.type for one in report.anomalies} == {"plateau"}
+
+
+def test_the_drift_of_the_gradient_is_among_all_checks():
+    assert {"gradient_norm_drift", "gradient_health_drift"} <= {one.type for one in check(grad_norm=200.0).anomalies}
+
+
+def test_what_was_not_measured_abstains_and_is_not_healthy():
+    detector = AnomalyDetector()
+    report = detector.check_all({}, progress=0.5, tables={})
+    assert not report.has_anomaly
+    reasons = {one.type: one.reason for one in report.abstained}
+    assert set(reasons) == {rule.name for rule in detector.rules.rules}
+    assert reasons["ratio_explosion"] == "not measured"
+    assert reasons["lstm_nan"] == "table not recorded by this run"
+
+
+def test_nan_is_no_health_either():
+    report = check(ratio_max=math.nan, approx_kl=math.nan)
+    assert {one.type: one.reason for one in report.abstained}["ratio_explosion"] == "not finite"
+
+
+def test_without_a_progress_the_checks_by_phase_abstain():
+    reasons = {one.type: one.reason for one in check(progress=None).abstained}
+    assert reasons == {"value_collapse": "no threshold", "performance_degradation": "no threshold"}
+
+
+def test_an_abstention_is_of_this_update_alone():
+    detector = AnomalyDetector()
+    detector.check_all({}, progress=0.5, tables={})
+    later = detector.check_all(HEALTHY, progress=0.5, tables=TABLES)
+    assert {one.reason for one in later.abstained} == {"warming up"}
+
+
+def test_two_anomalies_of_one_type_keep_both_details():
+    norms = {"actor": 101.0, "critic": 300.0}
+    states = [STATE | {"kind": "h", "layer": name, "l2_norm": norm} for name, norm in norms.items()]
+    report = check(tables=TABLES | {"recurrent_state": states})
+    assert report.details["lstm_h_explosion"] == (
+        "recurrent_state{kind=h}.l2_norm of actor = 101 > 100",
+        "recurrent_state{kind=h}.l2_norm of critic = 300 > 100",
+    )
+
+
+def test_every_argument_is_required():
+    detector = AnomalyDetector()
+    missing: list[dict[str, Any]] = [{}, {"progress": 0.5}, {"tables": {}}]
+    for words in missing:
+        with pytest.raises(TypeError, match="missing"):
+            detector.check_all({}, **words)
+    with pytest.raises(TypeError, match="row is a list; give a mapping"):
+        detector.check_all([], progress=None, tables={})  # type: ignore[arg-type]
+
+
+def test_the_docstring_has_the_profiles_numbers():
+    text = AnomalyDetector.__doc__
+    assert text is not None and checks_in_words(load_profile("seeds")) in text
+    assert "`ppo_updates.ratio_max` is above 5" in text
+    assert "below -0.5 (warmup), -0.2 (early), 0 (mid), 0.1 (late)" in text
+    changed = load_profile("seeds").with_values({"ratio_explosion.above": 7.0})
+    assert "`ppo_updates.ratio_max` is above 7" in checks_in_words(changed)
+
+
+def test_other_rules_may_be_given():
+    rules = RuleSet.parse('[rules.r]\nseverity = "info"\ncolumn = "n"\nnonfinite = true', "own")
+    report = AnomalyDetector(rules).check_all({"n": math.inf}, progress=None, tables={})
+    assert report.details == {"r": ("n = inf",)}
+
+
+def test_phases_are_half_open():
+    below = {0.0999: "warmup", 0.1: "early", 0.25: "mid", 0.75: "late", 1.0: "late"}
+    for progress, phase in below.items():
+        [found] = [one for one in check(progress, explained_variance=-9.0).anomalies if one.type == "value_collapse"]
+        assert found.phase == phase
+
+
+class TestRollingMean:
+    def test_the_mean_is_of_what_there_is_and_holds_the_current_value(self):
+        mean = RollingMean(Rolling(3, TrendOf.CHANGE))
+        # Means 1, 1.5, 2, 3: the fourth value pushes out the first.
+        assert mean.push_all([1.0, 2.0, 3.0, 4.0]) == [None, 0.5, 0.5, 1.0]
+
+    def test_size_has_no_sign_and_drop_is_a_share(self):
+        assert RollingMean(Rolling(2, TrendOf.SIZE)).push_all([4.0, 2.0]) == [None, 1.0]
+        assert RollingMean(Rolling(2, TrendOf.DROP)).push_all([4.0, 2.0]) == [0.0, pytest.approx(1 / 3)]
+
+    def test_a_mean_that_is_not_positive_has_no_share(self):
+        told = RollingMean(Rolling(2, TrendOf.DROP)).push_all([0.0, -1.0])
+        assert all(value is not None and math.isnan(value) for value in told)
+
+    def test_what_is_missing_or_not_finite_neither_enters_nor_has_a_trend(self):
+        assert RollingMean(Rolling(2)).push_all([1.0, None, math.nan, math.inf, 2.0]) == [None, None, None, None, 0.5]
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("rolling = {}", "rolling.trend: is missing; it is one of change, size, drop"),
+            ('rolling = { trend = "chang" }', "did you mean change"),
+            ('rolling = { trend = "drop", window = 0 }', "must be a whole number of at least 1"),
+            ('rolling = { trend = "drop", widow = 3 }', "unknown key 'widow'"),
+            ('rolling = { trend = "drop" }\ndrift = {}', "has both drift and rolling"),
+        ],
+    )
+    def test_a_mistake_is_met_with_a_sentence(self, text: str, told: str):
+        with pytest.raises(Exception, match=told):
+            RuleSet.parse(f'[rules.r]\nseverity = "info"\ncolumn = "ratio_max"\nabove = 1\n{text}', "rules.toml")
+
+    def test_its_window_can_be_set(self):
+        changed = load_profile("seeds").with_values({"plateau.rolling.window": 5})
+        [rule] = [rule for rule in changed.rules if rule.name == "plateau"]
+        assert rule.conditions[0].rolling == Rolling(5, TrendOf.SIZE)
