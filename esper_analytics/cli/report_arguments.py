@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Final
 
 import polars as pl
-from matplotlib.figure import Figure
 
 from esper_analytics.cli.replay_arguments import LIVE, read_settings
 from esper_analytics.detection.replay import Result, load_rules, replay
 from esper_analytics.errors import UsageError, did_you_mean
-from esper_analytics.plots import detail_figures, figures
+from esper_analytics.plots import figures
+from esper_analytics.plots.registry import PLOTS, SUFFIXES
 from esper_analytics.postmortem.findings import Against
 from esper_analytics.postmortem.render import check_path, report
 from esper_analytics.runs import Runs
 from esper_recorder.storage.atomic import check_place
 
-KINDS: Final = ("postmortem", "ratio", "gradients", "heads", "phases", "compare")
+KINDS: Final = tuple(PLOTS)
 
 
 def report_for(
@@ -44,9 +44,9 @@ def plot_for(
     """
     if kind not in KINDS:
         raise UsageError(f"There is no plot of kind {kind!r}. {did_you_mean(kind, KINDS, kind='kinds')}")
-    if path.suffix.lower() not in figures.SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         ending = f"ends in {path.suffix}" if path.suffix else "has no ending"
-        raise UsageError(f"{path} {ending}; a plot is written to FILE{', FILE'.join(figures.SUFFIXES)}.")
+        raise UsageError(f"{path} {ending}; a plot is written to FILE{', FILE'.join(SUFFIXES)}.")
     try:
         check_place(path)
     except OSError as error:
@@ -54,36 +54,22 @@ def plot_for(
     runs = runs.only(chosen) if chosen else runs
     ids = runs.ids
     most = len(figures.RUN_COLOURS)
-    if kind != "compare" and len(ids) > 1:
+    plot = PLOTS[kind]
+    if not plot.many_runs and len(ids) > 1:
         what = "A post-mortem" if kind == "postmortem" else f"A plot of kind {kind}"
         raise UsageError(f"{what} is of one run, and there are {len(ids)}: {_some(ids)}. Say which by --run ID.")
-    if kind == "compare" and len(ids) > most:
+    if plot.many_runs and len(ids) > most:
         raise UsageError(f"{len(ids)} runs are too many for one figure; it holds {most}. Say which by --run ID.")
     values = read_settings(settings)
-    if kind == "compare":
-        figure = figures.compare([_frames(runs, run_id) for run_id in ids])
+    if plot.many_runs:
+        figure = plot.draw([_frames(runs, run_id) for run_id in ids])
     else:
-        figure = _of_one(runs, ids[0], kind, _frames(runs, ids[0], replay(runs, rules, values=values)))
+        frames = _frames(runs, ids[0], replay(runs, rules, values=values))
+        figure = plot.draw(frames, *(runs[ids[0]].table(table).collect() for table in plot.tables))
     try:
         figures.save(figure, path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
-
-
-def _of_one(runs: Runs, run_id: str, kind: str, frames: figures.RunFrames) -> Figure:
-    def rows(table: str) -> pl.DataFrame:
-        return runs[run_id].table(table).collect()
-
-    match kind:
-        case "ratio":
-            return detail_figures.ratio(frames, rows("ratio_histograms"), rows("ratio_exemplars"))
-        case "gradients":
-            return detail_figures.gradients(frames, rows("gradient_layers"))
-        case "heads":
-            return detail_figures.heads(frames, rows("heads"))
-        case "phases":
-            return detail_figures.phases(frames, rows("phase_profiles"))
-    return figures.postmortem(frames)
 
 
 def _frames(runs: Runs, run_id: str, result: Result | None = None) -> figures.RunFrames:

@@ -41,9 +41,6 @@ from esper_recorder.contract.rules.model import Severity
 from esper_recorder.contract.rules.ruleset import RuleSet
 from esper_recorder.storage.atomic import whole_file
 
-SUFFIXES: Final = (".png", ".svg", ".pdf")
-"""The formats `save` writes."""
-
 RUN_COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5a6775", "#7a5195")
 """Okabe and Ito's, without black and yellow: told apart by colour-blind readers. `compare` shows as many runs."""
 
@@ -173,7 +170,7 @@ def run_colours(runs: Sequence[RunFrames]) -> list[tuple[str, str]]:
 
 @in_style
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure; the suffix, one of `SUFFIXES`, says how. The same figure gives the same bytes."""
+    """Write a figure in the format its suffix names (see `registry.SUFFIXES`). The same figure gives the same bytes."""
     path = Path(path)
     suffix = path.suffix.lower()
     _settle(figure)
@@ -330,7 +327,6 @@ def _style() -> Any:
 __all__ = [
     "COMPARED",
     "RUN_COLOURS",
-    "SUFFIXES",
     "RunFrames",
     "as_svg",
     "compare",

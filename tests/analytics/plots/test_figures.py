@@ -14,6 +14,7 @@ import pytest
 from esper_analytics.detection.incidents import INCIDENT_COLUMNS
 from esper_analytics.plots import figures
 from esper_analytics.plots.panels import PANELS
+from esper_analytics.plots.registry import SUFFIXES
 from esper_recorder.contract.rules.ruleset import load_profile
 from tests.analytics.postmortem.recorded_runs import RULES
 
@@ -354,7 +355,7 @@ class TestCompare:
 
 
 class TestFiles:
-    @pytest.mark.parametrize("suffix", figures.SUFFIXES)
+    @pytest.mark.parametrize("suffix", SUFFIXES)
     def test_the_same_figure_is_the_same_file(self, suffix, tmp_path: Path):
         run = run_of(frame(ratio_max=[1.0, 9.0], ratio_min=[0.5, 0.1]), incident("ratio_explosion", 2, 2))
         for name in ("one", "two"):
