@@ -1,20 +1,30 @@
-"""How numbers, times and lists read in a report."""
+"""How values read as text.
+
+Covers: prose (`format_number`, `format_percent`, `format_list`, ...), tables for the eye (`format_value`, `text_table`,
+`markdown_table`), whole values for machines (`to_text` for csv, `to_json`).
+Does not cover: fitting a table to a terminal (`cli.screen`), the labels of an axis (`plots.drawing`).
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Sequence
-from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+LONGEST_TEXT: Final = 100
+"""Characters of a text on a screen."""
+
+# --- prose ------------------------------------------------------------------------------------------------------------
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """A number as a person writes it; `not measured` where there is none.
+def format_number(value: float | None, digits: int = 4) -> str:
+    """Round a number for a sentence; None is `not measured`.
 
-    >>> number(523.145935), number(0.0000000821), number(3.0), number(float("nan")), number(1234567.0)
-    ('523.1', '8.21e-8', '3', 'NaN', '1,234,567')
+    >>> format_number(523.145935), format_number(0.0000000821), format_number(3.0), format_number(1234567.0)
+    ('523.1', '8.21e-8', '3', '1,234,567')
     """
     if value is None:
         return "not measured"
@@ -33,55 +43,44 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"−{text}" if value < 0 else text
 
 
-def setting(value: Any) -> str:
-    """A setting's value as it would be written in a file of settings.
+def format_count(n: int, singular: str, plural: str | None = None) -> str:
+    """Count things.
 
-    >>> setting(0.0003), setting(None), setting(True), setting([1, 2])
-    ('0.0003', 'none', 'true', '[1, 2]')
-    """
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "none"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def count(n: int, one: str, many: str | None = None) -> str:
-    """A number of things.
-
-    >>> count(1, "incident"), count(0, "incident"), count(2, "was", "were")
+    >>> format_count(1, "incident"), format_count(0, "incident"), format_count(2, "was", "were")
     ('1 incident', 'no incidents', '2 were')
     """
-    return f"{n:,} {one}" if n == 1 else f"{n:,} {many or one + 's'}" if n else f"no {many or one + 's'}"
+    plural = plural or f"{singular}s"
+    return f"{n:,} {singular if n == 1 else plural}" if n else f"no {plural}"
 
 
-def percent(share: float | None) -> str:
-    """A share as a percentage.
+def format_percent(fraction: float | None) -> str:
+    """Write a fraction as a percentage; only the whole is 100 %.
 
-    >>> percent(0.170667), percent(0.004), percent(1.0)
-    ('17 %', '0.4 %', '100 %')
+    >>> format_percent(0.170667), format_percent(0.004), format_percent(0.9999), format_percent(1.0)
+    ('17 %', '0.4 %', '99.9 %', '100 %')
     """
-    if share is None or not math.isfinite(share):
-        return "an unknown share"
-    if 0 < share < 0.01:
-        return f"{100 * share:.1g} %"
-    # What is not quite the end is not called it.
-    return f"{math.floor(1000 * share) / 10:.1f} %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
+    if fraction is None or not math.isfinite(fraction):
+        return "unknown"
+    if 0 < fraction < 0.01:
+        return f"{100 * fraction:.1g} %"
+    return f"{math.floor(1000 * fraction) / 10:.1f} %" if 0.995 <= fraction < 1 else f"{100 * fraction:.0f} %"
 
 
-def listed(words: Sequence[str], *, most: int = 6) -> str:
-    """Words as a list in a sentence.
+def format_list(items: Sequence[str], *, most: int = 6) -> str:
+    """Join items with commas and `and`; beyond `most`, count the rest.
 
-    >>> listed(["a"]), listed(["a", "b", "c"]), listed(list("abcd"), most=2)
+    >>> format_list(["a"]), format_list(["a", "b", "c"]), format_list(list("abcd"), most=2)
     ('a', 'a, b and c', 'a, b and 2 more')
     """
-    if len(words) > most:
-        return f"{', '.join(words[:most])} and {len(words) - most} more"
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else "none"
+    if len(items) > most:
+        return f"{', '.join(items[:most])} and {len(items) - most} more"
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else "none"
 
 
-def ranges(numbers: Sequence[int], *, most: int = 6) -> str:
-    """Ascending whole numbers as ranges.
+def format_ranges(numbers: Sequence[int], *, most: int = 6) -> str:
+    """Join ascending integers as ranges.
 
-    >>> ranges([1, 2, 3, 5, 8, 9])
+    >>> format_ranges([1, 2, 3, 5, 8, 9])
     '1–3, 5 and 8–9'
     """
     spans: list[tuple[int, int]] = []
@@ -90,44 +89,43 @@ def ranges(numbers: Sequence[int], *, most: int = 6) -> str:
             spans[-1] = (spans[-1][0], n)
         else:
             spans.append((n, n))
-    return listed([str(a) if a == b else f"{a}–{b}" for a, b in spans], most=most)
+    return format_list([str(a) if a == b else f"{a}–{b}" for a, b in spans], most=most)
 
 
-def moment(value: datetime | None) -> str:
-    """A time, UTC, to the second."""
+def format_time(value: datetime | None) -> str:
+    """Write a UTC time to the second."""
     return "at an unknown time" if value is None else f"{value:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def duration(seconds: float | None) -> str:
-    """A stretch of time.
+def format_duration(seconds: float | None) -> str:
+    """Write a duration in its two largest units.
 
-    >>> duration(19.0), duration(151), duration(7260)
+    >>> format_duration(19.0), format_duration(151), format_duration(7260)
     ('19 s', '2 min 31 s', '2 h 1 min')
     """
     if seconds is None or not math.isfinite(seconds):
         return "unknown"
-    whole = timedelta(seconds=round(seconds))
-    hours, rest = divmod(int(whole.total_seconds()), 3600)
-    minutes, rest = divmod(rest, 60)
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours:,} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s" if seconds >= 1 else f"{seconds:.1g} s"
 
 
-LONGEST_TEXT = 100
+def shorten(text: str, longest: int = LONGEST_TEXT) -> str:
+    """Cut a text to `longest` characters, ending in an ellipsis.
 
-
-def shortened(text: str, longest: int = LONGEST_TEXT) -> str:
-    """A text of at most so many characters, its end replaced by an ellipsis.
-
-    >>> shortened("a long story", 8)
+    >>> shorten("a long story", 8)
     'a long…'
     """
     return text if len(text) <= longest else text[: max(longest - 1, 0)].rstrip() + "…"
 
 
+# --- whole values, for machines ---------------------------------------------------------------------------------------
+
+
 def to_json(value: Any) -> Any:
-    """A value as JSON can hold it; numbers that are none become "NaN", "Infinity", "-Infinity"."""
+    """Convert a value to what JSON can hold; NaN and infinities become "NaN", "Infinity", "-Infinity"."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, dict):
@@ -136,46 +134,75 @@ def to_json(value: Any) -> Any:
         return [to_json(inner) for inner in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    return _plain(value)
+    if isinstance(value, datetime):
+        utc = value.astimezone(UTC) if value.tzinfo else value
+        unit = "milliseconds" if utc.microsecond % 1000 == 0 else "microseconds"
+        text = utc.replace(tzinfo=None).isoformat(timespec=unit if utc.microsecond else "seconds")
+        return text + ("Z" if value.tzinfo else "")
+    return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def text_of(value: Any) -> str:
-    """A value in full, as csv has it."""
+def to_text(value: Any) -> str:
+    """Write a value in full, as csv has it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return repr(value) if math.isfinite(value) else _number(value)
+        return repr(value) if math.isfinite(value) else _six_digits(value)
     if isinstance(value, dict | list | tuple):
         return json.dumps(to_json(value), ensure_ascii=False)
-    return str(_plain(value))
+    return str(to_json(value))
 
 
-def cell(value: Any) -> str:
-    """A value for the eye: floats to six digits, control characters made visible."""
+# --- tables, for the eye ----------------------------------------------------------------------------------------------
+
+
+def format_value(value: Any, null: str = "NULL") -> str:
+    """Write a value for the eye: floats to six digits, control characters escaped.
+
+    >>> format_value(0.1 + 0.2), format_value([True, None]), format_value(None, "none")
+    ('0.3', '[true, NULL]', 'none')
+    """
     if value is None:
-        return "NULL"
+        return null
     if isinstance(value, float):
-        return _number(value)
-    if isinstance(value, list):
-        return f"[{', '.join(cell(inner) for inner in value)}]"
-    text = text_of(value)
+        return _six_digits(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(format_value(inner, null) for inner in value)}]"
+    text = to_text(value)
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def _number(value: float) -> str:
-    if math.isnan(value):
-        return "NaN"
-    return f"{value:.6g}"
+def _six_digits(value: float) -> str:
+    return "NaN" if math.isnan(value) else f"{value:.6g}"
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        moment = value.astimezone(UTC) if value.tzinfo else value
-        kind = "milliseconds" if moment.microsecond % 1000 == 0 else "microseconds"
-        text = moment.replace(tzinfo=None).isoformat(timespec=kind if moment.microsecond else "seconds")
-        return text + ("Z" if value.tzinfo else "")
-    if isinstance(value, date | time | Decimal | timedelta):
-        return str(value)
-    if isinstance(value, bytes):
-        return value.hex()
-    return value if isinstance(value, str | int) else str(value)
+def text_table(
+    header: Sequence[str], rows: Callable[[], Iterable[Sequence[str]]], right: Sequence[bool]
+) -> Iterator[str]:
+    """Align columns with spaces, one line per row however wide.
+
+    Args:
+        header: the columns' names.
+        rows: returns the rows; called twice, so that the text of a large table is never held as a whole.
+        right: which columns are right-aligned.
+    """
+    widths = [len(name) for name in header]
+    for row in rows():
+        widths = [max(width, len(text)) for width, text in zip(widths, row, strict=True)]
+    for row in itertools.chain([header], rows()):
+        padded = (t.rjust(w) if r else t.ljust(w) for t, w, r in zip(row, widths, right, strict=True))
+        yield "  ".join(padded).rstrip()
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[bool]) -> Iterator[str]:
+    """Write a Markdown table; `right` as in `text_table`."""
+    rule = ["---:" if number else "---" for number in right]
+    for place, row in enumerate(itertools.chain([header], rows)):
+        yield f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |"
+        if place == 0:
+            yield f"|{'|'.join(rule)}|"
+
+
+# The command's modules still import these names.
+cell, shortened, text_of = format_value, shorten, to_text
+percent, listed = format_percent, format_list

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from esper_analytics.errors import DataError
-from esper_analytics.formatting import count, listed
+from esper_analytics.formatting import format_count, format_list
 from esper_analytics.importers.libraries import LIBRARIES, recognise
 from esper_analytics.importers.load_report import LoadReport
 from esper_analytics.importers.logged import Arranged, Session, arrange
@@ -128,20 +128,20 @@ def _report(run: ScalarRun, arranged: Arranged, library: str | None) -> LoadRepo
             report.of(raw.kind).rejected += 1
         report.reasons[raw.reason] += 1
     if library is None and arranged.kept:
-        known = listed([one.name for one in LIBRARIES])
+        known = format_list([one.name for one in LIBRARIES])
         why = f"its tags are of no trainer that is known ({known})"
         if all(tag.startswith(_BEFORE_AN_UPDATE) for tag in arranged.kept):
             groups = sorted({f"{tag.partition('/')[0]}/*" for tag in arranged.kept})
-            why = f"no update was logged yet, only {listed(groups)}"
+            why = f"no update was logged yet, only {format_list(groups)}"
         report.notes.append(f"{why}, so every value is in `scalars`")
     if arranged.repeated:
         report.notes.append(
-            f"{count(arranged.repeated, 'value')} of an update came again at the same step: the last one is in "
+            f"{format_count(arranged.repeated, 'value')} of an update came again at the same step: the last one is in "
             "`ppo_updates`, those before are in `scalars`"
         )
     if arranged.superseded:
         report.notes.append(
-            f"{count(arranged.superseded, 'update')} made again after the training was taken up from an earlier "
+            f"{format_count(arranged.superseded, 'update')} made again after the training was taken up from an earlier "
             "point; what that replaced is in `ppo_updates_all`"
         )
     return report

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from esper_analytics.catalog.discovery import FoundRun, Problem, run_folders
 from esper_analytics.catalog.footers import read_footer
-from esper_analytics.formatting import count
+from esper_analytics.formatting import format_count
 from esper_analytics.maintenance.outcome import Outcome
 from esper_recorder.contract.tables import TABLES
 from esper_recorder.storage.gaps import ALL_TABLES
@@ -158,7 +158,7 @@ class _Seen:
             self._problem(path, f"its name and folder tell another run, attempt or rank than its rows: {whose}", _MOVE)
         if nameless:
             have, are = ("does", "its") if nameless == 1 else ("do", "their")
-            reason = f"{count(nameless, 'row')} of {rows} {have} not say {are} run, attempt, rank or update"
+            reason = f"{format_count(nameless, 'row')} of {rows} {have} not say {are} run, attempt, rank or update"
             self._problem(path, reason, _KEEP_PART)
         first, last = (str(min(updates)), str(max(updates))) if updates else ("", "")
         counted = {b"esper_rows": str(rows), b"esper_first_update": first, b"esper_last_update": last}

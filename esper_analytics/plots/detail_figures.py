@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator
 from numpy.typing import NDArray
 
 from esper_analytics.errors import UsageError
-from esper_analytics.formatting import listed
+from esper_analytics.formatting import format_list
 from esper_analytics.plots.drawing import draw, finish, floats, legend
 from esper_analytics.plots.figures import RUN_COLOURS, in_style
 from esper_analytics.plots.panels import FIRST, INK, MUTED, SECOND, Line, Panel, measured
@@ -278,7 +278,7 @@ def _of_heads(
     names = known.get_column("head").unique(maintain_order=True).to_list()
     shown = names[: len(RUN_COLOURS)]
     if len(names) > len(shown):
-        title += f" (of {len(shown)} heads; left out: {listed(names[len(shown) :], most=4)})"
+        title += f" (of {len(shown)} heads; left out: {format_list(names[len(shown) :], most=4)})"
     lines = tuple(Line(name, name, colour) for name, colour in zip(shown, RUN_COLOURS, strict=False))
     wide = known.unique(["update", "head"], keep="last", maintain_order=True).pivot(
         "head", index="update", values=column

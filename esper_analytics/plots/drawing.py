@@ -19,7 +19,7 @@ from matplotlib.ticker import Formatter, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 
-from esper_analytics.formatting import number
+from esper_analytics.formatting import format_number
 from esper_analytics.plots.panels import BAND, FAINT, MUTED, Panel
 from esper_recorder.contract.rules.model import Severity
 
@@ -261,7 +261,7 @@ def _thresholds(axes: Axes, marks: Iterable[Mark], span: tuple[float, float], cu
         place = max(rooms, key=lambda p: rooms[p])
         taken.append((height, place))
         axes.annotate(
-            f"{rule} {number(threshold)}",
+            f"{rule} {format_number(threshold)}",
             ((0.995, 0.01, 0.5)[place], threshold),
             xycoords=axes.get_yaxis_transform(),
             xytext=(0, -2 if below else 1.5),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from esper_analytics.formatting import count, listed
+from esper_analytics.formatting import format_count, format_list
 from esper_analytics.postmortem.model import Doubt
 from esper_analytics.runs import Runs
 from esper_recorder.contract.rules.model import Rule
@@ -44,9 +44,9 @@ def told_of(rows: Iterable[dict[str, Any]], rules: RuleSet) -> list[Doubt]:
 
 def sentence(doubt: Doubt) -> str:
     """A doubt as a sentence."""
-    where = f", {count(doubt.updates, 'update')}" if doubt.updates is not None else ""
+    where = f", {format_count(doubt.updates, 'update')}" if doubt.updates is not None else ""
     says = "says" if len(doubt.rules) == 1 else "say"
-    end = f"; there, {listed(doubt.rules)} {says} nothing" if doubt.rules else ""
+    end = f"; there, {format_list(doubt.rules)} {says} nothing" if doubt.rules else ""
     return f"Read with care ({doubt.confounder}{where}): {doubt.meaning}{end}."
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 import polars as pl
 
-from esper_analytics.formatting import number
+from esper_analytics.formatting import format_number
 from esper_analytics.postmortem.model import Exemplars, Incident
 from esper_analytics.runs import Runs
 from esper_recorder.contract.rules.model import Rule, Severity, Test
@@ -102,7 +102,7 @@ def _missing(rows: pl.DataFrame, incident: Incident, rule: Rule, firings: pl.Dat
     if any(one == value or math.isclose(one, value, rel_tol=1e-3, abs_tol=1e-12) for one in kept):
         return ""
     return (
-        f"The value the rule fired on, {column} = {number(value)}, is not among them: what is kept are the "
+        f"The value the rule fired on, {column} = {format_number(value)}, is not among them: what is kept are the "
         f"{rows.height} transitions that moved furthest in either direction."
     )
 
@@ -131,7 +131,7 @@ def _summary(shown: pl.DataFrame, own: int, kept: int, side: Side | None) -> str
     if actions and all(len(action) == 1 for action in actions):
         common, times = Counter(actions).most_common(1)[0]
         if n > 1 and times > 0.75 * n:
-            facts.append(f"{'all' if times == n else times} took action {number(common[0])}")
+            facts.append(f"{'all' if times == n else times} took action {format_number(common[0])}")
     epochs = shown.get_column("epoch").drop_nulls()
     if len(epochs):
         low, high = int(epochs.min()), int(epochs.max())  # type: ignore[arg-type]

@@ -14,7 +14,14 @@ from typing import Any, Literal
 import polars as pl
 
 from esper_analytics.detection.replay import Result, diff, live, since_live, without_rules
-from esper_analytics.formatting import count, duration, listed, moment, number, setting
+from esper_analytics.formatting import (
+    format_count,
+    format_duration,
+    format_list,
+    format_number,
+    format_time,
+    format_value,
+)
 from esper_analytics.plots.figures import RunFrames, short_names
 from esper_analytics.postmortem.caveats import doubts_of, told_of
 from esper_analytics.postmortem.exemplars import worst_transitions
@@ -114,8 +121,8 @@ def _of_run(
         progress=row["progress"],
         last_return=returns.item(-1) if len(returns) else None,
         trainer=row["trainer"] or "not told",
-        started=moment(row["started"]),
-        duration=duration(last.get("elapsed_s") if row["attempts"] == 1 else None),
+        started=format_time(row["started"]),
+        duration=format_duration(last.get("elapsed_s") if row["attempts"] == 1 else None),
         first=first,
         incidents=found,
         grouped=grouped(found, by_name),
@@ -179,7 +186,9 @@ def _silence(rule: Rule, rules: Mapping[str, Rule], fired: Set[str]) -> str:
     if rule.yields_to in fired:
         return f"{rule.name} stays silent while {rule.yields_to} fires."
     milder = [one.name for one in rules.values() if one.yields_to == rule.name and one.name not in fired]
-    return f"{listed(milder)} stay{'s' if len(milder) == 1 else ''} silent while {rule.name} fires." if milder else ""
+    return (
+        f"{format_list(milder)} stay{'s' if len(milder) == 1 else ''} silent while {rule.name} fires." if milder else ""
+    )
 
 
 class _Later:
@@ -227,7 +236,7 @@ def _comparison(rule: Rule, value: float | None, threshold: float | None) -> str
     """`9.35 > 5`; the sign is that of the rule's comparison, not of the numbers."""
     tests = {condition.test for condition in rule.conditions}
     if threshold is None or tests == {Test.NONFINITE}:
-        return number(value) if value is not None else "not finite"
+        return format_number(value) if value is not None else "not finite"
     if tests - {Test.NONFINITE} == {Test.ABOVE}:
         sign = ">"
     elif tests - {Test.NONFINITE} == {Test.BELOW}:
@@ -236,7 +245,7 @@ def _comparison(rule: Rule, value: float | None, threshold: float | None) -> str
         sign = "against"
     # A rule that is kept after it fired goes on at values that are no longer beyond the threshold.
     beyond = value is not None and ((sign == ">" and value > threshold) or (sign == "<" and value < threshold))
-    return f"{number(value)} {sign if beyond else 'against'} {number(threshold)}"
+    return f"{format_number(value)} {sign if beyond else 'against'} {format_number(threshold)}"
 
 
 # --- what could not be judged, and what is missing ------------------------------------------------------------------
@@ -273,7 +282,7 @@ def _why_never(rule: Rule, reason: str, frame: pl.DataFrame) -> tuple[str, bool]
     if Reason.NO_TABLE in reason:
         return reason, True
     if re.fullmatch(rf"{Reason.WARMING_UP}( \(\d+\))?", reason) and frame.height:
-        return f"{reason}: {count(frame.height, 'update')} in the run are too few for it", True
+        return f"{reason}: {format_count(frame.height, 'update')} in the run are too few for it", True
     if not reason.startswith(Reason.NOT_MEASURED) or not _measured(frame, "entropy"):
         return reason, False
     declared = {column.name: column for column in columns(UPDATE_TABLE)}
@@ -314,7 +323,7 @@ def _name_of(against: Against | None) -> str | None:
     if against == "live":
         return "the alarms the runs raised themselves"
     names = {rules_name(rules) for rules in against.rules_by_run.values()}
-    return listed(sorted(names))
+    return format_list(sorted(names))
 
 
 def _ran_with(ran_with: tuple[str | None, str] | None, rules: RuleSet) -> str:
@@ -327,4 +336,4 @@ def _ran_with(ran_with: tuple[str | None, str] | None, rules: RuleSet) -> str:
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
-    return {str(key): setting(value) for key, value in values.items()}
+    return {str(key): format_value(value, "none") for key, value in values.items()}

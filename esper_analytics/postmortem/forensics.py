@@ -14,7 +14,7 @@ import polars as pl
 
 from esper_analytics.detection.replay import replay
 from esper_analytics.errors import UsageError
-from esper_analytics.formatting import count, listed, number, ranges
+from esper_analytics.formatting import format_count, format_list, format_number, format_ranges
 from esper_analytics.runs import Runs
 from esper_recorder.contract.rules.model import Severity
 from esper_recorder.contract.worst_transitions import JOINT, RatioDiagnostic, in_words, ratio_of_head
@@ -170,7 +170,7 @@ def examine(runs: Runs, run_id: str, update: int | None = None) -> Forensics:
     if update is None:
         update, why = _incident(result.incidents, run_id, recorded)
     elif update not in recorded:
-        raise UsageError(f"The run {run_id} has no recorded update {update}; there is {ranges(recorded)}.")
+        raise UsageError(f"The run {run_id} has no recorded update {update}; there is {format_ranges(recorded)}.")
     at = pl.col("update") == update
     row = run.table("ppo_updates").filter(at).collect().row(0, named=True)
     updates = run.table("ppo_updates").filter(pl.col("update").is_between(update - AROUND, update + AROUND))
@@ -258,7 +258,7 @@ def _incident(incidents: pl.DataFrame, run_id: str, recorded: Sequence[int]) -> 
     if not rows:
         raise UsageError(
             f"No rule fired in the run {run_id}, so no update stands out. Say which by --update N; "
-            f"there is {ranges(recorded)}."
+            f"there is {format_ranges(recorded)}."
         )
 
     def order(row: Row) -> tuple[bool, bool, int, int]:
@@ -332,10 +332,11 @@ def _story(
         worst = max(moved, key=_badness)
         yield (
             f"Its minibatch {worst['minibatch']} of {len(minibatches)} is the worst: ratio "
-            f"{number(worst['ratio_min'])} to {number(worst['ratio_max'])}, KL {number(worst['approx_kl'])}."
+            f"{format_number(worst['ratio_min'])} to {format_number(worst['ratio_max'])}, "
+            f"KL {format_number(worst['approx_kl'])}."
         )
     if row["nonfinite_fields"]:
-        yield f"Not finite among the figures of the trainer: {listed(row['nonfinite_fields'])}."
+        yield f"Not finite among the figures of the trainer: {format_list(row['nonfinite_fields'])}."
     if row["return_variance_low"]:
         yield "Its returns hardly vary, so its explained variance says nothing."
     broken = [one["minibatch"] for one in minibatches if one["nonfinite_count"]]
@@ -349,7 +350,7 @@ def _story(
         first = sick.sort("minibatch", nulls_last=False)
         at = first.get_column("minibatch")[0]
         own = first.filter(pl.col("minibatch").eq_missing(at)).get_column("layer").unique(maintain_order=True).to_list()
-        yield f"Not finite: the gradient of {listed(own)}" + ("." if at is None else f", at minibatch {at} first.")
+        yield f"Not finite: the gradient of {format_list(own)}" + ("." if at is None else f", at minibatch {at} first.")
     earlier = (
         run.table("ppo_updates").filter(pl.col("nonfinite_count") > 0).select(pl.col("update").min()).collect().item()
     )
@@ -371,8 +372,8 @@ def _censored(diagnostic: RatioDiagnostic) -> Iterator[str]:
             if there:
                 name = "the joint ratio" if one.head == JOINT else f"the head {one.head!r}"
                 yield (
-                    f"Of {name}, {count(there, 'log ratio')} among the worst {'lies' if there == 1 else 'lie'} at "
-                    f"±{clamp:g}, where trainers clamp: the true value may be any larger."
+                    f"Of {name}, {format_count(there, 'log ratio')} among the worst {'lies' if there == 1 else 'lie'} "
+                    f"at ±{clamp:g}, where trainers clamp: the true value may be any larger."
                 )
 
 
@@ -437,7 +438,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return number(value)
+        return format_number(value)
     if isinstance(value, list | tuple):
         return ", ".join(_cell(one) for one in value)
     return str(value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from esper_analytics.formatting import count, listed, ranges, shortened
+from esper_analytics.formatting import format_count, format_list, format_ranges, shorten
 from esper_analytics.postmortem.recording import ending_of
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def nothing_found(result: Result, what: str) -> str:
     seen = updates.select(pl.struct("run_id", "update").n_unique()).collect().item()
     names = list(dict.fromkeys(rules.name for rules in result.rules_by_run.values()))
     rules = f"the rules {names[0]}" if len(names) == 1 else "the rules they ran with"
-    return f"no {what} in {count(seen, 'update')} of {count(len(run_ids), 'run')} under {rules}"
+    return f"no {what} in {format_count(seen, 'update')} of {format_count(len(run_ids), 'run')} under {rules}"
 
 
 def endings(runs: Runs, width: int) -> Iterator[str]:
@@ -51,11 +51,11 @@ def endings(runs: Runs, width: int) -> Iterator[str]:
             continue  # it came meanwhile
         ending = ending_of(ended, manifests[run_id])
         if ending.how == "raised":
-            yield shortened(f"{run_id} ended with an error: {ending.line}", width)
+            yield shorten(f"{run_id} ended with an error: {ending.line}", width)
         elif ending.how == "interrupted":
-            yield shortened(f"{run_id} was interrupted", width)
+            yield shorten(f"{run_id} was interrupted", width)
         elif ending.how == "killed":
-            yield shortened(f"{run_id} was killed; its last rows may be missing", width)
+            yield shorten(f"{run_id} was killed; its last rows may be missing", width)
 
 
 def not_compared(runs: Runs) -> Iterator[str]:
@@ -67,8 +67,8 @@ def not_compared(runs: Runs) -> Iterator[str]:
 
     for run_id, told in without_update(runs).group_by("run_id", maintain_order=True).agg("update").iter_rows():
         updates = sorted(set(told))
-        which = f"update{'s' if len(updates) > 1 else ''} {ranges(updates)}"
-        alarms = count(len(told), "live alarm")
+        which = f"update{'s' if len(updates) > 1 else ''} {format_ranges(updates)}"
+        alarms = format_count(len(told), "live alarm")
         yield f"{run_id}: left out of the comparison: {alarms} of {which}, which the recording lacks"
 
 
@@ -78,5 +78,5 @@ def definitions(runs: Runs) -> str | None:
     names = sorted(told.unique())
     if len(names) < 2:
         return None
-    groups = listed([f"{name} ({count(int((told == name).sum()), 'run')})" for name in names])
+    groups = format_list([f"{name} ({format_count(int((told == name).sum()), 'run')})" for name in names])
     return f"approx_kl, clip_fraction, entropy and losses follow different definitions here: {groups}"

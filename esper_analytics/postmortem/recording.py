@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, cast
 
 import polars as pl
 
-from esper_analytics.formatting import count, listed, percent, ranges
+from esper_analytics.formatting import format_count, format_list, format_percent, format_ranges
 from esper_analytics.runs import Runs
 from esper_recorder.storage.manifest import Manifest
 
@@ -79,7 +79,7 @@ def recording_state(
     short = cut_short(frame)
     if short:
         many = len(short) > 1
-        which = f"Updates {ranges(short)} were" if many else f"Update {short[0]} was"
+        which = f"Updates {format_ranges(short)} were" if many else f"Update {short[0]} was"
         whose, it = ("their", "they") if many else ("its", "it")
         sentences.append(
             f"{which} cut short when the training ended; {whose} figures are of the minibatches {it} got to."
@@ -87,23 +87,23 @@ def recording_state(
     attempts = len({attempt.attempt for attempt in manifest.attempts})
     if attempts > 1:
         begins = sorted({(a.attempt, a.from_update) for a in manifest.attempts})[1:]
-        resumed = listed([f"update {start}" for _, start in begins])
-        sentences.append(f"It was resumed {count(attempts - 1, 'time')}, from {resumed}.")
+        resumed = format_list([f"update {start}" for _, start in begins])
+        sentences.append(f"It was resumed {format_count(attempts - 1, 'time')}, from {resumed}.")
     there = set(frame.get_column("update").to_list()) if frame.height else set()
     start = min((attempt.from_update for attempt in manifest.attempts), default=1)
     missing = [update for update in range(start, last + 1) if update not in there] if len(there) < last else []
     if missing:
-        sentences.append(f"{count(len(missing), 'update')} of {last} not recorded: {ranges(missing)}.")
+        sentences.append(f"{format_count(len(missing), 'update')} of {last} not recorded: {format_ranges(missing)}.")
     for gap in runs.table("gaps").sort("first_update", "table_name").collect().iter_rows(named=True):
         sentences.append(_gap(gap))
     for attempt in manifest.attempts:
         lost = attempt.lost
         if lost:
             own = f" (\u201c{lost.message}\u201d)" if lost.message else ""
-            parts = [count(n, what) for n, what in ((lost.updates, "update"), (lost.rows, "row")) if n]
-            failed = [count(n, what) for n, what in ((lost.calls, "call"), (lost.writes, "write")) if n]
-            parts += [f"{listed(failed)} failed"] if failed else []
-            sentences.append(f"The recorder says it lost: {listed(parts)}{own}.")
+            parts = [format_count(n, what) for n, what in ((lost.updates, "update"), (lost.rows, "row")) if n]
+            failed = [format_count(n, what) for n, what in ((lost.calls, "call"), (lost.writes, "write")) if n]
+            parts += [f"{format_list(failed)} failed"] if failed else []
+            sentences.append(f"The recorder says it lost: {format_list(parts)}{own}.")
     return sentences
 
 
@@ -116,7 +116,9 @@ def cut_short(frame: pl.DataFrame) -> list[int]:
 
 def _ending(ending: Ending, row: Mapping[str, Any]) -> str:
     last = row["updates"]
-    upto = f"update {last}" + (f" ({percent(row['progress'])} of training)" if row["progress"] is not None else "")
+    upto = f"update {last}" + (
+        f" ({format_percent(row['progress'])} of training)" if row["progress"] is not None else ""
+    )
     match ending.how:
         case "finished":
             return f"Finished at {upto}." if last else "Finished without a recorded update."
@@ -138,6 +140,6 @@ def _gap(gap: Mapping[str, Any]) -> str:
     first, last = gap["first_update"], gap["last_update"]
     span = f"update {first}" if first == last else f"updates {first}–{last}"
     what = "all tables" if gap["table_name"] == "*" else gap["table_name"]
-    rows = f", {count(gap['rows'], 'row')}" if gap["rows"] is not None else ""
+    rows = f", {format_count(gap['rows'], 'row')}" if gap["rows"] is not None else ""
     own = f" (\u201c{gap['detail']}\u201d)" if gap["detail"] else ""
     return f"Not recorded: {what}, {span}{rows}: {str(gap['reason']).replace('_', ' ')}{own}."

@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from esper_analytics.detection.replay import Result
 from esper_analytics.errors import UsageError
-from esper_analytics.formatting import listed, moment, number, percent, to_json
+from esper_analytics.formatting import format_list, format_number, format_percent, format_time, to_json
 from esper_analytics.plots import figures
 from esper_analytics.plots.panels import PANELS, Panel
 from esper_analytics.postmortem.badges import badges, tone
@@ -165,7 +165,7 @@ def _marked(run: RunFindings, panel: Panel) -> str:
     names: dict[str, str] = {}
     for row, _ in run.frames.marked(panel):
         names.setdefault(row["rule"], f"{row['rule']} ({row['severity']}) from {row['onset_update']}")
-    return listed(list(names.values()), most=4) if names else ""
+    return format_list(list(names.values()), most=4) if names else ""
 
 
 def _pictures(run: RunFindings, place: int) -> list[Picture]:
@@ -185,7 +185,7 @@ def _compared(runs: Sequence[RunFindings]) -> list[Picture]:
     for panel in PANELS:
         if panel.name in figures.COMPARED[:4] and any(panel in run.panels for run in chosen):
             title = panel.title if len(panel.lines) == 1 else f"{panel.title}, {panel.lines[0].label}"
-            alt = f"{title} of {listed([run.name for run in chosen])}"
+            alt = f"{title} of {format_list([run.name for run in chosen])}"
             image = figures.as_svg(figures.compare_single(chosen, panel), f"c-{panel.name}", alt)
             found.append(Picture(title, "", "", Markup(image)))
     return found
@@ -287,7 +287,7 @@ def _context(found: Findings, pages: Sequence[_Page], command: str, now: datetim
         "held_against": _held_against(found.runs),
         "problems": found.problems,
         "command": command,
-        "written": moment(now),
+        "written": format_time(now),
         "version": _version(),
     }
 
@@ -335,9 +335,9 @@ def _environment(*, html: bool) -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
-        "number": number,
-        "percent": percent,
-        "listed": lambda words, most=6: listed(list(words), most=most),
+        "number": format_number,
+        "percent": format_percent,
+        "listed": lambda words, most=6: format_list(list(words), most=most),
         "action": _action,
         "raw": Markup,
         "indented": _indented,
@@ -350,7 +350,7 @@ def _resource(name: str) -> str:
 
 
 def _action(action: Sequence[float] | None) -> str:
-    return "not measured" if action is None else ", ".join(number(part, 3) for part in action)
+    return "not measured" if action is None else ", ".join(format_number(part, 3) for part in action)
 
 
 def _indented(text: str) -> Markup:

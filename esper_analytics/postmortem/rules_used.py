@@ -8,15 +8,15 @@ from contextlib import suppress
 from typing import Any
 
 from esper_analytics.detection.replay import Result
-from esper_analytics.formatting import listed, setting
+from esper_analytics.formatting import format_list, format_value
 from esper_recorder.contract.rules.model import Rule
 from esper_recorder.contract.rules.ruleset import RuleError, RuleSet, load_profile, profiles
 
 
 def rules_name(rules: RuleSet) -> str:
     """The name with the values that were changed: `default with ratio_explosion.above = 3`."""
-    changes = [f"{key} = {setting(value)}" for key, value in rules.overrides.items()]
-    return f"{rules.name} with {listed(changes)}" if changes else rules.name
+    changes = [f"{key} = {format_value(value, 'none')}" for key, value in rules.overrides.items()]
+    return f"{rules.name} with {format_list(changes)}" if changes else rules.name
 
 
 def in_words(rules: RuleSet, base: RuleSet | None) -> str:
@@ -25,8 +25,8 @@ def in_words(rules: RuleSet, base: RuleSet | None) -> str:
     for key, value in rules.overrides.items():
         before = value_at(base, key)
         instead = "" if before is None else f" instead of {before}"
-        changes.append(f"{key} = {setting(value)}{instead}")
-    return f"{rules.name}, with {listed(changes, most=len(changes))}" if changes else rules.name
+        changes.append(f"{key} = {format_value(value, 'none')}{instead}")
+    return f"{rules.name}, with {format_list(changes, most=len(changes))}" if changes else rules.name
 
 
 def unchanged(rules: RuleSet, result: Result, run_id: str) -> RuleSet | None:
@@ -77,12 +77,12 @@ def _keys(path: str) -> list[str]:
 
 def _in_words(value: Any) -> str:
     if not isinstance(value, Mapping):
-        return setting(value)
+        return format_value(value)
     if "column" in value:
-        times = f"{setting(value.get('times', 1.0))} × {value['column']}"
-        return times + (f" (else {setting(value['otherwise'])})" if "otherwise" in value else "")
+        times = f"{format_value(value.get('times', 1.0))} × {value['column']}"
+        return times + (f" (else {format_value(value['otherwise'])})" if "otherwise" in value else "")
     by = next((key for key in ("phase", "key") if isinstance(value.get(key), Mapping)), None)
     if by is None:
         return "another"
-    parts = [f"{name} {setting(number)}" for name, number in value[by].items()]
-    return f"one per {by} ({listed(parts)})"
+    parts = [f"{name} {format_value(number, 'none')}" for name, number in value[by].items()]
+    return f"one per {by} ({format_list(parts)})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from esper_analytics.formatting import count, listed, percent
+from esper_analytics.formatting import format_count, format_list, format_percent
 from esper_analytics.postmortem.caveats import sentence
 from esper_analytics.postmortem.model import Doubt, FirstFiring, Incident, Unjudged
 from esper_analytics.postmortem.recording import Ending
@@ -51,20 +51,20 @@ def _fired(
     if serious:
         one = serious[0]
         sentences = [f"The first thing that broke was {one.rule} at {_when(one)}: {_what(one)}."]
-        sentences.append(f"{count(len(incidents), 'incident').capitalize()}, {critical} critical.")
+        sentences.append(f"{format_count(len(incidents), 'incident').capitalize()}, {critical} critical.")
         earlier = [f for f in first if f.update < one.update]
         if earlier:
-            signs = listed([f"{f.rule} ({f.severity}) at update {f.update}" for f in earlier], most=3)
+            signs = format_list([f"{f.rule} ({f.severity}) at update {f.update}" for f in earlier], most=3)
             sentences.append(f"Signs before that: {signs}.")
         return sentences
     if first:
         one = first[0]
         began = f"the first was {one.rule} ({one.severity}) at {_when(one)}"
-        nothing = f"Nothing critical in {count(updates, 'update')}."
-        return [nothing, f"{count(len(incidents), 'incident').capitalize()}; {began}."]
+        nothing = f"Nothing critical in {format_count(updates, 'update')}."
+        return [nothing, f"{format_count(len(incidents), 'incident').capitalize()}; {began}."]
     if len({one.rule for one in unread}) == rules:
         return [f"Nothing could be judged: not one of the {rules} rules found what it reads."]
-    return [f"Nothing fired in {count(updates, 'update')}."]
+    return [f"Nothing fired in {format_count(updates, 'update')}."]
 
 
 def _silent(unread: Sequence[Unjudged], rules: int) -> list[str]:
@@ -74,22 +74,22 @@ def _silent(unread: Sequence[Unjudged], rules: int) -> list[str]:
     calm = list(dict.fromkeys(one.rule for one in unread if one.calm and one.rule not in blind))
     sentences = []
     if blind:
-        sentences.append(f"{len(blind)} of {rules} rules could never look: {listed(blind, most=4)}.")
+        sentences.append(f"{len(blind)} of {rules} rules could never look: {format_list(blind, most=4)}.")
     if calm:
-        sentences.append(f"{len(calm)} of {rules} rules had nothing to look at: {listed(calm, most=4)}.")
+        sentences.append(f"{len(calm)} of {rules} rules had nothing to look at: {format_list(calm, most=4)}.")
     return sentences
 
 
 def _when(firing: FirstFiring) -> str:
     known = [
-        *([f"{percent(firing.progress)} of training"] if firing.progress is not None else []),
+        *([f"{format_percent(firing.progress)} of training"] if firing.progress is not None else []),
         *([f"phase {firing.phase}"] if firing.phase else []),
     ]
     return f"update {firing.update}" + (f" ({', '.join(known)})" if known else "")
 
 
 def _what(firing: FirstFiring) -> str:
-    keys = f" of {listed(firing.keys, most=3)}" if firing.keys else ""
+    keys = f" of {format_list(firing.keys, most=3)}" if firing.keys else ""
     words = (
         firing.comparison.replace(" > ", ", above ").replace(" < ", ", below ").replace(" against ", ", held against ")
     )
