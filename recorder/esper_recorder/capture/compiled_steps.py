@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from esper_recorder.arguments import BadCall, argument, check_log_ratio, flat_actions, head_fields
-from esper_recorder.reductions.minibatches import HeadFields, Reduced, Settings, reduce_minibatches
+from esper_recorder.reductions.minibatches import HeadFields, LossSettings, RatioSummary, reduce_minibatches
 from esper_recorder.reductions.ratios import EXEMPLARS
 
 _MAGIC = 20_260_729.0
@@ -102,7 +102,7 @@ def reduce(
     if entropy_max is not None and not isinstance(entropy_max, Tensor):
         own["entropy_max"] = number(entropy_max).expand(1, n)
     numbers = {"clip_range": clip_range, "value_clip_range": value_clip_range, "total_norm": total_norm}
-    settings = Settings(
+    settings = LossSettings(
         clip_range=None if clip_range is None else number(clip_range),
         value_clip_range=None if value_clip_range is None else number(value_clip_range),
         pessimistic_value_clip=pessimistic_value_clip,
@@ -143,7 +143,7 @@ def reduce(
 class Unpacked:
     """Packed minibatches of one layout, on the host."""
 
-    reduced: tuple[Reduced, ...]
+    reduced: tuple[RatioSummary, ...]
     """One scope a minibatch."""
     numbers: Mapping[str, Tensor]
     """`clip_range`, `value_clip_range`, `total_norm`, those that were given: float64 [minibatches]."""
@@ -181,7 +181,7 @@ def same_layout(rows: Tensor) -> list[range]:
     return [range(a, b) for a, b in zip(starts, [*starts[1:], len(headers)], strict=True)]
 
 
-def merge_scopes(reduced: Reduced) -> Reduced:
+def merge_scopes(reduced: RatioSummary) -> RatioSummary:
     """The scopes of each ratio as one: what is told of an update and not of each minibatch."""
     if reduced.exemplars is None:
         return reduced
@@ -228,7 +228,7 @@ def _text(numbers: Sequence[float]) -> tuple[str, int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _shape(text: str) -> tuple[Reduced, ...]:
+def _shape(text: str) -> tuple[RatioSummary, ...]:
     """What minibatches of a layout are reduced to: the names and the shapes, of a minibatch of zeros."""
     layout = json.loads(text)
     n = layout["k"]
@@ -243,7 +243,7 @@ def _shape(text: str) -> tuple[Reduced, ...]:
         {name: zeros for name in layout["fields"]},
         groups,
         torch.ones(1, n, dtype=torch.bool),
-        Settings(clip_range=clip, value_clip_range=value_clip, normalize=torch.zeros(1, dtype=torch.bool)),
+        LossSettings(clip_range=clip, value_clip_range=value_clip, normalize=torch.zeros(1, dtype=torch.bool)),
         index=torch.zeros(1, n, dtype=torch.int64) if layout["index"] else None,
         actions=torch.zeros(1, n, layout["actions"]) if layout["actions"] is not None else None,
         per_minibatch=True,

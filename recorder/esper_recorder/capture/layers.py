@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from esper_recorder.reductions.gradients import LayerReducer, precision
-from esper_recorder.reductions.packed import Packed
+from esper_recorder.reductions.statistics import Statistics
 
 _COMPLEX = frozenset((torch.complex32, torch.complex64, torch.complex128))
 
@@ -40,7 +40,7 @@ class LayerPart:
 
     places: list[int]
     """Which of the block's parameters they are."""
-    statistics: Packed
+    statistics: Statistics
     """[steps, places, k]"""
     histograms: Tensor
     """int64 [steps, places, bins]"""

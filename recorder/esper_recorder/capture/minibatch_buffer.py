@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from esper_recorder.arguments import BadCall, FieldKey, HeadLayout, argument
-from esper_recorder.reductions.minibatches import HeadFields, Reduced, Settings, reduce_minibatches
-from esper_recorder.reductions.packed import FAR, Valid, from_host, within
+from esper_recorder.reductions.minibatches import HeadFields, LossSettings, RatioSummary, reduce_minibatches
+from esper_recorder.reductions.statistics import FAR, Valid, from_host, within
 from esper_recorder.reductions.transitions import log_ratio_of
 
 _NAN = float("nan")
@@ -45,7 +45,7 @@ class Piece:
     """The reduced minibatches of (part of) an update; tensors are small and on the minibatches' device."""
 
     notes: tuple[MinibatchNotes, ...]
-    reduced: tuple[Reduced, ...]
+    reduced: tuple[RatioSummary, ...]
     """The joint ratio, then the heads; one scope a minibatch where `per_minibatch`, else one."""
     grad_norms: Tensor
     """[minibatches], without a meaning where none was seen."""
@@ -324,7 +324,7 @@ def reduce_held(
     bounds = [m.entropy_max for m in notes if m.entropy_max is not None]
     if "entropy_max" not in fields and len(bounds) == len(notes):
         fields["entropy_max"] = from_host(bounds, torch.float64, device)[:, None].expand(rows, width)
-    settings = Settings(
+    settings = LossSettings(
         clip_range=_known([m.clip_range for m in notes], device),
         value_clip_range=_known([m.value_clip_range for m in notes], device),
         pessimistic_value_clip=pessimistic_value_clip,

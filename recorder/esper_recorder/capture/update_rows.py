@@ -20,9 +20,9 @@ from esper_recorder.capture.vectors import Vector, Vectors, bitmap, vector_of
 from esper_recorder.contract import metrics
 from esper_recorder.contract.merge import merge
 from esper_recorder.contract.tables import Column, Reducer, columns
-from esper_recorder.reductions.minibatches import Reduced
-from esper_recorder.reductions.packed import Packed
+from esper_recorder.reductions.minibatches import RatioSummary
 from esper_recorder.reductions.ratios import EXEMPLARS
+from esper_recorder.reductions.statistics import Statistics
 
 Columns = dict[str, Any]
 """Column name -> a list, or an Arrow array."""
@@ -264,7 +264,7 @@ def _heads(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
     return rows
 
 
-def _over_minibatches(statistics: Packed, reducers: Mapping[str, Column]) -> list[dict[str, Any]]:
+def _over_minibatches(statistics: Statistics, reducers: Mapping[str, Column]) -> list[dict[str, Any]]:
     """A row a ratio from statistics [minibatches, ratios, k]: `merge`, over all at once."""
     x = statistics.values
     number = ~x.isnan()
@@ -286,9 +286,9 @@ def _over_minibatches(statistics: Packed, reducers: Mapping[str, Column]) -> lis
     return rows
 
 
-def _ratios(pieces: Sequence[Piece]) -> dict[str, list[tuple[Piece, Reduced, int]]]:
+def _ratios(pieces: Sequence[Piece]) -> dict[str, list[tuple[Piece, RatioSummary, int]]]:
     """Each ratio ("" the joint one, or a head) and where it is found: a piece, what it was reduced to, which of it."""
-    found: dict[str, list[tuple[Piece, Reduced, int]]] = {}
+    found: dict[str, list[tuple[Piece, RatioSummary, int]]] = {}
     for piece in pieces:
         for one in piece.reduced:
             if one.exemplars is not None:
@@ -341,7 +341,7 @@ def _exemplars(pieces: Sequence[Piece], places: Mapping[str, Any] | None) -> pa.
 
 
 def _exemplar_table(
-    piece: Piece, one: Reduced, ratio: int, places: Mapping[str, Any] | None
+    piece: Piece, one: RatioSummary, ratio: int, places: Mapping[str, Any] | None
 ) -> tuple[pa.Table, Tensor]:
     """The exemplars of one ratio in a piece, in the order of their scopes, and their severity."""
     assert one.exemplars is not None

@@ -11,7 +11,7 @@ from torch import Tensor
 from esper_recorder.arguments import BadCall, argument, check_log_ratio, flat_actions, head_fields
 from esper_recorder.capture.transfer import Transfer
 from esper_recorder.contract.worst_transitions import ABOVE, BELOW, RatioDiagnostic, RatioOfHead, ratio_of_head
-from esper_recorder.reductions.minibatches import HeadFields, Reduced, Settings, reduce_minibatches
+from esper_recorder.reductions.minibatches import HeadFields, LossSettings, RatioSummary, reduce_minibatches
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def diagnose_ratios(
         fields,
         groups,
         valid,
-        Settings(),
+        LossSettings(),
         index=None if index is None else index.reshape(1, -1),
         actions=None if chosen is None else chosen[None],
     )
@@ -92,7 +92,7 @@ def _check(n: int, tensors: Mapping[Any, Tensor | None]) -> None:
         raise BadCall(f"the tensors have different lengths: the log ratio has {n}, {told}")
 
 
-def _ratios(one: Reduced) -> list[RatioOfHead]:
+def _ratios(one: RatioSummary) -> list[RatioOfHead]:
     """One for each ratio that was reduced."""
     assert one.exemplars is not None  # each has a log ratio
     found = []

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from esper_recorder.contract.histogram import GRADIENT_EXPONENTS, gradient_bin_count
-from esper_recorder.reductions.packed import Packed, from_host
+from esper_recorder.reductions.statistics import Statistics, from_host
 
 CPU_CHUNK, DEVICE_CHUNK = 1 << 16, 1 << 21
 """Elements reduced at a time: what fits a CPU's cache, and what keeps a GPU busy."""
@@ -50,7 +50,7 @@ _BINS = 64  # of which `gradient_bin_count()` are used
 _MOST_STEPS = 64
 
 
-def layer_statistics(parameters: Sequence[Tensor]) -> tuple[Packed, Tensor]:
+def layer_statistics(parameters: Sequence[Tensor]) -> tuple[Statistics, Tensor]:
     """Counts and sums of each parameter's gradient, named as in the table `gradient_layers`, and its histogram.
 
     Args:
@@ -62,11 +62,11 @@ def layer_statistics(parameters: Sequence[Tensor]) -> tuple[Packed, Tensor]:
     reducer = LayerReducer(parameters)
     reducer.take(parameters)
     statistics, histograms = reducer.drain()
-    return Packed(statistics.names, statistics.values[0]), histograms[0]
+    return Statistics(statistics.names, statistics.values[0]), histograms[0]
 
 
 @torch.no_grad()
-def measure(tensors: Sequence[Tensor], *, below: float = 0.0, above: float = math.inf) -> Packed:
+def measure(tensors: Sequence[Tensor], *, below: float = 0.0, above: float = math.inf) -> Statistics:
     """Counts and sums of each tensor by itself, with nothing kept from call to call.
 
     Args:
@@ -202,7 +202,7 @@ class LayerReducer:
         self._change_rows[self._waiting - 1].sub_(self._then)
 
     @torch.no_grad()
-    def drain(self) -> tuple[Packed, Tensor]:
+    def drain(self) -> tuple[Statistics, Tensor]:
         """What was taken in since the last call, at least one step, and forget it.
 
         Returns:
@@ -217,10 +217,10 @@ class LayerReducer:
         values, bins = _Totals.joined(totals).finish(self._sizes.repeat(steps))
         statistics = torch.stack([*values, torch.cat(weights), changed.flatten()], dim=-1)
         self.forget()
-        return Packed(NAMES, statistics.view(steps, -1, len(NAMES))), bins.view(steps, -1, bins.shape[-1])
+        return Statistics(NAMES, statistics.view(steps, -1, len(NAMES))), bins.view(steps, -1, bins.shape[-1])
 
     @torch.no_grad()
-    def measure(self, tensors: Sequence[Tensor], below: float, above: float) -> Packed:
+    def measure(self, tensors: Sequence[Tensor], below: float, above: float) -> Statistics:
         """See the function `measure`; tensors of the parameters' shapes. For a reducer that has taken nothing in."""
         totals = _Totals.zeros(self._layers, self._dtype, self._device)
         beyond = torch.zeros((self._layers, 2), dtype=torch.float64, device=self._device)
@@ -230,7 +230,7 @@ class LayerReducer:
             counts = torch.stack([(size < below).sum(dim=-1), (size > above).sum(dim=-1)], dim=-1)
             beyond.index_add_(0, layers, counts.to(torch.float64))
         values, _ = totals.finish(self._sizes)
-        return Packed(MEASURED, torch.stack([*values, *beyond.unbind(dim=-1)], dim=-1))
+        return Statistics(MEASURED, torch.stack([*values, *beyond.unbind(dim=-1)], dim=-1))
 
     def forget(self) -> None:
         """Forget what was taken in."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from esper_recorder.reductions.packed import Packed, Valid
 from esper_recorder.reductions.ratios import EXEMPLARS, log_ratio_histogram, worst
+from esper_recorder.reductions.statistics import Statistics, Valid
 from esper_recorder.reductions.transitions import (
     head_statistics,
     head_terms,
@@ -30,7 +30,7 @@ class HeadFields:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class LossSettings:
     """What a loss was computed with, one number a minibatch; NaN where a minibatch had none."""
 
     clip_range: Tensor | None = None
@@ -42,7 +42,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Reduced:
+class RatioSummary:
     """What minibatches were reduced to, for each of some ratios: the joint one alone, or some heads'.
 
     A scope is what a histogram and the worst transitions are of: each minibatch, or all of them together.
@@ -50,13 +50,13 @@ class Reduced:
 
     names: tuple[str, ...]
     """`JOINT`, or the heads."""
-    statistics: Packed
+    statistics: Statistics
     """[minibatches, ratios, k]"""
     histogram: Tensor | None
     """int64 [scopes, ratios, bins]; None where a head has no ratio, as what follows."""
     histogram_nan: Tensor | None
     """int64 [scopes, ratios]"""
-    exemplars: Packed | None
+    exemplars: Statistics | None
     """[scopes, ratios, k, fields], worst first: `severity` as `worst` gives it, `position` (of the minibatch), and the
     transition's fields."""
     actions: Tensor | None
@@ -73,12 +73,12 @@ class Reduced:
         }
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
-    def replaced(self, tensors: Mapping[str, Tensor]) -> Reduced:
+    def replaced(self, tensors: Mapping[str, Tensor]) -> RatioSummary:
         """The same with other tensors, as `tensors` names them."""
-        exemplars = None if self.exemplars is None else Packed(self.exemplars.names, tensors["exemplars"])
-        return Reduced(
+        exemplars = None if self.exemplars is None else Statistics(self.exemplars.names, tensors["exemplars"])
+        return RatioSummary(
             self.names,
-            Packed(self.statistics.names, tensors["statistics"]),
+            Statistics(self.statistics.names, tensors["statistics"]),
             tensors.get("histogram"),
             tensors.get("histogram_nan"),
             exemplars,
@@ -90,12 +90,12 @@ def reduce_minibatches(
     fields: Mapping[str, Tensor],
     heads: Sequence[HeadFields],
     valid: Valid,
-    settings: Settings,
+    settings: LossSettings,
     *,
     index: Tensor | None = None,
     actions: Tensor | None = None,
     per_minibatch: bool = False,
-) -> tuple[Reduced, ...]:
+) -> tuple[RatioSummary, ...]:
     """Reduce minibatches of equal fields: the joint ratio first, then each group of heads.
 
     Args:
@@ -115,7 +115,7 @@ def reduce_minibatches(
         pessimistic_value_clip=settings.pessimistic_value_clip,
     )
     shared = {"index": index, "advantage": t.advantage, "value": t.value, "value_target": t.target}
-    joint = Packed(statistics.names, statistics.values[:, None])
+    joint = Statistics(statistics.names, statistics.values[:, None])
     one = {name: x[:, None] for name, x in fields.items()}
     assert t.log_ratio is not None
     every = None if valid is None else valid[:, None]
@@ -132,7 +132,7 @@ def reduce_minibatches(
     return tuple(found)
 
 
-def with_actions(reduced: Reduced, actions: Tensor, order: str) -> Reduced:
+def with_actions(reduced: RatioSummary, actions: Tensor, order: str) -> RatioSummary:
     """The worst transitions with their actions looked up by index, on the device that holds both.
 
     An index that is not of the rollout has NaN for an action.
@@ -156,21 +156,21 @@ def with_actions(reduced: Reduced, actions: Tensor, order: str) -> Reduced:
 
 def _reduced(
     names: tuple[str, ...],
-    statistics: Packed,
+    statistics: Statistics,
     log_ratio: Tensor | None,
     valid: Valid,
     own: Mapping[str, Tensor],
     shared: Mapping[str, Tensor | None],
     actions: Tensor | None,
     per_minibatch: bool,
-) -> Reduced:
+) -> RatioSummary:
     """Add the histograms and the worst transitions of log ratios [minibatches, ratios, n].
 
     Args:
         own: the ratios' fields, [minibatches, ratios, n]; shared: those of all ratios, [minibatches, n].
     """
     if log_ratio is None:
-        return Reduced(names, statistics, None, None, None, None)
+        return RatioSummary(names, statistics, None, None, None, None)
     minibatches, ratios, n = log_ratio.shape
 
     def by_scope(x: Tensor) -> Tensor:
@@ -192,6 +192,6 @@ def _reduced(
     for name in ("old_log_prob", "new_log_prob"):
         if name in own:
             columns[name] = by_scope(own[name]).gather(-1, places)
-    exemplars = Packed(tuple(columns), torch.stack([c.to(torch.float64) for c in columns.values()], dim=-1))
+    exemplars = Statistics(tuple(columns), torch.stack([c.to(torch.float64) for c in columns.values()], dim=-1))
     chosen = None if actions is None else actions.flatten(0, 1)[transitions]
-    return Reduced(names, statistics, histogram, nan, exemplars, chosen)
+    return RatioSummary(names, statistics, histogram, nan, exemplars, chosen)

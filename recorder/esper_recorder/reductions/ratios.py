@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from esper_recorder.contract.histogram import LOG_RATIO_EXPONENTS, log_ratio_bin_count
-from esper_recorder.reductions.packed import Valid, exponent, wide_enough
+from esper_recorder.reductions.statistics import Valid, exponent, wide_enough
 
 EXEMPLARS = 16
 """How many of the worst transitions are kept."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from esper_recorder.reductions.packed import Collector, Packed, wide_enough
+from esper_recorder.reductions.statistics import Statistics, StatisticsBuilder, wide_enough
 
 
-def state_statistics(state: Tensor) -> Packed:
+def state_statistics(state: Tensor) -> Statistics:
     """What a hidden or cell state looks like: counts and sums, named as in the table `recurrent_state`.
 
     Root mean squares and not norms, which grow with the number of elements, are made of them: they do not depend on
@@ -25,7 +25,7 @@ def state_statistics(state: Tensor) -> Packed:
     wide = torch.where(finite, by_env, 0).to(torch.float64)
     sum_sq, n = (wide * wide).sum(dim=-1), finite.sum(dim=-1)
     env_rms = torch.where(n > 0, torch.sqrt(sum_sq / n), 0)
-    out = Collector()
+    out = StatisticsBuilder()
     out.add("n", torch.full((), by_env.numel(), device=x.device))
     out.add("nan_count", torch.isnan(by_env).sum())
     out.add("inf_count", torch.isinf(by_env).sum())
@@ -35,4 +35,4 @@ def state_statistics(state: Tensor) -> Packed:
     for name, values in (("env_rms_max", env_rms), ("abs_max", wide.abs().flatten())):
         largest = torch.cat([values, values.new_zeros(1)]).amax()  # of an empty state too
         out.add(name, torch.where(n.sum() > 0, largest, torch.nan))
-    return out.pack()
+    return out.build()

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from esper_recorder.reductions.packed import (
+from esper_recorder.reductions.statistics import (
     FAR,
-    Collector,
-    Packed,
+    Statistics,
+    StatisticsBuilder,
     Valid,
     count,
     count_finite,
@@ -115,7 +115,7 @@ def log_ratio_of(fields: Mapping[str, Tensor]) -> Tensor | None:
     return None
 
 
-def head_statistics(t: Terms, *, every: Tensor, has_mask: bool, clip_range: Tensor | None = None) -> Packed:
+def head_statistics(t: Terms, *, every: Tensor, has_mask: bool, clip_range: Tensor | None = None) -> Statistics:
     """Counts and sums of action heads over the last dimension, named as in the table `heads`.
 
     Args:
@@ -125,7 +125,7 @@ def head_statistics(t: Terms, *, every: Tensor, has_mask: bool, clip_range: Tens
         clip_range: float64 [..., 1], see `transition_statistics`.
     """
     assert t.valid is not None
-    out = Collector()
+    out = StatisticsBuilder()
     out.add("n", count(t.valid))
     out.add("transition_n", count(every.expand_as(t.valid)))
     if has_mask or t.entropy_max is not None:
@@ -137,7 +137,7 @@ def head_statistics(t: Terms, *, every: Tensor, has_mask: bool, clip_range: Tens
             _clip_counts(out, ratio, t.advantage, t.valid, clip_range[..., None])
     if t.entropy is not None:
         _entropy_statistics(out, t.entropy, t.entropy_max, t.valid)
-    return out.pack()
+    return out.build()
 
 
 def transition_statistics(
@@ -146,7 +146,7 @@ def transition_statistics(
     clip_range: Tensor | None = None,
     value_clip_range: Tensor | None = None,
     pessimistic_value_clip: bool = True,
-) -> Packed:
+) -> Statistics:
     """Counts and sums over the last dimension, named as in the tables `minibatches` and `ppo_updates`.
 
     Args:
@@ -157,7 +157,7 @@ def transition_statistics(
             (PPO2, CleanRL, rsl_rl); otherwise the error of the clipped prediction alone (Stable-Baselines3).
     """
     assert t.log_ratio is not None
-    out = Collector()
+    out = StatisticsBuilder()
     valid = t.valid
     ratio = torch.exp(t.log_ratio)
     out.add("n", count_valid(ratio, valid))
@@ -183,21 +183,21 @@ def transition_statistics(
         loss = _value_loss(t, value_clip_range, pessimistic=pessimistic_value_clip)
         out.add("value_loss_n", count_finite(loss, valid))
         out.add("value_loss_sum", finite_sum(loss, valid))
-    return out.pack()
+    return out.build()
 
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """The quantiles of a rollout that are recorded, as columns `rollout_<what>_q05` and so on."""
 
 
-def rollout_statistics(fields: Mapping[str, Tensor], mask: Tensor | None = None) -> Packed:
+def rollout_statistics(fields: Mapping[str, Tensor], mask: Tensor | None = None) -> Statistics:
     """Counts, sums and quantiles over a whole rollout, named `rollout_*` as in the table `ppo_updates`.
 
     Args:
         fields: 1-d tensors of one length: any of `value`, `return`, `advantage`, `reward`.
         mask: of that length, 0 or False on padding.
     """
-    out = Collector()
+    out = StatisticsBuilder()
     tensors = {name: wide_enough(x) for name, x in fields.items()}
     first = next(iter(tensors.values()))
     valid: Valid = None
@@ -231,7 +231,7 @@ def rollout_statistics(fields: Mapping[str, Tensor], mask: Tensor | None = None)
         for i, name in enumerate(of_quantiles):
             for j, q in enumerate(QUANTILES):
                 out.add(f"rollout_{name}_q{round(100 * q):02d}", found[i, j])
-    return out.pack()
+    return out.build()
 
 
 def finite_quantiles(x: Tensor, valid: Valid) -> Tensor:
@@ -278,7 +278,7 @@ def _normalized(raw: Tensor, valid: Valid) -> Tensor:
     return ((raw - mean) / (std + 1e-8)).to(raw.dtype)
 
 
-def _ratio_statistics(out: Collector, log_ratio: Tensor, ratio: Tensor, valid: Valid) -> None:
+def _ratio_statistics(out: StatisticsBuilder, log_ratio: Tensor, ratio: Tensor, valid: Valid) -> None:
     _moments(out, "log_ratio", log_ratio, valid)
     out.add("ratio_nonfinite", count_valid(ratio, valid) - count_finite(ratio, valid))
     total, total_sq = finite_sums(ratio, valid)
@@ -291,7 +291,9 @@ def _ratio_statistics(out: Collector, log_ratio: Tensor, ratio: Tensor, valid: V
     out.add("k3_sum", finite_sum((ratio - 1) - log_ratio, valid))
 
 
-def _clip_statistics(out: Collector, ratio: Tensor, advantage: Tensor | None, valid: Valid, clip_range: Tensor) -> None:
+def _clip_statistics(
+    out: StatisticsBuilder, ratio: Tensor, advantage: Tensor | None, valid: Valid, clip_range: Tensor
+) -> None:
     _clip_counts(out, ratio, advantage, valid, clip_range)
     if advantage is None:
         return
@@ -302,7 +304,9 @@ def _clip_statistics(out: Collector, ratio: Tensor, advantage: Tensor | None, va
     out.add("policy_loss_sum", finite_sum(loss, valid))
 
 
-def _clip_counts(out: Collector, ratio: Tensor, advantage: Tensor | None, valid: Valid, clip_range: Tensor) -> None:
+def _clip_counts(
+    out: StatisticsBuilder, ratio: Tensor, advantage: Tensor | None, valid: Valid, clip_range: Tensor
+) -> None:
     limit = clip_range.to(ratio.dtype)  # where it is not known, NaN, nothing is beyond it
     low, high = ratio - 1 < -limit, ratio - 1 > limit
     out.add("clip_low_count", count(low, valid))
@@ -313,7 +317,7 @@ def _clip_counts(out: Collector, ratio: Tensor, advantage: Tensor | None, valid:
     out.add("clip_high_active_count", count(high & (advantage > 0), valid))
 
 
-def _entropy_statistics(out: Collector, entropy: Tensor, entropy_max: Tensor | None, valid: Valid) -> None:
+def _entropy_statistics(out: StatisticsBuilder, entropy: Tensor, entropy_max: Tensor | None, valid: Valid) -> None:
     count_nonfinite(out, "entropy", entropy, valid)
     out.add("entropy_sum", finite_sum(entropy, valid))
     if entropy_max is None:
@@ -325,7 +329,7 @@ def _entropy_statistics(out: Collector, entropy: Tensor, entropy_max: Tensor | N
     out.add("entropy_normalized_sum", finite_sum(entropy / torch.where(choice, entropy_max, 1), choice))
 
 
-def _residual_statistics(out: Collector, value: Tensor, target: Tensor, valid: Valid) -> None:
+def _residual_statistics(out: StatisticsBuilder, value: Tensor, target: Tensor, valid: Valid) -> None:
     residual = target - value
     total, total_sq = finite_sums(residual, valid)
     out.add("residual_n", count_finite(residual, valid))
@@ -348,7 +352,7 @@ def _value_loss(t: Terms, value_clip_range: Tensor | None, *, pessimistic: bool)
     return torch.where(torch.isnan(limit), plain, clipped)
 
 
-def _moments(out: Collector, name: str, x: Tensor, valid: Valid) -> None:
+def _moments(out: StatisticsBuilder, name: str, x: Tensor, valid: Valid) -> None:
     count_nonfinite(out, name, x, valid)
     total, total_sq = finite_sums(x, valid)
     lowest, highest = extremes(x, valid)

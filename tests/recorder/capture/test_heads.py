@@ -18,7 +18,7 @@ from esper_recorder.contract.histogram import log_ratio_bin_count
 from esper_recorder.contract.merge import merge
 from esper_recorder.contract.metrics import derive_head
 from esper_recorder.contract.tables import Reducer, columns
-from esper_recorder.reductions.packed import Packed
+from esper_recorder.reductions.statistics import Statistics
 from esper_recorder.reductions.transitions import head_statistics, head_terms
 from tests.recorder.reductions.arrays import finite, rows_of_numbers, same, total
 
@@ -203,14 +203,14 @@ def test_a_head_that_is_off_is_a_bad_call_and_costs_that_minibatch_alone(tmp_pat
 FIELDS = ("log_ratio", "advantage", "entropy", "entropy_max", "mask")
 
 
-def reduced(fields: Mapping[str, Tensor], valid: Tensor) -> Packed:
+def reduced(fields: Mapping[str, Tensor], valid: Tensor) -> Statistics:
     own = {name: x[None] for name, x in fields.items() if name != "advantage"}
     t = head_terms(own, valid=valid[None], advantage=fields["advantage"][None])
     clip = torch.full((1, 1), 0.2, dtype=torch.float64)
     return head_statistics(t, every=valid[None], has_mask=True, clip_range=clip)
 
 
-def named(packed: Packed) -> list[dict[str, float]]:
+def named(packed: Statistics) -> list[dict[str, float]]:
     return [dict(zip(packed.names, row, strict=True)) for row in packed.values[0].tolist()]
 
 

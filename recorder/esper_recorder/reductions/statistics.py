@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class Statistics:
     """Statistics by name: `values[..., i]` is the one called `names[i]`.
 
     Counts are whole numbers, exact in float64 up to 2^53.
@@ -21,7 +21,7 @@ class Packed:
 
 
 @dataclass(slots=True)
-class Collector:
+class StatisticsBuilder:
     """Gathers statistics under their names and packs them at the end."""
 
     names: list[str] = field(default_factory=list)
@@ -31,9 +31,9 @@ class Collector:
         self.names.append(name)
         self.values.append(value.to(torch.float64))
 
-    def pack(self) -> Packed:
+    def build(self) -> Statistics:
         """Stack along a new last dimension."""
-        return Packed(tuple(self.names), torch.stack(self.values, dim=-1))
+        return Statistics(tuple(self.names), torch.stack(self.values, dim=-1))
 
 
 Valid = Tensor | None
@@ -91,7 +91,7 @@ def extremes(x: Tensor, valid: Valid) -> tuple[Tensor, Tensor]:
     return torch.where(some, lowest, torch.nan), torch.where(some, highest, torch.nan)
 
 
-def count_nonfinite(into: Collector, name: str, x: Tensor, valid: Valid) -> None:
+def count_nonfinite(into: StatisticsBuilder, name: str, x: Tensor, valid: Valid) -> None:
     """Add `<name>_nan`, `<name>_posinf` and `<name>_neginf`."""
     if valid is None:
         for kind in ("nan", "posinf", "neginf"):
