@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from esper_recorder.esper import layout
+from esper_recorder.esper.field_map import fields as layout
 from esper_recorder.esper.field_map.event_columns import Mapped, column_types, microseconds, misfits
 from esper_recorder.esper.field_map.event_mapping import Entry, map_events
 from esper_recorder.esper.field_map.update_clock import Clock

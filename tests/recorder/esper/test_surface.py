@@ -7,7 +7,7 @@ import esper_recorder.esper as surface
 
 def test_each_public_name_is_there_and_said_once() -> None:
     assert surface.__all__ == sorted(set(surface.__all__))
-    assert set(surface.__all__) == set(surface._HOMES)
+    assert surface.__all__ == dir(surface)
     for name in surface.__all__:
         assert getattr(surface, name) is not None
     assert set(surface.__all__) <= set(dir(surface))

@@ -29,7 +29,7 @@ from esper_recorder.instruments import (
     collect_gradients,
     collect_per_layer_gradients,
     compute_lstm_health,
-    measuring,
+    measurement,
 )
 from esper_recorder.instruments import gradient_health as health_module
 from esper_recorder.instruments import layer_gradients as layers_module
@@ -72,7 +72,7 @@ def transfers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         made.append(len(tensors))
         return plain(tensors)
 
-    for module in (measuring, lstm_module):
+    for module in (measurement, lstm_module):
         monkeypatch.setattr(module, "Transfer", counted)
     return made
 
@@ -125,7 +125,7 @@ class TestLayerGradients:
         dense = torch.tensor([[0.0, 2.0], [0.0, 0.0]])
         model = Holder(w=dense)
         values = collect_per_layer_gradients(model).layers[0]
-        measured = measuring.Measurement({"w": dense.to_sparse_csr()})
+        measured = measurement.Measurement({"w": dense.to_sparse_csr()})
         [(_, figures)] = measured.figures()
         assert figures["grad_zero"] == 3 and values.zero_fraction == 0.75 and figures["grad_max"] == 2.0
 

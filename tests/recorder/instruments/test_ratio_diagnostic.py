@@ -113,10 +113,10 @@ def test_a_mistake_is_met_with_a_sentence(words: dict[str, Any], told: str):
 
 def test_there_is_one_transfer(monkeypatch: pytest.MonkeyPatch):
     from esper_recorder.capture.transfer import Transfer as plain
-    from esper_recorder.instruments import ratios
+    from esper_recorder.instruments import ratio_diagnostic
 
     made: list[int] = []
-    monkeypatch.setattr(ratios, "Transfer", lambda tensors: made.append(1) or plain(tensors))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(ratio_diagnostic, "Transfer", lambda tensors: made.append(1) or plain(tensors))  # type: ignore[func-returns-value]
     heads = {name: {"log_ratio": torch.ones(3)} for name in "abcd"}
     with NoSync():
         diagnose_ratios(log_ratio=torch.ones(3), heads=heads)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from esper_recorder.esper import layout
+from esper_recorder.esper.field_map import fields as layout
 from esper_recorder.esper.field_map.event_columns import (
     DIFFERS,
     NO_COLUMN,
