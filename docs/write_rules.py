@@ -68,7 +68,7 @@ abstains.value_off = 1
   again after the last and did not fire, and did not merely give way to the rule it yields to. `phase`, as `threshold`,
   is that of the peak, not of the onset.
 - **When it could not look.** NULL, NaN, a closed `unless` and a recording gap are no "fine": the rule abstains, keeps
-  its state, and `esper replay --what coverage` counts it with the reason. A rule that never once could look is told
+  its state, and `esper replay --show coverage` counts it with the reason. A rule that never once could look is told
   beside every answer; those on a table of which the run has no row and no gap (heads, where a policy has one) share a
   line. So a rule need not say where it applies. How a run ended is no rule, as none could fire at it live: `esper runs`
   and the lines beside each answer tell a killed run.

@@ -83,12 +83,12 @@ class TestTheDemo:
         order = ["run_id", "update", "rule", "key"]
         assert alarms.height > 10
         assert firings.select(columns).sort(order).equals(alarms.select(columns).sort(order))
-        assert self.replay(demo_folder, "--against", "live", "--what", "diff") == (0, [])
+        assert self.replay(demo_folder, "--against", "live", "--show", "diff") == (0, [])
 
     def test_another_threshold_changes_the_outcome_and_the_change_is_listed_update_by_update(self, demo_folder):
         ratios = ea.open(demo_folder / "runs")["wrecked"].table("ppo_updates").select("update", "ratio_max").collect()
         expected = ratios.filter(pl.col("ratio_max") > 3.0, pl.col("ratio_max") <= 10.0)["update"].to_list()
-        words = ("--rules", "default", "--set", "ratio_explosion.above=3", "--against", "default", "--what", "diff")
+        words = ("--rules", "default", "--set", "ratio_explosion.above=3", "--against", "default", "--show", "diff")
         _, changes = self.replay(demo_folder, "--run", "wrecked", *words)
         assert expected
         assert [(c["rule"], c["update"], c["change"]) for c in changes] == [

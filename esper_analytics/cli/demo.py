@@ -1,7 +1,7 @@
-"""`esper demo`: two real PPO runs, recorded, replayed with other thresholds, and reported.
+"""`esper demo`: records two real PPO runs, replays them with another threshold and reports them.
 
-The trainer runs in a process of its own (`python -m esper_recorder.demo`), so nothing here loads torch. The runs of the
-demo before, listed in `DIR/demo.json`, are replaced; other runs in `DIR/runs` are left alone.
+The trainer is a child process (`python -m esper_recorder.demo`), so nothing here loads torch. The runs of an earlier
+demo, listed in `DIR/demo.json`, are replaced; other runs in `DIR/runs` are left alone.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from esper_recorder.contract.rules.model import Rule
 
 NEEDS: Final = ("torch", "stable_baselines3", "gymnasium")
 CHANGED: Final = {"ratio_explosion.above": 3.0}
-"""The other threshold that is tried."""
+"""The other threshold."""
 
 Progress = Callable[[str, int, int], None]
 
 
 def record(out: Path, progress: Progress, *, command: Iterable[str] | None = None) -> list[str]:
-    """Record the demo's runs into `out/runs`, in place of those of the demo before.
+    """Record the demo's runs into `out/runs`, in place of an earlier demo's.
 
     Args:
-        out: the demo's folder; made where it is not there.
-        progress: called with the run's name, the steps done and the steps to do.
-        command: what records, without `--out DIR`.
+        out: the demo's folder; created if missing.
+        progress: called with the run's name, the steps done and the steps in all.
+        command: the command line that records, without `--out DIR`.
 
     Returns:
         The run_ids.
@@ -60,11 +60,11 @@ def record(out: Path, progress: Progress, *, command: Iterable[str] | None = Non
     try:
         runs.mkdir(parents=True, exist_ok=True)
         before = {path.name for path in runs.iterdir()}
-        earlier = _listed(listing)
+        earlier = _earlier_runs(listing)
         try:
             _train([*(command or (sys.executable, "-m", "esper_recorder.demo")), "--out", str(runs)], progress)
         finally:
-            # Also after an interrupt: the next demo then replaces what this one left half done.
+            # Also after an interrupt, so that the next demo replaces what this one left half done.
             recorded = sorted({path.name for path in runs.iterdir() if (path / "run.json").exists()} - before)
             listing.write_text(json.dumps({"runs": sorted({*earlier, *recorded})}) + "\n", encoding="utf-8")
         for name in earlier:
@@ -79,26 +79,25 @@ def record(out: Path, progress: Progress, *, command: Iterable[str] | None = Non
 
 
 def evaluate(out: Path, run_ids: list[str]) -> tuple[Result, Result]:
-    """Replay the runs with the thresholds they ran with and with `CHANGED`, and write `out/report.html`."""
+    """Replay the runs with their own thresholds and with `CHANGED`, and write `out/report.html`."""
     runs = open_runs(out / "runs")
-    everything = sorted(runs.ids) == sorted(run_ids)
-    chosen = runs if everything else runs.only(run_ids)
+    chosen = runs if sorted(runs.ids) == sorted(run_ids) else runs.only(run_ids)
     shipped = replay(chosen)
     report(shipped, out / "report.html")
     return shipped, replay(chosen, values=CHANGED)
 
 
 def differences(shipped: Result, changed: Result) -> pl.DataFrame:
-    """What the changed threshold changes: a row per run with how often its rule fires, and first, with each."""
+    """One row per run: how often the changed rule fires with each threshold, when first, and the new firings."""
     (path, value), *_ = CHANGED.items()
     name = path.partition(".")[0]
     rule = next(rule for rule in shipped.rules.rules if rule.name == name)
     change = diff(shipped, changed)
     rows = []
     for run_id in shipped.rules_by_run:
-        both = [_fired(result, run_id, name) for result in (shipped, changed)]
-        own = change.filter((pl.col("run_id") == run_id) & (pl.col("change") == "new"))
-        rows.append((shipped.runs.manifest(run_id).name, *both, own.height))
+        firings = [_firings(result, run_id, name) for result in (shipped, changed)]
+        new = change.filter((pl.col("run_id") == run_id) & (pl.col("change") == "new"))
+        rows.append((shipped.runs.manifest(run_id).name, *firings, new.height))
     return pl.DataFrame(
         rows,
         schema=["run", f"{name} above {_number(rule)}", f"{name} above {value:g}", "new firings"],
@@ -107,15 +106,15 @@ def differences(shipped: Result, changed: Result) -> pl.DataFrame:
 
 
 def next_commands(out: Path) -> list[str]:
-    """What to try next, as lines to copy."""
-    esper, runs = _esper(), shlex.quote(str(out / "runs"))
+    """Return commands to try next, as lines to copy."""
+    esper = _esper()
+    runs, figure, review = (shlex.quote(str(out / name)) for name in ("runs", "wrecked.png", "seeds.html"))
     (path, value), *_ = CHANGED.items()
-    figure = shlex.quote(str(out / "wrecked.png"))
     return [
         f"{esper} replay {runs} --run wrecked --set {path}={value:g} --against default",
         f'{esper} sql {runs} "SELECT run_id, max(ratio_max), max(approx_kl) FROM ppo_updates GROUP BY 1"',
         f"{esper} plot {runs} --run wrecked -o {figure}",
-        f"{esper} report {runs} --rules seeds --against default -o {shlex.quote(str(out / 'seeds.html'))}",
+        f"{esper} report {runs} --rules seeds --against default -o {review}",
     ]
 
 
@@ -133,21 +132,21 @@ def _train(command: list[str], progress: Progress) -> None:
                 raise
         if process.returncode:
             errors.seek(0)
-            said = [line.strip() for line in errors if line.strip()]
-            raise DataError(f"The training ended with exit status {process.returncode}: {said[-1] if said else '?'}")
+            lines = [line.strip() for line in errors if line.strip()]
+            raise DataError(f"The training ended with exit status {process.returncode}: {lines[-1] if lines else '?'}")
 
 
-def _listed(listing: Path) -> list[str]:
-    """The folders of the demo before; nothing where its list is not there or is not one."""
+def _earlier_runs(listing: Path) -> list[str]:
+    """The run folders of an earlier demo; empty if its list is missing or malformed."""
     try:
         names = list(json.loads(listing.read_text(encoding="utf-8"))["runs"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return []
-    # It says what to delete: only what is the plain name of a folder in `runs` will do.
+    # These folders are deleted, so only a bare folder name within `runs` is accepted.
     return [name for name in names if isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name, flags=re.ASCII)]
 
 
-def _fired(result: Result, run_id: str, rule: str) -> str:
+def _firings(result: Result, run_id: str, rule: str) -> str:
     updates = result.firings.filter((pl.col("run_id") == run_id) & (pl.col("rule") == rule)).get_column("update")
     return f"{updates.len()} updates, first {min(updates)}" if updates.len() else "never"
 
@@ -158,9 +157,9 @@ def _number(rule: Rule) -> str:
 
 
 def _esper() -> str:
-    """How this shell starts `esper`: by its name where that finds this installation, else by its path."""
-    own = Path(sys.executable).with_name("esper")
-    found = shutil.which("esper")
-    if not own.exists() or (found is not None and Path(found).resolve() == own.resolve()):
+    """How to start this installation from a shell: `esper` if that finds it on PATH, else its path."""
+    script = Path(sys.executable).with_name("esper")
+    on_path = shutil.which("esper")
+    if not script.exists() or (on_path is not None and Path(on_path).resolve() == script.resolve()):
         return "esper"
-    return shlex.quote(str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own))
+    return shlex.quote(str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script))

@@ -1,7 +1,8 @@
-"""The commands `esper import ...`: existing telemetry in, as runs like any other."""
+"""The commands `esper import ...`: existing telemetry becomes runs like any other. To add a source, add a row."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,123 +10,115 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from esper_analytics.cli.command_io import FormatOption, OutputOption, emit, progress_bar, tell
+from esper_analytics.cli import options
 from esper_analytics.cli.command_line import App
+from esper_analytics.cli.console import emit, narrate, progress_bar
+from esper_analytics.cli.output import OutputFormat
 from esper_analytics.errors import DataError
 
 if TYPE_CHECKING:
     from esper_analytics.importers.load_report import LoadReport
     from esper_analytics.importers.run_writer import Stored
 
+_Progress = Callable[[int, int], None] | None
+_Import = Callable[[Sequence[str], Path, _Progress], list[tuple["Stored", "LoadReport"]]]
+
+
+SOURCES = {
+    "esper-jsonl": (
+        "esper_analytics.importers.esper_jsonl",
+        "Esper's events.jsonl (plain, .gz, .zst), of December 2025 to June 2026. Prints what was loaded.",
+        ("esper import esper-jsonl telemetry/ --to runs", "esper import esper-jsonl events.jsonl.zst --to runs"),
+    ),
+    "tensorboard": (
+        "esper_analytics.importers.tensorboard",
+        "TensorBoard event files of Stable-Baselines3, CleanRL, rsl_rl or TorchRL, one run per folder.",
+        ("esper import tensorboard logs/ --to runs", "esper import tensorboard 'logs/PPO_*' --to runs"),
+    ),
+    "sb3-csv": (
+        "esper_analytics.importers.sb3_csv",
+        "The progress.csv of Stable-Baselines3, one run per file.",
+        ("esper import sb3-csv logs/ --to runs",),
+    ),
+}
+"""Name -> the module whose `import_files` reads it, the help, examples."""
+
 SourcesArgument = Annotated[
-    list[str], typer.Argument(metavar="SOURCE", help="Files, folders (all below is looked through) or patterns.")
+    list[str], typer.Argument(metavar="SOURCE", help="Files, folders (searched with all below them) or patterns.")
 ]
 ToOption = Annotated[Path, typer.Option("--to", metavar="RUNS", help="The folder of runs to import into.")]
-StrictImport = Annotated[
-    bool, typer.Option("--strict", help="End with exit code 3 where anything fitted no column, or was not readable.")
+StrictImportOption = Annotated[
+    bool, typer.Option("--strict", help="End with exit code 3 if anything had no column, or was not readable.")
 ]
-Imported = tuple["Stored", "LoadReport"]
-"""What became of a run, and what its load report says."""
 
-import_app = App(
+commands = App(
     no_args_is_help=True,
     help="Existing telemetry in: each source becomes a run in RUNS, with a report of what was loaded.",
 )
 
 
-@import_app.command(
-    "esper-jsonl",
-    examples=["esper import esper-jsonl telemetry/ --to runs", "esper import esper-jsonl events.jsonl.zst --to runs"],
-)
-def import_esper_jsonl(
-    sources: SourcesArgument,
-    to: ToOption,
-    form: FormatOption = None,
-    output: OutputOption = None,
-    strict: StrictImport = False,
-) -> None:
-    """Esper's events.jsonl (plain, .gz, .zst), of December 2025 to June 2026. Prints what was loaded."""
-    from esper_analytics.importers import esper_jsonl
+def _command(module: str) -> Callable[..., None]:
+    def import_source(
+        sources: SourcesArgument,
+        to: ToOption,
+        form: options.Format = None,
+        output: options.Output = None,
+        strict: StrictImportOption = False,
+    ) -> None:
+        import_files: _Import = importlib.import_module(module).import_files
+        with _megabytes_bar() as progress:
+            imported = import_files(sources, to, progress)
+        _report(imported, to, form, output, strict)
 
-    with bytes_bar() as told:
-        imported = esper_jsonl.import_files(sources, to, told)
-    report_imported(imported, to, form, output, strict=strict)
+    return import_source
 
 
-@import_app.command(
-    "tensorboard",
-    examples=["esper import tensorboard logs/ --to runs", "esper import tensorboard 'logs/PPO_*' --to runs"],
-)
-def import_tensorboard(
-    sources: SourcesArgument,
-    to: ToOption,
-    form: FormatOption = None,
-    output: OutputOption = None,
-    strict: StrictImport = False,
-) -> None:
-    """TensorBoard event files of Stable-Baselines3, CleanRL, rsl_rl or TorchRL, a run a folder."""
-    from esper_analytics.importers import tensorboard
-
-    with bytes_bar() as told:
-        imported = tensorboard.import_files(sources, to, told)
-    report_imported(imported, to, form, output, strict=strict)
-
-
-@import_app.command("sb3-csv", examples=["esper import sb3-csv logs/ --to runs"])
-def import_sb3_csv(
-    sources: SourcesArgument,
-    to: ToOption,
-    form: FormatOption = None,
-    output: OutputOption = None,
-    strict: StrictImport = False,
-) -> None:
-    """The progress.csv of Stable-Baselines3, a run a file."""
-    from esper_analytics.importers import sb3_csv
-
-    with bytes_bar() as told:
-        imported = sb3_csv.import_files(sources, to, told)
-    report_imported(imported, to, form, output, strict=strict)
+for _name, (_module, _help, _examples) in SOURCES.items():
+    commands.command(_name, help=_help, examples=_examples)(_command(_module))
 
 
 @contextmanager
-def bytes_bar() -> Iterator[Callable[[int, int], None] | None]:
-    """Called with bytes done and of how much: a bar that counts megabytes."""
-    with progress_bar("MB") as told:
-        yield None if told is None else lambda done, total: told(done // 1_000_000, max(total // 1_000_000, 1))
+def _megabytes_bar() -> Iterator[_Progress]:
+    """Yield a function of (bytes done, bytes in all)."""
+    with progress_bar("MB") as draw:
+        yield None if draw is None else lambda done, total: draw(done // 1_000_000, max(total // 1_000_000, 1))
 
 
-def report_imported(
-    imported: Sequence[Imported], to: Path, form: FormatOption, output: OutputOption, *, strict: bool
+def _report(
+    imported: Sequence[tuple[Stored, LoadReport]],
+    to: Path,
+    form: OutputFormat | None,
+    output: Path | None,
+    strict: bool,
 ) -> None:
-    """Print the load reports of some imports and say what became of each run.
+    """Print the load reports, and say what became of each run.
 
-    Raises DataError where there was nothing to import, or where `strict` and anything was lost.
+    Raises DataError if there was nothing to import, or if `strict` and anything was left out.
     """
     from esper_analytics.importers.load_report import report_frame
 
     if all(stored.what == "empty" for stored, _ in imported):
         raise DataError(_nothing([report for _, report in imported]))
     emit(report_frame({stored.run_id: report for stored, report in imported if stored.run_id}), form, output)
-    lost = False
+    incomplete = False
     for stored, report in imported:
         match stored.what:
             case "unchanged":
-                tell(f"{stored.run_id}: is in {to} already, from the same content; left as it is")
+                narrate(f"{stored.run_id}: is in {to} already, from the same content; left as it is")
             case "shorter":
-                tell(f"{stored.run_id}: {report.source} holds less of this run than {to} does already; left as it is")
+                narrate(f"{stored.run_id}: {report.source} has less of this run than {to} already; left as it is")
             case "replaced":
-                tell(f"{stored.run_id}: imported anew, since {report.source} has changed")
+                narrate(f"{stored.run_id}: imported again, since {report.source} has changed")
             case "imported":
-                tell(f"{stored.run_id}: imported from {report.source}")
+                narrate(f"{stored.run_id}: imported from {report.source}")
             case "empty":
-                tell(f"{report.source}: left out, for it holds nothing to import")
-        for note in report.notes:
-            tell(f"{stored.run_id}: {note}")
+                narrate(f"{report.source}: left out, since it has nothing to import")
+        narrate(*(f"{stored.run_id}: {note}" for note in report.notes))
         if losses := report.losses:
-            lost = True
-            shown = f'; `esper sql {to} "SELECT * FROM raw_events"` shows them' if report.reasons else ""
-            tell(f"{stored.run_id or report.source}: {', '.join(losses)}{shown}")
-    if lost and strict:
+            incomplete = True
+            where = f'; `esper sql {to} "SELECT * FROM raw_events"` shows them' if report.reasons else ""
+            narrate(f"{stored.run_id or report.source}: {', '.join(losses)}{where}")
+    if incomplete and strict:
         raise DataError("Not everything found its column (--strict).")
 
 

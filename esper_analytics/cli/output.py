@@ -1,95 +1,95 @@
-"""How answers are printed and saved: one row per format, everything else derived from the table.
+"""How rows are printed and saved: one entry of `FORMATS` per format, from which choices, messages and help derive.
 
-Not a number and infinities survive in each: `NaN`, `inf`, `-inf` in table, csv and markdown; in json and ndjson, which
-have no such numbers, the strings "NaN", "Infinity", "-Infinity"; parquet has them. Times are UTC. NULL is `NULL` in
-table and markdown, an empty field in csv (an empty text is `""`), null in json.
+Covers: NaN and infinities survive in every format: `NaN`, `inf`, `-inf` in table, csv and markdown; the strings "NaN",
+"Infinity", "-Infinity" in json and ndjson, which have no such numbers; parquet stores them. Times are UTC. NULL is
+`NULL` in table and markdown, an empty field in csv (an empty text is `""`), null in json.
+
+Does not cover: a terminal. Only there is a table shortened and folded to the width, or drawn as one block per row: its
+times to the second, long texts cut, a run_id without its time. Pipes, files and other formats get the whole.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from esper_analytics.errors import UsageError, did_you_mean
-from esper_analytics.formatting import cell as cell
-from esper_analytics.formatting import text_of
-from esper_analytics.formatting import to_json as to_json
+from esper_analytics.errors import UsageError
+from esper_analytics.formatting import cell, shortened, text_of, to_json
+from esper_analytics.formatting import percent as percentage
 from esper_recorder.storage.atomic import whole_file
 
 if TYPE_CHECKING:
     import polars as pl
 
+ROWS_ON_TERMINAL = 1000
+
 
 @dataclass(frozen=True, slots=True)
-class _Format:
-    """One way of writing a frame."""
+class OutputFormat:
+    """One way of writing rows."""
 
+    name: str
     suffixes: tuple[str, ...]
-    """File endings that mean this format where none is named."""
-    text: Callable[[pl.DataFrame], Iterable[str]] | None
-    """The lines, without their ends; None for a format that is no text."""
+    """File endings that select this format if none is named."""
+    lines: Callable[[pl.DataFrame], Iterable[str]] | None
+    """The lines of the text, without their ends; None for a binary format."""
 
 
-def save(frame: pl.DataFrame, path: Path, name: str | None = None) -> None:
-    """Write a frame to a file, whole or not at all. Without `name` the file's ending tells the format.
+def show(frame: pl.DataFrame, form: OutputFormat, *, percent: Sequence[str] = (), whole: Sequence[str] = ()) -> None:
+    """Print rows to stdout; a table is drawn to fit if stdout is a terminal.
 
-    Raises UsageError for an unknown format, and where the file cannot be written.
+    Args:
+        frame: the rows.
+        form: the format.
+        percent: columns that a terminal shows as percentages.
+        whole: columns whose texts a terminal shows without shortening.
+
+    Raises UsageError for a binary format.
     """
-    name = name or next((known for known, row in _FORMATS.items() if path.suffix.lower() in row.suffixes), None)
-    if name is None:
-        raise UsageError(f"{path.name} does not tell its format by its ending. Add --format: {', '.join(_FORMATS)}.")
-    text = _format(name).text
-    if text is not None:
-        save_lines(text(frame), path)
+    if form.lines is None:
+        raise UsageError(f"{form.name} is not text. Add -o FILE{form.suffixes[0]}.")
+    if form is TABLE and sys.stdout.isatty():
+        _draw(frame, percent, whole)
+        return
+    for line in form.lines(frame):
+        sys.stdout.write(line + "\n")
+
+
+def save(frame: pl.DataFrame, path: Path, form: OutputFormat | None = None) -> None:
+    """Write rows to a file, whole or not at all, in the format that its ending selects unless one is given.
+
+    Raises UsageError if the ending selects none, or if the file cannot be written.
+    """
+    form = form or next((row for row in FORMATS.values() if path.suffix.lower() in row.suffixes), None)
+    if form is None:
+        raise UsageError(f"The ending of {path.name} selects no format. Add --format: {', '.join(FORMATS)}.")
+    if form.lines is not None:
+        save_lines(form.lines(frame), path)
         return
     with _whole(path) as temporary:
         _write_parquet(frame, temporary)
 
 
 def save_lines(lines: Iterable[str], path: Path) -> None:
-    """Write text to a file, whole or not at all. Raises UsageError where it cannot be written."""
+    """Write text to a file, whole or not at all. Raises UsageError if it cannot be written."""
     with _whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{line}\n" for line in lines)
 
 
-def show(
-    frame: pl.DataFrame, name: str | None = None, *, percent: Sequence[str] = (), whole: Sequence[str] = ()
-) -> None:
-    """Print a frame to stdout; a table is drawn for the screen where stdout is one.
-
-    Args:
-        frame: the rows.
-        name: the format; a table where none is named.
-        percent: columns that are drawn on a screen as percentages.
-        whole: columns whose texts are not shortened on a screen.
-
-    Raises UsageError for an unknown format, or one that is no text.
-    """
-    name = name or "table"
-    row = _format(name)
-    if row.text is None:
-        raise UsageError(f"{name} is no text. Add -o FILE{row.suffixes[0]}.")
-    if name == "table" and sys.stdout.isatty():
-        from esper_analytics.cli.screen import draw
-
-        draw(frame, percent=percent, whole=whole)
-        return
-    for line in row.text(frame):
-        sys.stdout.write(line + "\n")
-
-
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """A file beside the one that is to be written. Raises UsageError where that cannot be, or lies in a run."""
-    within = next((folder for folder in path.resolve().parents if (folder / "run.json").is_file()), None)
-    if within is not None:
-        raise UsageError(f"{path} lies in the recorded run {within.name}, which is not written to. Save it elsewhere.")
+    """Yield the temporary file of `whole_file`. Raises UsageError if it cannot be made, or lies in a run's folder."""
+    run = next((folder for folder in path.resolve().parents if (folder / "run.json").is_file()), None)
+    if run is not None:
+        raise UsageError(f"{path} lies in the recorded run {run.name}, which is not written to. Save it elsewhere.")
     try:
         with whole_file(path) as temporary:
             yield temporary
@@ -138,15 +138,15 @@ def _markdown(frame: pl.DataFrame) -> Iterable[str]:
         yield line(cell(value) for value in row)
 
 
-def _plain_table(frame: pl.DataFrame) -> Iterable[str]:
-    """Columns aligned by spaces, one line a row however wide: for pipes and files."""
+def _aligned(frame: pl.DataFrame) -> Iterable[str]:
+    """Align columns with spaces, one line per row however wide."""
     if not frame.columns:
         return
     widths = [len(name) for name in frame.columns]
     for row in frame.iter_rows():
         widths = [max(width, len(cell(value))) for width, value in zip(widths, row, strict=True)]
     right = [dtype.is_numeric() for dtype in frame.dtypes]
-    # Twice over the rows, so that the text of a large answer is never held as a whole.
+    # A second pass over the rows: the text of a large answer would need several times their memory.
     cells = itertools.chain([frame.columns], ([cell(value) for value in row] for row in frame.iter_rows()))
     for line in cells:
         padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True))
@@ -157,25 +157,157 @@ def _write_parquet(frame: pl.DataFrame, path: Path) -> None:
     import polars as pl
     import pyarrow.parquet as pq
 
-    # Statistics on float columns would hide NaN from whoever asks the file with DuckDB.
-    plain = [name for name, dtype in frame.schema.items() if not (dtype.is_float() or dtype.is_nested())]
+    # No statistics on float columns: DuckDB skips by them, and would lose rows with NaN.
+    comparable = [name for name, dtype in frame.schema.items() if not (dtype.is_float() or dtype.is_nested())]
     table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-    pq.write_table(table, path, compression="zstd", write_statistics=plain)
+    pq.write_table(table, path, compression="zstd", write_statistics=comparable)
 
 
-_FORMATS: dict[str, _Format] = {
-    "table": _Format((".txt",), _plain_table),
-    "csv": _Format((".csv",), _csv),
-    "json": _Format((".json",), _json),
-    "ndjson": _Format((".ndjson", ".jsonl"), _ndjson),
-    "markdown": _Format((".md",), _markdown),
-    "parquet": _Format((".parquet",), None),
+TABLE = OutputFormat("table", (".txt",), _aligned)
+JSON = OutputFormat("json", (".json",), _json)
+MARKDOWN = OutputFormat("markdown", (".md",), _markdown)
+FORMATS = {
+    form.name: form
+    for form in (
+        TABLE,
+        OutputFormat("csv", (".csv",), _csv),
+        JSON,
+        OutputFormat("ndjson", (".ndjson", ".jsonl"), _ndjson),
+        MARKDOWN,
+        OutputFormat("parquet", (".parquet",), None),
+    )
 }
-FORMATS = tuple(_FORMATS)
 
 
-def _format(name: str) -> _Format:
-    try:
-        return _FORMATS[name]
-    except KeyError:
-        raise UsageError(f"There is no format {name!r}. {did_you_mean(name, _FORMATS, kind='formats')}") from None
+# --- the terminal -----------------------------------------------------------------------------------------------------
+
+_LONGEST_WORD = 40  # a longer one may be broken anywhere
+_SECONDS = ("started", "ended_at")  # times that are read to the second
+_GAPS = (2, 1)  # between columns; the narrower if the wider does not fit
+
+# Where a text may be broken: after a space and after what joins words in names and paths, but not within a date.
+_BREAK = re.compile(r"(?<=[\s_/,;])(?=[^\s_/,;])|(?<=[^\W\d]-)(?=\w)")
+
+
+def _draw(frame: pl.DataFrame, percent: Sequence[str], whole: Sequence[str]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    head = frame.head(ROWS_ON_TERMINAL)
+    names = head.columns
+    full = [[_terminal_cell(value, name, percent) for value in head[name]] for name in names]
+    columns = [
+        texts if name in whole else [shortened(text) for text in texts] for name, texts in zip(names, full, strict=True)
+    ]
+    cut = columns != full
+    if "run_id" in names and sum(_unfolded(names, columns)) + _GAPS[0] * (len(names) - 1) > console.width:
+        columns[names.index("run_id")] = _short_ids(columns[names.index("run_id")])
+    unbroken = [name == "run_id" or dtype.is_numeric() for name, dtype in head.schema.items()]
+    for gap in _GAPS:
+        widths = _fit(names, columns, console.width - gap * (len(names) - 1), unbroken)
+        if widths is not None:
+            _draw_table(console, head, columns, widths, gap)
+            break
+    else:
+        _draw_records(console, names, columns)
+    if frame.height > ROWS_ON_TERMINAL:
+        sys.stderr.write(
+            f"The first {ROWS_ON_TERMINAL} of {frame.height} rows; --format csv or -o FILE has them all.\n"
+        )
+    if cut:
+        sys.stderr.write("Long texts are shortened; --format json or -o FILE has the whole.\n")
+
+
+def _terminal_cell(value: Any, name: str, percent: Sequence[str]) -> str:
+    if name in percent and isinstance(value, float):
+        return percentage(value)
+    if name in _SECONDS and isinstance(value, datetime):
+        return cell(value.replace(microsecond=0)).replace("T", " ")
+    return cell(value)
+
+
+def _short_ids(ids: Sequence[str]) -> list[str]:
+    """Drop the time from run_ids, unless two would then be the same."""
+    from esper_analytics.catalog.discovery import short_id
+
+    short = {run_id: short_id(run_id) for run_id in ids}
+    return [short[run_id] for run_id in ids] if len(set(short.values())) == len(short) else list(ids)
+
+
+def _unfolded(names: Sequence[str], columns: Sequence[Sequence[str]]) -> list[int]:
+    """The width of each column if nothing is folded."""
+    return [max([len(name), *map(len, texts)]) for name, texts in zip(names, columns, strict=True)]
+
+
+def _fit(
+    names: Sequence[str], columns: Sequence[Sequence[str]], width: int, unbroken: Sequence[bool]
+) -> list[int] | None:
+    """Return a width for each column so that all fit; None if they cannot.
+
+    Headings are folded first, then prose, then names; among these the widest.
+    """
+    widths = _unfolded(names, columns)
+    values = [max(map(len, texts), default=0) for texts in columns]
+    prose = [not fixed and any(" " in text for text in texts) for texts, fixed in zip(columns, unbroken, strict=True)]
+    least = []
+    for name, texts, fixed in zip(names, columns, unbroken, strict=True):
+        pieces = [len(text) if fixed else _longest_piece(text) for text in texts]
+        least.append(max([_longest_piece(name), *pieces]))
+
+    def priority(column: int) -> tuple[bool, bool, int]:
+        return widths[column] > values[column], prose[column], widths[column]
+
+    while sum(widths) > width:
+        foldable = [column for column in range(len(names)) if widths[column] > least[column]]
+        if not foldable:
+            return None
+        widths[max(foldable, key=priority)] -= 1
+    return widths
+
+
+def _longest_piece(text: str) -> int:
+    return max((min(len(piece.rstrip()), _LONGEST_WORD) for piece in _BREAK.split(text)), default=0)
+
+
+def _fold(text: str, width: int) -> str:
+    """Fold a text to lines of at most `width` characters; a word is broken only if it is longer.
+
+    >>> _fold("clip_fraction_high", 9), _fold("abcdef", 4)
+    ('clip_\\nfraction_\\nhigh', 'abcd\\nef')
+    """
+    lines = [""]
+    for piece in _BREAK.split(text):
+        if len(lines[-1]) + len(piece.rstrip()) > width and lines[-1]:
+            lines.append("")
+        while len(piece.rstrip()) > width:
+            lines[-1], piece = piece[:width], piece[width:]
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _draw_table(
+    console: Any, frame: pl.DataFrame, columns: Sequence[Sequence[str]], widths: Sequence[int], gap: int
+) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap - 1, 0, 0), show_edge=False)
+    for (name, dtype), width in zip(frame.schema.items(), widths, strict=True):
+        table.add_column(Text(_fold(name, width)), justify="right" if dtype.is_numeric() else "left", overflow="fold")
+    for row in zip(*columns, strict=True):
+        folded = [_fold(text, width) for text, width in zip(row, widths, strict=True)]
+        table.add_row(*(Text(text, style="dim" if text == "NULL" else "") for text in folded))
+    console.print(table)
+
+
+def _draw_records(console: Any, names: Sequence[str], columns: Sequence[Sequence[str]]) -> None:
+    """Draw a wide table as one block per row, with one line per column."""
+    from rich.text import Text
+
+    width = max(len(name) for name in names)
+    for number, row in enumerate(zip(*columns, strict=True), 1):
+        console.rule(Text(f"row {number}"), align="left", style="dim")
+        for name, text in zip(names, row, strict=True):
+            console.print(Text(f"{name.ljust(width)}  ", style="bold"), Text(text), sep="", soft_wrap=True)

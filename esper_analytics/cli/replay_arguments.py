@@ -51,9 +51,9 @@ def replay_for(
     """
     what = what or ("incidents" if against is None else "diff")
     if what not in WHATS:
-        raise UsageError(f"--what {what} is not known. {did_you_mean(what, WHATS, kind='values')}")
+        raise UsageError(f"--show {what} is not known. {did_you_mean(what, WHATS, kind='views')}")
     if what == "diff" and against is None:
-        raise UsageError("--what diff needs something to compare with. Add --against live, or a profile, or a file.")
+        raise UsageError("--show diff needs something to compare with. Add --against live, or a profile, or a file.")
     values = read_settings(settings)
     before_rules = None if against in (None, LIVE) else load_rules(str(against))
     alarms = live(runs) if against == LIVE else None

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import esper_analytics as ea
-from esper_analytics.cli.card import card_lines, card_of
+from esper_analytics.cli.run_card import card_lines, card_of
 from esper_recorder import Recorder
 from esper_recorder.profiler import ProfilerFolderError, profile
 from esper_recorder.storage.traces import traces_of

@@ -17,9 +17,10 @@ import pytest
 from typer.testing import CliRunner
 
 from esper_analytics.cli.app import app
-from esper_analytics.cli.command_line import Format, Plot, What
+from esper_analytics.cli.options import VIEWS
+from esper_analytics.cli.output import FORMATS
 from esper_analytics.cli.replay_arguments import WHATS
-from esper_analytics.cli.report_arguments import KINDS
+from esper_analytics.plots.registry import PLOTS
 from esper_analytics.postmortem.notices import endings
 from esper_analytics.runs import open as open_runs
 from esper_analytics.sql.files import questions, views
@@ -125,7 +126,7 @@ class TestWhatIsMissing:
             (("sql", "select 1"), "esper: esper sql needs SELECT (One SELECT over the views"),
             (
                 ("report", "runs"),
-                "esper: esper report needs -o FILE (FILE.html, FILE.md (plots beside it) or FILE.json)",
+                "esper: esper report needs -o FILE (FILE.html, FILE.md (plots in a folder) or FILE.json)",
             ),
             (("import", "tensorboard", "logs"), "esper: esper import tensorboard needs --to RUNS ("),
             (
@@ -214,7 +215,7 @@ class TestQuery:
             (["ratio_exceeded", "-p", "above=1", "-p", "above=2"], "The parameter above is given twice"),
             (["ratio_exceeded", "-p", "below=1"], "The question ratio_exceeded has no parameter 'below'."),
             (["ratio_exceeded", "-p", "timeout_s=1"], "The question ratio_exceeded has no parameter 'timeout_s'."),
-            ([], "Say RUNS and the NAME of a question; `esper query --list` has them all."),
+            ([], "Give RUNS and the NAME of a query; `esper query --list` has them all."),
         ],
     )
     def test_a_mistake_is_a_sentence_and_exit_code_2(self, root, words, sentence):
@@ -285,7 +286,7 @@ class TestNothingFound:
         assert result.stdout.count("\n") == 1
         assert "no incidents in 5 updates of 2 runs under the rules default\n" in result.stderr
         assert (
-            "no firings in 3 updates of 1 run" in esper("replay", tmp_path, "--run", "calm", "--what", "firings").stderr
+            "no firings in 3 updates of 1 run" in esper("replay", tmp_path, "--run", "calm", "--show", "firings").stderr
         )
         assert "no difference\n" in esper("replay", tmp_path, "--against", "default").stderr
 
@@ -317,7 +318,7 @@ class TestWordsOfOptions:
     @pytest.mark.parametrize(
         ("words", "sentence"),
         [
-            (["replay", ".", "--what", "incidnts"], "--what incidnts is not known. Did you mean incidents?"),
+            (["replay", ".", "--show", "incidnts"], "--show incidnts is not known. Did you mean incidents?"),
             (["replay", ".", "--fail-on", "critcal"], "There is no severity 'critcal'. Did you mean critical?"),
             (["runs", ".", "--format", "jsn"], "There is no format 'jsn'. Did you mean json or ndjson?"),
             (
@@ -329,9 +330,8 @@ class TestWordsOfOptions:
     def test_a_word_that_is_no_choice_is_told_before_anything_is_read(self, words, sentence):
         assert esper(*words, code=2).stderr == f"esper: {sentence}\n"
 
-    def test_the_choices_are_those_of_the_rooms(self):
-        assert tuple(What) == WHATS
-        assert tuple(Plot) == KINDS
+    def test_the_views_of_a_replay_are_those_of_detection(self):
+        assert VIEWS == WHATS
 
 
 class TestHelp:
@@ -345,7 +345,7 @@ class TestHelp:
         assert f"esper {command}" in text.partition("Example")[2]
         assert " ." not in text
         words = {word.strip(",.()") for word in text.split()}
-        choices = {"runs": [*Format], "replay": [*What, *Severity, *profiles()], "plot": [*Plot]}
+        choices = {"runs": FORMATS, "replay": [*VIEWS, *Severity, *profiles()], "plot": PLOTS}
         assert set(choices.get(command, ())) <= words
 
     def test_against_says_that_it_prints_the_difference(self):
@@ -383,7 +383,7 @@ class TestExitCodes:
         out = tmp_path / "out"
         out.mkdir()
         (out / "there.csv").write_text("what was there before\n")
-        words = ["replay", tmp_path / "runs", "--rules", "seeds", "--what", "firings", "-o", out / "there.csv"]
+        words = ["replay", tmp_path / "runs", "--rules", "seeds", "--show", "firings", "-o", out / "there.csv"]
         process = subprocess.Popen([ESPER, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 60
         while not (begun := list(out.glob(".*.tmp*"))) and process.poll() is None and time.monotonic() < deadline:

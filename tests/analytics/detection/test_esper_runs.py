@@ -51,7 +51,7 @@ def check(path: Path, folder: Path) -> list[dict[str, Any]]:
     assert alarms, "nothing would be compared"
     assert series(ea.replay(runs, profile).firings.to_dicts()) == alarms
     words = ["replay", str(folder)]  # with the rules the run ran with, which the import recognised
-    fired = CliRunner().invoke(app, [*words, "--what", "firings", "--format", "csv"])
+    fired = CliRunner().invoke(app, [*words, "--show", "firings", "--format", "csv"])
     told = [row | {"update": int(row["update"])} for row in csv.DictReader(io.StringIO(fired.stdout))]
     assert series(told) == alarms
     assert f"rules {profile} " in fired.stderr

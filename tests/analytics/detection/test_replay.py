@@ -132,7 +132,7 @@ def test_updates_lost_after_the_last_one_recorded_are_a_gap(tmp_path: Path) -> N
 def test_a_rule_that_never_could_look_is_told_beside_every_table(tmp_path: Path) -> None:
     write_run(tmp_path, "a", updates=updates(1.0, 1.0))
     for what in ("incidents", "firings", "coverage"):
-        done = esper("replay", str(tmp_path), "--rules", "seeds", "--what", what)
+        done = esper("replay", str(tmp_path), "--rules", "seeds", "--show", what)
         assert done.exit_code == 0
         assert f"{A}: never could look (not measured): ratio_collapse, value_collapse" in done.stderr
         assert "never" not in done.stdout
@@ -192,7 +192,7 @@ def test_fail_on_ends_with_one_where_an_incident_is_that_severe(tmp_path: Path) 
 def test_only_the_runs_asked_for_are_looked_at(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_run(tmp_path, name, updates=updates(9.0))
-    done = esper("replay", str(tmp_path), "--rules", "seeds", "--run", A, "--what", "firings", "--format", "json")
+    done = esper("replay", str(tmp_path), "--rules", "seeds", "--run", A, "--show", "firings", "--format", "json")
     assert {row["run_id"] for row in json.loads(done.stdout)} == {A}
 
 
@@ -293,8 +293,8 @@ def test_what_a_result_tells_of_its_rules_is_enough_to_get_it_again(tmp_path: Pa
         (["--set", "ratio_explosion.above=1", "--set", "ratio_explosion.above=2"], "is given twice"),
         (["--against", "seedz"], "there is no rule profile 'seedz'"),
         (["--against", "live"], "ran with no rules"),
-        (["--what", "diff"], "Add --against live"),
-        (["--what", "incident"], "Did you mean incidents"),
+        (["--show", "diff"], "Add --against live"),
+        (["--show", "incident"], "Did you mean incidents"),
         (["--run", "zzz"], "zzz"),
     ],
 )

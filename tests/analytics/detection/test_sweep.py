@@ -88,7 +88,7 @@ def test_values_are_a_list_or_start_stop_step(text: str, values: list[Any]) -> N
     ("words", "sentence"),
     [
         (["--rule", "ratio_explosio", "--values", "1"], "There is no rule 'ratio_explosio' in seeds. Did you mean"),
-        (["--rule", "ratio_explosion", "--key", "abov", "--values", "1"], "did you mean above?"),
+        (["--rule", "ratio_explosion", "--field", "abov", "--values", "1"], "did you mean above?"),
         (["--rule", "ratio_explosion", "--values", "1:2"], "START:STOP:STEP"),
         (["--rule", "ratio_explosion", "--values", "2:1:1"], "START:STOP:STEP"),
         (["--rule", "ratio_explosion", "--values", "0:1:0"], "START:STOP:STEP"),
@@ -106,7 +106,18 @@ def test_words_that_are_off_are_met_with_a_sentence(tmp_path: Path, words: list[
 
 def test_the_command_prints_a_row_a_value(tmp_path: Path) -> None:
     two_runs(tmp_path)
-    words = ["--rules", "seeds", "--rule", "ratio_explosion", "--key", "above", "--values", "2:6:2", "--format", "json"]
+    words = [
+        "--rules",
+        "seeds",
+        "--rule",
+        "ratio_explosion",
+        "--field",
+        "above",
+        "--values",
+        "2:6:2",
+        "--format",
+        "json",
+    ]
     done = CliRunner().invoke(app, ["sweep", str(tmp_path), *words])
     assert [(row["value"], row["updates"]) for row in json.loads(done.stdout)] == [(2.0, 3), (4.0, 2), (6.0, 2)]
     assert pl.DataFrame(json.loads(done.stdout)).height == 3

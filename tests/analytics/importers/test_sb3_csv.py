@@ -128,7 +128,7 @@ class TestSources:
         grown = [line + "," for line in WHOLE.splitlines()]
         grown[0] += "eval/mean_reward"
         file.write_text("\n".join([*grown, "256,5,4,22.5,0.03,0.3,-0.4,99.5"]) + "\n")
-        assert "imported anew" in esper("import", "sb3-csv", file, "--to", to)[1]
+        assert "imported again" in esper("import", "sb3-csv", file, "--to", to)[1]
         assert len(rows_of_runs(to)) == 1
         assert [row["approx_kl"] for row in rows(to, "ppo_updates")] == [0.01, 0.02, 0.03]
 

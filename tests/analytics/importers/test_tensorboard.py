@@ -124,10 +124,10 @@ class TestOnce:
             value = Summary.Value(tag=tag, simple_value=0.5)
             with path.open("ab") as file:
                 file.write(framed(Event(step=40, summary=Summary(value=[value])).SerializeToString()))
-        assert "imported anew" in esper("import", "tensorboard", logs, "--to", to)[1]
+        assert "imported again" in esper("import", "tensorboard", logs, "--to", to)[1]
         assert ea.open(to).table("ppo_updates").collect().height == 2
         path.write_bytes(short)
-        assert "holds less of this run" in esper("import", "tensorboard", logs, "--to", to)[1]
+        assert "has less of this run" in esper("import", "tensorboard", logs, "--to", to)[1]
         assert ea.open(to).table("ppo_updates").collect().height == 2
 
     def test_runs_may_lie_inside_the_source(self, logs):

@@ -52,7 +52,7 @@ def test_it_was_an_alarm_while_the_run_was_recorded(runs: Path) -> None:
 
 
 def test_the_replay_finds_the_incident_and_its_recovery(runs: Path) -> None:
-    incidents = json.loads(esper("replay", runs, "--what", "incidents", *JSON))
+    incidents = json.loads(esper("replay", runs, "--show", "incidents", *JSON))
     [incident] = [found for found in incidents if found["rule"] == RULE]
     assert (incident["run_id"], incident["onset_update"], incident["updates"]) == (run_id(runs, "falling"), 14, 1)
     assert incident["recovered"] is True

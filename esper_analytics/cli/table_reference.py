@@ -1,4 +1,4 @@
-"""The tables and columns as `esper tables` prints them: the contract's own words."""
+"""The tables and columns of the contract, as `esper tables` prints them."""
 
 from __future__ import annotations
 
@@ -16,50 +16,51 @@ NAMES = (RUNS_VIEW, *TABLES, *views())
 
 
 def describe_tables() -> list[dict[str, Any]]:
-    """Every table with all its columns, for whoever reads the schema as a whole."""
+    """Describe every table with all its columns, as nested plain data."""
     return [
         {
             "table": name,
-            "row": row_of(name),
-            "keys": [*_keys(name)],
+            "row": _row_of(name),
+            "keys": [*_keys_of(name)],
             "all_rows": f"{name}_all" if name in TABLES else None,
-            "columns": [_described(column) for column in columns_of(name)],
+            "columns": [_describe(column) for column in _columns_of(name)],
         }
         for name in NAMES
     ]
 
 
 def tables_frame() -> pl.DataFrame:
-    """A row a table: table, columns, keys, row (what one row is)."""
+    """One row per table: table, columns, keys, one row is."""
     import polars as pl
 
-    rows = [(name, len(columns_of(name)), ", ".join(_keys(name)), row_of(name)) for name in NAMES]
+    rows = [(name, len(_columns_of(name)), ", ".join(_keys_of(name)), _row_of(name)) for name in NAMES]
     return pl.DataFrame(rows, schema=["table", "columns", "keys", "one row is"], orient="row")
 
 
 def columns_frame(table: str) -> pl.DataFrame:
-    """A row a column: column, type, unit, meaning, null, reducer, since."""
+    """One row per column: column, type, unit, meaning, null, reducer, since. Raises UnknownTableError."""
     import polars as pl
 
-    return pl.DataFrame([_described(column) for column in columns_of(table)])
+    return pl.DataFrame([_describe(column) for column in _columns_of(table)])
 
 
-def found_frame(word: str, table: str | None = None) -> pl.DataFrame:
-    """The columns with a word in their name or meaning, names first: of one table as `columns_frame`, or of all."""
+def find_columns(word: str, table: str | None = None) -> pl.DataFrame:
+    """Return the columns with a word in name or meaning, matches by name first: of one table, or of all."""
     import polars as pl
 
-    rows = []
-    for name in NAMES if table is None else (table,):
-        for column in columns_of(name):
-            sought = word.lower()
-            if sought in column.name.lower() or sought in column.meaning.lower():
-                rows.append({"table": name, **_described(column)})
-    rows.sort(key=lambda row: word.lower() not in row["column"].lower())
-    found = pl.DataFrame(rows, schema=["table", *_described(columns_of(NAMES[0])[0])], orient="row")
-    return found if table is None else found.drop("table")
+    sought = word.lower()
+    matches = [
+        {"table": name, **_describe(column)}
+        for name in (NAMES if table is None else (table,))
+        for column in _columns_of(name)
+        if sought in column.name.lower() or sought in column.meaning.lower()
+    ]
+    matches.sort(key=lambda row: sought not in row["column"].lower())
+    frame = pl.DataFrame(matches, schema=["table", *_describe(RUN_COLUMNS[0])], orient="row")
+    return frame if table is None else frame.drop("table")
 
 
-def columns_of(table: str) -> tuple[Column, ...]:
+def _columns_of(table: str) -> tuple[Column, ...]:
     """The columns of a table, of its `_all`, of a view or of `runs`. Raises UnknownTableError."""
     if table == RUNS_VIEW:
         return RUN_COLUMNS
@@ -71,20 +72,19 @@ def columns_of(table: str) -> tuple[Column, ...]:
     return columns(name)
 
 
-def row_of(table: str) -> str:
-    """What one row of a table is."""
+def _row_of(table: str) -> str:
     if table == RUNS_VIEW:
         return RUNS_ROW
-    return views()[table].row if table in views() else TABLES[table.removesuffix("_all")].row
+    return views()[table].row if table in views() else TABLES[table].row
 
 
-def _keys(table: str) -> tuple[str, ...]:
+def _keys_of(table: str) -> tuple[str, ...]:
     if table in views():
         return ()
     return ("run_id",) if table == RUNS_VIEW else key_columns(table)
 
 
-def _described(column: Column) -> dict[str, Any]:
+def _describe(column: Column) -> dict[str, Any]:
     return {
         "column": column.name,
         "type": column.type,

@@ -1,0 +1,48 @@
+"""The commands `esper rules list`, `show` and `check`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from esper_analytics.cli import options
+from esper_analytics.cli.command_line import App
+from esper_analytics.cli.console import emit, narrate
+from esper_analytics.errors import ExitCode
+
+commands = App(no_args_is_help=True, help="Rule profiles: list them, print one, check a file of rules.")
+
+
+@commands.command("list", examples=["esper rules list"])
+def list_profiles(form: options.Format = None, output: options.Output = None) -> None:
+    """The shipped profiles."""
+    from esper_analytics.cli.replay_arguments import profiles_frame
+
+    emit(profiles_frame(), form, output)
+
+
+@commands.command("show", examples=["esper rules show default > my.toml"])
+def show_rules(rules: Annotated[str, typer.Argument(metavar="PROFILE", help="A profile's name, or a file.")]) -> None:
+    """A profile's text, as a start for other rules."""
+    from esper_analytics.detection.replay import load_rules
+
+    sys.stdout.write(load_rules(rules).text)
+
+
+@commands.command("check", examples=["esper rules check my.toml"])
+def check_rules(
+    rules: Annotated[str, typer.Argument(metavar="FILE", help="A TOML file of rules, or a profile's name.")],
+    form: options.Format = None,
+    output: options.Output = None,
+) -> None:
+    """Check a file of rules and run its unit tests. Exit code 1 if one fails."""
+    from esper_analytics.cli.replay_arguments import check_frame
+
+    tests = check_frame(rules)
+    emit(tests, form, output)
+    failed = int((~tests["passed"]).sum())
+    narrate(f"{rules} is well-formed; {tests.height - failed} of {tests.height} tests pass")
+    if failed:
+        raise typer.Exit(int(ExitCode.FOUND))
