@@ -12,8 +12,6 @@ A message is one or two sentences: what was asked, what there is, what to do.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from enum import IntEnum
 
 
@@ -54,31 +52,3 @@ class QueryError(UsageError):
 
 class DataError(EsperError):
     """The data is damaged or incomplete, or nothing could be read."""
-
-
-def near(word: str, names: Iterable[str], *, at_most: int = 3) -> list[str]:
-    """The names a person who wrote `word` may have meant, the likeliest first."""
-    by_lower = {name.lower(): name for name in names}
-    asked = word.lower()
-    close = difflib.get_close_matches(asked, by_lower, n=at_most, cutoff=0.6)
-    close += [name for name in by_lower if asked and (name.startswith(asked) or asked in name) and name not in close]
-    return [by_lower[name] for name in close[:at_most]]
-
-
-def did_you_mean(word: str, names: Iterable[str], *, kind: str) -> str:
-    """A sentence with the near-by names, or with all of them where none is near.
-
-    >>> did_you_mean("ratio_mx", ["ratio_max", "update"], kind="columns")
-    'Did you mean ratio_max?'
-    """
-    names = list(names)
-    if close := near(word, names):
-        return f"Did you mean {_either(close)}?"
-    if not names:
-        return f"There are no {kind}."
-    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-    return f"The {kind} are: {shown}."
-
-
-def _either(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"

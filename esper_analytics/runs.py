@@ -29,11 +29,12 @@ from esper_analytics.catalog.footers import Footer, read_footer
 from esper_analytics.catalog.rank_merge import merges
 from esper_analytics.catalog.scan import PartLayout, TableScan
 from esper_analytics.catalog.summary import LIST_COLUMNS, RUNS_VIEW, run_rows
-from esper_analytics.errors import DataError, QueryError, UnknownRunError, UnknownTableError, did_you_mean, near
+from esper_analytics.errors import DataError, QueryError, UnknownRunError, UnknownTableError
 from esper_analytics.sql.confined import Confined, Source, check, files_are_gone, views_named_in
 from esper_analytics.sql.confined import connect as connect_to
 from esper_analytics.sql.files import needed, views
 from esper_analytics.sql.named_queries import Value, bound, question_named
+from esper_recorder.contract.suggest import closest, did_you_mean, suggest
 from esper_recorder.contract.tables import TABLES
 from esper_recorder.storage.listing import PartName, RowFiles
 from esper_recorder.storage.manifest import Manifest, how_it_ended
@@ -372,7 +373,7 @@ def _split(name: str) -> tuple[str, bool]:
         return name, False
     if name.endswith(ALL_ROWS) and name.removesuffix(ALL_ROWS) in TABLES:
         return name.removesuffix(ALL_ROWS), True
-    raise UnknownTableError(f"There is no table {name!r}. {did_you_mean(name, VIEWS, kind='tables')}")
+    raise UnknownTableError(f"There is no table {name!r}. {suggest(name, VIEWS, kind='tables')}")
 
 
 def _uneven_ranks(run: FoundRun, files: RowFiles, footers: Mapping[Path, Footer]) -> Iterator[Problem]:
@@ -441,9 +442,8 @@ def _named(asked: str, folders: list[FoundRun]) -> FoundRun:
     if begins:
         ids = ", ".join(run.run_id for run in begins[:8])
         raise UnknownRunError(f"{asked!r} is the beginning of {len(begins)} runs: {ids}. Write more of it.")
-    if close := near(asked, {run.manifest.name for run in folders}):
-        raise UnknownRunError(f"There is no run {asked!r}. Did you mean {' or '.join(close)}?")
-    hint = did_you_mean(asked, [run.run_id for run in folders], kind="runs")
+    names = closest(asked, {run.manifest.name for run in folders})
+    hint = did_you_mean(names) if names else suggest(asked, [run.run_id for run in folders], kind="runs")
     raise UnknownRunError(f"There is no run {asked!r}. {hint}")
 
 

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from esper_analytics.errors import EsperError, ExitCode, UsageError, did_you_mean
+from esper_analytics.errors import EsperError, ExitCode, UsageError
+from esper_recorder.contract.suggest import suggest
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Choice = TypeVar("_Choice")
@@ -88,7 +89,7 @@ def one_of(choices: Mapping[str, _Choice], unknown: str, kind: str) -> Callable[
 
     def parse(name: str) -> _Choice:
         if name not in choices:
-            raise UsageError(f"{unknown.format(name)} {did_you_mean(name, choices, kind=kind)}")
+            raise UsageError(f"{unknown.format(name)} {suggest(name, choices, kind=kind)}")
         return choices[name]
 
     return parse

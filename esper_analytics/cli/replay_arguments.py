@@ -9,12 +9,13 @@ from typing import Final
 import polars as pl
 
 from esper_analytics.detection.replay import Result, diff, live, load_rules, replay, since_live
-from esper_analytics.errors import UsageError, did_you_mean
+from esper_analytics.errors import UsageError
 from esper_analytics.runs import Runs
 from esper_recorder.contract.rules.overrides import Value, read_value
 from esper_recorder.contract.rules.ruleset import RuleError, Severity, load_profile, profiles
 from esper_recorder.contract.rules.signal import Reason
 from esper_recorder.contract.rules.unit_tests import read_tests
+from esper_recorder.contract.suggest import suggest
 
 LIVE: Final = "live"
 _MOST_KEYS: Final = 6
@@ -51,7 +52,7 @@ def replay_for(
     """
     what = what or ("incidents" if against is None else "diff")
     if what not in WHATS:
-        raise UsageError(f"--show {what} is not known. {did_you_mean(what, WHATS, kind='views')}")
+        raise UsageError(f"--show {what} is not known. {suggest(what, WHATS, kind='views')}")
     if what == "diff" and against is None:
         raise UsageError("--show diff needs something to compare with. Add --against live, or a profile, or a file.")
     values = read_settings(settings)

@@ -10,12 +10,13 @@ import polars as pl
 
 from esper_analytics.cli.replay_arguments import LIVE, read_settings
 from esper_analytics.detection.replay import Result, load_rules, replay
-from esper_analytics.errors import UsageError, did_you_mean
+from esper_analytics.errors import UsageError
 from esper_analytics.plots import figures
 from esper_analytics.plots.registry import PLOTS, SUFFIXES
 from esper_analytics.postmortem.findings import Against
 from esper_analytics.postmortem.render import check_path, report
 from esper_analytics.runs import Runs
+from esper_recorder.contract.suggest import suggest
 from esper_recorder.storage.atomic import check_place
 
 KINDS: Final = tuple(PLOTS)
@@ -43,7 +44,7 @@ def plot_for(
     recorded what is to be drawn.
     """
     if kind not in KINDS:
-        raise UsageError(f"There is no plot of kind {kind!r}. {did_you_mean(kind, KINDS, kind='kinds')}")
+        raise UsageError(f"There is no plot of kind {kind!r}. {suggest(kind, KINDS, kind='kinds')}")
     if path.suffix.lower() not in SUFFIXES:
         ending = f"ends in {path.suffix}" if path.suffix else "has no ending"
         raise UsageError(f"{path} {ending}; a plot is written to FILE{', FILE'.join(SUFFIXES)}.")

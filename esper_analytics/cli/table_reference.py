@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from esper_analytics.catalog.summary import RUN_COLUMNS, RUNS_ROW, RUNS_VIEW
-from esper_analytics.errors import UnknownTableError, did_you_mean
+from esper_analytics.errors import UnknownTableError
 from esper_analytics.sql.files import views
+from esper_recorder.contract.suggest import suggest
 from esper_recorder.contract.tables import TABLES, Column, columns, key_columns
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _columns_of(table: str) -> tuple[Column, ...]:
         return views()[table].columns
     name = table.removesuffix("_all")
     if name not in TABLES:
-        raise UnknownTableError(f"There is no table {table!r}. {did_you_mean(table, NAMES, kind='tables')}")
+        raise UnknownTableError(f"There is no table {table!r}. {suggest(table, NAMES, kind='tables')}")
     return columns(name)
 
 

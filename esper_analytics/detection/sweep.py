@@ -12,11 +12,12 @@ import numpy as np
 import polars as pl
 
 from esper_analytics.detection.replay import Rules, load_rules, replay
-from esper_analytics.errors import UsageError, did_you_mean
+from esper_analytics.errors import UsageError
 from esper_analytics.runs import Runs
 from esper_analytics.runs import open as open_runs
 from esper_recorder.contract.rules.model import Rule, Test
 from esper_recorder.contract.rules.ruleset import RuleError, RuleSet
+from esper_recorder.contract.suggest import suggest
 
 SWEEP_COLUMNS: Final = {
     "value": pl.Float64,
@@ -85,7 +86,7 @@ def sweep(
     runs = runs if isinstance(runs, Runs) else open_runs(runs)
     named = {one.name: one for one in loaded.rules}
     if rule not in named:
-        raise UsageError(f"There is no rule {rule!r} in {loaded.name}. {did_you_mean(rule, named, kind='rules')}")
+        raise UsageError(f"There is no rule {rule!r} in {loaded.name}. {suggest(rule, named, kind='rules')}")
     total = sum(run.rows("ppo_updates") for run in runs.by_run({"ppo_updates": ("update",)}))
     chosen = named[rule]
     if _at_once(chosen, key):

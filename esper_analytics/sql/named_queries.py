@@ -9,8 +9,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from esper_analytics.errors import UsageError, did_you_mean
+from esper_analytics.errors import UsageError
 from esper_analytics.sql.files import REQUIRED, Parameter, Question, questions
+from esper_recorder.contract.suggest import suggest
 from esper_recorder.contract.tables import columns
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def question_named(name: str) -> Question:
     try:
         return questions()[name]
     except KeyError:
-        hint = did_you_mean(name, questions(), kind="questions")
+        hint = suggest(name, questions(), kind="questions")
         raise UsageError(f"There is no question {name!r}. {hint}") from None
 
 
@@ -87,7 +88,7 @@ def bound(question: Question, given: Mapping[str, Value], run_id_of: Callable[[s
     names = [parameter.name for parameter in question.parameters]
     for name in given:
         if name not in names:
-            hint = did_you_mean(name, names, kind="parameters") if names else "It takes none."
+            hint = suggest(name, names, kind="parameters") if names else "It takes none."
             raise UsageError(f"The question {question.name} has no parameter {name!r}. {hint}")
     return {p.name: _value(question, p, given.get(p.name, p.default), run_id_of) for p in question.parameters}
 
@@ -120,7 +121,7 @@ def _value(question: Question, parameter: Parameter, given: Value, run_id_of: Ca
 def _metric(name: str) -> str:
     numeric = [column.name for column in columns("ppo_updates") if column.type in ("int64", "float64", "bool")]
     if name not in numeric:
-        hint = did_you_mean(name, numeric, kind="columns")
+        hint = suggest(name, numeric, kind="columns")
         raise UsageError(f"ppo_updates has no numeric column {name!r}. {hint}")
     return name
 

@@ -11,8 +11,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from esper_analytics.errors import DataError, QueryError, did_you_mean, near
+from esper_analytics.errors import DataError, QueryError
 from esper_analytics.sql.macros import MACROS
+from esper_recorder.contract.suggest import closest, did_you_mean, suggest
 
 _COLUMN = re.compile(r'Referenced column "(.+?)" not found|does not have a column named "(.+?)"|Column "(.+?)" in ')
 _TABLE = re.compile(r'Table with name "?(.+?)"? does not exist')
@@ -72,10 +73,11 @@ def explained(error: BaseException, asked: Asked) -> QueryError | DataError:
         name = next(group for group in found.groups() if group)
         return QueryError(f"There is no column {name}{where}. {_columns_hint(name, asked, text)}")
     if (found := _TABLE.search(text)) is not None:
-        return QueryError(f"There is no view {found[1]}{where}. {did_you_mean(found[1], asked.known, kind='views')}")
+        return QueryError(f"There is no view {found[1]}{where}. {suggest(found[1], asked.known, kind='views')}")
     if (found := _FUNCTION.search(text)) is not None:
-        hint = near(found[1], MACROS) or ([found[2]] if found[2] else [])
-        return QueryError(f"There is no function {found[1]}{where}.{f' Did you mean {hint[0]}?' if hint else ''}")
+        names = closest(found[1], MACROS, at_most=1) or ([found[2]] if found[2] else [])
+        hint = f" {did_you_mean(names)}" if names else ""
+        return QueryError(f"There is no function {found[1]}{where}.{hint}")
     told = f"{_first_line(text)}{where}."
     if isinstance(error, duckdb.ParserException):
         told += " One SELECT is expected, such as SELECT * FROM runs."
@@ -84,8 +86,8 @@ def explained(error: BaseException, asked: Asked) -> QueryError | DataError:
 
 def _columns_hint(name: str, asked: Asked, text: str) -> str:
     bare = name.rsplit(".", 1)[-1]
-    if close := near(bare, dict.fromkeys(itertools.chain.from_iterable(asked.columns.values()))):
-        return did_you_mean(bare, close, kind="columns")
+    if similar := closest(bare, dict.fromkeys(itertools.chain.from_iterable(asked.columns.values()))):
+        return did_you_mean(similar)
     if (offered := re.search(r"Candidate bindings: (.+)", text)) is not None:
         return f"Near it there are: {offered[1].replace(chr(34), '')}."
     return f"`esper tables {min(asked.columns, default='TABLE')}` lists the columns."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from esper_recorder.contract.suggest import suggest
 
 ARGUMENTS = {
     "new_log_prob": "new_log_probs",
@@ -109,9 +110,7 @@ def _checked(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         raise BadCall(f"head {name!r} is a {type(given).__name__}; give a mapping with {', '.join(_HEAD_FIELDS)}")
     unknown = [key for key in given if key not in _HEAD_FIELDS]
     if unknown:
-        near = difflib.get_close_matches(str(unknown[0]), _HEAD_FIELDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(_HEAD_FIELDS)}"
-        raise BadCall(f"head {name!r} has no {unknown[0]!r}; {hint}")
+        raise BadCall(f"head {name!r} has no {unknown[0]!r}. {suggest(unknown[0], _HEAD_FIELDS, kind='fields')}")
     own = {field: given[key] for key, field in _HEAD_FIELDS.items() if given.get(key) is not None}
     if ("new_log_prob" in own) != ("old_log_prob" in own) and "log_ratio" not in own:
         raise BadCall(f"head {name!r} needs both of new_log_probs and old_log_probs, or log_ratio")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
-import difflib
 import functools
 import inspect
 import itertools
@@ -49,6 +48,7 @@ from esper_recorder.capture.update_rows import UpdateInput, build, build_episode
 from esper_recorder.capture.user_rows import ToldRows, with_told
 from esper_recorder.contract.metrics import DEFINITIONS
 from esper_recorder.contract.rules.ruleset import RuleSet, load_rules
+from esper_recorder.contract.suggest import suggest
 from esper_recorder.contract.tables import IDENTITY, columns
 from esper_recorder.escalation import UPDATES, Escalation, escalation
 from esper_recorder.levels import COLLECTED, Level
@@ -122,14 +122,11 @@ def _heard(method: Callable[Concatenate[Recorder, P], R]) -> Callable[Concatenat
 def _wrong_words(method: Callable[..., Any], error: TypeError, kwargs: Mapping[str, Any]) -> BadCall:
     """What is wrong with the words of a call."""
     known = [name for name in inspect.signature(method).parameters if name != "self"]
-    takes = f"it takes {', '.join(known)}" if known else "it takes no arguments"
     unknown = [name for name in kwargs if name not in known]
     if not unknown:
-        return BadCall(f"{error}; {takes}")
-    near = difflib.get_close_matches(unknown[0], known, n=1)
-    return BadCall(
-        f"{method.__name__}() has no argument {unknown[0]!r}; {f'did you mean {near[0]}?' if near else takes}"
-    )
+        return BadCall(f"{error}; it takes {', '.join(known) or 'no arguments'}")
+    hint = suggest(unknown[0], known, kind="arguments")
+    return BadCall(f"{method.__name__}() has no argument {unknown[0]!r}. {hint}")
 
 
 class Recorder:
@@ -288,8 +285,8 @@ class Recorder:
         for name, value in columns.items():
             with self.guarded("settings"):
                 if name not in _SETTINGS:
-                    near = ", ".join(difflib.get_close_matches(name, _SETTINGS, n=3))
-                    raise BadCall(f"ppo_updates has no setting {name}" + (f" (near: {near})" if near else ""))
+                    hint = suggest(name, _SETTINGS, kind="settings")
+                    raise BadCall(f"ppo_updates has no setting {name}. {hint}")
                 self._settings[name] = noted(name, value, _SETTINGS[name])
 
     @_guarded

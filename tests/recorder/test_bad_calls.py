@@ -141,7 +141,7 @@ def minibatch(rec: Recorder) -> None:
         ({"epochs": 1.5}, "epochs is 1.5; give a whole number"),
         ({"stopped_early": "no"}, "stopped_early is 'no'; give True or False"),
         ({"policy_std": [0.1]}, "policy_std is a list; give a number"),
-        ({"steps": 5}, "end_update() has no argument 'steps'; did you mean step?"),
+        ({"steps": 5}, "end_update() has no argument 'steps'. Did you mean step?"),
     ],
 )
 def test_an_update_told_wrongly_is_stored_without_what_was_wrong(tmp_path: Path, given: dict[str, Any], words: str):

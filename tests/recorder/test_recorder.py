@@ -357,7 +357,7 @@ class TestCallsThatFail:
             (lambda rec: rec.minibatch(log_ratio="no tensor"), "log_ratio is 'no tensor'; give a tensor", "bad_call"),
             (
                 lambda rec: rec.minibatch(log_ratios=torch.zeros(3)),
-                "minibatch.. has no argument 'log_ratios'; did you mean log_ratio",
+                "minibatch.. has no argument 'log_ratios'. Did you mean log_ratio",
                 "bad_call",
             ),
             (lambda rec: rec.minibatch(), "needs log_ratio, or new_log_probs and old_log_probs", "bad_call"),
@@ -380,7 +380,7 @@ class TestCallsThatFail:
             ),
             (
                 lambda rec: rec.settings(entropy_coeff=0.1),
-                "no setting entropy_coeff .near: entropy_coef",
+                "no setting entropy_coeff. Did you mean entropy_coef",
                 "bad_call",
             ),
         ],

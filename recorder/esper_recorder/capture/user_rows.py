@@ -5,7 +5,6 @@ They are checked against the contract when they are told, so that a wrong one co
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -13,6 +12,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from esper_recorder.arguments import BadCall
+from esper_recorder.contract.suggest import suggest
 from esper_recorder.contract.tables import IDENTITY, TABLES, column_names, key_columns
 from esper_recorder.storage.arrow_batches import to_batch
 
@@ -72,16 +72,11 @@ def _check(table: str, columns: Mapping[str, Any]) -> None:
     if table not in TABLES or table in FILLED:
         there = [name for name in TABLES if name not in FILLED]
         why = "is filled by the recorder itself" if table in FILLED else "is not declared"
-        near = difflib.get_close_matches(str(table), there, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"a row can be of {', '.join(there)}"
-        raise BadCall(f"table {table} {why}; {hint}")
+        raise BadCall(f"table {table} {why}. {suggest(table, there, kind='tables')}")
     known = [name for name in column_names(table) if name not in IDENTITY]
     for name, value in columns.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise BadCall(
-                f"table {table} has no column {name}; " + (f"did you mean {near[0]}?" if near else "see esper tables")
-            )
+            raise BadCall(f"table {table} has no column {name}. {suggest(name, known, kind='columns')}")
         if isinstance(value, Tensor):  # reading it might wait for the device
             raise BadCall(f"{table}.{name} was given a tensor; give a number that is on the host already")
     missing = [name for name in key_columns(table) if name not in IDENTITY and name != "line"]

@@ -11,13 +11,14 @@ Needs pydantic: `pip install 'esper-recorder[esper]'`.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
+
+from esper_recorder.contract.suggest import suggest
 
 try:
     from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -252,8 +253,7 @@ _JSON = {list: "list", str: "text", int: "number", float: "number", bool: "truth
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"{name}: there is no such field" + (f"; did you mean {near[0]}?" if near else f"; there are: {known}")
+    return f"{name}: there is no such field. {suggest(name, known, kind='fields')}"
 
 
 def _reason(error: Any) -> str:

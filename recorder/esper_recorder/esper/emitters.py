@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
 from esper_recorder.arguments import BadCall
+from esper_recorder.contract.suggest import suggest
 from esper_recorder.contract.tables import IDENTITY, Row
 from esper_recorder.contract.tables.esper import Counterfactual, EpochRow, SlotEpoch, SlotEvent
 from esper_recorder.esper.rewards import reward_components
@@ -225,7 +225,5 @@ def _made(kind: type[R], columns: Mapping[str, Any]) -> R:
     known = [f.name for f in dataclasses.fields(kind)]
     for name in columns:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise BadCall(f"table {kind.table} has no column {name}{hint}")
+            raise BadCall(f"table {kind.table} has no column {name}. {suggest(name, known, kind='columns')}")
     return kind(**columns)

@@ -8,10 +8,10 @@ the two cannot come apart. Whether the components add up to the total is the nam
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from esper_recorder.contract.suggest import suggest
 from esper_recorder.contract.tables import column_names
 from esper_recorder.contract.tables.esper import Reward as RewardComponents
 from esper_recorder.esper.field_map.event_values import plain
@@ -41,9 +41,8 @@ def reward_components(told: Any, **context: Any) -> RewardComponents:
     for name, value in told.items():
         to = _NAMES.get(name, name if name in known else None)
         if not isinstance(to, str):
-            near = difflib.get_close_matches(name, {*_NAMES, *known}, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"the reward has no component {name!r}{hint}")
+            hint = suggest(name, dict.fromkeys((*known, *_NAMES)), kind="components")
+            raise ValueError(f"the reward has no component {name!r}. {hint}")
         if row.get(to) is not None and value is not None:
             raise ValueError(f"the reward's {to} is told twice, once as {name!r}")
         row[to] = value if value is not None else row.get(to)

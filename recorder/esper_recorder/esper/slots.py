@@ -6,10 +6,11 @@ the output; those of a grid follow row by row. Features, masks and matrices that
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from typing import Final
+
+from esper_recorder.contract.suggest import suggest
 
 CANONICAL_SLOTS: Final = ("early", "mid", "late")
 
@@ -37,9 +38,8 @@ def check_slot(slot: str, known: Sequence[str] | None = None) -> str:
     if isinstance(slot, str) and (slot in known if known is not None else _is_slot(slot)):
         return slot
     there = CANONICAL_SLOTS if known is None else known
-    named = ", ".join(there) + (", or r<row>c<column> such as r0c1" if known is None else "")
-    near = difflib.get_close_matches(str(slot), there, n=1)
-    raise UnknownSlotError(f"slot {slot!r} is not known; there are: {named}" + (f" (near: {near[0]})" if near else ""))
+    grid = " A slot of a grid is r<row>c<column>, such as r0c1." if known is None else ""
+    raise UnknownSlotError(f"slot {slot!r} is not known. {suggest(slot, there, kind='slots')}{grid}")
 
 
 def _is_slot(slot: str) -> bool:

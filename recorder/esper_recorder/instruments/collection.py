@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, Final
 
 from esper_recorder.contract.rules.model import Severity
+from esper_recorder.contract.suggest import suggest
 from esper_recorder.escalation import UPDATES, Escalation, escalation
 from esper_recorder.levels import COLLECTED, Collected, Level
 
@@ -65,9 +65,7 @@ class CollectionConfig:
             ValueError: the category is not known; the near-by ones are named.
         """
         if category not in CATEGORIES:
-            near = difflib.get_close_matches(str(category), CATEGORIES, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(CATEGORIES)}"
-            raise ValueError(f"there is no category {category!r}; {hint}")
+            raise ValueError(f"there is no category {category!r}. {suggest(category, CATEGORIES, kind='categories')}")
         return (self.level if level is None else level) >= CATEGORIES[category]
 
     def escalation(self) -> Escalation:

@@ -5,13 +5,13 @@ A batch holds only the columns it was given; what a batch lacks is NULL, and is 
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from esper_recorder.contract.suggest import suggest
 from esper_recorder.contract.tables import TABLES, column_names
 from esper_recorder.storage.parquet import arrow_schema
 
@@ -32,9 +32,8 @@ def to_batch(table: str, data: Mapping[str, Sequence[Any]]) -> pa.RecordBatch:
     types = _types(table)
     unknown = [name for name in data if name not in types]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], types, n=3)
-        hint = f" (near: {', '.join(near)})" if near else ""
-        raise KeyError(f"table {table} declares no column {', '.join(map(str, unknown))}{hint}")
+        hint = suggest(unknown[0], types, kind="columns")
+        raise KeyError(f"table {table} declares no column {', '.join(map(str, unknown))}. {hint}")
     if not data:
         raise ValueError(f"no columns were given for table {table}")
     names, schema, groups = _layout(table, frozenset(data))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import os
 import platform as platform_module
@@ -17,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from esper_recorder.contract.suggest import suggest
 from esper_recorder.contract.tables import SCHEMA_VERSION
 from esper_recorder.storage.listing import last_update
 from esper_recorder.storage.lock import acquire_lock, changing, release_lock
@@ -390,8 +390,7 @@ def _find_run(root: Path, run_id: str) -> Path:
             continue
     if not found:
         raise RunFolderError(f"there is no run {run_id} to resume: {root} holds no runs")
-    near = difflib.get_close_matches(run_id, found, n=3) or found[-3:]
-    raise RunFolderError(f"there is no run {run_id} under {root} to resume; there is: {', '.join(near)}")
+    raise RunFolderError(f"there is no run {run_id} under {root} to resume. {suggest(run_id, found, kind='runs')}")
 
 
 def keep_rules(path: Path, text: str) -> str:

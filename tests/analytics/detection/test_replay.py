@@ -281,13 +281,13 @@ def test_what_a_result_tells_of_its_rules_is_enough_to_get_it_again(tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--rules", "seedz"], "there is no rule profile 'seedz'; there is default"),
+        (["--rules", "seedz"], "there is no rule profile 'seedz'. Did you mean seeds"),
         (["--rules", "none.toml"], "there is no file none.toml"),
         (["--rules", "FOREIGN"], "is no TOML"),
-        (["--set", "rato.above=3"], "has no rule 'rato'; "),
-        (["--set", "ratio_explosin.above=3"], "has no rule 'ratio_explosin'; did you mean ratio_explosion"),
-        (["--set", "zzz.above=3"], "has no rule 'zzz'; it has "),
-        (["--set", "ratio_explosion.abov=3"], "did you mean above"),
+        (["--set", "rato.above=3"], "has no rule 'rato'. "),
+        (["--set", "ratio_explosin.above=3"], "has no rule 'ratio_explosin'. Did you mean ratio_explosion"),
+        (["--set", "zzz.above=3"], "has no rule 'zzz'. The rules are: "),
+        (["--set", "ratio_explosion.abov=3"], "Did you mean above"),
         (["--set", "ratio_explosion.above=high"], "must be a number, not 'high'"),
         (["--set", "ratio_explosion.above"], "Write it as RULE.KEY=VALUE"),
         (["--set", "ratio_explosion.above=1", "--set", "ratio_explosion.above=2"], "is given twice"),
@@ -328,7 +328,7 @@ def test_rules_are_listed_shown_and_checked(tmp_path: Path) -> None:
     mine.write_text(OWN.replace("above", "abov"))
     off = esper("rules", "check", str(mine))
     assert off.exit_code == 2
-    assert "mine.toml, rule ratio: unknown key 'abov'" in off.stderr and "did you mean above" in off.stderr
+    assert "mine.toml, rule ratio: unknown key 'abov'" in off.stderr and "Did you mean above" in off.stderr
 
 
 def test_replay_is_a_function_that_importing_its_module_does_not_shadow(run_python: Any) -> None:

@@ -88,7 +88,7 @@ def test_values_are_a_list_or_start_stop_step(text: str, values: list[Any]) -> N
     ("words", "sentence"),
     [
         (["--rule", "ratio_explosio", "--values", "1"], "There is no rule 'ratio_explosio' in seeds. Did you mean"),
-        (["--rule", "ratio_explosion", "--field", "abov", "--values", "1"], "did you mean above?"),
+        (["--rule", "ratio_explosion", "--field", "abov", "--values", "1"], "Did you mean above?"),
         (["--rule", "ratio_explosion", "--values", "1:2"], "START:STOP:STEP"),
         (["--rule", "ratio_explosion", "--values", "2:1:1"], "START:STOP:STEP"),
         (["--rule", "ratio_explosion", "--values", "0:1:0"], "START:STOP:STEP"),

@@ -172,7 +172,7 @@ def test_what_reduce_did_not_make_is_a_gap(tmp_path: Path, wrong: Any):
     [
         ({"values": torch.zeros(3)}, "a minibatch needs log_ratio"),
         ({"log_ratio": torch.zeros(3), "values": torch.zeros(4)}, "log_ratio has 3, values has 4"),
-        ({"log_ratio": torch.zeros(3), "heads": {"op": {"entropi": torch.zeros(3)}}}, "did you mean entropy"),
+        ({"log_ratio": torch.zeros(3), "heads": {"op": {"entropi": torch.zeros(3)}}}, "Did you mean entropy"),
     ],
 )
 def test_a_call_that_is_off_is_told_where_it_is_made(given: dict[str, Any], words: str):

@@ -176,8 +176,8 @@ def test_minibatches_with_other_heads_are_reduced_apart_and_merged(tmp_path: Pat
 @pytest.mark.parametrize(
     ("heads", "words"),
     [
-        ({"op": {"log_ration": torch.zeros(3)}}, "head 'op' has no 'log_ration'; did you mean log_ratio"),
-        ({"op": {"zzz": torch.zeros(3)}}, "head 'op' has no 'zzz'; it takes log_ratio, new_log_probs"),
+        ({"op": {"log_ration": torch.zeros(3)}}, "head 'op' has no 'log_ration'. Did you mean log_ratio"),
+        ({"op": {"zzz": torch.zeros(3)}}, "head 'op' has no 'zzz'. The fields are: log_ratio, new_log_probs"),
         ({"op": {"log_ratio": torch.zeros(4)}}, "log_ratio has 3, log_ratio of head 'op' has 4"),
         ({"op": {"new_log_probs": torch.zeros(3)}}, "head 'op' needs both of new_log_probs and old_log_probs"),
         ({"op": {"mask": torch.zeros(3)}}, "head 'op' needs log_ratio, or new_log_probs and old_log_probs, or entropy"),

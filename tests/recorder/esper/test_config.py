@@ -67,8 +67,8 @@ class TestRefusing:
     @pytest.mark.parametrize(
         ("values", "why"),
         [
-            ({"learning_rate": 1e-3, "lrr": 1}, "lrr: there is no such field; did you mean lr?"),
-            ({"entropy_coeff": 0.1}, "entropy_coeff: there is no such field; did you mean entropy_coef?"),
+            ({"learning_rate": 1e-3, "lrr": 1}, "lrr: there is no such field. Did you mean lr?"),
+            ({"entropy_coeff": 0.1}, "entropy_coeff: there is no such field. Did you mean entropy_coef"),
             ({"lr": "0.1"}, "lr: Input should be a valid number (given: '0.1')"),
             ({"lr": 0}, "lr: Input should be greater than 0 (given: 0)"),
             ({"lr": math.nan}, "lr: Input should be a finite number (given: nan)"),
@@ -83,7 +83,7 @@ class TestRefusing:
             ({"reward_mode": "spars"}, "reward_mode: 'spars' is not known; there are: shaped, sparse, minimal"),
             ({"slots": []}, "slots: Value should have at least 1 item"),
             ({"slots": "mid"}, "slots: give a list of slot ids, such as ['mid']"),
-            ({"slots": ["mid", "middle"]}, "slots: slot 'middle' is not known; there are: early, mid, late"),
+            ({"slots": ["mid", "middle"]}, "slots: slot 'middle' is not known. Did you mean mid?"),
             ({"chunk_length": 10}, "chunk_length is 10 and max_epochs is 25, which must be equal: the recurrent state"),
             ({"chunk_length": 25, "max_epochs": 10}, "chunk_length is 25 and max_epochs is 10, which must be equal"),
             ({"reward_family": "loss", "reward_mode": "sparse"}, "reward_family loss goes with reward_mode shaped"),

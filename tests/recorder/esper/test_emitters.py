@@ -69,9 +69,9 @@ class TestRowsTold:
     @pytest.mark.parametrize(
         ("table", "columns", "why"),
         [
-            ("epoch", {}, "did you mean epochs?"),
+            ("epoch", {}, "Did you mean epochs"),
             ("ppo_updates", {"n": 1}, "is filled by the recorder itself"),
-            ("epochs", {"env": 0, "epoch": 1, "val_acuracy": 1.0}, "did you mean val_accuracy?"),
+            ("epochs", {"env": 0, "epoch": 1, "val_acuracy": 1.0}, "Did you mean val_accuracy"),
             ("epochs", {"env": 0, "epoch": 1, "run_id": "other"}, "has no column run_id"),
             ("epochs", {"env": 0, "epoch": None}, "a row of epochs needs epoch"),
             ("epochs", {"env": 0, "epoch": "first"}, "a value of epochs.epoch is no int64"),
@@ -169,19 +169,19 @@ class TestEnvironments:
         [row] = run.told("rewards")
         assert row == {"env": 3, "step": 7, "total_reward": 0.5, "holding_warning": -0.1, "action": "WAIT"}
 
-    def test_an_unknown_slot_is_a_gap_that_lists_the_known_ones(self, run: Run) -> None:
+    def test_an_unknown_slot_is_a_gap_that_lists_the_slots(self, run: Run) -> None:
         run.emitter.of(env=0).germinated("r9c9")
         run.emitter.of(env=0).germinated("r0c0")
         run.update()
         [gap] = run.rows("gaps")
-        assert "slot 'r9c9' is not known; there are: r0c0, r0c1, r1c0" in gap["detail"]
+        assert "slot 'r9c9' is not known. The slots are: r0c0, r0c1, r1c0." in gap["detail"]
         assert (gap["table_name"], gap["rows"]) == ("slots", 1)
         assert len(run.rows("slots")) == 1
 
     def test_a_wrong_column_is_a_gap_that_names_the_nearest(self, run: Run) -> None:
         run.emitter.of(env=0).germinated("r0c0", blueprnt="conv")
         assert [gap["detail"] for gap in run.rows("gaps")] == [
-            "table slots has no column blueprnt; did you mean blueprint?"
+            "table slots has no column blueprnt. Did you mean blueprint?"
         ]
 
 

@@ -75,9 +75,9 @@ def test_it_is_frozen_and_takes_no_other_attribute() -> None:
 @pytest.mark.parametrize(
     ("told", "why"),
     [
-        ({"compute_rnt": 1.0}, "no component 'compute_rnt'; did you mean compute_rent?"),
+        ({"compute_rnt": 1.0}, "no component 'compute_rnt'. Did you mean compute_rent?"),
         ({"probation_warning": 1.0, "holding_warning": 2.0}, "holding_warning is told twice"),
-        ({"qqq": 1.0}, "no component 'qqq'$"),
+        ({"qqq": 1.0}, "no component 'qqq'. The components are: run_id, "),
     ],
 )
 def test_a_component_that_is_none_is_refused(told: dict[str, Any], why: str) -> None:

@@ -23,15 +23,17 @@ def test_each_counts_once_and_none_is_fine() -> None:
 
 
 @pytest.mark.parametrize("slot", ["middle", "", "r0", "r0c", "r-1c0", "r01c0", "R0c0", " mid", "r0c1 ", None, 5])
-def test_an_unknown_slot_is_an_error_that_lists_the_known_ones(slot: Any) -> None:
-    with pytest.raises(UnknownSlotError, match="is not known; there are: early, mid, late, or r<row>c<column>"):
+def test_an_unknown_slot_is_an_error_that_suggests_slots(slot: Any) -> None:
+    with pytest.raises(
+        UnknownSlotError, match=r"(Did you mean|The slots are: early, mid, late\.).* is r<row>c<column>"
+    ):
         ordered_slots(["mid", slot])
 
 
-def test_of_a_host_with_slots_of_its_own_those_are_listed_and_the_nearest_named() -> None:
+def test_an_unknown_slot_of_another_host_is_an_error_that_suggests_its_slots() -> None:
     known = ["r0c0", "r0c1"]
     assert ordered_slots(["r0c1", "r0c0"], known) == ("r0c0", "r0c1")
-    with pytest.raises(UnknownSlotError, match=r"slot 'mid' is not known; there are: r0c0, r0c1$"):
+    with pytest.raises(UnknownSlotError, match=r"slot 'mid' is not known\. The slots are: r0c0, r0c1\.$"):
         ordered_slots(["mid"], known)
-    with pytest.raises(UnknownSlotError, match=r"there are: r0c0, r0c1 \(near: r0c"):
+    with pytest.raises(UnknownSlotError, match=r"slot 'r0c7' is not known\. Did you mean r0c. or r0c.\?$"):
         ordered_slots(["r0c7"], known)

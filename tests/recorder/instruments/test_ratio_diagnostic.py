@@ -102,7 +102,7 @@ def test_the_ratio_of_a_log_ratio_beyond_float64_is_infinite():
         ({}, "a minibatch needs log_ratio, or new_log_probs and old_log_probs"),
         ({"log_ratio": torch.ones(3), "advantages": torch.ones(2)}, "the log ratio has 3, advantages has 2"),
         ({"log_ratio": torch.ones(3), "actions": torch.ones(4)}, "different lengths"),
-        ({"log_ratio": torch.ones(2), "heads": {"op": {"log_ration": torch.ones(2)}}}, "did you mean log_ratio"),
+        ({"log_ratio": torch.ones(2), "heads": {"op": {"log_ration": torch.ones(2)}}}, "Did you mean log_ratio"),
         ({"log_ratio": torch.ones(2), "heads": {"op": {"log_ratio": torch.ones(5)}}}, "log_ratio of head 'op' has 5"),
     ],
 )

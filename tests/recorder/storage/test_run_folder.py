@@ -234,7 +234,7 @@ def test_a_run_that_cannot_be_resumed_says_why(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="holds no runs"):
         RunFolder.resume(tmp_path, "nope")
     folder = RunFolder.create(tmp_path, "walker")
-    with pytest.raises(RunFolderError, match=f"there is: {folder.run_id}"):
+    with pytest.raises(RunFolderError, match=f"Did you mean {folder.run_id}"):
         RunFolder.resume(tmp_path, folder.run_id[:-1] + "?")
     with pytest.raises(RunFolderError, match="updates count from 1"):
         RunFolder.resume(tmp_path, folder.run_id, from_update=0)

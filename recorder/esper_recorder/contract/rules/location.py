@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from esper_recorder.contract.rules.model import RuleError, near
+from esper_recorder.contract.rules.model import RuleError
+from esper_recorder.contract.suggest import closest, did_you_mean, suggest
 
 
 class Place:
@@ -29,7 +30,7 @@ class Place:
             raise self.error(f"must be a table of {', '.join(allowed)}, not {table!r}")
         for key in table:
             if key not in allowed:
-                raise self.error(f"unknown key {key!r}; allowed are {', '.join(allowed)}{near(key, allowed)}")
+                raise self.error(f"unknown key {key!r}. {suggest(key, allowed, kind='keys allowed here')}")
         return table
 
     def number(self, value: Any) -> float:
@@ -53,7 +54,7 @@ class Place:
     def word(self, value: Any, allowed: Iterable[str]) -> str:
         allowed = tuple(allowed)
         if value not in allowed:
-            hint = near(value, allowed) if isinstance(value, str) else ""
+            hint = f". {did_you_mean(similar)}" if (similar := closest(value, allowed)) else ""
             raise self.error(f"must be one of {', '.join(allowed)}, not {shown(value)}{hint}")
         return str(value)
 

@@ -12,8 +12,7 @@ beyond `reset`. Where it could not look it abstains, with a reason, and neither 
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -149,9 +148,3 @@ class Rule:
         own = [condition.signal for condition in self.conditions]
         relative = [c.threshold.signal for c in self.conditions if c.threshold is not None and c.threshold.signal]
         return (*own, *relative, *(gate.signal for gate in self.unless))
-
-
-def near(word: str, known: Iterable[str]) -> str:
-    """`; did you mean ...?` with the near-by names, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from esper_recorder.contract.rules.location import Place
-from esper_recorder.contract.rules.model import RuleError, Severity, near
+from esper_recorder.contract.rules.model import RuleError, Severity
 from esper_recorder.contract.rules.rolling_mean import TrendOf
 from esper_recorder.contract.rules.signal import Take
+from esper_recorder.contract.suggest import suggest
 
 Value = float | bool | str
 
@@ -45,11 +46,11 @@ def _put(rules: dict[str, Any], path: str, value: Any, file: str) -> Value:
     if not key:
         raise RuleError(f"{path!r} names no value; write RULE.KEY, such as {next(iter(rules))}.for")
     if name not in rules:
-        raise RuleError(f"{file} has no rule {name!r}{near(name, rules) or '; it has ' + ', '.join(rules)}")
+        raise RuleError(f"{file} has no rule {name!r}. {suggest(name, rules, kind='rules')}")
     slots = {path: (container, own, free) for path, container, own, free in _slots(rules[name])}
     if key not in slots:
-        there = ", ".join(sorted(slots))
-        raise RuleError(f"{file}, rule {name}: there is no value {key!r} to set; there is {there}{near(key, slots)}")
+        hint = suggest(key, sorted(slots), kind="values")
+        raise RuleError(f"{file}, rule {name}: there is no value {key!r} to set. {hint}")
     container, own, free = slots[key]
     container[own] = _coerced(value, "" if free else own, Place(file, name, key))
     changed: Value = container[own]

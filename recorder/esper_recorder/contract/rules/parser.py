@@ -13,9 +13,10 @@ from typing import Any, Final
 from esper_recorder.contract.rules.ema import Drift
 from esper_recorder.contract.rules.expression import Expression, ExpressionError
 from esper_recorder.contract.rules.location import Place, shown
-from esper_recorder.contract.rules.model import Condition, Gate, Reset, Rule, RuleError, Severity, Test, Threshold, near
+from esper_recorder.contract.rules.model import Condition, Gate, Reset, Rule, RuleError, Severity, Test, Threshold
 from esper_recorder.contract.rules.rolling_mean import Rolling, TrendOf
 from esper_recorder.contract.rules.signal import UPDATE_TABLE, Signal, Take, own_keys
+from esper_recorder.contract.suggest import suggest
 from esper_recorder.contract.tables import TABLES, columns
 
 FORMAT: Final = 1
@@ -155,8 +156,7 @@ def _signal(raw: Mapping[str, Any], place: Place) -> Signal:
     table = raw.get("table", UPDATE_TABLE)
     if not isinstance(table, str) or table not in TABLES or table in _UNREADABLE:
         readable = [name for name in TABLES if name not in _UNREADABLE]
-        hint = near(table, readable) if isinstance(table, str) else ""
-        raise place.at("table").error(f"rules read no table {table!r}; there is {', '.join(readable)}{hint}")
+        raise place.at("table").error(f"rules read no table {table!r}. {suggest(table, readable, kind='tables')}")
     if ("column" in raw) == ("expr" in raw):
         raise place.error("needs either column or expr")
     column, expression = raw.get("column"), None
@@ -206,8 +206,7 @@ def _where(raw: Any, table: str, key: str | None, place: Place) -> tuple[tuple[s
 def _check_column(table: str, name: Any, place: Place, *, lists: bool = False) -> None:
     declared = {c.name: c.type for c in columns(table)}
     if not isinstance(name, str) or name not in declared:
-        hint = near(name, declared) if isinstance(name, str) else ""
-        raise place.error(f"table {table} has no column {name!r}" + (hint or f"; there is {', '.join(declared)}"))
+        raise place.error(f"table {table} has no column {name!r}. {suggest(name, declared, kind='columns')}")
     if lists and declared[name].startswith("list<"):
         return
     if declared[name] not in ("int64", "float64", "bool"):
@@ -311,7 +310,7 @@ def _check_yields(rules: Mapping[str, Rule], place: Place) -> None:
             continue
         here = Place(place.file, rule.name, "yields_to")
         if rule.yields_to not in rules:
-            raise here.error(f"there is no rule {rule.yields_to!r}{near(rule.yields_to, rules)}")
+            raise here.error(f"there is no rule {rule.yields_to!r}. {suggest(rule.yields_to, rules, kind='rules')}")
         other = rules[rule.yields_to]
         if other.yields_to is not None or other is rule:
             raise here.error(f"{other.name} itself yields; a rule yields to one that does not")

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from esper_recorder.contract.rules import overrides, parser
-from esper_recorder.contract.rules.model import Rule, RuleError, Severity, near
+from esper_recorder.contract.rules.model import Rule, RuleError, Severity
 from esper_recorder.contract.rules.parser import Content
 from esper_recorder.contract.rules.signal import HELD_BACK, UPDATE_TABLE
 from esper_recorder.contract.rules.toml_writer import to_toml
+from esper_recorder.contract.suggest import suggest
 
 __all__ = ["Rule", "RuleError", "RuleSet", "Severity", "load_file", "load_profile", "profiles"]
 
@@ -106,7 +107,7 @@ def profiles() -> tuple[str, ...]:
 def load_profile(name: str) -> RuleSet:
     """A shipped rule set. Raises RuleError for a name that is none."""
     if name not in profiles():
-        raise RuleError(f"there is no rule profile {name!r}; there is {', '.join(profiles())}{near(name, profiles())}")
+        raise RuleError(f"there is no rule profile {name!r}. {suggest(name, profiles(), kind='profiles')}")
     return RuleSet.parse((_shipped() / f"{name}.toml").read_text(encoding="utf-8"), name)
 
 

@@ -27,9 +27,9 @@ from typing import Any, Final
 
 from esper_recorder.contract.rules.evaluator import RuleEvaluator
 from esper_recorder.contract.rules.location import Place
-from esper_recorder.contract.rules.model import near
 from esper_recorder.contract.rules.ruleset import RuleSet
 from esper_recorder.contract.rules.signal import ORDER_COLUMNS, UPDATE_TABLE, own_keys
+from esper_recorder.contract.suggest import suggest
 from esper_recorder.contract.tables import TABLES, columns
 
 Update = tuple[int, float | None, dict[str, list[dict[str, Any]]]]
@@ -115,7 +115,7 @@ def _test(raw: Mapping[str, Any], number: int, known: set[str], file: str) -> Ru
         match = _FIRES.fullmatch(text)
         here = place.at(f"fires.{text}")
         if match is None or match["rule"] not in known:
-            raise here.error(f"there is no rule {text!r}{near(text, known)}")
+            raise here.error(f"there is no rule {text!r}. {suggest(text, known, kind='rules')}")
         if not isinstance(expected, list) or not all(isinstance(update, int) for update in expected):
             raise here.error("must be a list of updates, counted from 1")
         fires[match["rule"], match["key"] or ""] = tuple(sorted(expected))
@@ -169,10 +169,10 @@ def _lay(text: str, words: list[list[Any]], updates: list[Update], place: Place)
     table, column = match["table"], match["column"]
     keys = dict(part.split("=", 1) for part in re.split(r",\s*(?=\w+=)", match["keys"] or "") if part)
     if table not in TABLES:
-        raise place.error(f"there is no table {table!r}{near(table, TABLES)}")
+        raise place.error(f"there is no table {table!r}. {suggest(table, TABLES, kind='tables')}")
     names = [c.name for c in columns(table)]
     if column not in names:
-        raise place.error(f"table {table} has no column {column!r}{near(column, names)}")
+        raise place.error(f"table {table} has no column {column!r}. {suggest(column, names, kind='columns')}")
     for key in keys:
         if key not in own_keys(table):
             raise place.error(f"{key!r} is no key of {table}; it has {', '.join(own_keys(table)) or 'none'}")

@@ -158,7 +158,7 @@ class TestRollingMean:
         ("text", "told"),
         [
             ("rolling = {}", "rolling.trend: is missing; it is one of change, size, drop"),
-            ('rolling = { trend = "chang" }', "did you mean change"),
+            ('rolling = { trend = "chang" }', "Did you mean change"),
             ('rolling = { trend = "drop", window = 0 }', "must be a whole number of at least 1"),
             ('rolling = { trend = "drop", widow = 3 }', "unknown key 'widow'"),
             ('rolling = { trend = "drop" }\ndrift = {}', "has both drift and rolling"),

@@ -100,9 +100,9 @@ def test_what_a_rule_leaves_to_its_default_can_be_set_too() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        ("rato.above", 3.0, "mine.toml has no rule 'rato'; did you mean ratio"),
-        ("ratio.abov", 3.0, "no value 'abov' to set; there is above, for, keep, reset, severity; did you mean above"),
-        ("ratio.below", 3.0, "no value 'below' to set; there is above"),
+        ("rato.above", 3.0, "mine.toml has no rule 'rato'. Did you mean ratio"),
+        ("ratio.abov", 3.0, "no value 'abov' to set. Did you mean above"),
+        ("ratio.below", 3.0, "no value 'below' to set. The values are: above, for, keep, reset, severity"),
         ("ratio.column", 3.0, "no value 'column' to set"),
         ("ratio.above", "abc", "rule ratio, above: must be a number, not 'abc'"),
         ("ratio.above", math.nan, "must be a number, not nan"),

@@ -59,10 +59,10 @@ def test_the_rules_name_the_columns_they_read() -> None:
         ("not toml", "rules.toml is no TOML"),
         ("", "holds no rules"),
         ("rules = 3", "holds no rules"),
-        ('[rules.r]\nseverty = "info"', "unknown key 'severty'; allowed are severity"),
+        ('[rules.r]\nseverty = "info"', "unknown key 'severty'. Did you mean severity"),
         (
             '[rule.r]\nseverity = "info"',
-            "unknown key 'rule'; allowed are format, description, phases, rules, tests; did",
+            "unknown key 'rule'. Did you mean rules?",
         ),
         ('[rules."a b"]\nseverity = "info"', "letters, digits"),
         ("[rules]\nr = 3", "must be a table"),
@@ -72,12 +72,12 @@ def test_the_rules_name_the_columns_they_read() -> None:
         (rule('column = "ratio_max"\nabove = "5"'), "rule r, above: must be a number, not '5'"),
         (rule('column = "ratio_max"\nabove = true'), "must be a number, not true"),
         (rule('column = "ratio_max"\nabove = nan'), "must be a number, not nan"),
-        (rule('column = "ratio_mx"\nabove = 5'), "table ppo_updates has no column 'ratio_mx'; did you mean ratio_max"),
+        (rule('column = "ratio_mx"\nabove = 5'), "table ppo_updates has no column 'ratio_mx'. Did you mean ratio_max"),
         (rule('column = "definition"\nabove = 5'), "holds string, and a rule reads numbers"),
-        (rule('table = "minibatch"\ncolumn = "ratio_max"\nabove = 5'), "did you mean minibatches"),
+        (rule('table = "minibatch"\ncolumn = "ratio_max"\nabove = 5'), "Did you mean minibatches"),
         (rule('table = "alarms"\ncolumn = "value"\nabove = 5'), "rules read no table 'alarms'"),
         (rule('table = "minibatches"\ncolumn = "ratio_max"\nabove = 5'), "take is missing"),
-        (rule('table = "minibatches"\ncolumn = "ratio_max"\ntake = "frist"\nabove = 5'), "did you mean first"),
+        (rule('table = "minibatches"\ncolumn = "ratio_max"\ntake = "frist"\nabove = 5'), "Did you mean first"),
         (
             rule('table = "minibatches"\ncolumn = "ratio_max"\ntake = "max"\nkey = "head"\nabove = 5'),
             "one of epoch, minibatch",
@@ -89,7 +89,7 @@ def test_the_rules_name_the_columns_they_read() -> None:
         (rule('column = "ratio_max"\nnonfinite = true\nreset = 1'), "no drift, step, rolling or reset"),
         (rule('column = "ratio_max"\nexpr = "ratio_max"\nabove = 1'), "either column or expr"),
         (rule('expr = "ratio_max ** 2"\nabove = 1'), "is not allowed"),
-        (rule('expr = "ratio_max - ratio_mn"\nabove = 1'), "did you mean ratio_min"),
+        (rule('expr = "ratio_max - ratio_mn"\nabove = 1'), "Did you mean ratio_min"),
         (rule('column = "ratio_max"\nabove = 5\nreset = 6'), "reset: must lie at or below the threshold"),
         (rule('column = "ratio_max"\nbelow = 5\nreset = { times = 0.5 }'), "reset: must lie at or above the threshold"),
         (rule('column = "ratio_max"\nabove = 5\nfor = 0'), "for: must be a whole number of at least 1, not 0"),
@@ -99,9 +99,9 @@ def test_the_rules_name_the_columns_they_read() -> None:
         (rule('column = "ratio_max"\nabove = { phase = { start = 1, middle = 2 } }'), "unknown key 'middle'"),
         (rule('column = "ratio_max"\nabove = { key = { a = 1 } }'), "the rule has no key column"),
         (rule('column = "ratio_max"\nabove = { times = 2 }'), "exactly one of phase, key, column"),
-        (rule('column = "ratio_max"\nabove = { column = "target_k" }'), "did you mean target_kl"),
+        (rule('column = "ratio_max"\nabove = { column = "target_k" }'), "Did you mean target_kl"),
         (rule('column = "ratio_max"\nabove = 1\ndrift = { momentum = 1 }'), "must lie in [0, 1)"),
-        (rule('column = "ratio_max"\nabove = 1\ndrift = { momentm = 0.9 }'), "did you mean momentum"),
+        (rule('column = "ratio_max"\nabove = 1\ndrift = { momentm = 0.9 }'), "Did you mean momentum"),
         (rule('column = "ratio_max"\nabove = 1\ndrift = {}\nstep = true'), "has one of drift, step and rolling"),
         (rule("any_of = []"), "must be a list of tables"),
         (rule('any_of = [{ column = "ratio_max" }]'), "any_of.1: needs exactly one of"),
@@ -111,7 +111,7 @@ def test_the_rules_name_the_columns_they_read() -> None:
         (rule('column = "ratio_max"\nabove = 1\nyields_to = "r"'), "itself yields"),
         (rule('column = "ratio_max"\nabove = 1\nevidence = 3'), "evidence: must be text"),
         ('[rules.r]\ncolumn = "ratio_max"\nabove = 1', "severity is missing"),
-        ('[rules.r]\nseverity = "criticle"\ncolumn = "ratio_max"\nabove = 1', "did you mean critical"),
+        ('[rules.r]\nseverity = "criticle"\ncolumn = "ratio_max"\nabove = 1', "Did you mean critical"),
         (rule('column = "ratio_max"\nabove = 1\nmin_n = 0'), "at least 1"),
         (rule('table = "episodes"\ntake = "max"\ncolumn = "episode_return"\nmin_n = 1\nabove = 1'), "has no column n"),
     ],
@@ -124,7 +124,7 @@ def test_a_mistake_is_met_with_a_sentence_that_names_its_place(text: str, words:
 
 
 def test_an_unknown_profile_is_met_with_those_there_are() -> None:
-    with pytest.raises(RuleError, match=r"no rule profile 'defalt'; there is default, .*did you mean default"):
+    with pytest.raises(RuleError, match=r"no rule profile 'defalt'. Did you mean default"):
         load_profile("defalt")
     assert {"default", "seeds"} <= set(profiles())
 

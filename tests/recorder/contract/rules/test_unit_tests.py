@@ -57,10 +57,10 @@ def test_a_test_that_fails_says_what_was_expected_and_what_came() -> None:
         ('name = "t"\nseries."ppo_updates.ratio_max" = "1"', "expects nothing"),
         (
             'name = "t"\nseries."ppo_updates.ratio_max" = "1"\nfires.rato = []',
-            "there is no rule 'rato'; did you mean ratio",
+            "there is no rule 'rato'. Did you mean ratio",
         ),
         ('name = "t"\nseries."ppo_updates.ratio_max" = "1"\nfires.ratio = 3', "must be a list of updates"),
-        ('name = "t"\nseries."ppo_updates.ratio_mx" = "1"\nfires.ratio = []', "did you mean ratio_max"),
+        ('name = "t"\nseries."ppo_updates.ratio_mx" = "1"\nfires.ratio = []', "Did you mean ratio_max"),
         ('name = "t"\nseries."updates.ratio_max" = "1"\nfires.ratio = []', "there is no table 'updates'"),
         ('name = "t"\nseries."ratio_max" = "1"\nfires.ratio = []', "a series is named table.column"),
         ('name = "t"\nseries."ppo_updates.ratio_max" = "one"\nfires.ratio = []', "'one' is no value"),
@@ -74,7 +74,7 @@ def test_a_test_that_fails_says_what_was_expected_and_what_came() -> None:
         ),
         ('name = "t"\nseries."ppo_updates.update" = "2 1"\nfires.ratio = []', "must ascend"),
         ('name = "t"\nseries."ppo_updates.update" = "nan"\nfires.ratio = []', "no number of an update"),
-        ('name = "t"\nserie."ppo_updates.ratio_max" = "1"\nfires.ratio = []', "did you mean series"),
+        ('name = "t"\nserie."ppo_updates.ratio_max" = "1"\nfires.ratio = []', "Did you mean series"),
     ],
 )
 def test_a_test_that_is_off_is_met_with_a_sentence(test: str, words: str) -> None:
