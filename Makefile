@@ -1,9 +1,9 @@
-# One word per chore, the same for people and CI. `make demo` and `make test` set everything up by themselves: a .venv
-# in this folder, at the versions of constraints.txt. When neither those nor a pyproject.toml changed, that is skipped.
+# One command per chore, the same for people and CI. Each first creates a .venv in this folder with the versions of
+# constraints.txt, unless neither that file nor a pyproject.toml has changed since.
 #
-# PYTHON=/path/to/python3.12   another interpreter (3.11 or newer)
-# PYTEST="-n0 -k walls"        words for pytest, in place of `-n 2`
-# On Linux without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares gigabytes of CUDA packages.
+# PYTHON=/path/to/python3.12      another interpreter (3.11 or newer)
+# PYTEST="-n0 -k boundaries"      arguments of pytest, in place of `-n 2`
+# On Linux without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves gigabytes of CUDA packages.
 
 PYTHON ?= python3
 PYTEST ?= -n 2
@@ -13,6 +13,7 @@ READY := $(VENV)/ready
 PIP := $(PY) -m pip --disable-pip-version-check install -q -c constraints.txt
 SCRIPTS := $(wildcard benchmarks/*.py examples/*.py)
 BENCHMARKS := $(wildcard benchmarks/bench_*.py)
+PAGES := $(wildcard docs/write_*.py)
 
 .PHONY: help demo test test-slow lint fix docs bench setup clean
 
@@ -25,46 +26,36 @@ demo: $(READY)  ## record two real PPO runs, replay rules over them, write demo/
 test: lint  ## lint, then the tests (all but the slow ones)
 	$(PY) -m pytest $(PYTEST) -m "not slow"
 
-test-slow: $(READY)  ## the crash, soak and large property tests
+test-slow: $(READY)  ## the crash, soak, packaging and large property tests
 	$(PY) -m pytest $(PYTEST) -m slow
 
-lint: $(READY)  ## ruff, mypy, the walls between rooms, generated pages up to date
+lint: $(READY)  ## ruff, mypy, the import boundaries, generated pages up to date
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(if $(SCRIPTS),$(PY) -m mypy $(SCRIPTS))
 	$(VENV)/bin/lint-imports
-	$(PY) docs/write_tables.py --check
-	$(PY) docs/write_rules.py --check
-	$(PY) docs/write_queries.py --check
-	$(PY) docs/write_benchmarks.py --check
+	@set -e; for script in $(PAGES); do $(PY) $$script --check; done
 
-fix: $(READY)  ## format the code and write the generated pages anew
+fix: $(READY) docs  ## format the code and write the generated pages
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(PY) docs/write_tables.py
-	$(PY) docs/write_rules.py
-	$(PY) docs/write_queries.py
-	$(PY) docs/write_benchmarks.py
 
-docs: $(READY)  ## write the generated pages anew
-	$(PY) docs/write_tables.py
-	$(PY) docs/write_rules.py
-	$(PY) docs/write_queries.py
-	$(PY) docs/write_benchmarks.py
+docs: $(READY)  ## write the generated pages
+	@set -e; for script in $(PAGES); do $(PY) $$script; done
 
 bench: $(READY)  ## measure; the results go to benchmarks/results
 	@$(if $(BENCHMARKS),,echo "There are no benchmarks yet: nothing matches benchmarks/bench_*.py.")
 	@set -e; for script in $(BENCHMARKS); do echo "$$script"; $(PY) $$script; done
 
-setup: $(READY)  ## only the .venv, nothing else
+setup: $(READY)  ## create the .venv, nothing else
 
-clean:  ## remove all that make created: the .venv, the demo, caches
+clean:  ## remove everything that make created: the .venv, the demo, caches
 	rm -rf $(VENV) demo build dist recorder/build recorder/dist .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 	    .import_linter_cache *.egg-info recorder/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp is the last thing written, and removed first: a set-up that fails is run again by the next make.
+# The stamp is removed first and written last: the next make repeats a setup that failed.
 $(READY): constraints.txt pyproject.toml recorder/pyproject.toml
 	@rm -f $@
 	@command -v $(PYTHON) >/dev/null || { \

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from esper_analytics.runs import Runs as Runs
     from esper_analytics.runs import open as open  # noqa: A004 - the package's own open
 
+__version__: str
+
 __all__ = [
     "DataError",
     "EsperError",
@@ -53,4 +55,5 @@ __getattr__, __dir__ = lazy_names(
         "esper_analytics.postmortem.render": ("report",),
         "esper_analytics.runs": ("Runs", "open"),
     },
+    distribution="esper-analytics",
 )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from esper_recorder.recorder import Recorder
     from esper_recorder.storage.sink import MemorySink, ParquetSink, Sink
 
-__version__ = "0.1.0"
+__version__: str
 
 __all__ = ["Level", "MemorySink", "ParquetSink", "Recorder", "Sink", "reduce"]
 
@@ -30,4 +30,5 @@ __getattr__, __dir__ = lazy_names(
         "esper_recorder.recorder": ("Recorder",),
         "esper_recorder.storage.sink": ("MemorySink", "ParquetSink", "Sink"),
     },
+    distribution="esper-recorder",
 )
