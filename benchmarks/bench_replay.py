@@ -44,7 +44,7 @@ def measure(what: str, folder: str, turns: int) -> dict[str, Any]:
         "read": lambda: read_columns(runs, PROFILE),
         "replay": lambda: ea.replay(runs, PROFILE),
         "default": lambda: ea.replay(ea.open(folder), "default"),
-        "sweep": lambda: ea.sweep(runs, PROFILE, rule="ratio_explosion", key="above", values=values),
+        "sweep": lambda: ea.sweep(runs, PROFILE, rule="ratio_explosion", field="above", values=values),
     }
     words = what.split("+")
     best = dict.fromkeys(words, float("inf"))

@@ -20,7 +20,8 @@ from typing import Final
 
 import polars as pl
 
-from esper_analytics.detection.replay import Result, diff, replay
+from esper_analytics.detection.diff import diff
+from esper_analytics.detection.replay import Result, replay
 from esper_analytics.errors import DataError, UsageError
 from esper_analytics.formatting import listed
 from esper_analytics.postmortem.render import report

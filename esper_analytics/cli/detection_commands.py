@@ -35,7 +35,7 @@ def replay_rules(
     strict: options.Strict = False,
 ) -> None:
     """Run detection again, with these rules or others."""
-    from esper_analytics.cli.replay_arguments import LIVE, meets, narration, replay_for
+    from esper_analytics.cli.replay_arguments import LIVE, narration, replay_for
     from esper_analytics.postmortem.notices import definitions, endings, not_compared, nothing_found
 
     runs = open_runs(path, run)
@@ -52,7 +52,7 @@ def replay_rules(
     if (mixed := definitions(runs)) is not None:
         narrate(mixed)
     finish(runs, strict)
-    if fail_on is not None and meets(result, fail_on):
+    if fail_on is not None and result.reaches(fail_on):
         raise typer.Exit(int(ExitCode.FOUND))
 
 
@@ -71,15 +71,15 @@ def sweep_values(
     strict: options.Strict = False,
 ) -> None:
     """One threshold at many values: one row per value, with the runs and updates that fire."""
-    from esper_analytics.detection.replay import load_rules, rules_of_all
+    from esper_analytics.detection.rules import common_rules, load_rules
     from esper_analytics.detection.sweep import read_values, sweep
     from esper_analytics.postmortem.caveats import warnings
 
     numbers = read_values(values)
     runs = open_runs(path, run)
-    rule_set = rules_of_all(runs) if rules is None else load_rules(rules)
+    rule_set = common_rules(runs) if rules is None else load_rules(rules)
     with progress_bar("values") as progress:
-        frame = sweep(runs, rule_set, rule=rule, key=field, values=numbers, progress=progress)
+        frame = sweep(runs, rule_set, rule=rule, field=field, values=numbers, progress=progress)
     emit(frame, form, output)
     swept = next(candidate for candidate in rule_set.rules if candidate.name == rule)
     narrate(*warnings(runs, swept), f"rules {rule_set.name}")

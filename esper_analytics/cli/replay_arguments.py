@@ -1,40 +1,37 @@
-"""What `esper replay` and `esper rules` do, as far as it is not printing."""
+"""The arguments of `esper replay` as values, and what the command narrates about a replay."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import polars as pl
 
-from esper_analytics.detection.replay import Result, diff, live, load_rules, replay, since_live
+from esper_analytics.detection.diff import diff, diff_with_live, live_alarms
+from esper_analytics.detection.replay import Result, replay
+from esper_analytics.detection.rules import load_rules
 from esper_analytics.errors import UsageError
+from esper_analytics.formatting import format_count, format_list
 from esper_analytics.runs import Runs
 from esper_recorder.contract.rules.overrides import Value, read_value
-from esper_recorder.contract.rules.ruleset import RuleError, Severity, load_profile, profiles
 from esper_recorder.contract.rules.signal import Reason
-from esper_recorder.contract.rules.unit_tests import read_tests
-from esper_recorder.contract.suggest import suggest
 
 LIVE: Final = "live"
-_MOST_KEYS: Final = 6
-"""Keys named one by one in a line; of more, the rules alone."""
-
-WHATS: Final = ("incidents", "firings", "coverage", "diff")
+_MOST_NAMES: Final = 6
+"""Rules (with their keys, if these are not more) named in a line."""
 
 
 def read_settings(settings: Iterable[str]) -> dict[str, Value]:
-    """The values of `--set RULE.KEY=VALUE`. Raises UsageError for one without a `=`, or given twice."""
+    """Parse the values of `--set RULE.FIELD=VALUE`. Raises UsageError for one without `=` or given twice."""
     values: dict[str, Value] = {}
     for setting in settings:
-        path, equals, value = setting.partition("=")
-        path = path.strip()
-        if not equals or not path or not value.strip():
-            raise UsageError(f"--set {setting} has no value. Write it as RULE.KEY=VALUE: ratio_explosion.above=3.0.")
+        path, _, value = map(str.strip, setting.partition("="))
+        if not path or not value:
+            raise UsageError(f"--set {setting} has no value. Write it as RULE.FIELD=VALUE: ratio_explosion.above=3.0.")
         if path in values:
             raise UsageError(f"--set {path} is given twice. Give it once.")
-        values[path] = read_value(value.strip())
+        values[path] = read_value(value)
     return values
 
 
@@ -43,106 +40,64 @@ def replay_for(
     rules: str | None,
     settings: Iterable[str],
     against: str | None,
-    what: str | None,
+    view: str,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[pl.DataFrame, Result]:
-    """The table to print, and the whole result behind it.
+    """Return the table to print, `incidents`, `firings`, `coverage` or `diff`, and the result it comes from.
 
-    Raises UsageError: words of the call are off.
+    Raises UsageError: an argument is invalid.
     """
-    what = what or ("incidents" if against is None else "diff")
-    if what not in WHATS:
-        raise UsageError(f"--show {what} is not known. {suggest(what, WHATS, kind='views')}")
-    if what == "diff" and against is None:
+    if view == "diff" and against is None:
         raise UsageError("--show diff needs something to compare with. Add --against live, or a profile, or a file.")
     values = read_settings(settings)
-    before_rules = None if against in (None, LIVE) else load_rules(str(against))
-    alarms = live(runs) if against == LIVE else None
+    # everything that can be refused is read before the replay, which may take minutes
+    other_rules = None if against in (None, LIVE) else load_rules(str(against))
+    alarms = live_alarms(runs) if against == LIVE else None
     result = replay(runs, rules, values=values, progress=progress)
-    if what != "diff":
-        tables: Mapping[str, pl.DataFrame] = {
-            "incidents": result.incidents,
-            "firings": result.firings,
-            "coverage": result.coverage,
-        }
-        return tables[what], result
+    if view != "diff":
+        frame: pl.DataFrame = getattr(result, view)
+        return frame, result
     if alarms is not None:
-        return since_live(result, alarms), result
-    return diff(replay(runs, before_rules, progress=progress), result), result
+        return diff_with_live(result, alarms), result
+    return diff(replay(runs, other_rules, progress=progress), result), result
 
 
 def narration(result: Result) -> Iterator[str]:
-    """What to say beside the table: the rules that were held against, and those that never could look."""
-    held: dict[str, list[str]] = {}
+    """Say which rules the runs were evaluated with, and which rules were never evaluated, one line per finding."""
+    runs_by_rules: dict[str, list[str]] = {}
     for run_id, rules in result.rules_by_run.items():
-        held.setdefault(rules.sha256, []).append(run_id)
-    for sha256, run_ids in held.items():
+        runs_by_rules.setdefault(rules.sha256, []).append(run_id)
+    for sha256, run_ids in runs_by_rules.items():
         rules = result.rules_by_run[run_ids[0]]
         changed = "".join(f", {path} = {value}" for path, value in rules.overrides.items())
-        runs = run_ids[0] if len(run_ids) == 1 else f"{len(run_ids)} runs"
-        yield f"{runs}: rules {rules.name} (sha256 {sha256[:12]}{changed})"
-    blind = result.blind
-    unrecorded = pl.col("reason").str.contains(Reason.NO_TABLE, literal=True)
-    alike: dict[tuple[str, str], dict[str, str]] = {}
-    for run_id, reason, names, keys in _by_run(blind.filter(~unrecorded)):
-        shown = list(dict.fromkeys(names)) if len(names) > _MOST_KEYS else _with_keys(names, keys)
-        listed = ", ".join(shown[:6]) + (f" and {len(shown) - 6} more" if len(shown) > 6 else "")
-        # How often it could not look differs from run to run, and says little beside why.
-        alike.setdefault((re.sub(r" \(\d+\)", "", reason), listed), {})[run_id] = reason
-    for (why, listed), reasons in alike.items():
-        [(run_id, reason), *others] = reasons.items()
-        runs, told = (f"{len(reasons)} runs", why) if others else (run_id, reason)
-        yield f"{runs}: never could look ({told}): {listed}"
-    yield from _unrecorded(result, blind.filter(unrecorded))
+        yield f"{_runs(run_ids)}: rules {rules.name} (sha256 {sha256[:12]}{changed})"
+    without_table = pl.col("reason").str.contains(Reason.NO_TABLE, literal=True)
+    # Runs share a line if they differ only in how often a rule had no data, which says little beside why.
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    never = result.never_evaluated
+    grouped = never.filter(~without_table).group_by("run_id", "reason", maintain_order=True).agg("rule", "key")
+    for run_id, reason, rule_names, keys in grouped.iter_rows():
+        names = [f"{name}{{{key}}}" if key else name for name, key in zip(rule_names, keys, strict=True)]
+        names = list(dict.fromkeys(rule_names)) if len(names) > _MOST_NAMES else names
+        why = re.sub(r" \(\d+\)", "", reason)
+        lines.setdefault((why, format_list(names, most=_MOST_NAMES)), {})[run_id] = reason
+    for (why, listed), reasons in lines.items():
+        exact = why if len(reasons) > 1 else next(iter(reasons.values()))
+        yield f"{_runs(list(reasons))}: never evaluated ({exact}): {listed}"
+    yield from _unrecorded_tables(result, never.filter(without_table))
 
 
-def _with_keys(names: Sequence[str], keys: Sequence[str]) -> list[str]:
-    return [f"{name}{{{key}}}" if key else name for name, key in zip(names, keys, strict=True)]
-
-
-def _by_run(blind: pl.DataFrame) -> Iterable[tuple[str, str, list[str], list[str]]]:
-    return blind.group_by("run_id", "reason", maintain_order=True).agg("rule", pl.col("key")).iter_rows()
-
-
-def _unrecorded(result: Result, blind: pl.DataFrame) -> Iterator[str]:
-    """A line for the runs that record the same tables: how many rules read none of them, and so say nothing."""
-    alike: dict[tuple[int, tuple[str, ...]], list[str]] = {}
-    for run_id, names in blind.group_by("run_id", maintain_order=True).agg(pl.col("rule").unique()).iter_rows():
+def _unrecorded_tables(result: Result, never: pl.DataFrame) -> Iterator[str]:
+    """One line for all runs that lack the same tables: how many rules read only these."""
+    lines: dict[tuple[int, tuple[str, ...]], list[str]] = {}
+    for run_id, names in never.group_by("run_id", maintain_order=True).agg(pl.col("rule").unique()).iter_rows():
         rules = [rule for rule in result.rules_by_run[run_id].rules if rule.name in names]
         tables = sorted({condition.signal.table for rule in rules for condition in rule.conditions})
-        alike.setdefault((len(rules), tuple(tables)), []).append(run_id)
-    for (rules_count, unrecorded), run_ids in alike.items():
-        runs, records = (run_ids[0], "records") if len(run_ids) == 1 else (f"{len(run_ids)} runs", "record")
-        rules_say = "1 rule on that says" if rules_count == 1 else f"{rules_count} rules on that say"
-        yield f"{runs} {records} no {' and no '.join(unrecorded)}: the {rules_say} nothing"
+        lines.setdefault((len(rules), tuple(tables)), []).append(run_id)
+    for (rules_count, tables_), run_ids in lines.items():
+        verb = "records" if len(run_ids) == 1 else "record"
+        yield f"{_runs(run_ids)} {verb} no {' and no '.join(tables_)}: {format_count(rules_count, 'rule')} had no data"
 
 
-def meets(result: Result, severity: Severity) -> bool:
-    """There is an incident of this severity or a worse one."""
-    worst = result.worst()
-    return worst is not None and worst.rank >= severity.rank
-
-
-def profiles_frame() -> pl.DataFrame:
-    """A row per shipped profile: profile, rules, tests, sha256, description."""
-    rows = []
-    for name in profiles():
-        rules = load_profile(name)
-        description = " ".join(rules.description.split())
-        rows.append((name, len(rules.rules), len(rules.tests), rules.sha256, description))
-    names = ("profile", "rules", "tests", "sha256", "description")
-    return pl.DataFrame(rows, schema=names, orient="row")
-
-
-def check_frame(rules: str) -> pl.DataFrame:
-    """A row per unit test of a file (or profile): test, passed, problem.
-
-    Raises UsageError: there is no such file, or it or a test in it is off.
-    """
-    loaded = load_rules(rules)
-    try:
-        tests = read_tests(loaded)
-    except RuleError as error:
-        raise UsageError(f"{error}.") from error
-    rows = [(test.name, not problems, "; ".join(problems)) for test in tests for problems in [test.run(loaded)]]
-    return pl.DataFrame(rows, schema={"test": pl.String, "passed": pl.Boolean, "problem": pl.String}, orient="row")
+def _runs(run_ids: list[str]) -> str:
+    return run_ids[0] if len(run_ids) == 1 else f"{len(run_ids)} runs"

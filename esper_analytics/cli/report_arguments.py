@@ -9,7 +9,8 @@ from typing import Final
 import polars as pl
 
 from esper_analytics.cli.replay_arguments import LIVE, read_settings
-from esper_analytics.detection.replay import Result, load_rules, replay
+from esper_analytics.detection.replay import Result, replay
+from esper_analytics.detection.rules import load_rules
 from esper_analytics.errors import UsageError
 from esper_analytics.plots import figures
 from esper_analytics.plots.registry import PLOTS, SUFFIXES

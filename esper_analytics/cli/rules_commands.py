@@ -18,15 +18,15 @@ commands = App(no_args_is_help=True, help="Rule profiles: list them, print one, 
 @commands.command("list", examples=["esper rules list"])
 def list_profiles(form: options.Format = None, output: options.Output = None) -> None:
     """The shipped profiles."""
-    from esper_analytics.cli.replay_arguments import profiles_frame
+    from esper_analytics.detection.rules import profile_table
 
-    emit(profiles_frame(), form, output)
+    emit(profile_table(), form, output)
 
 
 @commands.command("show", examples=["esper rules show default > my.toml"])
 def show_rules(rules: Annotated[str, typer.Argument(metavar="PROFILE", help="A profile's name, or a file.")]) -> None:
     """A profile's text, as a start for other rules."""
-    from esper_analytics.detection.replay import load_rules
+    from esper_analytics.detection.rules import load_rules
 
     sys.stdout.write(load_rules(rules).text)
 
@@ -38,9 +38,9 @@ def check_rules(
     output: options.Output = None,
 ) -> None:
     """Check a file of rules and run its unit tests. Exit code 1 if one fails."""
-    from esper_analytics.cli.replay_arguments import check_frame
+    from esper_analytics.detection.rules import run_unit_tests
 
-    tests = check_frame(rules)
+    tests = run_unit_tests(rules)
     emit(tests, form, output)
     failed = int((~tests["passed"]).sum())
     narrate(f"{rules} is well-formed; {tests.height - failed} of {tests.height} tests pass")

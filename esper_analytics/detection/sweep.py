@@ -1,4 +1,4 @@
-"""One threshold at many values: how many runs and updates fire at each, and how far the runs are from it."""
+"""A sweep: one number of one rule at many values, with the runs and updates that fire at each."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from esper_analytics.detection.replay import Rules, load_rules, replay
+from esper_analytics.detection.replay import replay
+from esper_analytics.detection.rules import Rules, load_rules, with_values
 from esper_analytics.errors import UsageError
 from esper_analytics.runs import Runs
 from esper_analytics.runs import open as open_runs
 from esper_recorder.contract.rules.model import Rule, Test
-from esper_recorder.contract.rules.ruleset import RuleError, RuleSet
+from esper_recorder.contract.rules.ruleset import RuleSet
+from esper_recorder.contract.rules.signal import UPDATE_TABLE
 from esper_recorder.contract.suggest import suggest
 
 SWEEP_COLUMNS: Final = {
     "value": pl.Float64,
     "runs": pl.Int64,
     "updates": pl.Int64,
-    "share": pl.Float64,
+    "updates_fraction": pl.Float64,
     "first_run_id": pl.String,
     "first_update": pl.Int64,
-    "margin_healthiest": pl.Float64,
-    "margin_sickest": pl.Float64,
+    "margin_min": pl.Float64,
+    "margin_max": pl.Float64,
 }
 
-_MOST: Final = 100_000
+MOST_VALUES: Final = 100_000
 
 
 def read_values(text: str) -> list[float]:
-    """`START:STOP:STEP` (STOP included where a step meets it) or `a,b,c`. Raises UsageError."""
+    """Parse `START:STOP:STEP` (STOP included if a step lands on it) or `a,b,c`. Raises UsageError."""
     try:
         parts = [float(part) for part in text.split(":" if ":" in text else ",")]
     except ValueError:
@@ -44,10 +46,11 @@ def read_values(text: str) -> list[float]:
             return parts
     elif len(parts) == 3 and all(map(math.isfinite, parts)) and parts[2] > 0 and parts[0] <= parts[1]:
         start, stop, step = parts
+        # the slack counts a STOP that rounding puts just below the last step: 0:1:0.1
         count = math.floor((stop - start) / step * (1 + 1e-12) + 1e-9) + 1
-        if count <= _MOST:
+        if count <= MOST_VALUES:
             return [start + place * step for place in range(count)]
-        raise UsageError(f"--values {text} are {count:,} values. Take a larger step: at most {_MOST:,} are tried.")
+        raise UsageError(f"--values {text} are {count:,} values; the limit is {MOST_VALUES:,}. Take a larger step.")
     raise UsageError(f"--values {text} is not understood. Write START:STOP:STEP with STEP above 0, or a,b,c.")
 
 
@@ -56,112 +59,99 @@ def sweep(
     rules: Rules,
     *,
     rule: str,
-    key: str,
+    field: str,
     values: Sequence[float],
     progress: Callable[[int, int], None] | None = None,
 ) -> pl.DataFrame:
     """Replay one rule with each of many values of one of its numbers.
 
-    Without a streak the signal is evaluated once and every value is held against it; otherwise each value is a replay
-    of that rule.
+    A plain threshold costs one replay for all values; any other number costs one replay per value.
 
     Args:
         runs: the runs, or the folder that holds them.
         rules: a profile's name, a TOML file or a RuleSet.
         rule: name of the rule.
-        key: what is changed, as in `RULE.KEY` of `RuleSet.with_values`: `above`, `reset`, `drift.momentum`, ...
+        field: the number to change, as in `RULE.FIELD` of `RuleSet.with_values`: `above`, `reset`, `drift.momentum`.
         values: the values, in any order.
-        progress: called with the values done and the values to do.
+        progress: called with the number of values done and the total.
 
     Returns:
-        A row per value, in their order: value; runs and updates that fire; share of all updates; the run and update
-        of the first firing (the smallest update, the first run_id of equals). Where `key` is the threshold itself,
-        margin_healthiest and margin_sickest say how far the worst value of the healthiest and of the sickest run is
-        beyond it: negative where it does not fire. NULL where nothing could be looked at, or `key` is no threshold.
+        One row per value, in the given order: value; runs and updates that fire; updates_fraction, of all updates; run
+        and update of the first firing (the smallest update, of equals the first run_id); margin_min and margin_max.
+        A run's margin is how far its worst value lies beyond the threshold, negative if the rule does not fire;
+        margin_min is the smallest over the runs with data and margin_max the largest. So every run fires if
+        margin_min is positive, and none if margin_max is not. Margins are NULL without data, or if `field` is not a
+        plain threshold.
 
     Raises:
-        UsageError: unknown rules, rule or key, or a value that cannot be used.
+        UsageError: unknown rules, rule or field, or an invalid value.
     """
-    loaded = load_rules(rules)
+    rule_set = load_rules(rules)
     runs = runs if isinstance(runs, Runs) else open_runs(runs)
-    named = {one.name: one for one in loaded.rules}
-    if rule not in named:
-        raise UsageError(f"There is no rule {rule!r} in {loaded.name}. {suggest(rule, named, kind='rules')}")
-    total = sum(run.rows("ppo_updates") for run in runs.by_run({"ppo_updates": ("update",)}))
-    chosen = named[rule]
-    if _at_once(chosen, key):
-        rows = _held_against(runs, loaded, chosen, key, values, total)
+    by_name = {candidate.name: candidate for candidate in rule_set.rules}
+    if rule not in by_name:
+        raise UsageError(f"There is no rule {rule!r} in {rule_set.name}. {suggest(rule, by_name, kind='rules')}")
+    updates = sum(run.rows(UPDATE_TABLE) for run in runs.by_run({UPDATE_TABLE: ("update",)}))
+    swept = by_name[rule]
+
+    def fire(value: float) -> pl.DataFrame:
+        changed = _only(with_values(rule_set, {f"{rule}.{field}": value}), swept)
+        return replay(runs, changed).firings.filter(pl.col("rule") == rule)
+
+    rows = []
+    if _is_plain_threshold(swept, field):
+        with_values(rule_set, {f"{rule}.{field}": value for value in values[:1]})  # refused here if it is not a number
+        sign = 1.0 if field == Test.ABOVE else -1.0
+        rows = _compare(fire(-sign * math.inf), sign, values)
         if progress is not None:
             progress(len(values), len(values))
     else:
-        rows = []
         for done, value in enumerate(values, 1):
-            firings = replay(runs, _only(_changed(loaded, rule, key, value), chosen)).firings
-            rows.append(_row(value, firings.filter(pl.col("rule") == rule), total))
+            fired = fire(value).select("update", "run_id").unique().sort("update", "run_id")
+            update, run_id = fired.row(0) if fired.height else (None, None)
+            rows.append((value, fired["run_id"].n_unique(), fired.height, run_id, update, None, None))
             if progress is not None:
                 progress(done, len(values))
-    return pl.DataFrame(rows, schema=SWEEP_COLUMNS, orient="row")
+    names = [name for name in SWEEP_COLUMNS if name != "updates_fraction"]
+    frame = pl.DataFrame(rows, schema={name: SWEEP_COLUMNS[name] for name in names}, orient="row")
+    fraction = pl.col("updates") / updates if updates else pl.lit(None, pl.Float64)
+    return frame.with_columns(fraction.alias("updates_fraction")).select(list(SWEEP_COLUMNS))
 
 
-Row = tuple[float, int, int, float | None, str | None, int | None, float | None, float | None]
+_Row = tuple[float, int, int, str | None, int | None, float | None, float | None]
 
 
-def _at_once(rule: Rule, key: str) -> bool:
-    """Whether each update fires or not by its own value alone, held against the number that is changed."""
+def _is_plain_threshold(rule: Rule, field: str) -> bool:
+    """Whether each update fires by its own value alone, compared with the number to change."""
     (first, *others) = rule.conditions
-    plain = rule.streak == 1 and not rule.keep and not others and first.reset is None
-    return plain and first.test is not Test.NONFINITE and key == str(first.test)
-
-
-def _changed(rules: RuleSet, rule: str, key: str, value: float) -> RuleSet:
-    try:
-        return rules.with_values({f"{rule}.{key}": value})
-    except RuleError as error:
-        raise UsageError(f"{error}.") from error
+    stateless = rule.streak == 1 and not rule.keep and not others and first.reset is None
+    return stateless and first.test is not Test.NONFINITE and field == str(first.test)
 
 
 def _only(rules: RuleSet, rule: Rule) -> RuleSet:
-    """The rule alone, and the one that it yields to."""
-    kept = tuple(one for one in rules.rules if one.name in (rule.name, rule.yields_to))
+    """Drop all rules but this one and the one that inhibits it."""
+    kept = tuple(candidate for candidate in rules.rules if candidate.name in (rule.name, rule.yields_to))
     return dataclasses.replace(rules, content=dataclasses.replace(rules.content, rules=kept))
 
 
-def _held_against(runs: Runs, rules: RuleSet, rule: Rule, key: str, values: Sequence[float], total: int) -> list[Row]:
-    """Every value of the signal once, sorted; a threshold divides those that fire from the others."""
-    up = rule.conditions[0].test is Test.ABOVE
-    sign = 1.0 if up else -1.0
+def _compare(firings: pl.DataFrame, sign: float, values: Sequence[float]) -> list[_Row]:
+    """Compare values with the firings of a threshold that everything measured is beyond.
+
+    Updates are sorted by their worst value, so those that fire at a threshold are a prefix of them, found by bisection.
+    """
+    by_update = firings.group_by("run_id", "update").agg((pl.col("value") * sign).max().alias("worst"))  # over its keys
+    by_update = by_update.sort("worst", "update", "run_id", descending=[True, False, False])
+    worst = by_update.get_column("worst").to_numpy()
+    by_run = by_update.group_by("run_id").agg(pl.col("worst").max()).get_column("worst").sort().to_numpy()
+    # of each prefix the earliest update: the smallest place in the order of time
+    in_time = by_update.select(pl.arg_sort_by("update", "run_id")).to_series().to_numpy()
+    earliest = in_time[np.minimum.accumulate(np.argsort(in_time))] if len(in_time) else in_time
+    rows: list[_Row] = []
     for value in values:
-        _changed(rules, rule.name, key, value)
-        break
-    open_ = _only(_changed(rules, rule.name, key, -math.inf if up else math.inf), rule)
-    firings = replay(runs, open_).firings.filter(pl.col("rule") == rule.name)
-    # an update fires where the worst of its keys does
-    worst = (
-        firings.with_columns((pl.col("value") * sign).alias("worst"))
-        .group_by("run_id", "update")
-        .agg(pl.col("worst").max())
-        .sort("worst", "update", "run_id", descending=[True, False, False])
-    )
-    levels = worst.get_column("worst").to_numpy()
-    by_run = worst.group_by("run_id").agg(pl.col("worst").max()).get_column("worst").sort().to_numpy()
-    order = pl.DataFrame({"update": worst["update"], "run_id": worst["run_id"]}).with_row_index("at")
-    rank = order.sort("update", "run_id").with_row_index("rank").sort("at").get_column("rank").to_numpy()
-    earliest = np.minimum.accumulate(rank) if len(rank) else rank
-    first = order.sort("update", "run_id")
-    rows: list[Row] = []
-    for value in values:
-        fired = int(np.searchsorted(-levels, -(value * sign), side="left"))
-        ran = len(by_run) - int(np.searchsorted(by_run, value * sign, side="right"))
-        run_id = update = None
-        if fired:
-            update, run_id = first.row(int(earliest[fired - 1]))[1:]
-        margins = (float(by_run[0]) - value * sign, float(by_run[-1]) - value * sign) if len(by_run) else (None, None)
-        rows.append((float(value), ran, fired, fired / total if total else None, run_id, update, *margins))
+        threshold = value * sign
+        fired = int(np.searchsorted(-worst, -threshold, side="left"))
+        runs = len(by_run) - int(np.searchsorted(by_run, threshold, side="right"))
+        run_id, update, _ = by_update.row(int(earliest[fired - 1])) if fired else (None, None, None)
+        margins = (float(by_run[0]) - threshold, float(by_run[-1]) - threshold) if len(by_run) else (None, None)
+        rows.append((float(value), runs, fired, run_id, update, *margins))
     return rows
-
-
-def _row(value: float, firings: pl.DataFrame, total: int) -> Row:
-    updates = firings.select("update", "run_id").unique().sort("update", "run_id")
-    update, run_id = updates.row(0) if updates.height else (None, None)
-    share = updates.height / total if total else None
-    return float(value), updates["run_id"].n_unique(), updates.height, share, run_id, update, None, None

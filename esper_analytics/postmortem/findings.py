@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import polars as pl
 
-from esper_analytics.detection.replay import Result, diff, live, since_live, without_rules
+from esper_analytics.detection.diff import diff, diff_with_live, live_alarms, runs_without_rules
+from esper_analytics.detection.replay import Result
 from esper_analytics.formatting import (
     format_count,
     format_duration,
@@ -49,12 +50,12 @@ def findings(result: Result, against: Against | None = None) -> Findings:
     """
     changed = None
     if against is not None:
-        changed = since_live(result, live(result.runs)) if against == "live" else diff(against, result)
+        changed = diff_with_live(result, live_alarms(result.runs)) if against == "live" else diff(against, result)
     listing = {row["run_id"]: row for row in result.runs.table("runs").collect().iter_rows(named=True)}
     names = Counter(row["name"] for row in listing.values())
     labels = short_names({run_id: row["name"] for run_id, row in listing.items()})
     doubts = doubts_of(result.runs)
-    alone = set(without_rules(result.runs)) if against == "live" else set()
+    alone = set(runs_without_rules(result.runs)) if against == "live" else set()
     found = []
     for run_id, rules in result.rules_by_run.items():
         row = listing[run_id]

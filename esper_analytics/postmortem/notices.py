@@ -60,12 +60,12 @@ def endings(runs: Runs, width: int) -> Iterator[str]:
 
 def not_compared(runs: Runs) -> Iterator[str]:
     """A line for each run whose live alarms cannot be compared: it had no rules, or its updates were not recorded."""
-    from esper_analytics.detection.replay import without_rules, without_update
+    from esper_analytics.detection.diff import alarms_without_update, runs_without_rules
 
-    for run_id in without_rules(runs):
+    for run_id in runs_without_rules(runs):
         yield f"{run_id}: left out of the comparison: it ran with no rules, so it has no alarms of its own"
 
-    for run_id, told in without_update(runs).group_by("run_id", maintain_order=True).agg("update").iter_rows():
+    for run_id, told in alarms_without_update(runs).group_by("run_id", maintain_order=True).agg("update").iter_rows():
         updates = sorted(set(told))
         which = f"update{'s' if len(updates) > 1 else ''} {format_ranges(updates)}"
         alarms = format_count(len(told), "live alarm")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -16,10 +17,10 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
+import esper_analytics as ea
 from esper_analytics.cli.app import app
 from esper_analytics.cli.options import VIEWS
 from esper_analytics.cli.output import FORMATS
-from esper_analytics.cli.replay_arguments import WHATS
 from esper_analytics.plots.registry import PLOTS
 from esper_analytics.postmortem.notices import endings
 from esper_analytics.runs import open as open_runs
@@ -330,8 +331,8 @@ class TestWordsOfOptions:
     def test_a_word_that_is_no_choice_is_told_before_anything_is_read(self, words, sentence):
         assert esper(*words, code=2).stderr == f"esper: {sentence}\n"
 
-    def test_the_views_of_a_replay_are_those_of_detection(self):
-        assert VIEWS == WHATS
+    def test_every_view_is_a_frame_of_a_result_or_the_diff(self):
+        assert set(VIEWS) - {"diff"} < {field.name for field in dataclasses.fields(ea.Result)}
 
 
 class TestHelp:

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from esper_analytics.detection.diff import DIFF_COLUMNS, difference
+from esper_analytics.detection.diff import DIFF_COLUMNS, diff_firings
 from esper_analytics.detection.engine import evaluate
 from esper_analytics.detection.incidents import INCIDENT_COLUMNS, incidents
 from esper_recorder.contract.rules.ruleset import RuleSet
@@ -107,11 +107,11 @@ def test_a_difference_names_what_came_and_what_went() -> None:
     schema = ["run_id", "update", "rule", "key"]
     before = pl.DataFrame([("a", 1, "r", ""), ("a", 2, "r", "")], schema=schema, orient="row")
     after = pl.DataFrame([("a", 2, "r", ""), ("a", 2, "r", "k"), ("b", 1, "s", "")], schema=schema, orient="row")
-    found = difference(before, after)
+    found = diff_firings(before, after)
     assert found.schema == pl.Schema(DIFF_COLUMNS)
     assert found.rows() == [
         ("a", "r", "", 1, "gone"),
         ("a", "r", "k", 2, "new"),
         ("b", "s", "", 1, "new"),
     ]
-    assert difference(after, after).is_empty()
+    assert diff_firings(after, after).is_empty()

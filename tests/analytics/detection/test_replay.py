@@ -116,8 +116,8 @@ def test_a_run_without_updates_is_not_passed_over(tmp_path: Path) -> None:
     write_run(tmp_path, "a", updates=[], ended=None)
     result = ea.replay(ea.open(tmp_path), "seeds")
     assert result.firings.is_empty() and result.incidents.is_empty()
-    assert set(result.blind["reason"]) == {"no update recorded"}
-    assert result.blind.height == len(load_profile("seeds").rules)
+    assert set(result.never_evaluated["reason"]) == {"no update recorded"}
+    assert result.never_evaluated.height == len(load_profile("seeds").rules)
 
 
 def test_updates_lost_after_the_last_one_recorded_are_a_gap(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_rule_that_never_could_look_is_told_beside_every_table(tmp_path: Path)
     for what in ("incidents", "firings", "coverage"):
         done = esper("replay", str(tmp_path), "--rules", "seeds", "--show", what)
         assert done.exit_code == 0
-        assert f"{A}: never could look (not measured): ratio_collapse, value_collapse" in done.stderr
+        assert f"{A}: never evaluated (not measured): ratio_collapse, value_collapse" in done.stderr
         assert "never" not in done.stdout
 
 
@@ -142,8 +142,8 @@ def test_runs_whose_rules_could_not_look_for_the_same_reason_share_a_line(tmp_pa
     for name, length in (("a", 2), ("b", 3), ("c", 4)):
         write_run(tmp_path, name, updates=updates(*[1.0] * length))
     told = esper("replay", str(tmp_path), "--rules", "seeds").stderr
-    assert told.count("never could look (not measured): ratio_collapse, value_collapse") == 1
-    assert "3 runs: never could look (not measured): ratio_collapse" in told
+    assert told.count("never evaluated (not measured): ratio_collapse, value_collapse") == 1
+    assert "3 runs: never evaluated (not measured): ratio_collapse" in told
 
 
 def test_rules_on_tables_that_a_run_does_not_record_share_one_line_and_are_not_called_blind(tmp_path: Path) -> None:
@@ -156,9 +156,9 @@ def test_rules_on_tables_that_a_run_does_not_record_share_one_line_and_are_not_c
     )
     (tmp_path / "own.toml").write_text(text)
     done = esper("replay", str(tmp_path), "--rules", str(tmp_path / "own.toml"))
-    assert "2 runs record no heads and no recurrent_state: the 2 rules on that say nothing\n" in done.stderr
-    assert "never could look" not in done.stderr
-    blind = ea.replay(ea.open(tmp_path), tmp_path / "own.toml").blind
+    assert "2 runs record no heads and no recurrent_state: 2 rules had no data\n" in done.stderr
+    assert "never evaluated" not in done.stderr
+    blind = ea.replay(ea.open(tmp_path), tmp_path / "own.toml").never_evaluated
     assert blind.select("rule", "evaluated", "abstained", "reason").unique().sort("rule").rows() == [
         ("heads", 0, 2, "table not recorded by this run"),
         ("state", 0, 2, "table not recorded by this run"),
@@ -180,7 +180,7 @@ def test_a_gap_in_one_table_is_a_recording_gap_to_the_rules_on_it(tmp_path: Path
         (B, "", 0, 3, "recording gap (2), not recorded (1)"),
     ]
     told = esper("replay", str(tmp_path), "--run", B, "--rules", "default").stderr
-    assert f"{B}: never could look (recording gap (2), not recorded (1)): nonfinite_head" in told
+    assert f"{B}: never evaluated (recording gap (2), not recorded (1)): nonfinite_head" in told
 
 
 def test_fail_on_ends_with_one_where_an_incident_is_that_severe(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_what_a_result_tells_of_its_rules_is_enough_to_get_it_again(tmp_path: Pa
         (["--set", "zzz.above=3"], "has no rule 'zzz'. The rules are: "),
         (["--set", "ratio_explosion.abov=3"], "Did you mean above"),
         (["--set", "ratio_explosion.above=high"], "must be a number, not 'high'"),
-        (["--set", "ratio_explosion.above"], "Write it as RULE.KEY=VALUE"),
+        (["--set", "ratio_explosion.above"], "Write it as RULE.FIELD=VALUE"),
         (["--set", "ratio_explosion.above=1", "--set", "ratio_explosion.above=2"], "is given twice"),
         (["--against", "seedz"], "there is no rule profile 'seedz'"),
         (["--against", "live"], "ran with no rules"),
@@ -331,14 +331,13 @@ def test_rules_are_listed_shown_and_checked(tmp_path: Path) -> None:
     assert "mine.toml, rule ratio: unknown key 'abov'" in off.stderr and "Did you mean above" in off.stderr
 
 
-def test_replay_is_a_function_that_importing_its_module_does_not_shadow(run_python: Any) -> None:
+def test_importing_the_module_replay_does_not_shadow_the_function_replay(run_python: Any) -> None:
     code = """
-import esper_analytics as ea
-import esper_analytics.detection.engine
-import esper_analytics.detection.replay as module
 import types
-assert isinstance(ea.replay, types.FunctionType) and isinstance(ea.report, types.FunctionType)
-print(ea.replay is module.replay)
+import esper_analytics as ea
+import esper_analytics.detection.replay, esper_analytics.detection.diff, esper_analytics.detection.sweep
+assert ea.replay is esper_analytics.detection.replay.replay
+print({type(f) for f in (ea.replay, ea.diff, ea.sweep, ea.report, ea.load_rules)} == {types.FunctionType})
 """
     assert run_python(code).strip() == "True"
 

@@ -27,7 +27,7 @@ def two_runs(folder: Path) -> ea.Runs:
 
 
 def test_each_value_tells_runs_updates_share_first_firing_and_margins(tmp_path: Path) -> None:
-    swept = ea.sweep(two_runs(tmp_path), "seeds", rule="ratio_explosion", key="above", values=[3, 2, 1e9, math.inf])
+    swept = ea.sweep(two_runs(tmp_path), "seeds", rule="ratio_explosion", field="above", values=[3, 2, 1e9, math.inf])
     # 8 updates in all. Run a: 3.0 is its worst, run b: inf.
     assert swept.rows() == [
         (3.0, 1, 2, 2 / 8, B, 2, 0.0, math.inf),
@@ -49,7 +49,7 @@ def test_a_sweep_counts_what_replays_of_each_value_count(tmp_path: Path, test: s
     rules.write_text(f'{LAYERED}column = "grad_norm"\n{test} = 2.0\n')
     runs = ea.open(tmp_path / A)
     values = [0.0, 0.5, 2.5, 4.9, 5.0, 99.0]
-    swept = ea.sweep(runs, rules, rule="layer", key=test, values=values)
+    swept = ea.sweep(runs, rules, rule="layer", field=test, values=values)
     for value, row in zip(values, swept.rows(named=True), strict=True):
         firings = ea.replay(runs, rules, values={f"layer.{test}": value}).firings
         assert row["updates"] == firings["update"].n_unique()
@@ -58,15 +58,15 @@ def test_a_sweep_counts_what_replays_of_each_value_count(tmp_path: Path, test: s
 
 def test_what_is_no_plain_threshold_is_replayed_for_each_value(tmp_path: Path) -> None:
     write_run(tmp_path, "a", updates=[{"grad_norm": g} for g in (1.0, 2.0, 1.0, 9.0)])
-    swept = ea.sweep(ea.open(tmp_path), "seeds", rule="gradient_norm_drift", key="drift.momentum", values=[0.0, 0.99])
+    swept = ea.sweep(ea.open(tmp_path), "seeds", rule="gradient_norm_drift", field="drift.momentum", values=[0.0, 0.99])
     # momentum 0: against the value before: 1.0, 0.5, 8.0. momentum 0.99: 1.0, 0.0099, 7.9
     assert swept.select("value", "updates", "first_update").rows() == [(0.0, 2, 2), (0.99, 2, 2)]
-    assert swept["margin_sickest"].null_count() == 2
+    assert swept["margin_max"].null_count() == 2
 
 
 def test_a_signal_that_was_never_measured_has_no_margin(tmp_path: Path) -> None:
     write_run(tmp_path, "a", updates=[{"ratio_max": None}])
-    swept = ea.sweep(ea.open(tmp_path), "seeds", rule="ratio_explosion", key="above", values=[1.0])
+    swept = ea.sweep(ea.open(tmp_path), "seeds", rule="ratio_explosion", field="above", values=[1.0])
     assert swept.rows() == [(1.0, 0, 0, 0.0, None, None, None, None)]
 
 
