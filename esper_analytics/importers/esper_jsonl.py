@@ -38,11 +38,10 @@ from esper_analytics.importers.run_writer import Origin, RunWriter, Stored, by_u
 from esper_analytics.importers.sources import Source, find_sources, plain_name
 from esper_recorder.contract.rules.ruleset import load_profile
 from esper_recorder.contract.tables import columns
-from esper_recorder.esper.field_map.event_columns import NO_EVENT, Block
-from esper_recorder.esper.field_map.event_mapping import Entry, is_event, map_events
-from esper_recorder.esper.field_map.run_facts import KINDS as FACTS
-from esper_recorder.esper.field_map.run_facts import Facts
-from esper_recorder.esper.field_map.update_clock import TURNING, Clock, RunKey
+from esper_recorder.esper.field_map.event_batch import NO_EVENT, Block
+from esper_recorder.esper.field_map.event_mapping import PlacedEvent, is_event, map_events
+from esper_recorder.esper.field_map.run_facts import FACT_EVENTS, RunFacts
+from esper_recorder.esper.field_map.update_clock import CLOCK_EVENTS, Clock, RunKey
 from esper_recorder.storage.manifest import Attempt, Manifest, plain_json
 from esper_recorder.storage.parquet import arrow_type
 
@@ -50,7 +49,7 @@ ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 FORMAT = "esper-jsonl"
 NO_EVENT_KIND = "(no event)"
 _PLAIN_NAMES = ("events", "telemetry")  # a file of this name is told apart by its folder
-_TURNING = tuple(f'"{kind}"'.encode() for kind in TURNING)
+_TURNING = tuple(f'"{kind}"'.encode() for kind in CLOCK_EVENTS)
 
 Progress = Callable[[int, int], None]
 
@@ -101,7 +100,7 @@ class _Piece:
 
     first_line: int
     first_text: bytes
-    facts: Facts = field(default_factory=Facts)
+    facts: RunFacts = field(default_factory=RunFacts)
     tables: dict[str, pa.Table] = field(default_factory=dict)
     report: LoadReport = field(default_factory=LoadReport)
 
@@ -202,7 +201,7 @@ class _Loading:
         group, number = key
         return "-".join([name, *([group] if group != "default" else []), *([str(number)] if number > 1 else [])])
 
-    def _manifest(self, key: RunKey, facts: Facts) -> Manifest:
+    def _manifest(self, key: RunKey, facts: RunFacts) -> Manifest:
         trainer = {"name": "esper", "generation": facts.generation, "group_id": key[0]}
         attempt = Attempt(
             started=facts.started,
@@ -253,7 +252,7 @@ def advance(clock: Clock, block: bytes) -> None:
             event = decode(block[start : end if end >= 0 else len(block)])
         except NoJson:
             continue
-        if is_event(event) and event["event_type"] in TURNING:
+        if is_event(event) and event["event_type"] in CLOCK_EVENTS:
             clock.place(event)
 
 
@@ -292,7 +291,7 @@ def map_block(
     if not lines[-1]:
         lines.pop()
     pieces: dict[RunKey, _Piece] = {}
-    entries: dict[RunKey, list[Entry]] = {}
+    entries: dict[RunKey, list[PlacedEvent]] = {}
     raw: dict[RunKey, list[dict[str, Any]]] = {}
 
     def piece_of(key: RunKey, position: int) -> _Piece:
@@ -336,16 +335,16 @@ def map_block(
         if training.key not in entries:
             piece_of(training.key, position)
             entries[training.key] = []
-        entries[training.key].append(Entry(number, event, training, update))
-        if event["event_type"] in FACTS:
-            pieces[training.key].facts.take(event, update)
+        entries[training.key].append(PlacedEvent(number, event, training, update))
+        if event["event_type"] in FACT_EVENTS:
+            pieces[training.key].facts.add(event, update)
     for key, piece in pieces.items():
         _finish(piece, entries.get(key, []), raw.get(key, []), lambda number: as_text(lines[number - first_line]))
     return pieces
 
 
 def _finish(
-    piece: _Piece, entries: Sequence[Entry], raw: Sequence[Mapping[str, Any]], text_of: Callable[[int], str]
+    piece: _Piece, entries: Sequence[PlacedEvent], raw: Sequence[Mapping[str, Any]], text_of: Callable[[int], str]
 ) -> None:
     """Rows and tallies of a run's events in a block."""
     mapped = map_events(entries)

@@ -26,11 +26,10 @@ from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec
 
 from esper_recorder.contract.rules.ruleset import load_profile
-from esper_recorder.esper.field_map.event_columns import NO_EVENT, Block, as_text
-from esper_recorder.esper.field_map.event_mapping import Entry, map_events
-from esper_recorder.esper.field_map.event_values import plain, plain_event
-from esper_recorder.esper.field_map.run_facts import KINDS as FACTS
-from esper_recorder.esper.field_map.run_facts import Facts
+from esper_recorder.esper.field_map.event_batch import NO_EVENT, Block
+from esper_recorder.esper.field_map.event_mapping import PlacedEvent, map_events
+from esper_recorder.esper.field_map.event_values import json_text, plain, plain_event
+from esper_recorder.esper.field_map.run_facts import FACT_EVENTS, RunFacts
 from esper_recorder.esper.field_map.update_clock import DEFAULT_GROUP, Clock, RunKey
 from esper_recorder.storage.gaps import QUEUE_FULL, REDUCE_FAILED
 from esper_recorder.storage.manifest import loaded_versions, plain_json
@@ -125,7 +124,7 @@ class HubBackend:
             self._run(key).reject(self._line, update, event)
             return
         training, update = self._clock.place(told)
-        self._run(training.key).take(Entry(self._line, told, training, update))
+        self._run(training.key).take(PlacedEvent(self._line, told, training, update))
 
     def close(self) -> None:
         """Write what is left and end the runs: finished where the training said so. A second call does nothing."""
@@ -191,9 +190,9 @@ class _Run:
 
     def __init__(self, root: Path, name: str, key: RunKey) -> None:
         self._group = key[0]
-        self._facts = Facts()
-        self._told = Facts()
-        self._waiting: list[Entry] = []
+        self._facts = RunFacts()
+        self._told = RunFacts()
+        self._waiting: list[PlacedEvent] = []
         self._rejected: list[tuple[int, int, str]] = []  # line, update, text
         self._since = 0.0
         self._lock = threading.RLock()  # the writer's thread hands over what has waited long enough
@@ -208,7 +207,7 @@ class _Run:
         # What waits is bounded by its events, see `_put`.
         self.writer = Writer(sink, self.folder, capacity=MOST_WAITING, heartbeat=self._beat)
 
-    def take(self, entry: Entry) -> None:
+    def take(self, entry: PlacedEvent) -> None:
         """Take an event of this run."""
         with self._lock:
             if entry.update > self.update and self._waiting:
@@ -216,8 +215,8 @@ class _Run:
             self.update = max(self.update, entry.update)
             self._wait()
             self._waiting.append(entry)
-            if entry.event["event_type"] in FACTS:
-                self._facts.take(entry.event, entry.update)
+            if entry.event["event_type"] in FACT_EVENTS:
+                self._facts.add(entry.event, entry.update)
                 self._tell()
             if len(self._waiting) >= EVENTS_AT_ONCE:
                 self.hand_over()
@@ -226,7 +225,7 @@ class _Run:
         """Keep what is no event."""
         with self._lock:
             self._wait()
-            self._rejected.append((line, update, as_text(plain(event))))
+            self._rejected.append((line, update, json_text(plain(event))))
 
     def hand_over(self) -> None:
         """Give the writer what waits; it makes the rows."""
@@ -236,7 +235,7 @@ class _Run:
             if waiting or rejected:
                 self._put(waiting, rejected)
 
-    def _put(self, entries: list[Entry], rejected: list[tuple[int, int, str]]) -> None:
+    def _put(self, entries: list[PlacedEvent], rejected: list[tuple[int, int, str]]) -> None:
         count = len(entries) + len(rejected)
         if self._queued + count > MOST_WAITING:
             self.dropped += count
@@ -293,7 +292,7 @@ class _Run:
         except OSError as error:  # the event itself is recorded; the next one of these tries again
             log.warning("What run %s is cannot be written into its run.json: %s", self.folder.run_id, error)
             return
-        self._told = Facts(config=facts.config, generation=facts.generation)
+        self._told = RunFacts(config=facts.config, generation=facts.generation)
 
     def _trainer(self) -> dict[str, Any]:
         return {"name": "esper", "generation": self._facts.generation, "group_id": self._group}
@@ -303,7 +302,7 @@ class _Run:
         return {"run_id": self.folder.run_id, "attempt": self.folder.attempt, "rank": self.folder.rank}
 
 
-def _rows(entries: Sequence[Entry], rejected: Sequence[tuple[int, int, str]], identity: dict[str, Any]) -> Rows:
+def _rows(entries: Sequence[PlacedEvent], rejected: Sequence[tuple[int, int, str]], identity: dict[str, Any]) -> Rows:
     """The rows of some events of one run, table by table. For the writer's thread."""
     mapped = map_events(entries)
     if rejected:

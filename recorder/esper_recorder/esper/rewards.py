@@ -14,8 +14,8 @@ from typing import Any
 from esper_recorder.contract.suggest import suggest
 from esper_recorder.contract.tables import column_names
 from esper_recorder.contract.tables.esper import Reward as RewardComponents
+from esper_recorder.esper.field_map.event_kinds import REWARD_COLUMNS
 from esper_recorder.esper.field_map.event_values import plain
-from esper_recorder.esper.field_map.fields import REWARD_COLUMNS
 
 __all__ = ["RewardComponents", "reward_components"]
 

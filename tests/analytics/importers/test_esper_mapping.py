@@ -11,21 +11,22 @@ from typing import Any
 
 import pytest
 
-from esper_recorder.esper.field_map import fields as layout
-from esper_recorder.esper.field_map.event_columns import Mapped, column_types, microseconds, misfits
-from esper_recorder.esper.field_map.event_mapping import Entry, map_events
+from esper_recorder.esper.field_map import event_kinds
+from esper_recorder.esper.field_map.event_batch import EventRows, column_types
+from esper_recorder.esper.field_map.event_mapping import PlacedEvent, map_events
+from esper_recorder.esper.field_map.event_values import microseconds, misfits
 from esper_recorder.esper.field_map.update_clock import Clock
 from tests.esper_files import ALL_KINDS, EXCERPTS, WHOLE, Event, events
 
 Rows = list[dict[str, Any]]
 
 
-def mapped(all_events: list[Event], clock: Clock | None = None) -> Mapped:
+def mapped(all_events: list[Event], clock: Clock | None = None) -> EventRows:
     clock = clock or Clock()
-    return map_events([Entry(line, event, *clock.place(event)) for line, event in enumerate(all_events, 1)])
+    return map_events([PlacedEvent(line, event, *clock.place(event)) for line, event in enumerate(all_events, 1)])
 
 
-def rows(result: Mapped, table: str) -> Rows:
+def rows(result: EventRows, table: str) -> Rows:
     found = []
     for block in result.blocks.get(table, ()):
         assert len({len(values) for values in block.values()}) == 1, "columns of different lengths"
@@ -50,7 +51,7 @@ def exact(value: Any) -> Any:
     return (type(value), repr(value)) if isinstance(value, float | bool) else value
 
 
-def findable(result: Mapped) -> dict[Any, set[Any]]:
+def findable(result: EventRows) -> dict[Any, set[Any]]:
     """Time of an event -> every value in the rows that were made of it, those of `raw_events` included."""
     found: dict[Any, set[Any]] = {}
     for blocks in result.blocks.values():
@@ -75,7 +76,7 @@ def forms(path: tuple[Any, ...], value: Any) -> list[Any]:
     if name == "update_time_ms":
         return [exact(value / 1000)]
     if name == "anomaly_type":
-        return [value, *(value.removeprefix(f"{rule}_") for rule in layout.KEYED_ALARMS)]
+        return [value, *(value.removeprefix(f"{rule}_") for rule in event_kinds.KEYED_ALARMS)]
     if "op_valid_mask" in path:
         return [int(value)]
     if "seed_mask" in path:
@@ -158,9 +159,9 @@ def test_what_is_stored_fits_the_declared_columns(path: Path) -> None:
 
 
 def test_every_column_that_the_layout_names_is_declared() -> None:
-    kinds = [*layout.KINDS.values(), layout.ESPER_UPDATE, layout.SYSTEM, layout.REWARD, layout.OBSERVATIONS]
-    kinds += [layout.SLOT_EPOCH, layout.PROFILE_PHASE, layout.SHAPLEY, layout.CONFIGURATION, layout.ALARM]
-    for kind in kinds:
+    kinds = [kind for kind in vars(event_kinds).values() if isinstance(kind, event_kinds.Kind)]
+    assert len(kinds) > 8
+    for kind in [*kinds, *event_kinds.KINDS.values()]:
         columns = [to if isinstance(to, str) else to.column for to in kind.columns.values()]
         assert {*columns, *kind.envelope.values(), *kind.constants} <= set(column_types(kind.table)), kind.table
 
@@ -383,7 +384,7 @@ class TestWhatFitsNoColumn:
 
     @pytest.mark.parametrize("data", [None, [], "text", 3, {}])
     @pytest.mark.parametrize(
-        "kind", [*sorted({name.partition("/")[0] for name in layout.KINDS}), "GOVERNOR_ROLLBACK", "?"]
+        "kind", [*sorted({name.partition("/")[0] for name in event_kinds.KINDS}), "GOVERNOR_ROLLBACK", "?"]
     )
     def test_an_event_of_any_kind_may_say_nothing_or_nonsense(self, kind: str, data: Any) -> None:
         result = mapped([event(kind, data)])

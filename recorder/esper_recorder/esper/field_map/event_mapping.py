@@ -1,12 +1,12 @@
 """Esper's events as rows of the tables: whole columns at a time, each value accounted for.
 
     clock = Clock()
-    entries = [Entry(line, event, *clock.place(event)) for line, event in ...]
-    mapped = map_events(entries)            # of one run
-    mapped.blocks["ppo_updates"]            # blocks of columns
+    events = [PlacedEvent(line, event, *clock.place(event)) for line, event in ...]
+    rows = map_events(events)               # of one run
+    rows.blocks["ppo_updates"]              # blocks of columns
 
-A block's `time` is in microseconds since 1970, UTC. What an event says and no column holds is in the blocks of
-`raw_events`, with the reason; see `entries`. A key that is absent and a key whose value is null are NULL alike.
+A block's `time` is in microseconds since 1970, UTC. A value without a column is in the blocks of `raw_events`, with
+the reason (`event_batch`). A key that is absent and a key whose value is null are NULL alike.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from esper_recorder.esper.field_map.event_columns import (
+from esper_recorder.esper.field_map.event_batch import (
     NO_TABLE,
     UNKNOWN_EVENT,
     UNKNOWN_KEY,
     WRONG_TYPE,
     Block,
-    Entries,
-    Mapped,
-    microseconds,
+    EventBatch,
+    EventRows,
 )
-from esper_recorder.esper.field_map.field_columns import check_repeat, envelope, keep_all, keep_rest, take_columns
-from esper_recorder.esper.field_map.fields import ALARM, KINDS, WITHOUT_TABLE, Kind
-from esper_recorder.esper.field_map.nested_values import PARTS, WHOLE, skipped_update
+from esper_recorder.esper.field_map.event_kinds import ALARM, KINDS, WITHOUT_TABLE, Kind
+from esper_recorder.esper.field_map.event_values import microseconds
+from esper_recorder.esper.field_map.nested_values import EXTRA_ROWS, NESTED, add_skipped_update
 from esper_recorder.esper.field_map.update_clock import SNAPSHOT, STARTED, UPDATED, Training
 
-ENVELOPE = ("event_id", "severity", "epoch", "message")
+_ENVELOPE_COLUMNS = ("event_id", "severity", "epoch", "message")
 """Keys of the envelope that are columns of `events` under the same name."""
-_ELSEWHERE = ("event_type", "group_id", "seed_id", "slot_id")  # the kind, the run, and see `map_data`
-_SHARED = ("env", "step", "epoch", "episode")  # what the rows of an event's parts have in common with its own
+_MAPPED_ELSEWHERE = ("event_type", "group_id", "seed_id", "slot_id")  # the kind, the run, and see `_map_payloads`
+_SHARED_COLUMNS = ("env", "step", "epoch", "episode")
+"""Columns of an event's own row that the rows of its nested values have too."""
 
 
-class Entry(NamedTuple):
-    """An event, where it stood, and where `Clock.place` puts it."""
+class PlacedEvent(NamedTuple):
+    """An event, its line, and the place that `Clock.place` gives it."""
 
     line: int
     event: Mapping[str, Any]
@@ -49,12 +49,12 @@ def is_event(value: Any) -> bool:
     return isinstance(value, dict) and type(value.get("event_type")) is str
 
 
-def map_events(entries: Iterable[Entry]) -> Mapped:
-    """The rows of some events of one run. Rows of an event are in its order; rows of different kinds are not."""
-    out = Mapped()
-    shapes: dict[tuple[Any, ...], list[Entry]] = {}
-    for entry in entries:
-        event = entry[1]
+def map_events(events: Iterable[PlacedEvent]) -> EventRows:
+    """Map events of one run to rows. Rows of one kind keep the events' order; rows of different kinds do not."""
+    rows = EventRows()
+    shapes: dict[tuple[Any, ...], list[PlacedEvent]] = {}
+    for placed in events:
+        event = placed[1]
         data = event.get("data")
         event_type = event["event_type"]
         kind = None
@@ -63,96 +63,94 @@ def map_events(entries: Iterable[Entry]) -> Mapped:
         elif event_type == SNAPSHOT:
             kind = data.get("kind")
             kind = kind if type(kind) is str else None
-        # Events of one shape become columns together, which is what makes it fast.
-        shape = (event_type, kind, tuple(data), tuple(event), id(entry[2]), data.get("skipped") is True)
+        # Events of one shape become columns together: a cost per shape instead of one per event.
+        shape = (event_type, kind, tuple(data), tuple(event), id(placed[2]), data.get("skipped") is True)
         members = shapes.get(shape)
         if members is None:
-            shapes[shape] = [entry]
+            shapes[shape] = [placed]
         else:
-            members.append(entry)
+            members.append(placed)
     for (event_type, kind, *_), members in shapes.items():
-        _map_shape(event_type, kind, members, out)
-    return out
+        _map_shape(event_type, kind, members, rows)
+    return rows
 
 
-def _map_shape(event_type: str, kind: str | None, members: Sequence[Entry], out: Mapped) -> None:
+def _map_shape(event_type: str, kind: str | None, members: Sequence[PlacedEvent], rows: EventRows) -> None:
     lines, events, trainings, updates = zip(*members, strict=True)
-    envelopes = dict(zip(events[0], zip(*(event.values() for event in events), strict=True), strict=True))
-    datas = [data if type(data) is dict else {} for data in envelopes.get("data", [None] * len(events))]
+    envelope = dict(zip(events[0], zip(*(event.values() for event in events), strict=True), strict=True))
+    payloads = [data if type(data) is dict else {} for data in envelope.get("data", [None] * len(events))]
     label = f"{event_type}/{kind}" if kind is not None else event_type
-    given: dict[str, Sequence[Any]] = {"line": lines, "update": updates}
-    entries = Entries(label, event_type, trainings[0], given, datas, envelopes, "", out)
-    _map_envelope(entries, kind)
-    if event_type == UPDATED and datas[0].get("skipped") is True:
-        out.typed[label] += len(entries)
-        skipped_update(entries)
+    context: dict[str, Sequence[Any]] = {"line": lines, "update": updates}
+    batch = EventBatch(label, event_type, trainings[0], context, payloads, envelope, "", rows)
+    _map_envelope(batch, kind)
+    if event_type == UPDATED and payloads[0].get("skipped") is True:
+        rows.typed[label] += len(batch)
+        add_skipped_update(batch)
         return
-    entries.path = "data."
+    batch.path = "data."
     spec = KINDS.get(label)
-    if spec is None and "anomaly_type" in datas[0]:
+    if spec is None and "anomaly_type" in payloads[0]:
         spec = ALARM
     if event_type == STARTED or spec is not None:
-        out.typed[label] += len(entries)
+        rows.typed[label] += len(batch)
         if spec is not None:
-            map_data(entries, spec)
+            _map_payloads(batch, spec)
         return
-    known = event_type in WITHOUT_TABLE
-    (out.kept if known else out.rejected)[label] += len(entries)
-    for place, event in enumerate(events):
-        entries.keep(place, "", NO_TABLE if known else UNKNOWN_EVENT, event, whole=True)
+    expected = event_type in WITHOUT_TABLE
+    (rows.kept if expected else rows.rejected)[label] += len(batch)
+    for index, event in enumerate(events):
+        batch.keep(index, "", NO_TABLE if expected else UNKNOWN_EVENT, event, whole=True)
 
 
-def _map_envelope(entries: Entries, kind: str | None) -> None:
-    """Rows of `events`; the times go into `entries.given`."""
-    count = len(entries)
-    entries.given["time"] = [None] * count  # for what is kept on the way
-    columns: dict[str, Sequence[Any]] = {"event_type": [entries.event_type] * count, "kind": [kind] * count}
-    for key, values in entries.envelope.items():
-        if key in ENVELOPE:
-            columns[key] = entries.fitted("events", key, key, values)
+def _map_envelope(batch: EventBatch, kind: str | None) -> None:
+    """Add rows of `events`, and the times to the context."""
+    count = len(batch)
+    batch.context["time"] = [None] * count  # for a value that is kept before the times are read
+    columns: dict[str, Sequence[Any]] = {"event_type": [batch.event_type] * count, "kind": [kind] * count}
+    for key, values in batch.envelope.items():
+        if key in _ENVELOPE_COLUMNS:
+            columns[key] = batch.fit("events", key, key, values)
         elif key == "timestamp":
-            entries.given["time"] = entries.converted(key, values, microseconds)
+            batch.context["time"] = batch.convert(key, values, microseconds)
         elif key == "data":
-            for place, value in enumerate(values):
-                if value is not None and type(value) is not dict:
-                    entries.keep(place, key, WRONG_TYPE, value)
-        elif key not in _ELSEWHERE:
-            keep_all(entries, key, values, UNKNOWN_KEY)
-    entries.out.add("events", entries.block("events", columns))
+            batch.keep_all(key, [None if type(value) is dict else value for value in values], WRONG_TYPE)
+        elif key not in _MAPPED_ELSEWHERE:
+            batch.keep_all(key, values, UNKNOWN_KEY)
+    batch.add("events", columns)
 
 
-def map_data(entries: Entries, kind: Kind) -> None:
-    """Rows of what the events of one kind and shape say, and of what lies deeper in them."""
+def _map_payloads(batch: EventBatch, kind: Kind) -> None:
+    """Add the rows of a kind: its own and those of its nested values."""
     columns: Block = {
-        column: entries.fitted(kind.table, column, f"envelope.{key}", envelope(entries, key))
+        column: batch.fit(kind.table, column, f"envelope.{key}", batch.of_envelope(key))
         for key, column in kind.envelope.items()
     }
-    _check_context(entries, kind)
-    taken, rest = take_columns(entries, kind)
+    _check_context(batch, kind)
+    taken, rest = batch.take(kind)
     columns |= taken
-    if entries.event_type == SNAPSHOT:
+    if batch.event_type == SNAPSHOT:
         rest.pop("kind", None)
     for name, values in columns.items():
-        if kind.hollow or name in _SHARED:
-            entries.given[name] = values
-    deeper = {key: rest.pop(key) for key in kind.parts if key in rest}
-    if kind.table in WHOLE:
-        columns |= WHOLE[kind.table](entries, rest)
-    for part, values in deeper.items():
-        PARTS[part](entries, values)
-    keep_rest(entries, rest, kind)
-    if not kind.hollow:
-        entries.out.add(kind.table, entries.block(kind.table, columns))
+        if kind.nested_only or name in _SHARED_COLUMNS:
+            batch.context[name] = values
+    nested = {key: rest.pop(key) for key in kind.nested if key in rest}
+    if kind.table in EXTRA_ROWS:
+        columns |= EXTRA_ROWS[kind.table](batch, rest)
+    for key, values in nested.items():
+        NESTED[key](batch, values)
+    batch.keep_rest(rest, kind)
+    if not kind.nested_only:
+        batch.add(kind.table, columns)
 
 
-def _check_context(entries: Entries, kind: Kind) -> None:
-    """`seed_id` and `slot_id` of the envelope are columns, repetitions of the data, or kept."""
-    path, entries.path = entries.path, ""
+def _check_context(batch: EventBatch, kind: Kind) -> None:
+    """Check `seed_id` and `slot_id` of the envelope: they are columns, repetitions of the data, or kept."""
+    path, batch.path = batch.path, ""
     for key in ("seed_id", "slot_id"):
-        told = envelope(entries, key)
-        if key not in kind.envelope and told.count(None) < len(told):
+        values = batch.of_envelope(key)
+        if key not in kind.envelope and values.count(None) < len(values):
             if f"envelope.{key}" in kind.repeats:
-                check_repeat(entries, key, told, kind.repeats[f"envelope.{key}"])
+                batch.check_repeat(key, values, kind.repeats[f"envelope.{key}"])
             else:
-                keep_all(entries, key, told, UNKNOWN_KEY)
-    entries.path = path
+                batch.keep_all(key, values, UNKNOWN_KEY)
+    batch.path = path

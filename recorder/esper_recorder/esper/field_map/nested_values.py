@@ -1,7 +1,7 @@
-"""The parts of Esper's events that are no plain values: heads, recurrent states, rewards, slots, phases.
+"""What lies deeper in Esper's events: heads, recurrent states, rewards, slots, phases.
 
-A function for an event takes the keys it knows by their pattern out of the rest, makes rows of other tables, and
-returns columns for the event's own. A function for a part makes rows of what lies under one key.
+A function of `EXTRA_ROWS` takes the keys it knows by their pattern out of the rest of an event, makes rows of other
+tables, and returns columns for the event's own row. A function of `NESTED` makes rows of what lies under one key.
 """
 
 from __future__ import annotations
@@ -10,339 +10,308 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from esper_recorder.esper.field_map import fields as layout
-from esper_recorder.esper.field_map.event_columns import (
-    DIFFERS,
-    NO_COLUMN,
-    WRONG_TYPE,
-    Block,
-    Entries,
-    is_nonfinite,
-    misfits,
-    same,
-)
-from esper_recorder.esper.field_map.field_columns import Rest, envelope, keep_rest, map_rows, take_columns
-from esper_recorder.esper.field_map.fields import Kind
+from esper_recorder.esper.field_map import event_kinds
+from esper_recorder.esper.field_map.event_batch import DIFFERS, NO_COLUMN, WRONG_TYPE, Block, EventBatch, Rest
+from esper_recorder.esper.field_map.event_kinds import Kind
+from esper_recorder.esper.field_map.event_values import fraction, is_nonfinite, misfits, same
 
-_HEAD = re.compile(rf"head_(.+)_({'|'.join(layout.HEAD_COLUMNS)})")
-_STATE = re.compile(rf"((?:rollout_)?lstm)_([hc])_({'|'.join(layout.STATE_COLUMNS)})")
-_STATE_FLAG = re.compile(rf"((?:rollout_)?lstm)_({'|'.join(layout.STATE_FLAGS)})")
-_NOTHING = {type(None)}
-_TOLD_OF_HEAD = {"confidence": "confidence", "entropy": "entropy_normalized"}
+_HEAD = re.compile(rf"head_(.+)_({'|'.join(event_kinds.HEAD_COLUMNS)})")
+_STATE = re.compile(rf"((?:rollout_)?lstm)_([hc])_({'|'.join(event_kinds.STATE_COLUMNS)})")
+_STATE_FLAG = re.compile(rf"((?:rollout_)?lstm)_({'|'.join(event_kinds.STATE_FLAGS)})")
+_HEAD_TELEMETRY = {"confidence": "confidence", "entropy": "entropy_normalized"}
 
 
 # --- whole events -----------------------------------------------------------------------------------------------------
 
 
-def of_ppo_update(entries: Entries, rest: Rest) -> Block:
-    """Heads, recurrent states and the two tables beside `ppo_updates`; what is derived from the whole event."""
-    for kind in (layout.ESPER_UPDATE, layout.SYSTEM):
-        own, _ = take_columns(entries, kind, [(key, rest.pop(key)) for key in kind.columns if key in rest])
-        if own:
-            entries.out.add(kind.table, entries.block(kind.table, own))
-    _heads(entries, rest)
-    _states(entries, rest)
-    total = entries.training.total_episodes
+def map_update(batch: EventBatch, rest: Rest) -> Block:
+    """Add heads, recurrent states and the two tables beside `ppo_updates`; derive columns of the whole event."""
+    for kind in (event_kinds.ESPER_UPDATE, event_kinds.SYSTEM):
+        columns, _ = batch.take(kind, [(key, rest.pop(key)) for key in kind.columns if key in rest])
+        if columns:
+            batch.add(kind.table, columns)
+    _add_heads(batch, rest)
+    _add_states(batch, rest)
     derived: Block = {
         "nonfinite_fields": [
-            sorted(key for key, value in data.items() if is_nonfinite(value)) for data in entries.datas
+            sorted(key for key, value in payload.items() if is_nonfinite(value)) for payload in batch.payloads
         ],
-        "progress": [_share(epoch, total) for epoch in envelope(entries, "epoch")],
+        "progress": _progress(batch),
     }
-    if "early_stop_epoch" in entries.datas[0]:
+    if "early_stop_epoch" in batch.payloads[0]:
         # Here null is an answer: the update was not stopped.
-        derived["stopped_early"] = [data["early_stop_epoch"] is not None for data in entries.datas]
+        derived["stopped_early"] = [payload["early_stop_epoch"] is not None for payload in batch.payloads]
     return derived
 
 
-def of_alarm(entries: Entries, rest: Rest) -> Block:
-    """Rule and key of an alarm, from its `anomaly_type`."""
-    types = entries.fitted("alarms", "rule", "anomaly_type", rest.pop("anomaly_type", [None] * len(entries)))
-    split = [_rule_and_key(name) for name in types]
-    progress = [_share(data.get("episode") or None, data.get("total_episodes")) for data in entries.datas]
-    return {"rule": [rule for rule, _ in split], "key": [key for _, key in split], "progress": progress}
+def add_skipped_update(batch: EventBatch) -> None:
+    """Add the rows of an update that the trainer skipped (its rollout was thrown away): they have measured nothing.
 
-
-def of_decision(entries: Entries, rest: Rest) -> Block:
-    """The masks and the telemetry of the heads, and the reward with its terms, in a breakdown or beside it."""
-    _decision_heads(entries, rest)
-    _rewards(entries, rest)
-    return {**_slot_labels(entries, rest), **_alternatives(entries, rest)}
-
-
-def skipped_update(entries: Entries) -> None:
-    """An update the trainer did not make (its rollout was thrown away) is a row that measured nothing.
-
-    The numbers of its event are placeholders (losses and gradients 0.0, ratios 1.0), and no detector looked at them
-    live; they are kept in `raw_events`.
+    The numbers of its event are placeholders (losses and gradients 0.0, ratios 1.0) that no detector evaluated live.
+    As measurements they would look like a healthy update, so they are kept in `raw_events` alone.
     """
-    total = entries.training.total_episodes
-    told: Block = {
-        "definition": [layout.DEFINITION] * len(entries),
-        "progress": [_share(epoch, total) for epoch in envelope(entries, "epoch")],
-    }
-    entries.out.add("ppo_updates", entries.block("ppo_updates", told))
-    entries.out.add("esper_updates", entries.block("esper_updates", {"update_skipped": [True] * len(entries)}))
-    for place, data in enumerate(entries.datas):
-        entries.keep(place, "data", NO_COLUMN, data)
+    definition = [event_kinds.DEFINITION] * len(batch)
+    batch.add("ppo_updates", {"definition": definition, "progress": _progress(batch)})
+    batch.add("esper_updates", {"update_skipped": [True] * len(batch)})
+    for index, payload in enumerate(batch.payloads):
+        batch.keep(index, "data", NO_COLUMN, payload)
 
 
-WHOLE: dict[str, Callable[[Entries, Rest], Block]] = {
-    "ppo_updates": of_ppo_update,
-    "alarms": of_alarm,
-    "decisions": of_decision,
+def _progress(batch: EventBatch) -> list[float | None]:
+    total = batch.training.total_episodes
+    return [fraction(epoch, total) for epoch in batch.of_envelope("epoch")]
+
+
+def map_alarm(batch: EventBatch, rest: Rest) -> Block:
+    """Split an alarm's `anomaly_type` into rule and key."""
+    types = batch.fit("alarms", "rule", "anomaly_type", rest.pop("anomaly_type", [None] * len(batch)))
+    names = [_rule_and_key(name) for name in types]
+    progress = [fraction(payload.get("episode") or None, payload.get("total_episodes")) for payload in batch.payloads]
+    return {"rule": [rule for rule, _ in names], "key": [key for _, key in names], "progress": progress}
+
+
+def _rule_and_key(anomaly_type: str | None) -> tuple[str | None, str]:
+    for rule in event_kinds.KEYED_ALARMS:
+        if anomaly_type is not None and anomaly_type.startswith(f"{rule}_"):
+            return rule, anomaly_type.removeprefix(f"{rule}_")
+    return anomaly_type, ""
+
+
+def map_decision(batch: EventBatch, rest: Rest) -> Block:
+    """Add masks and telemetry of the heads, and the reward with its terms; list slots and alternatives."""
+    _add_decision_heads(batch, rest)
+    _add_rewards(batch, rest)
+    return {**_slot_labels(batch, rest), **_alternatives(batch, rest)}
+
+
+EXTRA_ROWS: dict[str, Callable[[EventBatch, Rest], Block]] = {
+    "ppo_updates": map_update,
+    "alarms": map_alarm,
+    "decisions": map_decision,
 }
-"""Table of an event's own row -> what else its event makes."""
+"""Table of an event's own row -> what makes its other rows and the remaining columns."""
 
 
-def _share(done: Any, total: Any) -> float | None:
-    numbers = (int, float)
-    return done / total if type(done) in numbers and type(total) in numbers and total else None
-
-
-def _rule_and_key(name: str | None) -> tuple[str | None, str]:
-    for rule in layout.KEYED_ALARMS:
-        if name is not None and name.startswith(f"{rule}_"):
-            return rule, name.removeprefix(f"{rule}_")
-    return name, ""
-
-
-def _heads(entries: Entries, rest: Rest) -> None:
-    heads: dict[str, dict[str, str]] = {}
+def _add_heads(batch: EventBatch, rest: Rest) -> None:
+    keys_of_head: dict[str, dict[str, str]] = {}
     for key in rest:
         if match := _HEAD.fullmatch(key):
-            heads.setdefault(match[1], {})[key] = layout.HEAD_COLUMNS[match[2]]
-    flags = {column: _flags(entries, key, rest.pop(key)) for key, column in layout.HEAD_FLAGS.items() if key in rest}
-    for told in (told for of_events in flags.values() for told in of_events):
-        for head in told:
-            heads.setdefault(head, {})
-    for head, keys in heads.items():
-        rows, _ = take_columns(entries, Kind("heads", keys), [(key, rest.pop(key)) for key in keys])
-        for column, of_events in flags.items():
-            rows[column] = [told.get(head) for told in of_events]
-        _add_where_told(entries, "heads", rows, {"head": head})
+            keys_of_head.setdefault(match[1], {})[key] = event_kinds.HEAD_COLUMNS[match[2]]
+    flags = {column: _flags(batch, key, rest.pop(key)) for key, column in event_kinds.HEAD_FLAGS.items() if key in rest}
+    for flags_of_event in (flag_by_head for column in flags.values() for flag_by_head in column):
+        for head in flags_of_event:
+            keys_of_head.setdefault(head, {})
+    for head, keys in keys_of_head.items():
+        columns, _ = batch.take(Kind("heads", keys), [(key, rest.pop(key)) for key in keys])
+        for column, by_event in flags.items():
+            columns[column] = [flag_by_head.get(head) for flag_by_head in by_event]
+        _add_measured(batch, "heads", columns, {"head": head})
 
 
-def _flags(entries: Entries, key: str, values: Sequence[Any]) -> list[dict[str, bool]]:
-    """For each event a mapping of head to flag; empty where there is none."""
-    result: list[dict[str, bool]] = []
-    for place, value in enumerate(values):
-        told = value if isinstance(value, dict) else {}
-        if value is not None and (value is not told or misfits([*told.values()], "bool")):
-            entries.keep(place, key, WRONG_TYPE, value)
-            told = {}
-        result.append(told)
-    return result
+def _flags(batch: EventBatch, key: str, values: Sequence[Any]) -> list[dict[str, bool]]:
+    """Return head -> flag for each event; empty if an event has none."""
+    flags: list[dict[str, bool]] = []
+    for index, value in enumerate(values):
+        by_head = value if isinstance(value, dict) else {}
+        if value is not None and (value is not by_head or misfits([*by_head.values()], "bool")):
+            batch.keep(index, key, WRONG_TYPE, value)
+            by_head = {}
+        flags.append(by_head)
+    return flags
 
 
-def _states(entries: Entries, rest: Rest) -> None:
+def _add_states(batch: EventBatch, rest: Rest) -> None:
     states: dict[tuple[str, str], dict[str, str]] = {}
     for key in rest:
         if match := _STATE.fullmatch(key):
-            states.setdefault((match[1], match[2]), {})[key] = layout.STATE_COLUMNS[match[3]]
+            states.setdefault((match[1], match[2]), {})[key] = event_kinds.STATE_COLUMNS[match[3]]
         elif match := _STATE_FLAG.fullmatch(key):
-            states.setdefault((match[1], ""), {})[key] = layout.STATE_FLAGS[match[2]]
+            states.setdefault((match[1], ""), {})[key] = event_kinds.STATE_FLAGS[match[2]]
     for (layer, kind), keys in states.items():
-        rows, _ = take_columns(entries, Kind("recurrent_state", keys), [(key, rest.pop(key)) for key in keys])
-        _add_where_told(entries, "recurrent_state", rows, {"layer": layer, "kind": kind})
+        columns, _ = batch.take(Kind("recurrent_state", keys), [(key, rest.pop(key)) for key in keys])
+        _add_measured(batch, "recurrent_state", columns, {"layer": layer, "kind": kind})
 
 
-def _add_where_told(entries: Entries, table: str, rows: Block, key: Mapping[str, str]) -> None:
-    """Rows of a table, but not where they would hold nothing beside their key."""
-    if any(set(map(type, values)).isdisjoint(_NOTHING) for values in rows.values()):
-        places: Sequence[int] = range(len(entries))
-    else:
-        told = zip(*rows.values(), strict=True)
-        places = [place for place, values in enumerate(told) if values.count(None) < len(values)]
-    if not places:
-        return
-    whole = entries.block(table, rows | {name: [value] * len(entries) for name, value in key.items()})
-    if len(places) < len(entries):
-        whole = {name: [values[place] for place in places] for name, values in whole.items()}
-    entries.out.add(table, whole)
+def _add_measured(batch: EventBatch, table: str, columns: Block, key: Mapping[str, str]) -> None:
+    """Add rows of a table, but none that would hold nothing beside its key."""
+    indices: list[int] | None = None
+    if not any(type(None) not in set(map(type, values)) for values in columns.values()):
+        rows = zip(*columns.values(), strict=True)
+        indices = [index for index, values in enumerate(rows) if values.count(None) < len(values)]
+        if not indices:
+            return
+    batch.add(table, columns | {name: [value] * len(batch) for name, value in key.items()}, indices)
 
 
-def _decision_heads(entries: Entries, rest: Rest) -> None:
+def _add_decision_heads(batch: EventBatch, rest: Rest) -> None:
     masks = {
-        head: entries.fitted("decision_heads", "masked", key, rest.pop(key))
-        for key, head in layout.MASKS.items()
+        head: batch.fit("decision_heads", "masked", key, rest.pop(key))
+        for key, head in event_kinds.MASKS.items()
         if key in rest
     }
     if not masks and "head_telemetry" not in rest:
         return
-    everyone = range(len(entries))
-    told = [value or {} for value in _mappings(entries, "head_telemetry", rest.pop("head_telemetry", ()))]
-    given = {f"masked {head}": values for head, values in masks.items()}  # no column's name: for the rows below
-    for below in entries.below("head_telemetry", everyone, told or [{}] * len(entries), **given):
-        heads: dict[str, Block] = {head: {"masked": below.given[f"masked {head}"]} for head in masks}
-        left: Rest = {}
-        for key, values in below.values():
-            head, _, what = key.rpartition("_")
-            if head and what in _TOLD_OF_HEAD:
-                column = _TOLD_OF_HEAD[what]
-                fitted = below.fitted("decision_heads", column, key, values)
-                heads.setdefault(layout.HEAD_NAMES.get(head, head), {})[column] = fitted
+    telemetry = [value or {} for value in _mappings(batch, "head_telemetry", rest.pop("head_telemetry", ()))]
+    # Masks pass through the context, under names that no column has, so that they are split like the telemetry.
+    context = {f"masked {head}": values for head, values in masks.items()}
+    for part in batch.nested("head_telemetry", range(len(batch)), telemetry or [{}] * len(batch), **context):
+        heads: dict[str, Block] = {head: {"masked": part.context[f"masked {head}"]} for head in masks}
+        unknown: Rest = {}
+        for key, values in part.columns():
+            head, _, metric = key.rpartition("_")
+            if head and metric in _HEAD_TELEMETRY:
+                column = _HEAD_TELEMETRY[metric]
+                columns = heads.setdefault(event_kinds.HEAD_NAMES.get(head, head), {})
+                columns[column] = part.fit("decision_heads", column, key, values)
             else:
-                left[key] = values
-        keep_rest(below, left, layout.DECISION)
-        for head, rows in heads.items():
-            _add_where_told(below, "decision_heads", rows, {"head": head})
+                unknown[key] = values
+        part.keep_rest(unknown, event_kinds.DECISION)
+        for head, columns in heads.items():
+            _add_measured(part, "decision_heads", columns, {"head": head})
 
 
-def _rewards(entries: Entries, rest: Rest) -> None:
-    breakdowns = [*_mappings(entries, "reward_components", rest.pop("reward_components", ()))]
-    beside = {key: rest.pop(key) for key in layout.TOP_LEVEL_REWARDS if key in rest}
+def _add_rewards(batch: EventBatch, rest: Rest) -> None:
+    breakdowns = [*_mappings(batch, "reward_components", rest.pop("reward_components", ()))]
+    top_level = {key: rest.pop(key) for key in event_kinds.TOP_LEVEL_REWARDS if key in rest}
     if not breakdowns:
-        columns, _ = take_columns(entries, layout.REWARD, beside.items())
-        _add_where_told(entries, "rewards", columns, {})
+        columns, _ = batch.take(event_kinds.REWARD, top_level.items())
+        _add_measured(batch, "rewards", columns, {})
         return
-    # A term that stands beside the breakdown too is taken from there where the breakdown has none.
-    for key, values in beside.items():
-        for place, (value, breakdown) in enumerate(zip(values, breakdowns, strict=True)):
-            told = breakdown.get(key) if breakdown else None
-            if value is None or same(value, told):
+    # A term of the top level fills the breakdown if that lacks it, and must agree with it otherwise.
+    for key, values in top_level.items():
+        for index, (value, breakdown) in enumerate(zip(values, breakdowns, strict=True)):
+            term = breakdown.get(key) if breakdown else None
+            if value is None or same(value, term):
                 continue
-            if told is not None:
-                entries.keep(place, key, DIFFERS, value)
+            if term is not None:
+                batch.keep(index, key, DIFFERS, value)
             else:
-                breakdowns[place] = {**(breakdown or {}), key: value}
-    places = [place for place, breakdown in enumerate(breakdowns) if breakdown]
-    for below in entries.below("reward_components", places, [breakdowns[place] or {} for place in places]):
-        map_rows(below, layout.REWARD)
+                breakdowns[index] = {**(breakdown or {}), key: value}
+    indices = [index for index, breakdown in enumerate(breakdowns) if breakdown]
+    for part in batch.nested("reward_components", indices, [breakdowns[index] or {} for index in indices]):
+        part.add_kind(event_kinds.REWARD)
 
 
-def _slot_labels(entries: Entries, rest: Rest) -> Block:
+def _slot_labels(batch: EventBatch, rest: Rest) -> Block:
     """`slot_states`: slot -> what is in it, as two lists of one order."""
     if "slot_states" not in rest:
         return {}
-    found = [*_mappings(entries, "slot_states", rest.pop("slot_states"))]
+    states = [*_mappings(batch, "slot_states", rest.pop("slot_states"))]
+    labels = [None if labels is None else [*labels.values()] for labels in states]
     return {
-        "slots": [None if told is None else [*told] for told in found],
-        "slot_labels": entries.fitted(
-            "decisions", "slot_labels", "slot_states", [None if told is None else [*told.values()] for told in found]
-        ),
+        "slots": [None if labels is None else [*labels] for labels in states],
+        "slot_labels": batch.fit("decisions", "slot_labels", "slot_states", labels),
     }
 
 
-def _alternatives(entries: Entries, rest: Rest) -> Block:
+def _alternatives(batch: EventBatch, rest: Rest) -> Block:
     """`alternatives`: pairs of operation and probability, as two lists of one order."""
     if "alternatives" not in rest:
         return {}
-    names: list[list[str] | None] = []
-    probabilities: list[list[float] | None] = []
-    for place, pairs in enumerate(rest.pop("alternatives")):
-        if pairs is not None and not _are_pairs(pairs):
-            entries.keep(place, "alternatives", WRONG_TYPE, pairs)
-            pairs = None
-        names.append(None if pairs is None else [name for name, _ in pairs])
-        probabilities.append(None if pairs is None else [probability for _, probability in pairs])
-    return {"alternatives": names, "alternative_probabilities": probabilities}
+    pairs = list(rest.pop("alternatives"))
+    for index, value in enumerate(pairs):
+        if value is not None and not _are_pairs(value):
+            batch.keep(index, "alternatives", WRONG_TYPE, value)
+            pairs[index] = None
+    return {
+        column: [None if value is None else [pair[position] for pair in value] for value in pairs]
+        for position, column in enumerate(("alternatives", "alternative_probabilities"))
+    }
 
 
 def _are_pairs(value: Any) -> bool:
-    """A list of [text, number]."""
+    """Whether a value is a list of [text, number]."""
     return type(value) is list and all(
         type(pair) is list and len(pair) == 2 and type(pair[0]) is str and type(pair[1]) is float for pair in value
     )
 
 
-# --- parts ------------------------------------------------------------------------------------------------------------
+# --- values under one key ---------------------------------------------------------------------------------------------
 
 
-def _of_each(part: str, kind: Kind, name: str) -> Callable[[Entries, Sequence[Any]], None]:
-    """A part that maps names to mappings: a row for each, its name in a column."""
+def _named_rows(
+    key: str, kind: Kind, name_column: str, number_column: str | None = None
+) -> Callable[[EventBatch, Sequence[Any]], None]:
+    """Make a function for a key that maps names to mappings, or to numbers if their column is named: a row for each."""
 
-    def rows(entries: Entries, values: Sequence[Any]) -> None:
-        places, names, datas = [], [], []
-        for place, members in enumerate(_mappings(entries, part, values)):
-            for member, data in (members or {}).items():
-                if isinstance(data, dict):
-                    places.append(place)
-                    names.append(member)
-                    datas.append(data)
+    def add_rows(batch: EventBatch, values: Sequence[Any]) -> None:
+        indices, names, payloads = [], [], []
+        for index, members in enumerate(_mappings(batch, key, values)):
+            for name, member in (members or {}).items():
+                payload = member if number_column is None else {number_column: member}
+                if isinstance(payload, dict):
+                    indices.append(index)
+                    names.append(name)
+                    payloads.append(payload)
                 else:
-                    entries.keep(place, f"{part}.{member}", WRONG_TYPE, data)
-        for below in entries.below(f"{part}.{{{name}}}", places, datas, **{name: names}):
-            map_rows(below, kind)
+                    batch.keep(index, f"{key}.{name}", WRONG_TYPE, member)
+        for part in batch.nested(f"{key}.{{{name_column}}}", indices, payloads, **{name_column: names}):
+            part.add_kind(kind)
 
-    return rows
-
-
-def _of_numbers(part: str, table: str, name: str, number: str) -> Callable[[Entries, Sequence[Any]], None]:
-    """A part that maps names to numbers: a row for each, name and number in a column each."""
-
-    def rows(entries: Entries, values: Sequence[Any]) -> None:
-        places, names, datas = [], [], []
-        for place, members in enumerate(_mappings(entries, part, values)):
-            for member, value in (members or {}).items():
-                places.append(place)
-                names.append(member)
-                datas.append({number: value})
-        for below in entries.below(f"{part}.{{{name}}}", places, datas, **{name: names}):
-            map_rows(below, Kind(table, {number: number}))
-
-    return rows
+    return add_rows
 
 
-def _observations(entries: Entries, values: Sequence[Any]) -> None:
-    found = [(place, value) for place, value in enumerate(_mappings(entries, "observation_stats", values)) if value]
-    steps = entries.given["step" if "step" in entries.given else "epoch"]
-    places = [place for place, _ in found]
-    told = {"step": [steps[place] for place in places]}
-    for below in entries.below("observation_stats", places, [value for _, value in found], **told):
-        map_rows(below, layout.OBSERVATIONS)
+def _add_observations(batch: EventBatch, values: Sequence[Any]) -> None:
+    statistics = [*_mappings(batch, "observation_stats", values)]
+    steps = batch.context["step" if "step" in batch.context else "epoch"]
+    indices = [index for index, value in enumerate(statistics) if value]
+    payloads = [value for value in statistics if value]
+    for part in batch.nested("observation_stats", indices, payloads, step=[steps[index] for index in indices]):
+        part.add_kind(event_kinds.OBSERVATIONS)
 
 
-def _configurations(entries: Entries, values: Sequence[Any]) -> None:
-    places, datas, numbers, active = [], [], [], []
-    slots = entries.given.get("slots", [None] * len(entries))
-    for place, configurations in enumerate(values):
-        if not _is_matrix(configurations, slots[place]):
+def _add_configurations(batch: EventBatch, values: Sequence[Any]) -> None:
+    indices, payloads, numbers, active = [], [], [], []
+    slots = batch.context.get("slots", [None] * len(batch))
+    for index, configurations in enumerate(values):
+        if not _is_matrix(configurations, slots[index]):
             if configurations is not None:
-                entries.keep(place, "configs", WRONG_TYPE, configurations)
+                batch.keep(index, "configs", WRONG_TYPE, configurations)
             continue
         for number, configuration in enumerate(configurations, 1):
-            places.append(place)
+            indices.append(index)
             numbers.append(number)
             mask = configuration["seed_mask"]
-            active.append([slot for slot, on in zip(slots[place], mask, strict=True) if on])
-            datas.append({key: value for key, value in configuration.items() if key != "seed_mask"})
-    for below in entries.below("configs.{configuration}", places, datas, configuration=numbers, active=active):
-        map_rows(below, layout.CONFIGURATION)
+            active.append([slot for slot, on in zip(slots[index], mask, strict=True) if on])
+            payloads.append({key: value for key, value in configuration.items() if key != "seed_mask"})
+    for part in batch.nested("configs.{configuration}", indices, payloads, configuration=numbers, active=active):
+        part.add_kind(event_kinds.CONFIGURATION)
 
 
 def _is_matrix(configurations: Any, slots: Any) -> bool:
-    """A list of mappings, each with a flag for each slot."""
+    """Whether a value is a list of mappings, each with a flag for each slot."""
     return (
         type(configurations) is list
         and slots is not None
         and all(
-            isinstance(one, dict)
-            and type(one.get("seed_mask")) is list
-            and len(one["seed_mask"]) == len(slots)
-            and all(type(on) is bool for on in one["seed_mask"])
-            for one in configurations
+            isinstance(configuration, dict)
+            and type(configuration.get("seed_mask")) is list
+            and len(configuration["seed_mask"]) == len(slots)
+            and all(type(on) is bool for on in configuration["seed_mask"])
+            for configuration in configurations
         )
     )
 
 
-def _mappings(entries: Entries, key: str, values: Sequence[Any]) -> Iterator[Mapping[str, Any] | None]:
-    """The values; what is no mapping is kept in `raw_events` and None."""
-    for place, value in enumerate(values):
+def _mappings(batch: EventBatch, key: str, values: Sequence[Any]) -> Iterator[Mapping[str, Any] | None]:
+    """Yield the values; one that is not a mapping is kept in `raw_events`, and None."""
+    for index, value in enumerate(values):
         if value is None or isinstance(value, dict):
             yield value
         else:
-            entries.keep(place, key, WRONG_TYPE, value)
+            batch.keep(index, key, WRONG_TYPE, value)
             yield None
 
 
-PARTS: dict[str, Callable[[Entries, Sequence[Any]], None]] = {
-    "action_counts": _of_numbers("action_counts", "action_counts", "action", "n"),
-    "layer_gradient_health": _of_numbers("layer_gradient_health", "layer_health", "layer", "health"),
-    "seeds": _of_each("seeds", layout.SLOT_EPOCH, "slot"),
-    "phases": _of_each("phases", layout.PROFILE_PHASE, "phase"),
-    "shapley_values": _of_each("shapley_values", layout.SHAPLEY, "slot"),
-    "configs": _configurations,
-    "observation_stats": _observations,
+NESTED: dict[str, Callable[[EventBatch, Sequence[Any]], None]] = {
+    "action_counts": _named_rows("action_counts", Kind("action_counts", {"n": "n"}), "action", "n"),
+    "layer_gradient_health": _named_rows(
+        "layer_gradient_health", Kind("layer_health", {"health": "health"}), "layer", "health"
+    ),
+    "seeds": _named_rows("seeds", event_kinds.SLOT_EPOCH, "slot"),
+    "phases": _named_rows("phases", event_kinds.PROFILE_PHASE, "phase"),
+    "shapley_values": _named_rows("shapley_values", event_kinds.SHAPLEY, "slot"),
+    "configs": _add_configurations,
+    "observation_stats": _add_observations,
 }
-"""Key of the data -> what makes rows of what lies under it."""
+"""Key of the data -> what makes rows of the values under it."""

@@ -1,4 +1,4 @@
-"""What a run's events tell of the run as a whole, and which version of Esper's trainer sent them."""
+"""What a run's events say about the run as a whole, and which version of Esper's trainer sent them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from esper_recorder.esper.field_map.event_columns import moment
+from esper_recorder.esper.field_map.event_values import integer, moment
 from esper_recorder.esper.field_map.update_clock import BATCH_CLOSED, STARTED, UPDATED
 
-_OWN_KEYS: Final = {STARTED: "max_batches", UPDATED: "joint_ratio_max"}
-"""A key that the event has since 2026 and had not in 2025."""
-KINDS: Final = frozenset({STARTED, BATCH_CLOSED, UPDATED, "TRAINING_COMPLETED"})
-"""The kinds of event that tell something of the run as a whole."""
+_COMPLETED: Final = "TRAINING_COMPLETED"
+_ADDED_IN_2026: Final = {STARTED: "max_batches", UPDATED: "joint_ratio_max"}
+"""Kind of event -> a key that its data has since 2026."""
+FACT_EVENTS: Final = frozenset({STARTED, BATCH_CLOSED, UPDATED, _COMPLETED})
+"""The kinds of event that `RunFacts.add` reads."""
 PROFILES: Final = {"2025-12": "esper-2025-12", "2026-06": "esper-2026-06"}
 """Generation of the payloads -> the rules profile with the checks that trainer ran."""
 
 
 @dataclass(slots=True)
-class Facts:
-    """A run as its events tell it; None is what none of them told."""
+class RunFacts:
+    """What a run's events have said so far; None is what none of them said."""
 
     config: Mapping[str, Any] | None = None
     started: datetime | None = None
@@ -31,28 +32,29 @@ class Facts:
     """`TRAINING_COMPLETED` was sent, or the last planned episode is done."""
     last_update: int = 0
 
-    def take(self, event: Mapping[str, Any], update: int) -> None:
-        """Learn from an event of one of the `KINDS`, in their order."""
+    def add(self, event: Mapping[str, Any], update: int) -> None:
+        """Read an event of one of the `FACT_EVENTS`, in their order."""
         kind = event["event_type"]
         data = event.get("data")
         data = data if isinstance(data, dict) else {}
-        if kind in _OWN_KEYS and self.generation is None:
-            self.generation = "2026-06" if _OWN_KEYS[kind] in data else "2025-12"
+        if kind in _ADDED_IN_2026 and self.generation is None:
+            self.generation = "2026-06" if _ADDED_IN_2026[kind] in data else "2025-12"
+        time = _time(event)
         if kind == STARTED:
             self.config = data
-            self.started = _time(event) or self.started
+            self.started = time or self.started
         elif kind == UPDATED:
             self.last_update = max(self.last_update, update)
-        elif kind == "TRAINING_COMPLETED":
+        elif kind == _COMPLETED:
             self.finished = True
         elif kind == BATCH_CLOSED:
-            done, planned = data.get("episodes_completed"), data.get("total_episodes")
-            if type(done) is int and type(planned) is int and 0 < planned <= done:
+            done, planned = integer(data.get("episodes_completed")), integer(data.get("total_episodes"))
+            if done is not None and planned is not None and 0 < planned <= done:
                 self.finished = True
-        self.last_time = _time(event) or self.last_time
+        self.last_time = time or self.last_time
 
-    def join(self, later: Facts) -> None:
-        """Take over what later events of the same run told."""
+    def join(self, later: RunFacts) -> None:
+        """Add what later events of the same run said."""
         self.config = self.config if self.config is not None else later.config
         self.started = self.started or later.started
         self.last_time = later.last_time or self.last_time
@@ -67,14 +69,12 @@ class Facts:
 
     @property
     def total_updates(self) -> int | None:
-        """Updates the training was to have: its batches."""
+        """Updates the training was planned to have: its batches."""
         config = self.config or {}
-        batches, episodes, envs = (config.get(key) for key in ("max_batches", "n_episodes", "n_envs"))
-        if type(batches) is int and batches > 0:
+        batches, episodes, envs = (integer(config.get(key)) or 0 for key in ("max_batches", "n_episodes", "n_envs"))
+        if batches > 0:
             return batches
-        if type(episodes) is int and type(envs) is int and episodes > 0 and envs > 0:
-            return -(-episodes // envs)
-        return None
+        return -(-episodes // envs) if episodes > 0 and envs > 0 else None
 
 
 def _time(event: Mapping[str, Any]) -> datetime | None:

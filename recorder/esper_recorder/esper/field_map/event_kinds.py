@@ -1,8 +1,7 @@
-"""Which value of which event of Esper is which column: the mapping as data. Names are mapped by meaning.
+"""Which value of which event of Esper's is which column: the mapping as data. Names are mapped by meaning.
 
-Both generations of payloads (December 2025, June 2026) are here together: a key that an event has not is NULL.
-Episodes and the profile's batches are counted from 0 by Esper and from 1 here. Milliseconds become seconds only in
-`ppo_updates.update_s`.
+Both generations of payloads (December 2025, June 2026) are here: a key that an event lacks is NULL. Episodes and the
+profile's batches count from 0 in Esper and from 1 here. Milliseconds become seconds only in `ppo_updates.update_s`.
 """
 
 from __future__ import annotations
@@ -11,87 +10,56 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from esper_recorder.esper.field_map.event_values import bits, digits, increment, number, seconds
+
 
 @dataclass(frozen=True, slots=True)
-class To:
-    """The column a value goes to, converted. `by` gets values that are not None and refuses by a ValueError."""
+class Conversion:
+    """A column whose values are converted first. `convert` refuses a value by a ValueError and never gets None."""
 
     column: str
-    by: Callable[[Any], Any]
+    convert: Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What becomes of one kind of event, or of one kind of mapping inside of one.
+    """What becomes of one kind of event, or of one kind of mapping inside an event.
 
     Attributes:
         table: the table of its rows.
-        columns: key -> column, or `To`.
+        columns: key -> column, or `Conversion`.
         envelope: key of the envelope -> column.
-        constants: column -> the value all rows have.
-        repeats: key -> what else in the event or the run says the same (see `rows.check_repeat`); where it does not,
-            the value is kept in `raw_events`.
-        kept: keys that are known and have no column: kept in `raw_events`.
-        parts: keys that hold something deeper, for which `parts.PARTS` has a function.
-        hollow: the event makes no row of the table itself; its columns are those of its parts' rows.
-        loose: the trainer may tell more than was ever seen; other keys are kept as `no_column`.
+        constants: column -> its value in every row.
+        repeats: key -> what else in the event or the run says the same (see `EventBatch.check_repeat`); a value that
+            differs is kept in `raw_events`.
+        without_column: keys that are understood and have no column: kept in `raw_events`.
+        nested: keys whose values `nested_values.NESTED` turns into rows.
+        nested_only: the event makes no row of the table itself; its columns are those of its nested rows.
+        open_ended: the trainer may send more keys than were ever seen; those are kept as `no_column`.
     """
 
     table: str
-    columns: Mapping[str, str | To]
+    columns: Mapping[str, str | Conversion]
     envelope: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
     repeats: Mapping[str, str] = field(default_factory=dict)
-    kept: frozenset[str] = frozenset()
-    parts: frozenset[str] = frozenset()
-    hollow: bool = False
-    loose: bool = False
-
-
-def _next(value: Any) -> int:
-    if type(value) is not int or abs(value) >= 2**62:
-        raise ValueError(value)
-    return value + 1
-
-
-def _digits(value: Any) -> str:
-    if type(value) is not int:
-        raise ValueError(value)
-    return str(value)
-
-
-def _number(value: Any) -> float:
-    """A float that may be written as text, where the text says no more than the float."""
-    if type(value) is float:
-        return value
-    if type(value) is not str or repr(float(value)) != value:
-        raise ValueError(value)
-    return float(value)
-
-
-def _seconds(value: Any) -> float:
-    if type(value) is not float and (type(value) is not int or abs(value) > 2**53):
-        raise ValueError(value)
-    return float(value) / 1000
-
-
-def _bits(value: Any) -> list[int]:
-    if type(value) is not list or any(type(bit) is not bool for bit in value):
-        raise ValueError(value)
-    return [int(bit) for bit in value]
+    without_column: frozenset[str] = frozenset()
+    nested: frozenset[str] = frozenset()
+    nested_only: bool = False
+    open_ended: bool = False
 
 
 def _same(*names: str) -> dict[str, str]:
     return {name: name for name in names}
 
 
-EPISODE: Final = To("episode", _next)
-RNG_SEED: Final = To("rng_seed", _digits)
+EPISODE: Final = Conversion("episode", increment)
+RNG_SEED: Final = Conversion("rng_seed", digits)
 ENV: Final = {"env_id": "env"}
 OF_UPDATE: Final = {"batch": "update", "batch_idx": "update"}
 
 DEFINITION: Final = "esper"
-"""Whose definition the metrics of an update follow."""
+"""The definition that the metrics of an update follow."""
 
 PPO_UPDATE: Final = Kind(
     "ppo_updates",
@@ -106,13 +74,13 @@ PPO_UPDATE: Final = Kind(
         "grad_norm": "grad_norm_clipped",
         "ev_low_return_variance": "return_variance_low",
         "usable_actor_timesteps": "unforced_steps",
-        "update_time_ms": To("update_s", _seconds),
+        "update_time_ms": Conversion("update_s", seconds),
     },
     constants={"definition": DEFINITION},
-    repeats={**OF_UPDATE, "skipped": "false"},  # where it is true, see `parts.skipped_update`
-    parts=frozenset({"layer_gradient_health"}),
+    repeats={**OF_UPDATE, "skipped": "false"},  # an update that was skipped: `nested_values.add_skipped_update`
+    nested=frozenset({"layer_gradient_health"}),
 )
-"""Besides: what `parts.of_ppo_update` makes of the keys of heads and of the LSTM, and the two tables below."""
+"""`nested_values.map_update` adds the heads, the recurrent states and the two tables below."""
 
 ESPER_UPDATE: Final = Kind(
     "esper_updates",
@@ -128,7 +96,7 @@ ESPER_UPDATE: Final = Kind(
         **_same("nan_grad_count", "inf_grad_count", "dead_layers", "exploding_layers"),
         **_same("amp_overflow_detected", "loss_scale", "rollback_count", "rollback_attempt_count"),
         **_same("rollback_unattributed_count", "rollback_steps_zeroed"),
-        "op_valid_mask": To("op_valid_mask", _bits),
+        "op_valid_mask": Conversion("op_valid_mask", bits),
         "ppo_updates_count": "ppo_updates",
         "inner_epoch": "episode_epochs",
         "head_q_grad_norm": "q_head_grad_norm",
@@ -169,7 +137,7 @@ STATE_COLUMNS: Final = {
 """`[rollout_]lstm_<h or c>_<key>` -> column of `recurrent_state`."""
 STATE_FLAGS: Final = {"has_nan": "nan_found", "has_inf": "inf_found"}
 
-REWARD_COLUMNS: Final[dict[str, str | To]] = {
+REWARD_COLUMNS: Final[dict[str, str | Conversion]] = {
     **_same("total_reward", "base_acc_delta", "seed_contribution", "bounded_attribution", "progress_since_germination"),
     **_same("stable_val_acc", "attribution_discount", "ratio_penalty", "escrow_credit_prev", "escrow_credit_target"),
     **_same("escrow_delta", "escrow_credit_next", "escrow_forfeit", "compute_rent", "occupancy_rent"),
@@ -188,14 +156,14 @@ TOP_LEVEL_REWARDS: Final = (
     *("total_reward", "base_acc_delta", "bounded_attribution", "compute_rent", "stage_bonus", "ratio_penalty"),
     *("alpha_shock", "hindsight_credit"),
 )
-"""Terms of the reward that a decision tells beside the breakdown, or (2025-12) without one."""
+"""Terms of the reward that a decision has beside the breakdown, or (2025-12) instead of one."""
 
 MASKS: Final = {
     f"{head}_masked": head
     for head in ("op", "slot", "blueprint", "style", "tempo", "alpha_target", "alpha_speed", "alpha_curve")
 }
 HEAD_NAMES: Final = {"curve": "alpha_curve"}
-"""What Esper calls a head in a decision -> what it calls it everywhere else."""
+"""A head's name in a decision -> its name everywhere else."""
 
 DECISION: Final = Kind(
     "decisions",
@@ -207,7 +175,7 @@ DECISION: Final = Kind(
         "action_name": "action",
         "action_success": "success",
         "action_confidence": "confidence",
-        "decision_entropy": To("entropy", _number),
+        "decision_entropy": Conversion("entropy", number),
         "value_estimate": "value",
         "slot_id": "slot",
         "blueprint_id": "blueprint",
@@ -216,9 +184,9 @@ DECISION: Final = Kind(
     },
     envelope={"epoch": "step"},
     repeats={"inner_epoch": "envelope.epoch"},
-    parts=frozenset({"observation_stats"}),
+    nested=frozenset({"observation_stats"}),
 )
-"""Besides: what `parts.of_decision` makes of heads, rewards, slots and alternatives."""
+"""`nested_values.map_decision` adds heads, rewards, slots and alternatives."""
 
 OBSERVATIONS: Final = Kind(
     "observation_stats",
@@ -237,7 +205,7 @@ EPOCH: Final = Kind(
         "episode_idx": EPISODE,
         "inner_epoch": "epoch",
     },
-    parts=frozenset({"seeds", "observation_stats"}),
+    nested=frozenset({"seeds", "observation_stats"}),
 )
 SLOT_EPOCH: Final = Kind(
     "slot_epochs",
@@ -249,7 +217,7 @@ SLOT_EPOCH: Final = Kind(
     },
 )
 
-_CHANGE: Final[dict[str, str | To]] = {
+_CHANGE: Final[dict[str, str | Conversion]] = {
     **ENV,
     **_same("rng_stream"),
     "slot_id": "slot",
@@ -264,18 +232,18 @@ _STATE: Final = _same(
 )
 
 
-def _slot_event(event: str, columns: Mapping[str, str | To], *, loose: bool = False) -> Kind:
+def _slot_event(event: str, columns: Mapping[str, str | Conversion], *, open_ended: bool = False) -> Kind:
     return Kind(
         "slots",
         {**_CHANGE, **columns},
         envelope={"seed_id": "seed"},
         constants={"event": event},
         repeats={"envelope.slot_id": "slot_id"},
-        loose=loose,
+        open_ended=open_ended,
     )
 
 
-_ENDED: Final[dict[str, str | To]] = {
+_ENDED: Final[dict[str, str | Conversion]] = {
     **_same("improvement", "epochs_total", "blending_delta", "counterfactual"),
     "blueprint_id": "blueprint",
 }
@@ -310,18 +278,18 @@ ALARM: Final = Kind(
         "inner_epoch": "config.max_epochs",
         "total_episodes": "config.n_episodes",
     },
-    kept=frozenset({"gradient_stats", "stability", "ratio_diagnostic"}),
+    without_column=frozenset({"gradient_stats", "stability", "ratio_diagnostic"}),
 )
-"""An event whose data has an `anomaly_type`, from which `parts.of_alarm` makes rule and key."""
+"""An event whose data has an `anomaly_type`, from which `nested_values.map_alarm` makes rule and key."""
 KEYED_ALARMS: Final = ("entropy_collapse", "entropy_nan_inf")
-"""`<rule>_<head>` is what Esper calls the alarm of these rules for one head."""
+"""Rules whose alarm for one head is called `<rule>_<head>`."""
 
 PROFILE_PHASE: Final = Kind("phase_profiles", _same("wall_ms", "python_cpu_ms", "python_cpu_ratio"))
 SHAPLEY: Final = Kind("shapley_values", {**_same("mean", "std"), "n_samples": "samples"})
 CONFIGURATION: Final = Kind("counterfactuals", _same("accuracy"))
 
 KINDS: Final[dict[str, Kind]] = {
-    # Besides: the data of TRAINING_STARTED is the run's configuration, in `run.json`.
+    # The data of TRAINING_STARTED is the run's configuration, in `run.json`.
     "PPO_UPDATE_COMPLETED": PPO_UPDATE,
     "EPOCH_COMPLETED": EPOCH,
     "ANALYTICS_SNAPSHOT/last_action": DECISION,
@@ -338,14 +306,14 @@ KINDS: Final[dict[str, Kind]] = {
         repeats=OF_UPDATE,
     ),
     "ANALYTICS_SNAPSHOT/action_distribution": Kind(
-        "action_counts", {}, parts=frozenset({"action_counts"}), hollow=True
+        "action_counts", {}, nested=frozenset({"action_counts"}), nested_only=True
     ),
     "ANALYTICS_SNAPSHOT/shapley_computed": Kind(
         "shapley_values",
         {**ENV, "batch": "batch"},
         repeats={"num_slots": "size.shapley_values"},
-        parts=frozenset({"shapley_values"}),
-        hollow=True,
+        nested=frozenset({"shapley_values"}),
+        nested_only=True,
     ),
     "BATCH_EPOCH_COMPLETED": Kind(
         "batches",
@@ -376,8 +344,10 @@ KINDS: Final[dict[str, Kind]] = {
         {**_same("gate", "passed", "checks_passed", "checks_failed", "message"), "target_stage": "to_stage"},
     ),
     "SEED_PRUNED": _slot_event("pruned", _PRUNED),
-    "SEED_CULLED": _slot_event("pruned", _PRUNED, loose=True),
-    "SEED_FOSSILIZED": _slot_event("fossilized", {**_ENDED, "alpha": "alpha", "params_added": "params"}, loose=True),
+    "SEED_CULLED": _slot_event("pruned", _PRUNED, open_ended=True),
+    "SEED_FOSSILIZED": _slot_event(
+        "fossilized", {**_ENDED, "alpha": "alpha", "params_added": "params"}, open_ended=True
+    ),
     "TAMIYO_INITIATED": Kind(
         "host_stabilizations",
         {
@@ -390,8 +360,8 @@ KINDS: Final[dict[str, Kind]] = {
     "COUNTERFACTUAL_MATRIX_COMPUTED": Kind(
         "counterfactuals",
         {**ENV, **_same("strategy"), "slot_ids": "slots", "compute_time_ms": "compute_ms"},
-        parts=frozenset({"configs"}),
-        hollow=True,
+        nested=frozenset({"configs"}),
+        nested_only=True,
     ),
     "MORPHOLOGY_CAUSAL_LOG": Kind(
         "morphology",
@@ -404,10 +374,10 @@ KINDS: Final[dict[str, Kind]] = {
             "blueprint_id": "blueprint",
             "rng_seed": RNG_SEED,
         },
-        kept=frozenset({"watch_window_evidence"}),
+        without_column=frozenset({"watch_window_evidence"}),
     ),
     "PHASE_PROFILE_COMPLETED": Kind(
-        "phase_profiles", {"epoch": "epoch"}, repeats=OF_UPDATE, parts=frozenset({"phases"}), hollow=True
+        "phase_profiles", {"epoch": "epoch"}, repeats=OF_UPDATE, nested=frozenset({"phases"}), nested_only=True
     ),
     "PLATEAU_DETECTED": _trend("plateau"),
     "DEGRADATION_DETECTED": _trend("degradation"),
@@ -424,4 +394,4 @@ WITHOUT_TABLE: Final = frozenset(
         *("RATIO_COLLAPSE_DETECTED", "RATIO_EXPLOSION_DETECTED", "VALUE_COLLAPSE_DETECTED"),
     }
 )
-"""Kinds of event that are known and have no table (alarms only where they name no anomaly): kept in `raw_events`."""
+"""Known kinds of event without a table (alarms only if they name no anomaly): kept in `raw_events`."""
