@@ -63,7 +63,7 @@ abstains.value_off = 1
   mean of the last ten values, itself among them (`size`: that without its sign; `drop`: the share by which the value
   lies below that mean).
 - **When it fires.** At a hit, from the `for`-th on; `keep = true` goes on until a value is beyond `reset`. A rule that
-  `yields_to` another is silent where that one fires.
+  `inhibited_by` another is silent where that one fires.
 - **What an incident is.** Its firings of one key, up to three quiet looks between them. `recovered`: the rule looked
   again after the last and did not fire, and did not merely give way to the rule it yields to. `phase`, as `threshold`,
   is that of the peak, not of the onset.

@@ -109,13 +109,13 @@ def differences(shipped: Result, changed: Result) -> pl.DataFrame:
 def next_commands(out: Path) -> list[str]:
     """Return commands to try next, as lines to copy."""
     esper = _esper()
-    runs, figure, review = (shlex.quote(str(out / name)) for name in ("runs", "wrecked.png", "seeds.html"))
+    runs, figure, review = (shlex.quote(str(out / name)) for name in ("runs", "wrecked.png", "review.html"))
     (path, value), *_ = CHANGED.items()
     return [
         f"{esper} replay {runs} --run wrecked --set {path}={value:g} --against default",
         f'{esper} sql {runs} "SELECT run_id, max(ratio_max), max(approx_kl) FROM ppo_updates GROUP BY 1"',
         f"{esper} plot {runs} --run wrecked -o {figure}",
-        f"{esper} report {runs} --rules seeds --against default -o {review}",
+        f"{esper} report {runs} --rules esper-review --against default -o {review}",
     ]
 
 

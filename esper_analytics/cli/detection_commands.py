@@ -19,7 +19,7 @@ commands = App()
     "replay",
     examples=[
         "esper replay runs/ --run hot",
-        "esper replay runs/ --rules seeds --set ratio_explosion.above=2 --against seeds",
+        "esper replay runs/ --rules esper-review --set ratio_explosion.above=2 --against esper-review",
     ],
 )
 def replay_rules(

@@ -59,7 +59,7 @@ def examine_update(
 
 @commands.command(
     "report",
-    examples=["esper report runs/ -o report.html", "esper report runs/ --run hot --against seeds -o hot.md"],
+    examples=["esper report runs/ -o report.html", "esper report runs/ --run hot --against esper-review -o hot.md"],
 )
 def write_report(
     path: options.Runs,

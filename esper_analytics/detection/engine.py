@@ -397,4 +397,4 @@ def _keys(rule: Rule, block: Block) -> list[str]:
 def _places_that_yield(rules: RuleSet) -> dict[int, int]:
     """The place of a rule that yields -> that of the one it yields to."""
     places = {rule.name: place for place, rule in enumerate(rules.rules)}
-    return {places[rule.name]: places[rule.yields_to] for rule in rules.rules if rule.yields_to is not None}
+    return {places[rule.name]: places[rule.inhibited_by] for rule in rules.rules if rule.inhibited_by is not None}

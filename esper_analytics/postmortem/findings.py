@@ -184,9 +184,9 @@ def _first(firings: pl.DataFrame, rules: Mapping[str, Rule], evidence: Mapping[s
 
 def _silence(rule: Rule, rules: Mapping[str, Rule], fired: Set[str]) -> str:
     """Which rule is silent where another fires; told at the other where it never fired itself."""
-    if rule.yields_to in fired:
-        return f"{rule.name} stays silent while {rule.yields_to} fires."
-    milder = [one.name for one in rules.values() if one.yields_to == rule.name and one.name not in fired]
+    if rule.inhibited_by in fired:
+        return f"{rule.name} stays silent while {rule.inhibited_by} fires."
+    milder = [one.name for one in rules.values() if one.inhibited_by == rule.name and one.name not in fired]
     return (
         f"{format_list(milder)} stay{'s' if len(milder) == 1 else ''} silent while {rule.name} fires." if milder else ""
     )
@@ -197,14 +197,14 @@ class _Later:
 
     def __init__(self, frame: pl.DataFrame, firings: pl.DataFrame, rules: Mapping[str, Rule]) -> None:
         self._updates = frame.get_column("update").to_list()
-        above = {rule.yields_to for rule in rules.values()} - {None}
+        above = {rule.inhibited_by for rule in rules.values()} - {None}
         own = firings.filter(pl.col("rule").is_in(sorted(str(name) for name in above)))
         self._fired = set(own.select("rule", "key", "update").iter_rows())
 
     def took_over(self, rule: Rule, key: str, last: int) -> str | None:
         """The rule that fired at the next update."""
         following = next((update for update in self._updates if update > last), None)
-        return rule.yields_to if (rule.yields_to, key, following) in self._fired else None
+        return rule.inhibited_by if (rule.inhibited_by, key, following) in self._fired else None
 
 
 def _incident(row: Mapping[str, Any], rules: Mapping[str, Rule], last: int, later: _Later) -> Incident:

@@ -54,7 +54,7 @@ def test_the_card_and_the_report_name_it_and_the_run_stays_whole(tmp_path: Path)
     assert any(str(path / trace) in line for line in card_lines(card_of(runs, "profiled")))
     assert runs.problems == ()
     for name in ("report.html", "report.md", "report.json"):
-        ea.report(ea.replay(runs, "seeds"), tmp_path / name)
+        ea.report(ea.replay(runs, "esper-review"), tmp_path / name)
         assert trace in (tmp_path / name).read_text(encoding="utf-8")
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert f'href="runs/{path.name}/{trace}"' in html

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 ABOVE: Final = 5.0
 BELOW: Final = 0.1
-"""The reviews' ratio explosion and collapse, as in the profile `seeds`."""
+"""The reviews' ratio explosion and collapse, as in the profile `esper-review`."""
 
 JOINT: Final = ""
 """The name of the joint ratio where heads have theirs."""

@@ -306,7 +306,7 @@ class TestNothingFound:
 
 class TestWordsOfOptions:
     def test_an_option_given_twice_is_refused_where_only_one_counts(self, root):
-        twice = esper("replay", root, "--rules", "default", "--rules", "seeds", code=2)
+        twice = esper("replay", root, "--rules", "default", "--rules", "esper-review", code=2)
         assert twice.stderr == "esper: --rules is given 2 times, and only one counts. Give it once.\n"
         esper("replay", root, "--rules", "default", "--run", "b", "--run", run_id_of("b"))
 
@@ -384,7 +384,7 @@ class TestExitCodes:
         out = tmp_path / "out"
         out.mkdir()
         (out / "there.csv").write_text("what was there before\n")
-        words = ["replay", tmp_path / "runs", "--rules", "seeds", "--show", "firings", "-o", out / "there.csv"]
+        words = ["replay", tmp_path / "runs", "--rules", "esper-review", "--show", "firings", "-o", out / "there.csv"]
         process = subprocess.Popen([ESPER, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 60
         while not (begun := list(out.glob(".*.tmp*"))) and process.poll() is None and time.monotonic() < deadline:

@@ -123,7 +123,7 @@ class TestForReal:
         (tmp_path / "demo").symlink_to(demo_folder)
         for line in demo.next_commands(Path("demo")):
             words = [
-                word.replace("demo/wrecked.png", "w.png").replace("demo/seeds.html", "s.html")
+                word.replace("demo/wrecked.png", "w.png").replace("demo/review.html", "s.html")
                 for word in shlex.split(line)
             ]
             done = CliRunner().invoke(app, words[1:])

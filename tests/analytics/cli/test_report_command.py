@@ -43,12 +43,12 @@ class TestReport:
         assert "policy_std_gone" in esper("report runs --rules rules.toml -o r.json").stderr
 
     def test_the_command_in_it_makes_the_same_report_again(self, root):
-        line = "report runs --run wrecked --rules rules.toml --set kl_spike.above=0.3 --against seeds -o r.json"
+        line = "report runs --run wrecked --rules rules.toml --set kl_spike.above=0.3 --against esper-review -o r.json"
         assert esper(line).exit_code == 0
         one = json.loads((root / "r.json").read_text())
         assert one["command"] == f"esper {line}"
         assert [run["name"] for run in one["runs"]] == ["wrecked"]
-        assert one["against"] == "seeds"
+        assert one["against"] == "esper-review"
         assert esper(one["command"].removeprefix("esper ")).exit_code == 0
         again = json.loads((root / "r.json").read_text())
         assert one | {"written": ""} == again | {"written": ""}
@@ -59,7 +59,7 @@ class TestReport:
             ("report runs -o r.docx", "r.docx ends in .docx; a report is written to FILE.html, FILE.md, FILE.json."),
             ("report runs --run wreked -o r.html", "There is no run 'wreked'."),
             ("report nowhere -o r.html", "nowhere"),
-            ("report runs --rules sedes -o r.html", "Did you mean seeds"),
+            ("report runs --rules esper-reveiw -o r.html", "Did you mean esper-review"),
             ("report runs --set kl_spike -o r.html", "has no value"),
             ("report runs --rules rules.toml --set kl_spik.above=1 -o r.html", "Did you mean kl_spike"),
             ("report runs --against live -o r.html", "None of the 2 runs ran with rules"),

@@ -191,7 +191,7 @@ def cases(draw: st.DrawFn) -> Case:
     keys = {name: raw.get("key", (raw.get("any_of") or [raw])[0].get("key")) for name, raw in named.items()}
     names = list(named)
     if len(names) > 1 and keys[names[0]] == keys[names[1]] and draw(st.booleans()):
-        named[names[0]]["yields_to"] = names[1]
+        named[names[0]]["inhibited_by"] = names[1]
     data = {"phases": {"first": 0.0, "second": 0.1, "third": 0.75}, "rules": named}
     found = {f"run{i}": draw(runs()) for i in range(draw(st.integers(1, 3)))}
     return Case(RuleSet.parse(to_toml(data), "random"), found, {run: draw(losses()) for run in found})

@@ -44,7 +44,9 @@ def test_a_run_that_ends_firing_or_unseen_has_not_recovered() -> None:
 
 
 def test_an_incident_that_gave_way_to_a_louder_one_has_not_recovered() -> None:
-    louder = 'above = 2\nyields_to = "louder"\n[rules.louder]\nseverity = "critical"\ncolumn = "ratio_max"\nabove = 5'
+    louder = (
+        'above = 2\ninhibited_by = "louder"\n[rules.louder]\nseverity = "critical"\ncolumn = "ratio_max"\nabove = 5'
+    )
 
     def told(values: list[Any]) -> list[tuple[str, int, int, bool]]:
         return [(i["rule"], i["onset_update"], i["last_update"], i["recovered"]) for i in fold(louder, values)]

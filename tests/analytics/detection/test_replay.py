@@ -62,8 +62,8 @@ def test_each_run_is_held_against_the_rules_it_ran_with_else_against_default(tmp
 def test_other_thresholds_change_what_fires_and_the_difference_names_it(tmp_path: Path) -> None:
     write_run(tmp_path, "a", updates=updates(1.0, 4.0, 6.0, math.nan, None), total_updates=5)
     runs = ea.open(tmp_path)
-    shipped = ea.replay(runs, "seeds")
-    rules = ea.load_rules("seeds").with_values({"ratio_explosion.above": 3.0})
+    shipped = ea.replay(runs, "esper-review")
+    rules = ea.load_rules("esper-review").with_values({"ratio_explosion.above": 3.0})
     changed = ea.replay(runs, rules)
     assert ea.diff(shipped, changed).rows() == [(A, "ratio_explosion", "", 2, "new")]
     assert ea.diff(changed, shipped).rows() == [(A, "ratio_explosion", "", 2, "gone")]
@@ -109,22 +109,22 @@ def test_a_resumed_run_is_judged_by_its_visible_rows(tmp_path: Path) -> None:
     rest = {"error": None, "updates": None, "lost": {"rows": 0, "writes": 0, "message": None}}
     manifest = {"attempts": [template | rest | attempt for attempt in begun]}
     write_run(tmp_path, "a", updates=[*first, *again], manifest=manifest)
-    assert fired(ea.replay(ea.open(tmp_path), "seeds"), "ratio_explosion") == [(A, 1), (A, 2)]
+    assert fired(ea.replay(ea.open(tmp_path), "esper-review"), "ratio_explosion") == [(A, 1), (A, 2)]
 
 
 def test_a_run_without_updates_is_not_passed_over(tmp_path: Path) -> None:
     write_run(tmp_path, "a", updates=[], ended=None)
-    result = ea.replay(ea.open(tmp_path), "seeds")
+    result = ea.replay(ea.open(tmp_path), "esper-review")
     assert result.firings.is_empty() and result.incidents.is_empty()
     assert set(result.never_evaluated["reason"]) == {"no update recorded"}
-    assert result.never_evaluated.height == len(load_profile("seeds").rules)
+    assert result.never_evaluated.height == len(load_profile("esper-review").rules)
 
 
 def test_updates_lost_after_the_last_one_recorded_are_a_gap(tmp_path: Path) -> None:
     gap = {"table_name": "*", "reason": "queue_full", "first_update": 3, "last_update": 7, "rows": None}
     other = {"table_name": "minibatches", "reason": "write_failed", "first_update": 1, "last_update": 99}
     write_run(tmp_path, "a", updates=updates(1.0, 1.0), tables={"gaps": [gap, other]})
-    coverage = ea.replay(ea.open(tmp_path), "seeds").coverage
+    coverage = ea.replay(ea.open(tmp_path), "esper-review").coverage
     row = coverage.filter(pl.col("rule") == "ratio_explosion").row(0, named=True)
     assert (row["evaluated"], row["abstained"], row["reason"]) == (2, 5, "recording gap")
 
@@ -132,7 +132,7 @@ def test_updates_lost_after_the_last_one_recorded_are_a_gap(tmp_path: Path) -> N
 def test_a_rule_that_never_could_look_is_told_beside_every_table(tmp_path: Path) -> None:
     write_run(tmp_path, "a", updates=updates(1.0, 1.0))
     for what in ("incidents", "firings", "coverage"):
-        done = esper("replay", str(tmp_path), "--rules", "seeds", "--show", what)
+        done = esper("replay", str(tmp_path), "--rules", "esper-review", "--show", what)
         assert done.exit_code == 0
         assert f"{A}: never evaluated (not measured): ratio_collapse, value_collapse" in done.stderr
         assert "never" not in done.stdout
@@ -141,7 +141,7 @@ def test_a_rule_that_never_could_look_is_told_beside_every_table(tmp_path: Path)
 def test_runs_whose_rules_could_not_look_for_the_same_reason_share_a_line(tmp_path: Path) -> None:
     for name, length in (("a", 2), ("b", 3), ("c", 4)):
         write_run(tmp_path, name, updates=updates(*[1.0] * length))
-    told = esper("replay", str(tmp_path), "--rules", "seeds").stderr
+    told = esper("replay", str(tmp_path), "--rules", "esper-review").stderr
     assert told.count("never evaluated (not measured): ratio_collapse, value_collapse") == 1
     assert "3 runs: never evaluated (not measured): ratio_collapse" in told
 
@@ -192,7 +192,9 @@ def test_fail_on_ends_with_one_where_an_incident_is_that_severe(tmp_path: Path) 
 def test_only_the_runs_asked_for_are_looked_at(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_run(tmp_path, name, updates=updates(9.0))
-    done = esper("replay", str(tmp_path), "--rules", "seeds", "--run", A, "--show", "firings", "--format", "json")
+    done = esper(
+        "replay", str(tmp_path), "--rules", "esper-review", "--run", A, "--show", "firings", "--format", "json"
+    )
     assert {row["run_id"] for row in json.loads(done.stdout)} == {A}
 
 
@@ -200,10 +202,10 @@ def test_many_runs_in_small_batches_give_the_same_as_at_once(tmp_path: Path, mon
     for number in range(5):
         write_run(tmp_path, f"r{number}", updates=updates(1.0, 6.0 + number, 1.0, 7.0), total_updates=4)
     runs = ea.open(tmp_path)
-    at_once = ea.replay(runs, "seeds")
+    at_once = ea.replay(runs, "esper-review")
     told: list[tuple[int, int]] = []
     monkeypatch.setattr("esper_analytics.detection.batching.UPDATES_AT_ONCE", 8)
-    batched = ea.replay(runs, "seeds", progress=lambda done, total: told.append((done, total)))
+    batched = ea.replay(runs, "esper-review", progress=lambda done, total: told.append((done, total)))
     assert told == [(8, 20), (16, 20), (20, 20)]
     for name in ("firings", "incidents", "coverage"):
         assert getattr(batched, name).equals(getattr(at_once, name))
@@ -252,7 +254,7 @@ def test_runs_of_unlike_files_are_read_together(tmp_path: Path) -> None:
     alone = [ea.replay(runs[run_id], "default") for run_id in runs.ids]
     for name in ("firings", "incidents", "coverage"):
         assert getattr(together, name).equals(pl.concat([getattr(result, name) for result in alone]))
-    fired = ea.replay(runs, "seeds").firings.filter(pl.col("rule") == "ratio_explosion")
+    fired = ea.replay(runs, "esper-review").firings.filter(pl.col("rule") == "ratio_explosion")
     assert dict(fired.group_by("run_id").agg("update").iter_rows()) == {
         **{run_id_of(name): [2, 3] for name in "abc"},
         run_id_of("d"): [1],
@@ -281,7 +283,7 @@ def test_what_a_result_tells_of_its_rules_is_enough_to_get_it_again(tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--rules", "seedz"], "there is no rule profile 'seedz'. Did you mean seeds"),
+        (["--rules", "esper-reviw"], "there is no rule profile 'esper-reviw'. Did you mean esper-review"),
         (["--rules", "none.toml"], "there is no file none.toml"),
         (["--rules", "FOREIGN"], "is no TOML"),
         (["--set", "rato.above=3"], "has no rule 'rato'. "),
@@ -291,7 +293,7 @@ def test_what_a_result_tells_of_its_rules_is_enough_to_get_it_again(tmp_path: Pa
         (["--set", "ratio_explosion.above=high"], "must be a number, not 'high'"),
         (["--set", "ratio_explosion.above"], "Write it as RULE.FIELD=VALUE"),
         (["--set", "ratio_explosion.above=1", "--set", "ratio_explosion.above=2"], "is given twice"),
-        (["--against", "seedz"], "there is no rule profile 'seedz'"),
+        (["--against", "esper-reviw"], "there is no rule profile 'esper-reviw'"),
         (["--against", "live"], "ran with no rules"),
         (["--show", "diff"], "Add --against live"),
         (["--show", "incident"], "Did you mean incidents"),
@@ -313,7 +315,7 @@ def test_words_that_are_off_are_met_with_a_sentence_and_exit_code_two(
 
 def test_rules_are_listed_shown_and_checked(tmp_path: Path) -> None:
     listed = esper("rules", "list", "--format", "json")
-    assert {"default", "seeds"} <= {row["profile"] for row in json.loads(listed.stdout)}
+    assert {"default", "esper-review"} <= {row["profile"] for row in json.loads(listed.stdout)}
     shown = esper("rules", "show", "default")
     assert shown.stdout == load_profile("default").text
     mine = tmp_path / "mine.toml"

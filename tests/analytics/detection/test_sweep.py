@@ -27,7 +27,9 @@ def two_runs(folder: Path) -> ea.Runs:
 
 
 def test_each_value_tells_runs_updates_share_first_firing_and_margins(tmp_path: Path) -> None:
-    swept = ea.sweep(two_runs(tmp_path), "seeds", rule="ratio_explosion", field="above", values=[3, 2, 1e9, math.inf])
+    swept = ea.sweep(
+        two_runs(tmp_path), "esper-review", rule="ratio_explosion", field="above", values=[3, 2, 1e9, math.inf]
+    )
     # 8 updates in all. Run a: 3.0 is its worst, run b: inf.
     assert swept.rows() == [
         (3.0, 1, 2, 2 / 8, B, 2, 0.0, math.inf),
@@ -58,7 +60,9 @@ def test_a_sweep_counts_what_replays_of_each_value_count(tmp_path: Path, test: s
 
 def test_what_is_no_plain_threshold_is_replayed_for_each_value(tmp_path: Path) -> None:
     write_run(tmp_path, "a", updates=[{"grad_norm": g} for g in (1.0, 2.0, 1.0, 9.0)])
-    swept = ea.sweep(ea.open(tmp_path), "seeds", rule="gradient_norm_drift", field="drift.momentum", values=[0.0, 0.99])
+    swept = ea.sweep(
+        ea.open(tmp_path), "esper-review", rule="gradient_norm_drift", field="drift.momentum", values=[0.0, 0.99]
+    )
     # momentum 0: against the value before: 1.0, 0.5, 8.0. momentum 0.99: 1.0, 0.0099, 7.9
     assert swept.select("value", "updates", "first_update").rows() == [(0.0, 2, 2), (0.99, 2, 2)]
     assert swept["margin_max"].null_count() == 2
@@ -66,7 +70,7 @@ def test_what_is_no_plain_threshold_is_replayed_for_each_value(tmp_path: Path) -
 
 def test_a_signal_that_was_never_measured_has_no_margin(tmp_path: Path) -> None:
     write_run(tmp_path, "a", updates=[{"ratio_max": None}])
-    swept = ea.sweep(ea.open(tmp_path), "seeds", rule="ratio_explosion", field="above", values=[1.0])
+    swept = ea.sweep(ea.open(tmp_path), "esper-review", rule="ratio_explosion", field="above", values=[1.0])
     assert swept.rows() == [(1.0, 0, 0, 0.0, None, None, None, None)]
 
 
@@ -87,7 +91,10 @@ def test_values_are_a_list_or_start_stop_step(text: str, values: list[Any]) -> N
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--rule", "ratio_explosio", "--values", "1"], "There is no rule 'ratio_explosio' in seeds. Did you mean"),
+        (
+            ["--rule", "ratio_explosio", "--values", "1"],
+            "There is no rule 'ratio_explosio' in esper-review. Did you mean",
+        ),
         (["--rule", "ratio_explosion", "--field", "abov", "--values", "1"], "Did you mean above?"),
         (["--rule", "ratio_explosion", "--values", "1:2"], "START:STOP:STEP"),
         (["--rule", "ratio_explosion", "--values", "2:1:1"], "START:STOP:STEP"),
@@ -99,7 +106,7 @@ def test_values_are_a_list_or_start_stop_step(text: str, values: list[Any]) -> N
 )
 def test_words_that_are_off_are_met_with_a_sentence(tmp_path: Path, words: list[str], sentence: str) -> None:
     two_runs(tmp_path)
-    done = CliRunner().invoke(app, ["sweep", str(tmp_path), "--rules", "seeds", *words])
+    done = CliRunner().invoke(app, ["sweep", str(tmp_path), "--rules", "esper-review", *words])
     assert done.exit_code == 2
     assert sentence in done.stderr and done.stdout == ""
 
@@ -108,7 +115,7 @@ def test_the_command_prints_a_row_a_value(tmp_path: Path) -> None:
     two_runs(tmp_path)
     words = [
         "--rules",
-        "seeds",
+        "esper-review",
         "--rule",
         "ratio_explosion",
         "--field",

@@ -388,10 +388,10 @@ class TestCommand:
         quiet(root)
         runs = ea.open(root)
         out = root.parent / "r.json"
-        result = ea.replay(runs["quiet"], "seeds", values={"ratio_explosion.above": 3.0})
+        result = ea.replay(runs["quiet"], "esper-review", values={"ratio_explosion.above": 3.0})
         ea.report(result, out, against=ea.replay(runs["quiet"], "default"))
         assert json.loads(out.read_text())["command"] == (
-            f"esper report {root} --run quiet-20260101T000000Z-abc123 --rules seeds "
+            f"esper report {root} --run quiet-20260101T000000Z-abc123 --rules esper-review "
             f"--set ratio_explosion.above=3.0 --against default -o {out}"
         )
 

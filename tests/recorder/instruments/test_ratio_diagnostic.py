@@ -124,7 +124,7 @@ def test_there_is_one_transfer(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_thresholds_are_those_of_the_profile():
-    rules = {rule.name: rule.conditions[0].threshold for rule in load_profile("seeds").rules}
+    rules = {rule.name: rule.conditions[0].threshold for rule in load_profile("esper-review").rules}
     high, low = rules["ratio_explosion"], rules["ratio_collapse"]
     assert high is not None and low is not None and (high.number, low.number) == (ABOVE, BELOW)
 
@@ -133,7 +133,7 @@ def test_it_is_there_where_a_real_training_stops_early(tmp_path: Path):
     """Stable-Baselines3 leaves its epochs at target_kl, before the step; the minibatch that did it is on record."""
     shape: dict[str, Any] = {"n_steps": 32, "batch_size": 16, "n_epochs": 4, "policy_kwargs": {"net_arch": [8]}}
     model = PPO("MlpPolicy", TinyEnv(), seed=3, device="cpu", target_kl=1e-3, learning_rate=0.3, **shape)
-    model.learn(32, callback=RecorderCallback(tmp_path, rules="seeds"))
+    model.learn(32, callback=RecorderCallback(tmp_path, rules="esper-review"))
     runs = ea.open(tmp_path)
     [row] = runs.table("ppo_updates").collect().to_dicts()
     assert row["stopped_early"] and row["stepped_count"] == row["minibatch_count"] - 1

@@ -71,11 +71,11 @@ class AnomalyDetector:
     """Every check of a profile, the drift of the gradient and the trends among them, over one run.
 
     Args:
-        rules: what to check; the profile `seeds` where not given.
+        rules: what to check; the profile `esper-review` where not given.
     """
 
     def __init__(self, rules: RuleSet | None = None) -> None:
-        self.rules = load_profile("seeds") if rules is None else rules
+        self.rules = load_profile("esper-review") if rules is None else rules
         self._by_name = {rule.name: rule for rule in self.rules.rules}
         self._evaluator = RuleEvaluator(self.rules)
         self._update = 0
@@ -134,7 +134,7 @@ def checks_in_words(rules: RuleSet) -> str:
 
 # The numbers of the shipped profile, so that what is read here is what runs.
 AnomalyDetector.__doc__ = (
-    f"{AnomalyDetector.__doc__}\n    The checks of `seeds`:\n\n{checks_in_words(load_profile('seeds'))}\n"
+    f"{AnomalyDetector.__doc__}\n    The checks of `esper-review`:\n\n{checks_in_words(load_profile('esper-review'))}\n"
 )
 
 

@@ -26,7 +26,7 @@ def fires_where(rule: Rule) -> str:
             text += f" (until beyond {level})"
     if rule.unless:
         text += "; unless " + " or ".join(f"`{gate.describe()}`" for gate in rule.unless)
-    return text + (f"; not where `{rule.yields_to}` fires" if rule.yields_to is not None else "")
+    return text + (f"; not where `{rule.inhibited_by}` fires" if rule.inhibited_by is not None else "")
 
 
 def condition_in_words(condition: Condition) -> str:

@@ -53,7 +53,7 @@ class RuleEvaluator:
         self._tables = tuple(signal.table for signal in signals)
         self._readers = [reader(signal) for signal in signals]
         self._runners = [(_KeyedRunner if rule.key else _Runner)(rule, places) for rule in rules.rules]
-        self._yields = {rule.name: rule.yields_to for rule in rules.rules if rule.yields_to is not None}
+        self._inhibited_by = {rule.name: rule.inhibited_by for rule in rules.rules if rule.inhibited_by is not None}
         self._unmet = set(self._tables) - {UPDATE_TABLE}
         self._losses: list[tuple[str, int, int]] = []
         self._last = 0
@@ -99,9 +99,9 @@ class RuleEvaluator:
         for runner in self._runners:
             for key, value, threshold in runner.run(readings, phase, lost):
                 fired.append(Firing(update, runner.name, key, runner.severity, value, threshold, phase, progress))
-        if self._yields and fired:
+        if self._inhibited_by and fired:
             loud = {(firing.rule, firing.key) for firing in fired}
-            fired = [f for f in fired if (self._yields.get(f.rule, ""), f.key) not in loud]
+            fired = [f for f in fired if (self._inhibited_by.get(f.rule, ""), f.key) not in loud]
         return fired
 
     def coverage(self) -> list[Coverage]:

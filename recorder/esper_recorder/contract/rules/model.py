@@ -133,7 +133,7 @@ class Rule:
     """`for` in the file: the hits needed before it fires."""
     keep: bool = False
     unless: tuple[Gate, ...] = ()
-    yields_to: str | None = None
+    inhibited_by: str | None = None
     """The rule that, where it fires for the same update and key, silences this one."""
     evidence: str = ""
 

@@ -25,7 +25,7 @@ _FILE_KEYS = ("format", "description", "phases", "rules", "tests")
 _SIGNAL_KEYS = ("table", "column", "expr", "take", "key", "min_n", "where")
 _TEST_KEYS = ("above", "below", "nonfinite")
 _CONDITION_KEYS = (*_SIGNAL_KEYS, *_TEST_KEYS, "reset", "drift", "step", "rolling")
-_RULE_KEYS = ("severity", "for", "keep", "unless", "yields_to", "evidence", "any_of")
+_RULE_KEYS = ("severity", "for", "keep", "unless", "inhibited_by", "evidence", "any_of")
 _UNREADABLE = ("alarms", "gaps")  # written from what the rules and the writer found, after the rules have looked
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -63,7 +63,7 @@ def read(data: dict[str, Any], name: str) -> Content:
     if not isinstance(raw_rules, dict) or not raw_rules:
         raise place.error("holds no rules; a rule is a table [rules.NAME]")
     rules = tuple(_rule(rule, raw, dict(phases), place) for rule, raw in raw_rules.items())
-    _check_yields({rule.name: rule for rule in rules}, place)
+    _check_inhibitions({rule.name: rule for rule in rules}, place)
     tests = data.get("tests", [])
     if not isinstance(tests, list) or not all(isinstance(test, dict) for test in tests):
         raise place.error("tests must be written as [[tests]]")
@@ -89,6 +89,8 @@ def _rule(name: str, raw: Any, phases: dict[str, float], place: Place) -> Rule:
     place = Place(place.file, name)
     if not isinstance(raw, dict):
         raise place.error(f"must be a table, not {raw!r}")
+    if "yields_to" in raw and "inhibited_by" not in raw:  # the key's name in the rules that runs of schema 2 keep
+        raw = {"inhibited_by" if key == "yields_to" else key: value for key, value in raw.items()}
     if "any_of" in raw:
         place.known(raw, (*_RULE_KEYS, "table", "key", "where"))
         alternatives = raw["any_of"]
@@ -111,9 +113,9 @@ def _rule(name: str, raw: Any, phases: dict[str, float], place: Place) -> Rule:
     evidence = raw.get("evidence", "")
     if not isinstance(evidence, str):
         raise place.at("evidence").error("must be text: one sentence on where the number comes from")
-    yields_to = raw.get("yields_to")
-    if yields_to is not None and not isinstance(yields_to, str):
-        raise place.at("yields_to").error(f"must be the name of a rule, not {shown(yields_to)}")
+    inhibited_by = raw.get("inhibited_by")
+    if inhibited_by is not None and not isinstance(inhibited_by, str):
+        raise place.at("inhibited_by").error(f"must be the name of a rule, not {shown(inhibited_by)}")
     rule_key = keys.pop()
     own_table = conditions[0].signal.table
     return Rule(
@@ -126,7 +128,7 @@ def _rule(name: str, raw: Any, phases: dict[str, float], place: Place) -> Rule:
             _gate(gate, own_table, rule_key, place.at(f"unless.{number}" if isinstance(gates, list) else "unless"))
             for number, gate in enumerate(gates if isinstance(gates, list) else [gates], 1)
         ),
-        yields_to=yields_to,
+        inhibited_by=inhibited_by,
         evidence=evidence,
     )
 
@@ -304,15 +306,17 @@ def _gate(raw: Any, table: str, key: str | None, place: Place) -> Gate:
     return Gate(signal, test, None if test is Test.NONFINITE else place.at(str(test)).number(raw[str(test)]))
 
 
-def _check_yields(rules: Mapping[str, Rule], place: Place) -> None:
+def _check_inhibitions(rules: Mapping[str, Rule], place: Place) -> None:
     for rule in rules.values():
-        if rule.yields_to is None:
+        if rule.inhibited_by is None:
             continue
-        here = Place(place.file, rule.name, "yields_to")
-        if rule.yields_to not in rules:
-            raise here.error(f"there is no rule {rule.yields_to!r}. {suggest(rule.yields_to, rules, kind='rules')}")
-        other = rules[rule.yields_to]
-        if other.yields_to is not None or other is rule:
-            raise here.error(f"{other.name} itself yields; a rule yields to one that does not")
+        here = Place(place.file, rule.name, "inhibited_by")
+        if rule.inhibited_by not in rules:
+            raise here.error(
+                f"there is no rule {rule.inhibited_by!r}. {suggest(rule.inhibited_by, rules, kind='rules')}"
+            )
+        other = rules[rule.inhibited_by]
+        if other.inhibited_by is not None or other is rule:
+            raise here.error(f"{other.name} is itself inhibited; a rule is inhibited by one that is not")
         if other.key != rule.key:
             raise here.error(f"{other.name} has another key column ({other.key or 'none'})")

@@ -117,10 +117,10 @@ def test_every_argument_is_required():
 
 def test_the_docstring_has_the_profiles_numbers():
     text = AnomalyDetector.__doc__
-    assert text is not None and checks_in_words(load_profile("seeds")) in text
+    assert text is not None and checks_in_words(load_profile("esper-review")) in text
     assert "`ppo_updates.ratio_max` is above 5" in text
     assert "below -0.5 (warmup), -0.2 (early), 0 (mid), 0.1 (late)" in text
-    changed = load_profile("seeds").with_values({"ratio_explosion.above": 7.0})
+    changed = load_profile("esper-review").with_values({"ratio_explosion.above": 7.0})
     assert "`ppo_updates.ratio_max` is above 7" in checks_in_words(changed)
 
 
@@ -169,6 +169,6 @@ class TestRollingMean:
             RuleSet.parse(f'[rules.r]\nseverity = "info"\ncolumn = "ratio_max"\nabove = 1\n{text}', "rules.toml")
 
     def test_its_window_can_be_set(self):
-        changed = load_profile("seeds").with_values({"plateau.rolling.window": 5})
+        changed = load_profile("esper-review").with_values({"plateau.rolling.window": 5})
         [rule] = [rule for rule in changed.rules if rule.name == "plateau"]
         assert rule.conditions[0].rolling == Rolling(5, TrendOf.SIZE)

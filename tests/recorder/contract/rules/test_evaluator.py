@@ -135,9 +135,9 @@ def test_alternatives_fire_at_any_hit_and_stay_silent_where_one_could_not_look()
     assert abstained(rule) == {"not measured": 1}
 
 
-def test_a_rule_yields_to_another_only_where_that_one_fires() -> None:
+def test_a_rule_inhibited_by_another_only_where_that_one_fires() -> None:
     rules = RuleSet.parse(
-        '[rules.low]\nseverity = "info"\ncolumn = "approx_kl"\nabove = 0.1\nyields_to = "high"\n'
+        '[rules.low]\nseverity = "info"\ncolumn = "approx_kl"\nabove = 0.1\ninhibited_by = "high"\n'
         '[rules.high]\nseverity = "critical"\ncolumn = "approx_kl"\nabove = 0.5\nfor = 2'
     )
     both = RuleEvaluator(rules)

@@ -107,8 +107,8 @@ def test_the_rules_name_the_columns_they_read() -> None:
         (rule('any_of = [{ column = "ratio_max" }]'), "any_of.1: needs exactly one of"),
         (rule('any_of = [{ column = "n", above = 1 }]\nabove = 2'), "unknown key 'above'"),
         (rule('column = "ratio_max"\nabove = 1\nunless = { column = "return_std" }'), "unless: needs exactly one of"),
-        (rule('column = "ratio_max"\nabove = 1\nyields_to = "rr"'), "there is no rule 'rr'"),
-        (rule('column = "ratio_max"\nabove = 1\nyields_to = "r"'), "itself yields"),
+        (rule('column = "ratio_max"\nabove = 1\ninhibited_by = "rr"'), "there is no rule 'rr'"),
+        (rule('column = "ratio_max"\nabove = 1\ninhibited_by = "r"'), "is itself inhibited"),
         (rule('column = "ratio_max"\nabove = 1\nevidence = 3'), "evidence: must be text"),
         ('[rules.r]\ncolumn = "ratio_max"\nabove = 1', "severity is missing"),
         ('[rules.r]\nseverity = "criticle"\ncolumn = "ratio_max"\nabove = 1', "Did you mean critical"),
@@ -126,7 +126,7 @@ def test_a_mistake_is_met_with_a_sentence_that_names_its_place(text: str, words:
 def test_an_unknown_profile_is_met_with_those_there_are() -> None:
     with pytest.raises(RuleError, match=r"no rule profile 'defalt'. Did you mean default"):
         load_profile("defalt")
-    assert {"default", "seeds"} <= set(profiles())
+    assert {"default", "esper-review"} <= set(profiles())
 
 
 def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
@@ -137,3 +137,11 @@ def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RuleError, match="not UTF-8"):
         load_file(tmp_path / "binary.toml")
+
+
+def test_the_old_name_of_inhibited_by_is_still_read() -> None:
+    text = rule('column = "approx_kl"\nabove = 1\nyields_to = "s"')
+    text += '[rules.s]\nseverity = "info"\ncolumn = "approx_kl"\nabove = 2'
+    assert RuleSet.parse(text).rules[0].inhibited_by == "s"
+    with pytest.raises(RuleError, match="unknown key 'yields_to'"):
+        RuleSet.parse(text.replace('yields_to = "s"', 'yields_to = "s"\ninhibited_by = "s"'))
