@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from esper_analytics.detection.column_expressions import Floats, Ints
+from esper_analytics.detection.arrays import Floats, Ints
 from esper_recorder.contract.rules.ema import Average, Drift, step
 
 _WORTH: Final = 8

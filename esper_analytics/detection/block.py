@@ -11,27 +11,17 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from esper_analytics.detection.column_expressions import Flags, Floats, Ints, evaluate
+from esper_analytics.detection.arrays import COLUMNS, Codes, Flags, Floats, Ints, code
 from esper_analytics.detection.signal_columns import RUN
 from esper_recorder.contract.rules.evaluator import ALL_TABLES
 from esper_recorder.contract.rules.ruleset import RuleSet
 from esper_recorder.contract.rules.signal import ORDER_COLUMNS, UPDATE_TABLE, Reason, Signal, Take, own_keys, total
 from esper_recorder.contract.tables import columns
-
-Codes = np.ndarray[Any, np.dtype[np.uint8]]
-
-REASONS: Final = tuple(Reason)
-"""A reason's code is its place here, plus one; 0 means there is a value."""
-
-
-def code(reason: Reason) -> int:
-    """The code of a reason."""
-    return REASONS.index(reason) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +202,9 @@ class _Rows:
         if signal.expression is None:
             return _numbers(self.frame.get_column(signal.column or ""))
         read = {name: _numbers(self.frame.get_column(name)) for name in signal.expression.columns}
-        values = evaluate(signal.expression, {name: numbers for name, (numbers, _) in read.items()})
+        evaluate = signal.expression.compile(COLUMNS)
+        with np.errstate(all="ignore"):  # what comes out not finite is seen to by the rules
+            values = np.asarray(evaluate({name: numbers for name, (numbers, _) in read.items()}), np.float64)
         lacking = [missing for _, missing in read.values() if missing is not None]
         if not lacking:
             return values, None

@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 import numpy as np
 import polars as pl
 
-from esper_analytics.detection.block import REASONS, Block, Codes, code
-from esper_analytics.detection.column_expressions import Flags, Ints
+from esper_analytics.detection.arrays import REASONS, Codes, Flags, Ints, code
+from esper_analytics.detection.block import Block
 from esper_analytics.detection.judge import FIRST_GATE
 from esper_recorder.contract.rules.conditions import gate_reason
 from esper_recorder.contract.rules.model import Rule

@@ -14,8 +14,8 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import polars as pl
 
-from esper_analytics.detection.block import Block, Codes, Loss, Reading, code
-from esper_analytics.detection.column_expressions import Flags, Floats, Ints
+from esper_analytics.detection.arrays import Codes, Flags, Floats, Ints, code
+from esper_analytics.detection.block import Block, Loss, Reading
 from esper_analytics.detection.coverage import CoverageCounts, Seen, tables_of, texts_at
 from esper_analytics.detection.judge import Found, Judged, State, Values, combine, gate_codes, judge, moved
 from esper_analytics.detection.signal_columns import read

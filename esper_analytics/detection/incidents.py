@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from esper_analytics.detection.column_expressions import Floats, Ints
+from esper_analytics.detection.arrays import Floats, Ints
 from esper_analytics.detection.engine import Evaluation
 
 INCIDENT_COLUMNS: Final = {

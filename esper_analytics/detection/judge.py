@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from esper_analytics.detection.arrays import Codes, Flags, Floats, Ints, code
 from esper_analytics.detection.averages import held_against
-from esper_analytics.detection.block import Codes, code
-from esper_analytics.detection.column_expressions import Flags, Floats, Ints
 from esper_recorder.contract.rules.ema import Average, Previous
 from esper_recorder.contract.rules.model import Condition, Gate, Rule, Test
 from esper_recorder.contract.rules.rolling_mean import Rolling, RollingMean, TrendOf
