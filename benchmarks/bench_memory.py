@@ -45,8 +45,8 @@ def record(root: Path, updates: int) -> list[dict[str, float]]:
                 print(rows[-1], file=sys.stderr)
     assert rec.path is not None
     (attempt,) = read_manifest(rec.path).attempts
-    if attempt.updates != updates or attempt.lost:
-        raise SystemExit(f"only {attempt.updates} of {updates} updates were recorded ({attempt.lost}): no result")
+    if attempt.updates != updates or attempt.dropped:
+        raise SystemExit(f"only {attempt.updates} of {updates} updates were recorded ({attempt.dropped}): no result")
     return rows
 
 

@@ -293,7 +293,7 @@ class Runs:
             files, footers = self._files(run, scans)
             cuts = run.superseded_from()
             problems += (Problem(found.path, found.reason, partly=True) for found in files.problems)
-            problems += (Problem(path, "it is not named like a part", _MOVE) for path in files.strangers)
+            problems += (Problem(path, "it is not named like a part", _MOVE) for path in files.foreign)
             for table in sorted(files.parts.keys() - TABLES.keys()):
                 problems.append(Problem(run.path / table, f"this version knows no table {table}", _UPGRADE))
             several = len(files.ranks) > 1

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from esper_recorder.contract.tables import SCHEMA_VERSION, column_names
-from esper_recorder.storage.arrow_batches import to_batch
+from esper_recorder.storage.arrow_batches import columns_to_table, to_batch
 from esper_recorder.storage.journal import JournalWriter
-from esper_recorder.storage.parquet import to_arrow, write_part
+from esper_recorder.storage.parquet import write_part
 
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -120,7 +120,7 @@ def complete_rows(
 def add_part(path: Path, table: str, rows: Sequence[Row], *, attempt: int = 1, rank: int = 0, seq: int = 1) -> Path:
     """Write complete rows as one part of a run and return the part's path."""
     part = path / table / f"part-a{attempt}-r{rank}-{seq:06d}.parquet"
-    write_part(part, table, to_arrow(table, as_columns(table, rows)), durable=False)
+    write_part(part, table, columns_to_table(table, as_columns(table, rows)), durable=False)
     return part
 
 

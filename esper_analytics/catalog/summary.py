@@ -92,7 +92,7 @@ def _row(run: FoundRun, seen: Mapping[str, Any], alarms: int, gaps: int, damaged
     last = seen.get("last") or 0
     first = min((attempt.from_update for attempt in manifest.attempts), default=1)
     whole = seen.get("distinct", 0) == max(last - first + 1, 0)
-    lost = any(attempt.lost for attempt in manifest.attempts)
+    lost = any(attempt.dropped for attempt in manifest.attempts)
     attempt = manifest.last_attempt
     progress = seen.get("progress")
     if progress is None and manifest.total_updates:

@@ -19,12 +19,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from esper_analytics.errors import UsageError
 from esper_analytics.formatting import cell, shortened, text_of, to_json
 from esper_analytics.formatting import percent as percentage
-from esper_recorder.storage.atomic import whole_file
+from esper_recorder.storage.atomic import atomic_file
 
 if TYPE_CHECKING:
     import polars as pl
@@ -74,25 +74,25 @@ def save(frame: pl.DataFrame, path: Path, form: OutputFormat | None = None) -> N
     if form.lines is not None:
         save_lines(form.lines(frame), path)
         return
-    with _whole(path) as temporary:
-        _write_parquet(frame, temporary)
+    with _atomic(path) as file:
+        _write_parquet(frame, file)
 
 
 def save_lines(lines: Iterable[str], path: Path) -> None:
     """Write text to a file, whole or not at all. Raises UsageError if it cannot be written."""
-    with _whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(f"{line}\n" for line in lines)
+    with _atomic(path) as file:
+        file.writelines(f"{line}\n".encode() for line in lines)
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Yield the temporary file of `whole_file`. Raises UsageError if it cannot be made, or lies in a run's folder."""
+def _atomic(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that is written whole or not at all. Raises UsageError if that fails, or if it lies in a run."""
     run = next((folder for folder in path.resolve().parents if (folder / "run.json").is_file()), None)
     if run is not None:
         raise UsageError(f"{path} lies in the recorded run {run.name}, which is not written to. Save it elsewhere.")
     try:
-        with whole_file(path) as temporary:
-            yield temporary
+        with atomic_file(path) as file:
+            yield file
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
 
@@ -153,14 +153,14 @@ def _aligned(frame: pl.DataFrame) -> Iterable[str]:
         yield "  ".join(padded).rstrip()
 
 
-def _write_parquet(frame: pl.DataFrame, path: Path) -> None:
+def _write_parquet(frame: pl.DataFrame, file: BinaryIO) -> None:
     import polars as pl
     import pyarrow.parquet as pq
 
     # No statistics on float columns: DuckDB skips by them, and would lose rows with NaN.
     comparable = [name for name, dtype in frame.schema.items() if not (dtype.is_float() or dtype.is_nested())]
     table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-    pq.write_table(table, path, compression="zstd", write_statistics=comparable)
+    pq.write_table(table, file, compression="zstd", write_statistics=comparable)
 
 
 TABLE = OutputFormat("table", (".txt",), _aligned)

@@ -18,7 +18,7 @@ from esper_analytics.postmortem.findings import Against
 from esper_analytics.postmortem.render import check_path, report
 from esper_analytics.runs import Runs
 from esper_recorder.contract.suggest import suggest
-from esper_recorder.storage.atomic import check_place
+from esper_recorder.storage.atomic import check_writable
 
 KINDS: Final = tuple(PLOTS)
 
@@ -50,7 +50,7 @@ def plot_for(
         ending = f"ends in {path.suffix}" if path.suffix else "has no ending"
         raise UsageError(f"{path} {ending}; a plot is written to FILE{', FILE'.join(SUFFIXES)}.")
     try:
-        check_place(path)
+        check_writable(path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
     runs = runs.only(chosen) if chosen else runs

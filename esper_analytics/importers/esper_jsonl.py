@@ -42,7 +42,7 @@ from esper_recorder.esper.field_map.event_batch import NO_EVENT, Block
 from esper_recorder.esper.field_map.event_mapping import PlacedEvent, is_event, map_events
 from esper_recorder.esper.field_map.run_facts import FACT_EVENTS, RunFacts
 from esper_recorder.esper.field_map.update_clock import CLOCK_EVENTS, Clock, RunKey
-from esper_recorder.storage.manifest import Attempt, Manifest, plain_json
+from esper_recorder.storage.manifest import Attempt, Manifest, to_jsonable
 from esper_recorder.storage.parquet import arrow_type
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -215,7 +215,7 @@ class _Loading:
             started=facts.started,
             trainer=trainer,
             definition="esper",
-            config=None if facts.config is None else plain_json(facts.config),
+            config=None if facts.config is None else to_jsonable(facts.config),
             total_updates=facts.total_updates,
             attempts=(attempt,),
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from esper_recorder.storage.atomic import atomic_file
 
 if TYPE_CHECKING:
     import polars as pl
@@ -135,11 +136,9 @@ def report_frame(reports: Mapping[str, LoadReport]) -> pl.DataFrame:
 
 def write_report(folder: Path, report: LoadReport) -> None:
     """Write a run's `load_report.json`, durably. Raises OSError."""
-    with (folder / REPORT_FILE).open("w", encoding="utf-8") as file:
-        json.dump(report.to_json(), file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+    text = json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+    with atomic_file(folder / REPORT_FILE, durable=True) as file:
+        file.write(f"{text}\n".encode())
 
 
 def read_report(folder: Path) -> dict[str, Any] | None:

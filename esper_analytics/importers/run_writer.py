@@ -26,10 +26,12 @@ import pyarrow as pa
 from esper_analytics.errors import DataError, UsageError
 from esper_analytics.importers.load_report import LoadReport, write_report
 from esper_recorder.contract.tables import SCHEMA_VERSION
+from esper_recorder.storage.arrow_batches import columns_to_table
+from esper_recorder.storage.atomic import sync_folder
 from esper_recorder.storage.listing import RowFileName
 from esper_recorder.storage.lock import LOCK_FILE, acquire_lock, is_locked, release_lock
 from esper_recorder.storage.manifest import MANIFEST_FILE, Manifest, ManifestError, read_manifest, write_manifest
-from esper_recorder.storage.parquet import arrow_schema, sync_folder, to_arrow, write_part
+from esper_recorder.storage.parquet import arrow_schema, write_part
 from esper_recorder.storage.run_folder import keep_rules
 
 PART_BYTES = 256 * 2**20
@@ -241,7 +243,7 @@ def _run_folders(root: Path) -> Iterator[Path]:
 
 def _as_table(table: str, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
     given = {name: values for name, values in columns.items() if name not in ("run_id", "attempt", "rank")}
-    return to_arrow(table, given)
+    return columns_to_table(table, given)
 
 
 def _identified(table: str, rows: pa.Table, run_id: str, attempt: int) -> pa.Table:

@@ -15,7 +15,7 @@ from esper_analytics.importers.libraries import LIBRARIES, recognise
 from esper_analytics.importers.load_report import LoadReport
 from esper_analytics.importers.logged import Arranged, Session, arrange
 from esper_analytics.importers.run_writer import Origin, RunWriter, Stored, imported_run_id
-from esper_recorder.storage.manifest import Attempt, Manifest, plain_json
+from esper_recorder.storage.manifest import Attempt, Manifest, to_jsonable
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def _store(run: ScalarRun, to: Path) -> tuple[Stored, LoadReport]:
         started=run.started,
         trainer={} if found is None else {"name": found.library.name},
         definition=None if found is None else found.library.definition,
-        config=plain_json(run.hyperparameters) or None,
+        config=to_jsonable(run.hyperparameters) or None,
         total_steps=total if isinstance(total, int) else None,
         attempts=tuple(
             Attempt(

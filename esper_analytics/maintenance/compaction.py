@@ -3,14 +3,18 @@
 A compacted part is named after the range of sequence numbers it replaces (`part-a1-r0-000001-000040.parquet`), and
 readers ignore every part within the range of another. So it appears, whole, in one step (a rename), and what it
 replaces is deleted afterwards; an interruption between the two leaves files that nobody reads, which the next
-compaction removes. Only parts whose journals are gone are touched, so a run may be recorded meanwhile.
+compaction removes.
 
-Whoever reads the parts by a plain glob, without our reader, sees rows twice while a compaction is under way.
+Covers: interruption at any point; a run that is being recorded (only parts whose journals are gone are touched);
+readers of ours at any moment; parts that are damaged or of a newer version, which stay as they are.
+
+Does not cover: whoever reads the parts by a plain glob sees rows twice while a compaction is under way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +27,13 @@ from esper_analytics.catalog.footers import read_footer
 from esper_analytics.maintenance.outcome import Outcome
 from esper_recorder.contract.tables import SCHEMA_VERSION, TABLES, column_names
 from esper_recorder.storage.arrow_batches import to_table
-from esper_recorder.storage.listing import PartName, journals_in, parts_in
-from esper_recorder.storage.lock import maintaining
-from esper_recorder.storage.parquet import arrow_schema, part_writer, sync_folder
+from esper_recorder.storage.atomic import sync_folder
+from esper_recorder.storage.listing import PartName, journals_in, parts_in, split_replaced
+from esper_recorder.storage.lock import maintenance_lock
+from esper_recorder.storage.parquet import arrow_schema, part_writer
 
 MOST_ROWS = 1_000_000
-"""Rows a compacted part may hold. Parts of more are left as they are."""
+"""Rows a compacted part may hold. Larger parts are left alone."""
 _PIECE_BYTES = 32 * 2**20  # a row group's size in memory, and about what a compaction holds at once
 _BATCH_ROWS = 16_384
 
@@ -41,92 +46,92 @@ _SCHEMA = {
     "bytes": pl.Int64,
     "folder": pl.String,
 }
-_LEFT = "It stays as it is; `esper verify` tells more"
+_LEFT = "It stays unchanged; `esper verify` says more"
 
 
 def compact(root: Path, *, most_rows: int = MOST_ROWS) -> Outcome:
     """Merge the small parts of every run under RUNS. Can be interrupted at any point, and repeated.
 
-    The frame has a row a folder: run_id; state, which is `compacted`, `nothing to do` or `failed`; the number of
-    parts and their bytes, before and after; the folder.
+    The frame has run_id; state, which is `compacted`, `nothing to do` or `failed`; the number of parts and their bytes,
+    before and after; the folder.
 
-    Raises UsageError and DataError, as `folders.run_folders` does.
+    Raises UsageError and DataError, as `discovery.run_folders` does.
     """
-    found, problems = run_folders(root)
+    runs, problems = run_folders(root)
     rows = []
-    for run in found:
-        before = _size(run.path)
-        state = "nothing to do"
+    for run in runs:
+        parts_before, bytes_before = _size(run.path)
         try:
-            with maintaining(run.path):
-                changed, left = _compact_run(run, most_rows)
+            with maintenance_lock(run.path):
+                changed, left = compact_run(run, most_rows)
             problems += left
-            state = "compacted" if changed else state
+            state = "compacted" if changed else "nothing to do"
         except OSError as error:
             state = "failed"
             problems.append(Problem(run.path, f"it could not be compacted ({error})", "Nothing is lost", partly=True))
-        after = _size(run.path)
-        rows.append((run.run_id, state, before[0], after[0], before[1], after[1], str(run.path)))
+        parts, size = _size(run.path)
+        rows.append((run.run_id, state, parts_before, parts, bytes_before, size, str(run.path)))
     return Outcome(pl.DataFrame(rows, schema=_SCHEMA, orient="row"), tuple(problems))
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A part that may be merged with its neighbours."""
-
-    name: PartName
-    path: Path
-    rows: int
-
-
-def _compact_run(run: FoundRun, most_rows: int) -> tuple[bool, list[Problem]]:
-    """Whether anything changed, and what had to be left alone."""
+def compact_run(run: FoundRun, most_rows: int = MOST_ROWS) -> tuple[bool, list[Problem]]:
+    """Merge the parts of one run. Returns whether anything changed, and what had to be left alone."""
     # What has a part now and no journal in the listing after is complete in the one after that: a writer makes parts
     # in the order of its journals, and deletes a journal once it has all its parts.
     newest: dict[tuple[int, int], int] = {}
-    for there in parts_in(run.path)[0].values():
-        for name in there:
+    for parts in parts_in(run.path)[0].values():
+        for name in parts:
             newest[name.process] = max(name.last, newest.get(name.process, 0))
-    waiting = sorted(journals_in(run.path))
+    barriers: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for journal in sorted(journals_in(run.path)):
+        barriers[journal.process].append(journal.seq)
     changed = False
     problems: list[Problem] = []
-    for table, found in sorted(parts_in(run.path)[0].items()):
+    for table, paths in sorted(parts_in(run.path)[0].items()):
         if table not in TABLES:
             continue
-        ranges = [name for name in found if name.compacted]
-        own: dict[tuple[int, int], list[PartName]] = {}
-        for name in sorted(found):
-            replaced = any(other.covers(name) for other in ranges if other != name)
-            if not replaced and name.last <= newest.get(name.process, 0):
-                own.setdefault(name.process, []).append(name)
-        for process, names in own.items():
-            barriers = [j.seq for j in waiting if (j.attempt, j.rank) == process]
-            for group in _groups(run, table, [(name, found[name]) for name in names], barriers, most_rows):
+        processes: dict[tuple[int, int], list[PartName]] = defaultdict(list)
+        for name in split_replaced(paths)[0]:
+            if name.last <= newest.get(name.process, 0):
+                processes[name.process].append(name)
+        for process, names in processes.items():
+            for group in _groups(run, table, {name: paths[name] for name in names}, barriers[process], most_rows):
                 try:
                     _merge(table, group)
                     changed = True
                 except (OSError, pa.ArrowException, ValueError) as error:
                     if isinstance(error, OSError) and error.errno is not None:
                         raise
-                    message = f"it could not be merged with its neighbours ({error})"
-                    problems.append(Problem(group[0].path, message, _LEFT, partly=True))
+                    reason = f"it could not be merged with the parts beside it ({error})"
+                    problems.append(Problem(group[0].path, reason, _LEFT, partly=True))
         changed |= _remove_replaced(run, table)
     return changed, problems
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    name: PartName
+    path: Path
+    rows: int
+
+
 def _groups(
-    run: FoundRun, table: str, parts: Sequence[tuple[PartName, Path]], barriers: Sequence[int], most_rows: int
+    run: FoundRun, table: str, parts: Mapping[PartName, Path], barriers: Sequence[int], most_rows: int
 ) -> Iterator[list[_Part]]:
-    """Neighbouring parts of one process to be merged: two or more, of at most `most_rows` rows together."""
+    """Group adjacent parts of one process to be merged: two or more, of at most `most_rows` rows together.
+
+    Args:
+        parts: in order.
+        barriers: sequence numbers of journals that wait for their parts; no group may span one.
+    """
     group: list[_Part] = []
-    for name, path in parts:
+    for name, path in parts.items():
         part = _mergeable(run, table, name, path)
         apart = bool(group) and any(group[-1].name.last < seq <= name.first for seq in barriers)
         if part is None or apart or sum(p.rows for p in group) + part.rows > most_rows:
             if len(group) > 1:
                 yield group
             group = []
-        # A journal that waits for its parts has none of its own to be merged.
         if part is not None and not any(name.first <= seq <= name.last for seq in barriers):
             group.append(part)
     if len(group) > 1:
@@ -134,7 +139,7 @@ def _groups(
 
 
 def _mergeable(run: FoundRun, table: str, name: PartName, path: Path) -> _Part | None:
-    """The part, if it can be read as what it is and holds nothing that this version does not know."""
+    """Return the part if it can be read and holds nothing that this version does not know."""
     footer = read_footer(path, table, run.run_id)
     if footer.problem is not None:
         return None
@@ -157,36 +162,35 @@ def _merge(table: str, group: Sequence[_Part]) -> None:
         for piece in _pieces(table, [part.path for part in group]):
             merged.write(piece)
         if merged.rows != expected:
-            raise ValueError(f"{merged.rows} rows were read where the footers tell {expected}")
+            raise ValueError(f"{merged.rows} rows were read, and the footers say {expected}")
 
 
 def _pieces(table: str, paths: Sequence[Path]) -> Iterator[pa.Table]:
-    """The rows of some files, in pieces for a row group each."""
-    held: list[pa.RecordBatch] = []
+    """Read the rows of some files in pieces, each for one row group."""
+    batches: list[pa.RecordBatch] = []
     size = 0
     for path in paths:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(_BATCH_ROWS):
-                held.append(batch)
+                batches.append(batch)
                 size += batch.nbytes
                 if size >= _PIECE_BYTES:
-                    yield to_table(table, held)
-                    held, size = [], 0
-    if held:
-        yield to_table(table, held)
+                    yield to_table(table, batches)
+                    batches, size = [], 0
+    if batches:
+        yield to_table(table, batches)
 
 
 def _remove_replaced(run: FoundRun, table: str) -> bool:
     """Delete the parts whose rows are in a compacted part that can be read."""
-    folder = run.path / table
-    found = parts_in(run.path)[0].get(table, {})
-    whole = [n for n in found if n.compacted and read_footer(found[n], table, run.run_id).problem is None]
-    replaced = [n for n in found if any(other.covers(n) for other in whole if other != n)]
+    paths = parts_in(run.path)[0].get(table, {})
+    readable = [n for n in paths if n.compacted and read_footer(paths[n], table, run.run_id).problem is None]
+    replaced = [n for n in paths if any(other.covers(n) for other in readable if other != n)]
     if not replaced:
         return False
-    sync_folder(folder)  # an interrupted compaction may have renamed its part without this
+    sync_folder(run.path / table)  # an interrupted compaction may have renamed its part without this
     for name in replaced:
-        found[name].unlink(missing_ok=True)
+        paths[name].unlink(missing_ok=True)
     return True
 
 

@@ -1,4 +1,4 @@
-"""What a command of this room hands back: a row a run, and what has to be said beside it."""
+"""The result of a maintenance command."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from esper_analytics.catalog.discovery import Problem
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The answer of `recover`, `compact` or `verify`."""
+    """The result of `recover`, `compact` or `verify`."""
 
     frame: pl.DataFrame
+    """One row per run's folder."""
     problems: tuple[Problem, ...] = ()
     """What is damaged, incomplete, or could not be done."""

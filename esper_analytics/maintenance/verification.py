@@ -1,16 +1,18 @@
-"""`esper verify`: whether a recording is whole. Every file is read to its last row; nothing is changed.
+"""`esper verify`: whether a recording is complete. Every file is read to its last row; nothing is changed.
 
-A recording is whole when every row file can be read and its footer agrees with its rows, every process of the run
-recorded updates 1..n without a hole that `gaps` does not tell, nothing is left of a crash or of an interrupted
-compaction, and no other folder holds the same run. A run that is being recorded is whole so far.
+A recording is complete if every row file can be read and its footer agrees with its rows, every process of the run
+recorded updates 1..n without a hole that `gaps` does not explain, a crash or an interrupted compaction left nothing,
+and no other folder holds the same run. A run that is being recorded is complete so far.
+
+Does not cover: values. A flipped bit that Parquet decodes to another number is not noticed.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +27,15 @@ from esper_analytics.formatting import format_count
 from esper_analytics.maintenance.outcome import Outcome
 from esper_recorder.contract.tables import TABLES
 from esper_recorder.storage.gaps import ALL_TABLES
-from esper_recorder.storage.listing import PartName, RowFiles, list_row_files
-from esper_recorder.storage.manifest import how_it_ended
-from esper_recorder.storage.rollover import is_live, unfinished_files
+from esper_recorder.storage.listing import PartName, RowFiles, list_row_files, unfinished_files
+from esper_recorder.storage.manifest import how_it_ended, is_live
 
 _SCHEMA = {
     "run_id": pl.String,
     "ended": pl.String,
     "updates": pl.Int64,
     "missing": pl.Int64,
-    "told_missing": pl.Int64,
+    "explained_missing": pl.Int64,
     "rows": pl.Int64,
     "files": pl.Int64,
     "torn_bytes": pl.Int64,
@@ -49,95 +50,128 @@ _MOVE = "Move it out of the run's folder"
 _KEEP_PART = "Leave it where it is: queries by update do not find these rows, but what they measured is in them"
 _UPGRADE = "Upgrade esper-analytics to read it"
 _KEEP_ONE = "Keep one of the two"
+_REWRITE = "Write it again without them; this package reads it correctly all the same"
 _BATCH_ROWS = 16_384
-_TOLD_TABLES = (ALL_TABLES, "ppo_updates")
+_IDENTITY = ["run_id", "attempt", "rank"]
 
 
 def verify(root: Path, only: Collection[str] | None = None) -> Outcome:
-    """Look through every run under RUNS, or through those whose run_id is one of `only`.
+    """Check every run under RUNS, or only those whose run_id is in `only`.
 
-    The frame has a row a folder: run_id; how it ended; its last update; updates that are missing, summed over its
-    ranks, those that `gaps` does not tell and those that it does; rows and files read; bytes after the last commits of
-    its journals; the number of problems; whether it is complete; the folder. The problems say the rest.
+    The frame has run_id; how it ended; its last update; updates that are missing, summed over its ranks: those that
+    `gaps` does not explain and those that it does; rows and files read; bytes after the last commits of its journals;
+    the number of problems; whether it is complete; the folder. The problems say the rest.
 
-    Raises UsageError and DataError, as `folders.run_folders` does.
+    Raises UsageError and DataError, as `discovery.run_folders` does.
     """
-    found, problems = run_folders(root)
+    runs, problems = run_folders(root)
     if only is not None:
-        found = [run for run in found if run.run_id in only]
-        problems = [p for p in problems if any(p.path.is_relative_to(run.path) for run in found)]
-    problems += _twice(found)
+        runs = [run for run in runs if run.run_id in only]
+        problems = [p for p in problems if any(p.path.is_relative_to(run.path) for run in runs)]
+    problems += _copies(runs)
     rows = []
-    for run in found:
-        seen = _Seen(run)
-        seen.look()
-        own = [*seen.problems, *(p for p in problems if p.path == run.path)]
-        problems += seen.problems
-        complete = not own and not seen.told_missing
-        ended = how_it_ended(run.path, run.manifest)
-        numbers = (seen.last, seen.missing, seen.told_missing, seen.rows, seen.files, seen.torn_bytes, len(own))
-        rows.append((run.run_id, ended, *numbers, complete, str(run.path)))
-    return Outcome(pl.DataFrame(rows, schema=_SCHEMA, orient="row"), tuple(problems))
+    for run in runs:
+        check = _RunCheck(run)
+        check.run_all()
+        concerns = len(check.problems) + sum(problem.path == run.path for problem in problems)
+        problems += check.problems
+        rows.append(
+            {
+                "run_id": run.run_id,
+                "ended": how_it_ended(run.path, run.manifest),
+                "updates": check.last_update,
+                "missing": check.missing,
+                "explained_missing": check.explained_missing,
+                "rows": check.rows,
+                "files": check.files,
+                "torn_bytes": check.torn_bytes,
+                "problems": concerns,
+                "complete": not concerns and not check.explained_missing,
+                "folder": str(run.path),
+            }
+        )
+    return Outcome(pl.DataFrame(rows, schema=_SCHEMA), tuple(problems))
 
 
-def _twice(found: Sequence[FoundRun]) -> Iterator[Problem]:
-    by_id: dict[str, list[FoundRun]] = {}
-    for run in found:
-        by_id.setdefault(run.run_id, []).append(run)
-    for run_id, runs in by_id.items():
-        for run in runs if len(runs) > 1 else ():
-            others = ", ".join(other.path.name for other in runs if other is not run)
-            yield Problem(run.path, f"the run {run_id} is in {others} too; the more complete is read", _KEEP_ONE)
+def _copies(runs: Sequence[FoundRun]) -> Iterator[Problem]:
+    for run in runs:
+        others = ", ".join(other.path.name for other in runs if other.run_id == run.run_id and other is not run)
+        if others:
+            yield Problem(run.path, f"the run {run.run_id} is in {others} too; the more complete is read", _KEEP_ONE)
 
 
 @dataclass(slots=True)
-class _Seen:
-    """What a look through one run's folder found."""
+class _PartContent:
+    """What the rows of a part say, to be compared with its name and footer."""
+
+    rows: int = 0
+    updates: set[int] = field(default_factory=set)
+    owners: set[tuple[Any, ...]] = field(default_factory=set)
+    """(run_id, attempt, rank)"""
+    anonymous: int = 0
+    """Rows without run_id, attempt, rank or update."""
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self.rows += batch.num_rows
+        self.updates.update(u for u in pc.unique(batch.column("update")).to_pylist() if u is not None)
+        groups = pa.Table.from_batches([batch.select(_IDENTITY)]).group_by(_IDENTITY).aggregate([])
+        self.owners.update(owner for owner in _tuples(groups, *_IDENTITY) if None not in owner)
+        absent = [pc.is_null(batch.column(name)) for name in (*_IDENTITY, "update")]
+        self.anonymous += pc.sum(functools.reduce(pc.or_, absent)).as_py() or 0
+
+    def footer(self) -> dict[str, str]:
+        """What the footer of these rows should say."""
+        first, last = (min(self.updates), max(self.updates)) if self.updates else ("", "")
+        return {"rows": str(self.rows), "first_update": str(first), "last_update": str(last)}
+
+
+@dataclass(slots=True)
+class _RunCheck:
+    """The checks of one run's folder, and what they found."""
 
     run: FoundRun
     rows: int = 0
     files: int = 0
     torn_bytes: int = 0
-    last: int = 0
+    last_update: int = 0
     missing: int = 0
-    told_missing: int = 0
+    explained_missing: int = 0
     problems: list[Problem] = field(default_factory=list)
     updates: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     """Rank -> (attempt, update) of its rows of `ppo_updates`."""
     gaps: dict[int, set[int]] = field(default_factory=dict)
-    """Rank -> updates that `gaps` tells of."""
+    """Rank -> updates that `gaps` explains."""
 
-    def look(self) -> None:
+    def run_all(self) -> None:
         live = is_live(self.run.path)
         try:
             files = list_row_files(self.run.path)
         except OSError as error:
-            self._problem(self.run.path, f"it cannot be listed ({error})", "")
+            self._problem(self.run.path, f"it cannot be listed ({error})")
             return
         for table, paths in files.parts.items():
             if table not in TABLES:
-                self._problem(self.run.path / table, f"this version knows no table {table}", _UPGRADE)
+                self._problem(self.run.path / table, f"this version has no table {table}", _UPGRADE)
                 continue
             for path in paths:
-                self._part(table, path)
-        self._journals(files, live)
-        if not live:
-            for path in unfinished_files(self.run.path):
-                self._problem(path, "a file that a process died while writing", _RECOVER)
+                self._check_part(table, path)
+        self._check_journals(files, live)
+        for path in () if live else unfinished_files(self.run.path):
+            self._problem(path, "a file that a process died while writing", _RECOVER)
         for path in files.replaced:
             self._problem(path, "its rows are in a compacted part; an interrupted compaction left it", _COMPACT)
-        for path in files.strangers:
+        for path in files.foreign:
             self._problem(path, "it is not named like a part", _MOVE)
-        self._rules()
-        self._continuity(live)
-        self._ends(live)
+        self._check_rules()
+        self._check_continuity(live)
+        self._check_end(live)
 
-    def _problem(self, path: Path, reason: str, advice: str) -> None:
+    def _problem(self, path: Path, reason: str, advice: str = "") -> None:
         self.problems.append(Problem(path, reason, advice))
 
     # --- files --------------------------------------------------------------------------------------------------------
 
-    def _part(self, table: str, path: Path) -> None:
+    def _check_part(self, table: str, path: Path) -> None:
         footer = read_footer(path, table, self.run.run_id)
         if footer.gone:
             return  # compacted meanwhile
@@ -145,52 +179,36 @@ class _Seen:
         if footer.problem is not None:
             self._problem(path, footer.problem, _RESTORE)
             return
+        content = _PartContent()
         try:
-            told, rows, updates, identities, nameless = self._read(table, path)
+            with pq.ParquetFile(path) as file:
+                metadata = file.metadata.metadata or {}
+                for batch in file.iter_batches(_BATCH_ROWS):
+                    content.add(batch)
+                    self._note(table, pa.Table.from_batches([batch]))
         except (OSError, pa.ArrowException) as error:
             self._problem(path, f"its footer can be read, but its rows cannot ({_first_line(error)})", _RESTORE)
             return
-        self.rows += rows
+        self.rows += content.rows
         name = PartName.of(path.name)
-        expected = None if name is None else (self.run.run_id, name.attempt, name.rank)
-        for found in sorted(identities - {expected}, key=str):
-            whose = f"run {found[0]}, attempt {found[1]}, rank {found[2]}"
-            self._problem(path, f"its name and folder tell another run, attempt or rank than its rows: {whose}", _MOVE)
-        if nameless:
-            have, are = ("does", "its") if nameless == 1 else ("do", "their")
-            reason = f"{format_count(nameless, 'row')} of {rows} {have} not say {are} run, attempt, rank or update"
-            self._problem(path, reason, _KEEP_PART)
-        first, last = (str(min(updates)), str(max(updates))) if updates else ("", "")
-        counted = {b"esper_rows": str(rows), b"esper_first_update": first, b"esper_last_update": last}
-        for key, value in counted.items():
-            if key in told and told[key].decode() != value:
-                what = key.decode().removeprefix("esper_").replace("_", " ")
-                self._problem(path, f"its footer tells {what} {told[key].decode()}, and it holds {value}", _RESTORE)
+        expected = None if name is None else (self.run.run_id, *name.process)
+        for run_id, attempt, rank in sorted(content.owners - {expected}, key=str):
+            reason = "its name and folder are of another run, attempt or rank than its rows"
+            self._problem(path, f"{reason}: run {run_id}, attempt {attempt}, rank {rank}", _MOVE)
+        if content.anonymous:
+            have, are = ("does", "its") if content.anonymous == 1 else ("do", "their")
+            rows = f"{format_count(content.anonymous, 'row')} of {content.rows}"
+            self._problem(path, f"{rows} {have} not say {are} run, attempt, rank or update", _KEEP_PART)
+        for key, value in content.footer().items():
+            stated = metadata.get(f"esper_{key}".encode(), value.encode()).decode()
+            if stated != value:
+                what = key.replace("_", " ")
+                self._problem(path, f"its footer says {what} {stated}, and it holds {value}", _RESTORE)
         if footer.float_statistics:
             reason = "float columns carry min/max statistics, by which other engines lose rows with NaN"
-            self._problem(path, reason, "Write it anew without them; this package reads it right as it is")
+            self._problem(path, reason, _REWRITE)
 
-    def _read(self, table: str, path: Path) -> tuple[Mapping[bytes, bytes], int, set[int], set[tuple[Any, ...]], int]:
-        """Footer's metadata, rows, updates and (run_id, attempt, rank) of a part that is read to its end; and how many
-        of its rows lack one of these."""
-        rows = nameless = 0
-        updates: set[int] = set()
-        identities: set[tuple[Any, ...]] = set()
-        with pq.ParquetFile(path) as file:
-            told = file.metadata.metadata or {}
-            for batch in file.iter_batches(_BATCH_ROWS):
-                rows += batch.num_rows
-                updates.update(u for u in pc.unique(batch.column("update")).to_pylist() if u is not None)
-                columns = [batch.column(name) for name in ("run_id", "attempt", "rank")]
-                whose = pa.table(columns, names=["run_id", "attempt", "rank"]).group_by(["run_id", "attempt", "rank"])
-                told_by_rows = [tuple(row.values()) for row in whose.aggregate([]).to_pylist()]
-                identities.update(whole for whole in told_by_rows if None not in whole)
-                absent = [pc.is_null(column) for column in (*columns, batch.column("update"))]
-                nameless += pc.sum(functools.reduce(pc.or_, absent)).as_py() or 0
-                self._note(table, pa.Table.from_batches([batch]))
-        return told, rows, updates, identities, nameless
-
-    def _journals(self, files: RowFiles, live: bool) -> None:
+    def _check_journals(self, files: RowFiles, live: bool) -> None:
         self.files += len(files.journals)
         self.problems += (Problem(p.path, p.reason, "" if live else _RECOVER, partly=True) for p in files.problems)
         for table, rows in files.journal_rows.items():
@@ -206,64 +224,59 @@ class _Seen:
             self._problem(self.run.path, reason, "They are lost")
 
     def _note(self, table: str, rows: pa.Table) -> None:
-        """Keep what continuity is judged by."""
+        """Remember which updates were recorded, and which `gaps` explains."""
         if table == "ppo_updates":
             for rank, attempt, update in _tuples(rows, "rank", "attempt", "update"):
                 if None not in (rank, attempt, update):
                     self.updates.setdefault(rank, []).append((attempt, update))
         elif table == "gaps":
-            for rank, of, first, last in _tuples(rows, "rank", "table_name", "first_update", "last_update"):
-                if of in _TOLD_TABLES and first is not None and last is not None:
+            for rank, name, first, last in _tuples(rows, "rank", "table_name", "first_update", "last_update"):
+                if name in (ALL_TABLES, "ppo_updates") and None not in (first, last):
                     self.gaps.setdefault(rank, set()).update(range(first, last + 1))
 
     # --- the run as a whole -------------------------------------------------------------------------------------------
 
-    def _rules(self) -> None:
+    def _check_rules(self) -> None:
         sha256 = self.run.manifest.rules_sha256
         if sha256 is not None and not (self.run.path / "rules" / f"{Path(sha256).name}.toml").is_file():
-            self._problem(self.run.path, f"the text of the rules it ran with ({sha256[:12]}) is not there", _RESTORE)
+            self._problem(self.run.path, f"the text of the rules it ran with ({sha256[:12]}) is missing", _RESTORE)
 
-    def _continuity(self, live: bool) -> None:
-        """Updates from the first to the last, once each, by every rank."""
-        attempts = self.run.manifest.attempts
+    def _check_continuity(self, live: bool) -> None:
+        """Every rank recorded the updates from the first to the last, once each."""
+        manifest = self.run.manifest
+        begin = min((attempt.from_update for attempt in manifest.attempts), default=1)
         cuts = dict(self.run.superseded_from())
-        begin = min((attempt.from_update for attempt in attempts), default=1)
-        current: dict[int, list[int]] = {a.rank: [] for a in self.run.manifest.last_attempts}
-        for rank, recorded in sorted(self.updates.items()):
-            current[rank] = sorted(u for attempt, u in recorded if not (attempt in cuts and u >= cuts[attempt]))
-        self.last = max((updates[-1] for updates in current.values() if updates), default=0)
+        current: dict[int, Counter[int]] = {attempt.rank: Counter() for attempt in manifest.last_attempts}
+        for rank, recorded in self.updates.items():
+            current[rank] = Counter(u for attempt, u in recorded if attempt not in cuts or u < cuts[attempt])
+        self.last_update = max((max(updates) for updates in current.values() if updates), default=0)
         for rank, updates in sorted(current.items()):
             who = f"rank {rank} recorded" if len(current) > 1 else "it holds"
-            doubled = sorted({a for a, b in pairwise(updates) if a == b})
-            if doubled:
+            if doubled := [update for update, times in updates.items() if times > 1]:
                 self._problem(self.run.path, f"{who} updates {_ranges(doubled)} twice", "Find the part that is a copy")
             # Ranks of a live run are an update or two apart.
-            last = (updates[-1] if updates else 0) if live else self.last
-            absent = set(range(begin, last + 1)) - set(updates)
-            told = absent & self.gaps.get(rank, set())
-            self.told_missing += len(told)
-            self.missing += len(absent - told)
-            if absent - told:
-                reason = f"{who} no updates {_ranges(sorted(absent - told))}, and `gaps` does not tell why"
+            last = max(updates, default=0) if live else self.last_update
+            absent = set(range(begin, last + 1)) - updates.keys()
+            explained = absent & self.gaps.get(rank, set())
+            self.explained_missing += len(explained)
+            self.missing += len(absent - explained)
+            if absent - explained:
+                reason = f"{who} no updates {_ranges(absent - explained)}, and `gaps` does not say why"
                 self._problem(self.run.path, reason, "They are lost; figures over these updates are incomplete")
-            if told:
-                self._problem(self.run.path, f"{who} no updates {_ranges(sorted(told))}, as `gaps` tells", "")
+            if explained:
+                self._problem(self.run.path, f"{who} no updates {_ranges(explained)}, as `gaps` says")
 
-    def _ends(self, live: bool) -> None:
-        attempts = self.run.manifest.attempts
-        lost = [attempt for attempt in attempts if attempt.lost]
-        for attempt in lost:
-            loss = attempt.lost
-            who = f"attempt {attempt.attempt}, rank {attempt.rank}"
-            reason = f"not everything of it was recorded ({who}): {loss}; the last error was: {loss.message}"
-            self._problem(self.run.path, reason, "`gaps` tells which, as far as it could be written")
-        if live:
-            return
-        killed = [a for a in self.run.manifest.last_attempts if a.how is None]
-        if killed or not attempts:
-            ranks = ", ".join(str(a.rank) for a in killed)
-            who = f"rank {ranks} was" if len(self.run.manifest.last_attempts) > 1 and killed else "it was"
-            self._problem(self.run.path, f"{who} killed: what it had not yet committed is lost", "")
+    def _check_end(self, live: bool) -> None:
+        manifest = self.run.manifest
+        for attempt in manifest.attempts:
+            if counts := attempt.dropped:
+                who = f"attempt {attempt.attempt}, rank {attempt.rank}"
+                reason = f"not everything of it was recorded ({who}): {counts}; the last error was: {counts.message}"
+                self._problem(self.run.path, reason, "`gaps` lists it, as far as it could be written")
+        killed = [str(attempt.rank) for attempt in manifest.last_attempts if attempt.how is None]
+        if not live and (killed or not manifest.attempts):
+            who = f"rank {', '.join(killed)} was" if killed and len(manifest.last_attempts) > 1 else "it was"
+            self._problem(self.run.path, f"{who} killed: what it had not yet committed is lost")
 
 
 def _tuples(rows: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
@@ -272,14 +285,14 @@ def _tuples(rows: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
     return zip(*columns, strict=True)
 
 
-def _ranges(numbers: Sequence[int], most: int = 5) -> str:
-    """Whole numbers in ascending order, stretches joined.
+def _ranges(numbers: Collection[int], most: int = 5) -> str:
+    """Write whole numbers in ascending order, stretches joined.
 
     >>> _ranges([1, 2, 3, 7])
     '1-3, 7'
     """
     stretches: list[list[int]] = []
-    for number in numbers:
+    for number in sorted(numbers):
         if stretches and number == stretches[-1][1] + 1:
             stretches[-1][1] = number
         else:

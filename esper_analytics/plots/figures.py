@@ -39,7 +39,7 @@ from esper_analytics.plots.run_frames import RunFrames, short_names
 from esper_analytics.plots.svg import attribute, inline
 from esper_recorder.contract.rules.model import Severity
 from esper_recorder.contract.rules.ruleset import RuleSet
-from esper_recorder.storage.atomic import whole_file
+from esper_recorder.storage.atomic import atomic_file
 
 RUN_COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5a6775", "#7a5195")
 """Okabe and Ito's, without black and yellow: told apart by colour-blind readers. `compare` shows as many runs."""
@@ -179,8 +179,8 @@ def save(figure: Figure, path: str | Path) -> None:
         ".svg": {"Date": None},
         ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
     }
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format=suffix[1:], metadata=nothing[suffix])
+    with atomic_file(path) as file:
+        figure.savefig(file, format=suffix[1:], metadata=nothing[suffix])
 
 
 @in_style

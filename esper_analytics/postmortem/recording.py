@@ -97,7 +97,7 @@ def recording_state(
     for gap in runs.table("gaps").sort("first_update", "table_name").collect().iter_rows(named=True):
         sentences.append(_gap(gap))
     for attempt in manifest.attempts:
-        lost = attempt.lost
+        lost = attempt.dropped
         if lost:
             own = f" (\u201c{lost.message}\u201d)" if lost.message else ""
             parts = [format_count(n, what) for n, what in ((lost.updates, "update"), (lost.rows, "row")) if n]

@@ -31,7 +31,7 @@ from esper_analytics.postmortem.model import Findings, RunFindings
 from esper_analytics.postmortem.recording import cut_short
 from esper_analytics.runs import open as open_runs
 from esper_recorder.contract.rules.ruleset import profiles
-from esper_recorder.storage.atomic import check_place, whole_file
+from esper_recorder.storage.atomic import atomic_file, check_writable
 
 MOST_RUNS: Final = 12
 """Runs with a section of their own, the worst first; the others are in the overview."""
@@ -79,7 +79,7 @@ def check_path(path: Path) -> None:
     """Raises UsageError where `report` would not write to the path: told before the work, not after it."""
     _writer(path)
     try:
-        check_place(path)
+        check_writable(path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
 
@@ -317,8 +317,8 @@ def _version() -> str:
 
 
 def _place(path: Path, text: str) -> None:
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+    with atomic_file(path) as file:
+        file.write(text.encode())
 
 
 # --- templates ------------------------------------------------------------------------------------------------------

@@ -20,13 +20,14 @@ import torch
 from torch.profiler import ProfilerActivity, schedule
 from torch.profiler import profile as torch_profile
 
+from esper_recorder.storage.atomic import check_writable
 from esper_recorder.storage.traces import TRACES_FOLDER
 
 log = logging.getLogger(__name__)
 
 
 class ProfilerFolderError(OSError):
-    """The traces cannot be written where they were to go; the message says why."""
+    """The traces cannot be written to the folder; the message says why."""
 
 
 @contextmanager
@@ -42,21 +43,21 @@ def profile(
     shapes: bool = False,
     memory: bool = False,
 ) -> Iterator[torch_profile]:
-    """Profile some steps; call `step()` on what it yields after each.
+    """Profile some steps; call `step()` on the yielded profiler after each.
 
     Args:
-        folder: a run's folder (`Recorder.path`), or any other; None records nothing, as a recorder does that is off.
-        name: what the traces are called: `<name>-<process>-<number>.json.gz`.
-        wait, warmup, active, repeat: steps passed over, steps profiled and thrown away, steps kept, and how often.
-        stacks: keep the Python stack of each operation. Off, as it slows down what is measured.
+        folder: a run's folder (`Recorder.path`), or any other; None (a recorder at level OFF) writes no traces.
+        name: first part of the traces' names, `<name>-<process>-<number>.json.gz`.
+        wait, warmup, active, repeat: steps skipped, steps profiled and thrown away, steps kept, and how often.
+        stacks: keep the Python stack of each operation, which slows down what is measured.
         shapes, memory: keep the shapes of inputs, and allocations.
 
     Raises:
-        ProfilerFolderError: the folder cannot be made or written to. It is tried before anything is profiled.
+        ProfilerFolderError: the folder cannot be made or written to. It is checked before anything is profiled.
     """
     target = None if folder is None else Path(folder) / TRACES_FOLDER
     if target is not None:
-        _try(target)
+        _make_folder(target)
     written = 0
 
     def keep(profiler: torch_profile) -> None:
@@ -68,7 +69,7 @@ def profile(
         try:
             profiler.export_chrome_trace(str(path))
         except (OSError, RuntimeError) as error:
-            log.error("The trace %s could not be written (%s). Training goes on.", path, error)
+            log.error("The trace %s could not be written (%s). Training continues.", path, error)
 
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
@@ -84,12 +85,10 @@ def profile(
         yield profiler
 
 
-def _try(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{os.getpid()}.tmp"
-        probe.touch()
-        probe.unlink()
+        check_writable(folder / "trace")
     except OSError as error:
         raise ProfilerFolderError(
             f"traces cannot be written to {folder}: {error.strerror or error}. Give a folder that can be written to"

@@ -50,15 +50,15 @@ from esper_recorder.contract.metrics import DEFINITIONS
 from esper_recorder.contract.rules.ruleset import RuleSet, load_rules
 from esper_recorder.contract.suggest import suggest
 from esper_recorder.contract.tables import IDENTITY, columns
-from esper_recorder.escalation import UPDATES, Escalation, escalation
+from esper_recorder.escalation import UPDATES, Escalation
 from esper_recorder.levels import COLLECTED, Level
 from esper_recorder.reductions.minibatches import with_actions
 from esper_recorder.reductions.recurrent import state_statistics
 from esper_recorder.reductions.transitions import rollout_statistics
-from esper_recorder.rendezvous import JOIN_SECONDS, Meeting, own_rank
+from esper_recorder.rendezvous import JOIN_SECONDS, Rendezvous, current_rank
 from esper_recorder.storage.gaps import ALL_TABLES, BAD_CALL, DEVICE_FAILED, REDUCE_FAILED
 from esper_recorder.storage.listing import last_update
-from esper_recorder.storage.manifest import loaded_versions, plain_json
+from esper_recorder.storage.manifest import loaded_versions, to_jsonable
 from esper_recorder.storage.run_folder import RunFolder
 from esper_recorder.storage.sink import ParquetSink, Sink
 from esper_recorder.storage.writer import CLOSE_SECONDS, Writer
@@ -185,7 +185,7 @@ class Recorder:
         definition: str = "pooled",
     ) -> None:
         self._base_level = Level.parse(level)
-        self._escalation = escalation(level, escalate, escalate_updates)
+        self._escalation = Escalation.from_options(level, escalate, escalate_updates)
         if definition not in DEFINITIONS:
             raise ValueError(f"definition {definition!r} is not known; there are: {', '.join(DEFINITIONS)}")
         if model is not None and not hasattr(model, "named_parameters"):
@@ -669,7 +669,7 @@ class Recorder:
         message = _words(error)
         try:
             self._writer.close(how=how, error=message)
-            self._folder.finish(how, error=message, updates=self._writer.committed, lost=self._writer.lost)
+            self._folder.finish(how, error=message, updates=self._writer.committed, dropped=self._writer.dropped)
         except Exception as problem:
             log.error("The end of run %s could not be written: %s", self.run_id, problem)
 
@@ -782,7 +782,7 @@ class Recorder:
                 lost = self._minibatches - len(arrived)
                 table, rows = ("minibatches", lost) if lost else ("gradient_layers", None)
                 detail = f"{type(error).__name__}: {error}"
-                self._writer.lose(self._update, DEVICE_FAILED, table=table, rows=rows, detail=detail)
+                self._writer.report_gap(self._update, DEVICE_FAILED, table=table, rows=rows, detail=detail)
             self._hand_over(step, stopped_early, epochs, None, interrupted)
         except Exception as further:
             self._failed("end_update", further, (ALL_TABLES, None))
@@ -951,7 +951,7 @@ class Recorder:
             table, rows = lost or _LOST_BY.get(what, ("ppo_updates", None))
             detail = str(error) if isinstance(error, BadCall) else f"{what}: {type(error).__name__}: {error}"
             reason = BAD_CALL if isinstance(error, BadCall) else REDUCE_FAILED
-            self._writer.lose(self._update, reason, table=table, rows=rows, detail=detail[:_DETAIL_LENGTH])
+            self._writer.report_gap(self._update, reason, table=table, rows=rows, detail=detail[:_DETAIL_LENGTH])
         log.debug("recorder call %s failed", what, exc_info=error)
 
     def _open(
@@ -965,10 +965,10 @@ class Recorder:
         rank: int | None,
         run_id: str | None,
     ) -> RunFolder:
-        rank = own_rank() if rank is None else rank
+        rank = current_rank() if rank is None else rank
         rules = None if self._rules is None else (self._rules.name, self._rules.text)
-        meeting = Meeting(name, rank)
-        shared = run_id or meeting.ask() or resume
+        rendezvous = Rendezvous(name, rank)
+        shared = run_id or rendezvous.fetch() or resume
         if rank and shared is not None:
             return RunFolder.join(root, shared, rank=rank, rules=rules, patience=JOIN_SECONDS)
         if rank:
@@ -978,7 +978,7 @@ class Recorder:
                 rank,
             )
         as_text: list[str] = []
-        config = plain_json(config, texts=as_text)
+        config = to_jsonable(config, texts=as_text)
         if as_text:
             log.warning("run.json keeps as text what JSON cannot hold of config: %s.", _some(as_text))
         about: dict[str, Any] = {
@@ -999,9 +999,9 @@ class Recorder:
                     from_update = last_update(Path(root) / resume) + 1
                 folder = RunFolder.resume(root, resume, from_update=from_update, rank=rank, **about)
         except BaseException:
-            meeting.tell(None)
+            rendezvous.publish(None)
             raise
-        meeting.tell(folder.run_id)
+        rendezvous.publish(folder.run_id)
         return folder
 
 
@@ -1009,7 +1009,7 @@ def _rows(given: UpdateInput, minibatches: int, escalation: Escalation, level: L
     """The rows of an update that its level stores. For the writer thread."""
     given.with_minibatches = escalation.stores_minibatches(level)
     if not given.with_minibatches:
-        escalation.hold_back(functools.partial(build_minibatches, given), minibatches)
+        escalation.keep(functools.partial(build_minibatches, given), minibatches)
     return build(given)
 
 

@@ -1,7 +1,7 @@
-"""Which process of a distributed trainer this is, and how the recorders of its ranks find the one run they share.
+"""The rank of this process, and how the recorders of a distributed trainer's ranks find the one run they share.
 
-Rank 0 makes the run's folder and tells the others its id through the key-value store that `torch.distributed` keeps
-anyway. That is no collective: a trainer that makes a recorder on rank 0 alone waits for nobody.
+Rank 0 makes the run's folder and publishes its id in the key-value store that `torch.distributed` keeps anyway. That is
+not a collective: a trainer that makes a recorder on rank 0 alone waits for nobody.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ log = logging.getLogger("esper_recorder")
 JOIN_SECONDS = 60.0
 """How long a rank waits for rank 0 to make the run."""
 
-_made: dict[str, Iterator[int]] = {}  # name -> how many recorders of that name this process made before
+_counters: dict[str, Iterator[int]] = {}  # name -> how many recorders of that name this process made before
 
 
-def own_rank() -> int:
-    """torch.distributed's rank; before it is initialised, RANK as torchrun sets it; else 0."""
+def current_rank() -> int:
+    """Return torch.distributed's rank; before it is initialised, RANK as torchrun sets it; else 0."""
     if _initialised():
         return distributed.get_rank()
     rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
     return int(rank) if rank.isdigit() and size.isdigit() and int(rank) < int(size) else 0
 
 
-class Meeting:
-    """Where rank 0 leaves the id of the run, and the others find it.
+class Rendezvous:
+    """Where rank 0 publishes the id of the run, and the others fetch it.
 
-    Every rank makes its recorders of one name in the same order.
+    Every rank must make its recorders of one name in the same order.
     """
 
     def __init__(self, name: str, rank: int) -> None:
         self._store = _store()
         if self._store is not None:
-            self._key = f"esper_recorder/{name}/{next(_made.setdefault(name, itertools.count()))}"
+            self._key = f"esper_recorder/{name}/{next(_counters.setdefault(name, itertools.count()))}"
         self._rank = rank
 
-    def tell(self, run_id: str | None) -> None:
-        """Rank 0: this is the run; None where it could not be made."""
+    def publish(self, run_id: str | None) -> None:
+        """Publish rank 0's run, or None if it could not be made. Other ranks publish nothing."""
         if self._store is not None and self._rank == 0:
             self._store.set(self._key, run_id or "")
 
-    def ask(self) -> str | None:
-        """Another rank: the run to join, or None where there is no store to find it in.
+    def fetch(self) -> str | None:
+        """Wait for the run to join; None for rank 0, or if there is not a store.
 
-        Raises OSError where rank 0 made no run.
+        Raises OSError if rank 0 made no run.
         """
         if self._store is None or self._rank == 0:
             return None
@@ -70,7 +70,7 @@ def _initialised() -> bool:
 
 
 def _store() -> Any:
-    """The store of the default process group; None without one, or where this torch keeps it elsewhere."""
+    """Return the store of the default process group; None without one, or if this torch keeps it elsewhere."""
     if not _initialised():
         return None
     try:
@@ -78,5 +78,5 @@ def _store() -> Any:
 
         return _get_default_store()
     except (ImportError, AttributeError, RuntimeError):
-        log.warning("This version of torch does not say where the ranks' store is: give each rank `run_id=`.")
+        log.warning("This version of torch hides the store that the ranks share: give each rank `run_id=`.")
         return None

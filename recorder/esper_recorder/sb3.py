@@ -30,7 +30,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
 from esper_recorder.contract.rules.ruleset import load_rules
-from esper_recorder.escalation import UPDATES, escalation
+from esper_recorder.escalation import UPDATES, Escalation
 from esper_recorder.recorder import Recorder
 
 _NEVER_BACK = "learn() never came back to the callback (it raised, or was left), and then the process ended"
@@ -88,7 +88,7 @@ class RecorderCallback(BaseCallback):
         resume: str | None = None,
     ) -> None:
         super().__init__()
-        escalation(level, escalate, escalate_updates)  # raises what is wrong with them before the training
+        Escalation.from_options(level, escalate, escalate_updates)  # raises what is wrong with them before the training
         if rules is not None:
             load_rules(rules)
         self._root, self._name, self._config = Path(root), name, config

@@ -1,7 +1,7 @@
-"""The rules, run on each update as it is written: in the writer thread, behind the queue.
+"""The rules, evaluated on each update as it is written: in the writer's thread, behind the queue.
 
-What was dropped before it is a gap to the watcher as it is to a replay, so replaying a run with its own rules gives
-its own alarms.
+An update that was dropped before it came here is a gap to the watcher as it is to a replay, so replaying a run with its
+own rules gives its own alarms.
 """
 
 from __future__ import annotations
@@ -23,46 +23,45 @@ from esper_recorder.storage.listing import list_row_files
 
 Columns = Mapping[str, Sequence[Any]]
 
-_NUMBERS = {pa.float64(): "d", pa.int64(): "q"}
-"""Arrow's types whose values lie side by side, and what `memoryview` calls them."""
+_MEMORY_FORMATS = {pa.float64(): "d", pa.int64(): "q"}
+"""Arrow types whose values lie side by side -> their `memoryview` format."""
 
 
 class Watcher:
-    """Evaluates a rule set on the rows of one update after the other, and escalates where an alarm asks for it."""
+    """Evaluates a rule set on the rows of one update after the other, and escalates if an alarm asks for it."""
 
     def __init__(self, rules: RuleSet, escalation: Escalation) -> None:
         self.rules = rules
-        self._tables = rules.tables  # which is computed from all rules at each call
+        self._tables = rules.tables  # a property that is computed from all rules at each access
         self._evaluator = RuleEvaluator(rules)
         self._escalation = escalation
 
     def catch_up(self, folder: Path, rank: int, starts: Mapping[int, int]) -> None:
-        """Look at what earlier attempts of a resumed run recorded, so that streaks and averages go on from there.
+        """Evaluate what earlier attempts of a resumed run recorded, so that streaks and averages continue.
 
         Args:
             folder: the run's folder.
-            rank: whose rows; those of other ranks are watched by their own recorders.
-            starts: attempt -> its first update; rows an attempt recorded from a later one's first update on do not
-                count any more.
+            rank: whose rows to read; those of other ranks are watched by their recorders.
+            starts: attempt -> its first update; from there on the rows of earlier attempts are superseded.
 
         Raises:
-            OSError, pyarrow.ArrowException: what was recorded cannot be read.
+            OSError, pyarrow.ArrowException: the recorded rows cannot be read.
         """
-        seen: dict[int, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
-        for table, wanted in self._tables.items():
-            for row in _recorded(folder, table, wanted | {"update", "attempt", "rank", "progress"}):
+        updates: dict[int, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
+        for table, columns in self._tables.items():
+            for row in _recorded_rows(folder, table, columns | {"update", "attempt", "rank", "progress"}):
                 if row["rank"] != rank or row.get(HELD_BACK):
                     continue
                 later = [first for attempt, first in starts.items() if attempt > row["attempt"]]
                 if row["update"] < min(later, default=row["update"] + 1):
-                    seen[row["update"]].setdefault(table, []).append(row)
-        for update in sorted(seen):
-            own = seen[update].get(UPDATE_TABLE, [{}])
-            self._escalation.met(self._evaluator.update(update, own[0].get("progress"), seen[update]))
+                    updates[row["update"]].setdefault(table, []).append(row)
+        for update, tables in sorted(updates.items()):
+            progress = tables[UPDATE_TABLE][0].get("progress") if UPDATE_TABLE in tables else None
+            self._escalation.note_firings(self._evaluator.update(update, progress, tables))
 
     def alarms(self, update: int, tables: Mapping[str, Columns]) -> dict[str, Columns]:
-        """What is to be stored with an update: a row of `alarms` for each rule that fires, and, where one of them
-        escalates, the minibatches that led up to it.
+        """Evaluate an update. Returns what to store with it: one row of `alarms` per rule that fires and, if one of
+        them escalates, the minibatches that led up to it.
 
         Args:
             update: its number.
@@ -70,43 +69,44 @@ class Watcher:
         """
         if UPDATE_TABLE not in tables:
             return {}
-        progress = next(iter(tables.get(UPDATE_TABLE, {}).get("progress", ())), None)
-        rows = {table: _rows(tables[table], wanted) for table, wanted in self._tables.items() if table in tables}
+        update_row = tables[UPDATE_TABLE]
+        progress = next(iter(update_row.get("progress", ())), None)
+        rows = {table: _as_rows(tables[table], names) for table, names in self._tables.items() if table in tables}
         firings = self._evaluator.update(update, progress, rows)
         if not firings:
             return {}
-        own = tables[UPDATE_TABLE]
-        alarms: dict[str, list[Any]] = {name: [own[name][0]] * len(firings) for name in IDENTITY if name in own}
+        alarms = {name: [update_row[name][0]] * len(firings) for name in IDENTITY if name in update_row}
         for name in ("rule", "key", "severity", "value", "threshold", "phase", "progress"):
             alarms[name] = [getattr(firing, name) for firing in firings]
         alarms["rules_sha256"] = [self.rules.sha256] * len(firings)
-        lead_up = self._escalation.raise_level() if self._escalation.met(firings) else {}
+        lead_up = self._escalation.raise_level() if self._escalation.note_firings(firings) else {}
         return {"alarms": alarms, **lead_up}
 
 
-def _rows(columns: Columns, wanted: frozenset[str]) -> list[dict[str, Any]]:
+def _as_rows(columns: Columns, wanted: frozenset[str]) -> list[dict[str, Any]]:
     names = [name for name in columns if name in wanted]
-    return [dict(zip(names, values, strict=True)) for values in zip(*(_plain(columns[n]) for n in names), strict=True)]
+    values = [_as_list(columns[name]) for name in names]
+    return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
 
 
-def _plain(values: Any) -> Any:
-    """An Arrow array as Python values; a list as it is."""
+def _as_list(values: Any) -> Any:
+    """Convert an Arrow array to Python values; leave a list alone."""
     if not isinstance(values, pa.Array):
         return values
-    code = _NUMBERS.get(values.type)
-    if code is None or values.null_count or not len(values):
+    memory_format = _MEMORY_FORMATS.get(values.type)
+    if memory_format is None or values.null_count or not len(values):
         return values.to_pylist()
-    # Where nothing is NULL the memory can be read as it is: Arrow makes an object of its own of each value first.
+    # Without NULLs the memory can be read directly; `to_pylist` would first make an Arrow object of each value.
     numbers: Any = memoryview(values.buffers()[1])
-    return numbers.cast(code)[values.offset :][: len(values)].tolist()
+    return numbers.cast(memory_format)[values.offset :][: len(values)].tolist()
 
 
-def _recorded(folder: Path, table: str, wanted: frozenset[str]) -> Iterator[dict[str, Any]]:
+def _recorded_rows(folder: Path, table: str, wanted: frozenset[str]) -> Iterator[dict[str, Any]]:
     files = list_row_files(folder)
     for part in files.parts.get(table, ()):
         with pq.ParquetFile(part) as file:
-            there = [name for name in file.schema_arrow.names if name in wanted]
-            yield from file.read(columns=there).to_pylist()
+            names = [name for name in file.schema_arrow.names if name in wanted]
+            yield from file.read(columns=names).to_pylist()
     if table in files.journal_rows:
         rows = files.journal_rows[table]
         yield from rows.select([name for name in rows.column_names if name in wanted]).to_pylist()

@@ -412,7 +412,7 @@ class TestDamage:
         [problem] = runs.problems
         assert problem.path == path / "run.json"
         assert problem.told.count(str(path)) == 1 and problem.told.count("left out") == 1
-        assert problem.told.startswith(f"left out: {path / 'run.json'}: it is damaged: it is no JSON (")
+        assert problem.told.startswith(f"left out: {path / 'run.json'}: it is damaged: it is not JSON (")
         assert problem.told.endswith("). Restore run.json from a copy, or move the folder away")
 
     def test_parts_without_a_manifest_are_told(self, tmp_path, path):
@@ -483,7 +483,7 @@ class TestFoldersThatHoldNothing:
     def test_only_unreadable_runs_is_told_with_the_reason(self, tmp_path):
         path = write_run(tmp_path, "a")
         (path / "run.json").write_text("[]")
-        with pytest.raises(DataError, match=r"No run in .* can be read\. a-.*/run\.json: it is no manifest"):
+        with pytest.raises(DataError, match=r"No run in .* can be read\. a-.*/run\.json: it is not the manifest"):
             ea.open(tmp_path)
 
 

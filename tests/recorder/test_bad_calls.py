@@ -116,7 +116,7 @@ def test_a_wrong_call_never_raises_is_logged_and_is_a_gap(
     assert updates[0]["n"] >= 3
     assert rec.path is not None
     attempt = read_manifest(rec.path).last_attempt
-    assert attempt is not None and attempt.lost.calls >= 1 and attempt.how is not None
+    assert attempt is not None and attempt.dropped.calls >= 1 and attempt.how is not None
 
 
 def recorded(root: Path, *calls: Callable[[Recorder], object]) -> MemorySink:
@@ -219,7 +219,7 @@ def test_the_end_says_what_was_lost_and_what_to_do(tmp_path: Path, caplog: pytes
 
     recorded(tmp_path, minibatch, wrong)
     (end,) = [r.message for r in caplog.records if r.levelno == logging.ERROR]
-    assert "not complete: 2 failed calls, 1 known lost row (last: log_ratio is a list; give a tensor)" in end
+    assert "not complete: 2 failed calls, 1 dropped row (last: log_ratio is a list; give a tensor)" in end
     assert "Correct the call in the training loop, as its line in the log says" in end
     assert "room" not in end
 

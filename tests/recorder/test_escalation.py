@@ -17,9 +17,9 @@ import esper_analytics as ea
 from esper_recorder import MemorySink, Recorder
 from esper_recorder.contract.rules.evaluator import Firing
 from esper_recorder.contract.rules.model import Severity
-from esper_recorder.escalation import LEAD_UP_UPDATES, QUIET, Escalation
+from esper_recorder.escalation import COOLDOWN, LEAD_UP_UPDATES, Escalation
 from esper_recorder.levels import COLLECTED, Level
-from esper_recorder.watcher import _plain
+from esper_recorder.watcher import _as_list
 
 RULES = """
 [rules.far_off]
@@ -121,18 +121,18 @@ def fired(update: int, rule: str = "r", key: str = "", severity: str = "critical
 class TestOnsets:
     def test_a_rule_that_flickers_escalates_once_and_again_after_it_was_quiet_for_long(self):
         escalation = Escalation(Level.NORMAL, Severity.CRITICAL, 2)
-        assert QUIET * 2 == 20
-        met = [update for update in (1, 2, 4, 10, 30, 31, 52, 72) if escalation.met(fired(update))]
+        assert COOLDOWN * 2 == 20
+        met = [update for update in (1, 2, 4, 10, 30, 31, 52, 72) if escalation.note_firings(fired(update))]
         # quiet for 29 - 10 = 19 updates at 30 (no), for 20 at 52 (yes), for 19 at 72 (no)
         assert met == [1, 52]
 
     def test_each_rule_and_each_key_has_its_own(self):
         escalation = Escalation(Level.NORMAL, Severity.WARNING, 2)
-        assert escalation.met(fired(1, "r", "a"))
-        assert escalation.met(fired(2, "r", "b"))
-        assert escalation.met(fired(3, "s", "a", "warning"))
-        assert not escalation.met(fired(4, "s", "a", "warning"))
-        assert not escalation.met(fired(5, "t", "a", "info"))
+        assert escalation.note_firings(fired(1, "r", "a"))
+        assert escalation.note_firings(fired(2, "r", "b"))
+        assert escalation.note_firings(fired(3, "s", "a", "warning"))
+        assert not escalation.note_firings(fired(4, "s", "a", "warning"))
+        assert not escalation.note_firings(fired(5, "t", "a", "info"))
 
     def test_a_new_onset_sets_the_updates_left_and_does_not_add_to_them(self):
         escalation = Escalation(Level.NORMAL, Severity.CRITICAL, 3)
@@ -215,7 +215,7 @@ class TestTheTimeBefore:
         for update in range(1, 5):
             rows = {"update": [update] * 2, "minibatch": [1, 2]}
             assert not escalation.stores_minibatches(Level.MINIMAL)
-            escalation.hold_back(lambda rows=rows: rows, 2)  # type: ignore[misc]
+            escalation.keep(lambda rows=rows: rows, 2)  # type: ignore[misc]
         assert escalation.raise_level()["minibatches"]["update"] == [3, 3, 4, 4]
         assert escalation.raise_level() == {}
 
@@ -279,4 +279,4 @@ def test_options_that_are_off_are_told(tmp_path: Path, options: dict[str, Any], 
 )
 def test_the_rules_read_the_numbers_of_a_column_whatever_it_is_a_part_of(values: pa.Array):
     for part in (values, values[1:], values[1:3], values[3:]):
-        assert repr(_plain(part)) == repr(part.to_pylist())
+        assert repr(_as_list(part)) == repr(part.to_pylist())

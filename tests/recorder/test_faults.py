@@ -78,7 +78,7 @@ def test_a_run_folder_removed_in_the_middle_costs_the_recording_and_says_so(tmp_
     with caplog.at_level(logging.WARNING, "esper_recorder"):
         assert train(recorder, {6: lambda: shutil.rmtree(folder)}) == weights
     assert not folder.exists()
-    assert "is not there any more" in caplog.text
+    assert "no longer exists" in caplog.text
     assert "The recording is not complete" in caplog.text
 
 
@@ -90,7 +90,7 @@ def test_a_journal_folder_removed_in_the_middle_costs_its_updates_and_a_gap_tell
     stored = updates_of(folder)
     assert stored[-1] == UPDATES and 6 in stored
     assert set(range(1, UPDATES + 1)) <= set(stored) | told_by_gaps(folder)
-    assert read_manifest(folder).attempts[0].lost
+    assert read_manifest(folder).attempts[0].dropped
 
 
 def test_permission_lost_in_the_middle_and_given_back_costs_what_a_gap_tells(
@@ -103,7 +103,7 @@ def test_permission_lost_in_the_middle_and_given_back_costs_what_a_gap_tells(
     denied = threading.Event()
 
     def guarded(path: Any, *args: Any, **kwargs: Any) -> int:
-        if denied.is_set() and str(path).endswith((".journal", ".parquet.tmp")):
+        if denied.is_set() and str(path).endswith((".journal", ".tmp")):
             raise PermissionError(13, "Permission denied", str(path))
         return int(real(path, *args, **kwargs))
 
@@ -117,7 +117,7 @@ def test_permission_lost_in_the_middle_and_given_back_costs_what_a_gap_tells(
     assert {1, 2, 3, 9, 10, 11, 12} <= set(stored)
     assert not {6, 7} & set(stored)
     assert set(range(1, UPDATES + 1)) == set(stored) | told_by_gaps(folder)
-    assert "Permission denied" in str(read_manifest(folder).attempts[0].lost.message)
+    assert "Permission denied" in str(read_manifest(folder).attempts[0].dropped.message)
 
 
 class Hanging(MemorySink):
@@ -146,7 +146,7 @@ def test_a_writer_that_hangs_holds_nobody_up_and_the_updates_that_went_are_told(
     assert {gap["reason"] for gap in gaps} == {"queue_full"}
     assert told and not told & {row["update"] for row in sink.rows("ppo_updates")}
     assert stored | told == set(range(1, UPDATES + 1))
-    assert read_manifest(recorder.path).attempts[0].lost.updates == len(told)
+    assert read_manifest(recorder.path).attempts[0].dropped.updates == len(told)
 
 
 def test_a_writer_that_hangs_to_the_end_is_given_up_and_run_json_tells_the_loss(tmp_path, weights, monkeypatch):
@@ -160,7 +160,7 @@ def test_a_writer_that_hangs_to_the_end_is_given_up_and_run_json_tells_the_loss(
     assert train(recorder) == weights
     sink.let_go.set()
     assert recorder.path is not None
-    assert read_manifest(recorder.path).attempts[0].lost.updates >= UPDATES - 3
+    assert read_manifest(recorder.path).attempts[0].dropped.updates >= UPDATES - 3
 
 
 class _Jumping(datetime):

@@ -258,8 +258,8 @@ class TestWhatGoesWrong:
         assert rec is not None and rec.path is not None
         (attempt,) = read_manifest(rec.path).attempts
         # 1 is stored, 2 hangs, 64 wait; what came before these was dropped, and at the end they are lost as well.
-        assert attempt.lost.updates >= 80 - 2
-        assert "did not finish within 0.2 s" in (attempt.lost.message or "")
+        assert attempt.dropped.updates >= 80 - 2
+        assert "did not finish within 0.2 s" in (attempt.dropped.message or "")
         assert "queue full" in caplog.text and "The recording is not complete" in caplog.text
         sink.answer.set()
         assert rec._writer is not None
@@ -273,7 +273,7 @@ class TestWhatGoesWrong:
         assert recorded == plain
         assert rec is not None and rec.path is not None
         (attempt,) = read_manifest(rec.path).attempts
-        assert attempt.lost.updates == 4 and "No space left" in (attempt.lost.message or "")
+        assert attempt.dropped.updates == 4 and "No space left" in (attempt.dropped.message or "")
         assert "The recording is not complete" in caplog.text
 
     def test_clocks_that_jump_change_and_lose_nothing(

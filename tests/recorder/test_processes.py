@@ -16,7 +16,7 @@ import torch
 
 import esper_analytics as ea
 from esper_recorder import MemorySink, Recorder
-from esper_recorder.rendezvous import Meeting, own_rank
+from esper_recorder.rendezvous import Rendezvous, current_rank
 from esper_recorder.storage.manifest import how_it_ended, read_manifest
 from esper_recorder.storage.run_folder import RunFolder, RunFolderError
 from tests.recorder.storage.stored_updates import read_rows
@@ -142,14 +142,14 @@ class TestRanks:
     ):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", size)
-        assert own_rank() == 0
+        assert current_rank() == 0
 
     @pytest.mark.parametrize(
         ("options", "words"),
         [
             ({"rank": -1}, "rank is -1; give the number of this process"),
             ({"rank": True}, "rank is True"),
-            ({"run_id": "a/b"}, "run_id 'a/b' is no name for a folder; 'a-b' would be one"),
+            ({"run_id": "a/b"}, "run_id 'a/b' is not a name for a folder; 'a-b' would be one"),
             ({"run_id": "a", "resume": "b"}, "both run_id='a' and resume='b' are given"),
         ],
     )
@@ -173,37 +173,37 @@ def one_process_group(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("one_process_group")
-class TestMeeting:
+class TestRendezvous:
     def test_rank_0_tells_and_another_rank_asks_for_the_recorder_of_the_same_place_in_the_order(
         self, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr("esper_recorder.rendezvous._made", {})
+        monkeypatch.setattr("esper_recorder.rendezvous._counters", {})
         for run_id in ("first", "second"):
-            Meeting("name", 0).tell(run_id)
-        monkeypatch.setattr("esper_recorder.rendezvous._made", {})  # another process counts for itself
-        assert [Meeting("name", 1).ask() for _ in range(2)] == ["first", "second"]
+            Rendezvous("name", 0).publish(run_id)
+        monkeypatch.setattr("esper_recorder.rendezvous._counters", {})  # another process counts for itself
+        assert [Rendezvous("name", 1).fetch() for _ in range(2)] == ["first", "second"]
 
     def test_rank_0_alone_waits_for_nobody_and_one_that_waits_in_vain_says_so(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("esper_recorder.rendezvous.JOIN_SECONDS", 0.1)
-        Meeting("alone", 0).tell("run")
+        Rendezvous("alone", 0).publish("run")
         with pytest.raises(TimeoutError, match="rank 0 made no recorder of this name within"):
-            Meeting("another", 1).ask()
+            Rendezvous("another", 1).fetch()
 
     def test_a_run_that_rank_0_could_not_make_is_not_waited_for(self, tmp_path: Path, caplog: pytest.LogCaptureFixture):
         (tmp_path / "runs").write_text("not a folder")
         Recorder(tmp_path / "runs", name="blocked", rules=None)
         with pytest.raises(OSError, match="rank 0 could not make the run"):
-            meeting = Meeting("blocked", 1)
-            meeting._key = meeting._key.replace("/1", "/0")
-            meeting.ask()
+            rendezvous = Rendezvous("blocked", 1)
+            rendezvous._key = rendezvous._key.replace("/1", "/0")
+            rendezvous.fetch()
         assert "Nothing of this training is recorded" in caplog.text
 
     def test_a_torch_that_keeps_its_store_elsewhere_is_told(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ):
         monkeypatch.delattr("torch.distributed.distributed_c10d._get_default_store")
-        assert Meeting("name", 1).ask() is None
-        Meeting("name", 0).tell("run")
+        assert Rendezvous("name", 1).fetch() is None
+        Rendezvous("name", 0).publish("run")
         assert "give each rank `run_id=`" in caplog.text
 
 

@@ -32,7 +32,7 @@ from esper_recorder.esper.field_map.event_values import json_text, plain, plain_
 from esper_recorder.esper.field_map.run_facts import FACT_EVENTS, RunFacts
 from esper_recorder.esper.field_map.update_clock import DEFAULT_GROUP, Clock, RunKey
 from esper_recorder.storage.gaps import QUEUE_FULL, REDUCE_FAILED
-from esper_recorder.storage.manifest import loaded_versions, plain_json
+from esper_recorder.storage.manifest import loaded_versions, to_jsonable
 from esper_recorder.storage.run_folder import RunFolder, keep_rules
 from esper_recorder.storage.sink import ParquetSink
 from esper_recorder.storage.writer import Rows, Writer
@@ -174,7 +174,7 @@ class HubBackend:
             self._unread += 1
             if run is not None:
                 detail = f"event: {type(error).__name__}: {error}"
-                run.writer.lose(run.update, REDUCE_FAILED, table="events", rows=1, detail=detail)
+                run.writer.report_gap(run.update, REDUCE_FAILED, table="events", rows=1, detail=detail)
         kind = f"{what}: {type(error).__name__}"
         if kind not in self._told:
             self._told.add(kind)
@@ -240,7 +240,7 @@ class _Run:
         if self._queued + count > MOST_WAITING:
             self.dropped += count
             detail = f"{count} events: more than {MOST_WAITING} waited"
-            self.writer.lose(self.update, QUEUE_FULL, detail=detail)
+            self.writer.report_gap(self.update, QUEUE_FULL, detail=detail)
             return
         self._queued += count
 
@@ -261,7 +261,7 @@ class _Run:
         how, error = ("finished", None) if self._facts.finished else ("raised", unfinished)
         self.writer.close(CLOSE_SECONDS, how=how, error=error)
         try:
-            self.folder.finish(how, error=error, updates=self._facts.last_update, lost=self.writer.lost)
+            self.folder.finish(how, error=error, updates=self._facts.last_update, dropped=self.writer.dropped)
         except OSError as problem:
             log.error("The end of run %s could not be written: %s", self.folder.run_id, problem)
 
@@ -283,7 +283,7 @@ class _Run:
             return
         fields: dict[str, Any] = {"trainer": self._trainer(), "total_updates": facts.total_updates}
         if facts.config is not None:
-            fields["config"] = plain_json(facts.config)
+            fields["config"] = to_jsonable(facts.config)
         try:
             if facts.profile is not None:
                 sha256 = keep_rules(self.folder.path, load_profile(facts.profile).text)

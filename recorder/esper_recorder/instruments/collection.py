@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from esper_recorder.contract.rules.model import Severity
 from esper_recorder.contract.suggest import suggest
-from esper_recorder.escalation import UPDATES, Escalation, escalation
+from esper_recorder.escalation import UPDATES, Escalation
 from esper_recorder.levels import COLLECTED, Collected, Level
 
 TelemetryLevel = Level
@@ -50,7 +50,7 @@ class CollectionConfig:
     escalate_updates: int = UPDATES
 
     def __post_init__(self) -> None:
-        escalation(self.level, self.escalate, self.escalate_updates)  # the recorder's own checks
+        Escalation.from_options(self.level, self.escalate, self.escalate_updates)  # the recorder's own checks
         object.__setattr__(self, "level", Level.parse(self.level))
         object.__setattr__(self, "escalate", None if self.escalate is None else Severity(self.escalate))
 
@@ -70,7 +70,7 @@ class CollectionConfig:
 
     def escalation(self) -> Escalation:
         """A state of its own for one training; the recorder makes one like it of `recorder_arguments`."""
-        return escalation(self.level, self.escalate, self.escalate_updates)
+        return Escalation.from_options(self.level, self.escalate, self.escalate_updates)
 
     def recorder_arguments(self) -> dict[str, Any]:
         """What to give a `Recorder` so that it collects as configured."""

@@ -1,1 +1,1 @@
-"""Runs on disk: folders, manifests, journals, parts and the thread that writes them. Never torch."""
+"""Runs on disk: folders, manifests, journals, parts, and the thread that writes them. Imports no torch."""

@@ -6,11 +6,26 @@
     kind 1 = schema: table name, b"\\0", Arrow IPC schema; gives its `table` number the meaning for this file
     kind 2 = rows: one Arrow IPC record batch of the schema numbered `table`, its buffers compressed (LZ4) if large
     kind 3 = commit: update i64, rows i64
-    kind 4 = one row, packed (see `plain`) by the layout whose schema is numbered `table`
+    kind 4 = one row, packed (see `row_codec`) by the layout whose schema is numbered `table`
 
-Rows count only once a commit follows them, so all tables of an update appear together. One commit is one `write`, so
-what is committed is with the operating system and survives the death of the process; `sync` makes it survive the
-loss of power. A schema is written once per file and set of columns.
+Rows count only once a commit follows them, so all tables of an update appear together. A schema is written once per
+file and set of columns.
+
+Covers:
+* What `commit` returned from is with the operating system: it survives the death of the process, without an fsync.
+* After `sync` it survives the loss of power.
+* A commit that fails leaves nothing of its update behind.
+* The file can be read at any moment while it is written: a reader ignores what follows the last commit.
+* A damaged frame is reported and costs itself (a schema: the rows that need it); the frames after it are still read.
+
+Does not cover:
+* Several writers of one file, changed or deleted rows, look-up by update. A reader reads the whole file, so the sink
+  starts another after some megabytes.
+* A tail that the loss of power cut off looks like an update that was being written: it is counted, not an error.
+
+Why not SQLite's journal, or a database: an update is one `write` of the bytes that are there, where SQLite would fill
+B-tree pages, and checkpoint its WAL in the trainer's process; no reader can hold a lock the trainer waits for; and
+what is stored is Arrow already, so making parts of it converts nothing.
 """
 
 from __future__ import annotations
@@ -19,15 +34,15 @@ import itertools
 import os
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from esper_recorder.storage.parquet import sync_folder
+from esper_recorder.storage.atomic import sync_folder
 from esper_recorder.storage.row_codec import Layout, PackedRow, unpack_rows
 
 MAGIC = b"ESPERJ1\n"
@@ -35,21 +50,21 @@ _MARKER = 0x4AE5
 _MARKER_BYTES = _MARKER.to_bytes(2, "little")
 _FIXED = struct.Struct("<HBBHHII")
 _HEADER = struct.Struct("<HBBHHIIII")
-_HEADER_SIZE = _HEADER.size
 _COMMIT = struct.Struct("<qq")
 _SCHEMA, _ROWS, _COMMITTED, _PACKED = 1, 2, 3, 4
 _LONGEST = 2**32 - 1
-_LARGE = 1 << 20  # bytes of a batch from which on it is compressed
+_LARGE = 1 << 20
+"""Bytes of a batch from which on it is compressed."""
 _CHUNK = 1024
-"""Pieces of a table that are read before they become one batch. A column of a batch takes about a kilobyte beside its
-values, so a journal of thousands of one-row batches would take many times its own size."""
+"""Pieces of a table that are read before they become one batch: a column of a batch takes about a kilobyte more than
+its values, so a journal of thousands of one-row batches would take many times its own size in memory."""
 _Key = tuple[str, tuple[str, ...] | Layout, int]  # table, columns, kind of frame
 _Schemas = dict[_Key, tuple[pa.Schema, int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A stretch of a journal that could not be read although committed updates follow it."""
+    """A stretch of a journal that cannot be read although committed updates follow it."""
 
     offset: int
     length: int
@@ -58,7 +73,7 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class JournalContent:
-    """What a journal holds: the committed rows, and what was left aside."""
+    """The committed rows of a journal, and the size of what was left out."""
 
     batches: dict[str, list[pa.RecordBatch]] = field(default_factory=dict)
     updates: tuple[int, ...] = ()
@@ -74,7 +89,7 @@ class JournalWriter:
     """Appends updates to one new journal file. Used by one thread of the process that made it."""
 
     def __init__(self, path: Path) -> None:
-        """Create the file, which must not exist. Raises OSError and leaves no file where that fails."""
+        """Create the file, which must not exist. Raises OSError and leaves no file if that fails."""
         self.path = path
         self.updates = 0
         self.rows = 0
@@ -83,7 +98,7 @@ class JournalWriter:
         self.broken = False
         """A write failed and could not be undone: nothing more may be appended."""
         self._schemas: _Schemas = {}
-        self._numbers = 0  # of schemas told, in this file; none is used twice
+        self._numbers = 0  # schemas written to this file; no number is used twice
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
         self._descriptor = os.open(path, flags, 0o666)
         self.size = 0
@@ -157,9 +172,10 @@ class JournalWriter:
             os.close(descriptor)
 
     def _number(self, key: _Key, schema: pa.Schema, fresh: _Schemas, pieces: list[pa.Buffer | bytes]) -> int:
-        known = fresh.get(key) or self._schemas.get(key)
-        if known is not None and (known[0] is schema or known[0].equals(schema)):
-            return known[1]
+        """The number of a schema; one that the file does not have yet is added to `fresh` and `pieces`."""
+        written = fresh.get(key) or self._schemas.get(key)
+        if written is not None and (written[0] is schema or written[0].equals(schema)):
+            return written[1]
         number = self._numbers + len(fresh)
         fresh[key] = (schema, number)
         pieces += _frame(_SCHEMA, number, key[0].encode() + b"\0" + schema.serialize().to_pybytes())
@@ -170,96 +186,118 @@ def read_journal(path: Path) -> JournalContent:
     """Read the committed rows of a journal, which another process may be appending to.
 
     Raises:
-        OSError: the file is not there or cannot be read.
-        ValueError: it is no journal of ours.
+        OSError: the file does not exist or cannot be read.
+        ValueError: it is not a journal of ours.
     """
     return parse_journal(path.read_bytes(), str(path))
 
 
 def parse_journal(data: bytes, name: str = "journal") -> JournalContent:
-    """The committed rows of a journal's bytes. Raises ValueError where they are no journal of ours."""
+    """Parse the committed rows of a journal's bytes. Raises ValueError if they are not a journal of ours."""
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
-        raise ValueError(f"{name} is no journal of esper-recorder (or of a newer version): it begins otherwise")
-    whole = pa.py_buffer(data)
+        raise ValueError(f"{name} is not a journal of esper-recorder (or of a newer version): it begins otherwise")
+    buffer = pa.py_buffer(data)
     schemas: dict[int, tuple[str, pa.Schema]] = {}
     layouts: dict[int, Layout] = {}
-    held: dict[str, _Held] = {}
+    tables: dict[str, _TableRows] = {}
     pending: list[tuple[str, int, pa.RecordBatch | PackedRow]] = []
     damage: list[Damage] = []
     unsure: list[Damage] = []  # damage once a commit follows; else part of the torn tail
     updates: list[int] = []
     committed = min(len(MAGIC), len(data))
-    offset = committed
-    while offset < len(data):
-        head = _header(data, offset)
-        if head is None:
-            following = _next_header(data, offset + 1)
-            if following is None:
-                break
-            unsure.append(Damage(offset, following - offset, "no frame begins here"))
-            offset = following
+    for frame in _frames(data):
+        if isinstance(frame, Damage):
+            unsure.append(frame)
             continue
-        kind, number, length, crc = head
-        start = offset + _HEADER_SIZE
-        end = start + length + -length % 8
-        if end > len(data):
-            break
-        payload: Any = data[start : start + length] if kind in (_PACKED, _COMMITTED) else whole.slice(start, length)
-        if zlib.crc32(payload) != crc:
-            unsure.append(Damage(offset, end - offset, "the checksum does not fit"))
-        elif kind == _COMMITTED:
-            updates.append(_COMMIT.unpack(payload)[0])
-            for table, own, rows in pending:
-                held.setdefault(table, _Held()).add(own, rows)
-            damage += unsure
-            pending, unsure = [], []
-            committed = end
-        else:
-            try:
-                if kind == _PACKED:
-                    layout = layouts.get(number)
-                    if layout is None:
-                        layout = layouts[number] = Layout(schemas[number][1])
-                    pending.append((schemas[number][0], number, PackedRow(layout, payload)))
-                elif kind == _SCHEMA:
-                    table_name, _, encoded = payload.to_pybytes().partition(b"\0")
-                    schemas[number] = (table_name.decode(), pa.ipc.read_schema(pa.py_buffer(encoded)))
-                elif kind == _ROWS:
-                    table, schema = schemas[number]
-                    pending.append((table, number, pa.ipc.read_record_batch(payload, schema)))
-                else:
-                    unsure.append(Damage(offset, end - offset, f"this version knows no frame of kind {kind}"))
-            except (pa.ArrowException, KeyError, ValueError, OSError) as error:
-                reason = "its schema was damaged" if isinstance(error, KeyError) else f"Arrow cannot read it: {error}"
-                unsure.append(Damage(offset, end - offset, reason))
-        offset = end
-    batches = {table: rows.batches() for table, rows in held.items()}
+        kind, number, start, length, end = frame
+        payload = buffer.slice(start, length)
+        try:
+            if kind == _COMMITTED:
+                updates.append(_COMMIT.unpack(payload)[0])
+                for table, schema_number, rows in pending:
+                    tables.setdefault(table, _TableRows()).add(schema_number, rows)
+                damage += unsure
+                pending, unsure = [], []
+                committed = end
+            elif kind == _PACKED:
+                table, schema = schemas[number]
+                if number not in layouts:
+                    layouts[number] = Layout(schema)
+                pending.append((table, number, PackedRow(layouts[number], payload.to_pybytes())))
+            elif kind == _ROWS:
+                table, schema = schemas[number]
+                pending.append((table, number, pa.ipc.read_record_batch(payload, schema)))
+            elif kind == _SCHEMA:
+                encoded_name, _, encoded = payload.to_pybytes().partition(b"\0")
+                schemas[number] = (encoded_name.decode(), pa.ipc.read_schema(pa.py_buffer(encoded)))
+            else:
+                raise ValueError(f"kind {kind} is unknown to this version")
+        except KeyError:
+            unsure.append(Damage(start - _HEADER.size, end - start + _HEADER.size, "its schema was damaged"))
+        except (pa.ArrowException, ValueError, OSError, struct.error) as error:
+            unsure.append(Damage(start - _HEADER.size, end - start + _HEADER.size, f"it cannot be read: {error}"))
+    batches = {table: rows.batches() for table, rows in tables.items()}
     return JournalContent(
         batches,
         tuple(updates),
-        sum(batch.num_rows for own in batches.values() for batch in own),
+        sum(batch.num_rows for table_batches in batches.values() for batch in table_batches),
         bytes_read=committed,
         bytes_ignored=len(data) - committed,
         damage=tuple(damage),
     )
 
 
-class _Held:
-    """The committed rows of one table in their order, few batches of many rows each."""
+class _Frame(NamedTuple):
+    kind: int
+    number: int
+    """Of the schema."""
+    start: int
+    """Of the payload."""
+    length: int
+    end: int
+
+
+def _frames(data: bytes) -> Iterator[_Frame | Damage]:
+    """The whole frames of a journal in their order, with the stretches between them that are damaged."""
+    view = memoryview(data)
+    offset = len(MAGIC)
+    while offset < len(data):
+        header = _header(data, offset)
+        if header is None:
+            following = _next_header(data, offset + 1)
+            if following is None:
+                return
+            yield Damage(offset, following - offset, "no frame begins here")
+            offset = following
+            continue
+        kind, number, length, crc = header
+        start = offset + _HEADER.size
+        end = start + length + -length % 8
+        if end > len(data):
+            return
+        if zlib.crc32(view[start : start + length]) == crc:
+            yield _Frame(kind, number, start, length, end)
+        else:
+            yield Damage(offset, end - offset, "the checksum does not fit")
+        offset = end
+
+
+class _TableRows:
+    """The committed rows of one table in their order, joined into few batches of many rows."""
 
     def __init__(self) -> None:
-        self._done: list[pa.RecordBatch] = []
+        self._joined: list[pa.RecordBatch] = []
         self._loose: list[tuple[int, pa.RecordBatch | PackedRow]] = []
 
     def add(self, number: int, rows: pa.RecordBatch | PackedRow) -> None:
-        """Take rows of the schema of this number."""
+        """Append rows of the schema of this number."""
         self._loose.append((number, rows))
         if len(self._loose) >= _CHUNK:
             self._join()
 
     def batches(self) -> list[pa.RecordBatch]:
         self._join()
-        return self._done
+        return self._joined
 
     def _join(self) -> None:
         loose, self._loose = self._loose, []
@@ -268,32 +306,28 @@ class _Held:
             by_schema.setdefault(number, []).append(place)
         joined = [_one_batch([loose[place][1] for place in places]) for places in by_schema.values()]
         if len(joined) < 2:
-            self._done += joined
+            self._joined += joined
             return
         # Updates with more columns (an evaluation, an alarm) lie among those with fewer: back into their order.
-        ends = list(itertools.accumulate(_height(rows) for _, rows in loose))
-        order = [row for place in itertools.chain(*by_schema.values()) for row in _rows_of(place, ends)]
+        heights = [1 if isinstance(rows, PackedRow) else int(rows.num_rows) for _, rows in loose]
+        ends = list(itertools.accumulate(heights))
+        order = [
+            row
+            for place in itertools.chain(*by_schema.values())
+            for row in range(ends[place] - heights[place], ends[place])
+        ]
         try:
             tables = [pa.Table.from_batches([batch]) for batch in joined]
             whole = pa.concat_tables(tables, promote_options="default")
-        except pa.ArrowTypeError:  # a column changed its type, which none of the contract does: as the pieces are
+        except pa.ArrowTypeError:  # a column changed its type, which the contract forbids: keep the pieces apart
             pieces = itertools.groupby(loose, lambda piece: piece[0])
-            self._done += [_one_batch([rows for _, rows in piece]) for _, piece in pieces]
+            self._joined += [_one_batch([rows for _, rows in piece]) for _, piece in pieces]
             return
-        self._done += whole.take(pc.sort_indices(pa.array(order))).combine_chunks().to_batches()
-
-
-def _height(rows: pa.RecordBatch | PackedRow) -> int:
-    return 1 if isinstance(rows, PackedRow) else int(rows.num_rows)
-
-
-def _rows_of(place: int, ends: list[int]) -> range:
-    """The rows of the piece at `place`, counted over all pieces, each of which ends at its number."""
-    return range(ends[place - 1] if place else 0, ends[place])
+        self._joined += whole.take(pc.sort_indices(pa.array(order))).combine_chunks().to_batches()
 
 
 def _one_batch(rows: list[pa.RecordBatch | PackedRow]) -> pa.RecordBatch:
-    """Rows of one schema as one batch."""
+    """Join rows of one schema, which are all packed or all batches."""
     first = rows[0]
     if isinstance(first, PackedRow):
         return unpack_rows(first.layout, [row.data for row in rows if isinstance(row, PackedRow)])
@@ -301,7 +335,7 @@ def _one_batch(rows: list[pa.RecordBatch | PackedRow]) -> pa.RecordBatch:
 
 
 def _serialized(batch: pa.RecordBatch) -> pa.Buffer:
-    """A batch as an IPC message; a large one compressed, as fresh memory to hold it costs more than that."""
+    """Encode a batch as an IPC message; compress a large one, since fresh memory to hold it would cost more."""
     if batch.nbytes < _LARGE:
         return batch.serialize()
     sink = pa.BufferOutputStream()
@@ -309,7 +343,7 @@ def _serialized(batch: pa.RecordBatch) -> pa.Buffer:
         stream.write_batch(batch)
         end = sink.tell()
     reader = pa.BufferReader(sink.getvalue())
-    pa.ipc.read_message(reader)  # the schema, which the journal tells once
+    pa.ipc.read_message(reader)  # the schema, which the journal holds once
     return reader.read_buffer(end - reader.tell())
 
 
@@ -322,11 +356,11 @@ def _frame(kind: int, number: int, payload: pa.Buffer | bytes) -> list[pa.Buffer
 
 
 def _header(data: bytes, offset: int) -> tuple[int, int, int, int] | None:
-    """kind, table number, payload length and crc of the frame at `offset`, or None where no frame begins."""
-    if offset + _HEADER_SIZE > len(data):
+    """Return kind, schema number, payload length and crc of the frame at `offset`; None if no frame begins there."""
+    if offset + _HEADER.size > len(data):
         return None
-    marker, kind, _, number, _, length, crc, own, _ = _HEADER.unpack_from(data, offset)
-    if marker != _MARKER or own != zlib.crc32(data[offset : offset + _FIXED.size]):
+    marker, kind, _, number, _, length, crc, header_crc, _ = _HEADER.unpack_from(data, offset)
+    if marker != _MARKER or header_crc != zlib.crc32(data[offset : offset + _FIXED.size]):
         return None
     return kind, number, length, crc
 

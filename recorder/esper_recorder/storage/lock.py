@@ -1,8 +1,12 @@
-"""The lock of a run's folder, by which a run that is being recorded is told from one that was killed.
+"""The lock of a run's folder: it separates a run that is being recorded from one whose process was killed.
 
-It is free at once when its process dies. POSIX drops a process's locks on a file when the process closes any
-descriptor of that file, so every opening of a lock file goes through this module: one that this process holds is known
-by its inode and is not opened again.
+Covers: the lock is free at once when its process dies; ranks lock side by side; run.json is changed by one rank at a
+time; one process at a time recovers or compacts a folder; a forked child neither holds nor drops its parent's lock.
+
+Does not cover: other hosts, for which there is the heartbeat; file systems without locks, where nothing is ever locked.
+
+POSIX drops a process's locks on a file when the process closes any descriptor of that file. So every opening of a lock
+file goes through this module, and a file that this process has locked (by its inode) is not opened again.
 """
 
 from __future__ import annotations
@@ -16,31 +20,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LOCK_FILE = "lock"
-_CHANGING = 1 << 30
-"""The byte that is held while run.json is changed; those before it are the ranks'."""
+_MANIFEST_BYTE = 1 << 30
+"""The byte locked while run.json is changed; those before it are the ranks'."""
+_TRIES = 10
 
 _guard = threading.Lock()
-_held: dict[tuple[int, int], int] = {}  # (device, inode) of a lock file -> descriptor
+_locked: dict[tuple[int, int], int] = {}  # (device, inode) of a lock file -> descriptor
 
 
 def _forget_in_child() -> None:
     # Locks are not inherited by a forked child, and closing the inherited descriptors leaves the parent's in place.
     global _guard
     _guard = threading.Lock()
-    for descriptor in _held.values():
+    for descriptor in _locked.values():
         os.close(descriptor)
-    _held.clear()
+    _locked.clear()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process on this host is recording to the run's folder."""
+    """Return whether a process on this host is recording to the run's folder."""
     path = folder / LOCK_FILE
     with _guard:
         try:
-            if _inode(path) in _held:
+            if _inode(path) in _locked:
                 return True
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -50,7 +55,7 @@ def is_locked(folder: Path) -> bool:
         except (BlockingIOError, PermissionError):
             return True
         except OSError:
-            return False  # a file system without locks: the heartbeat has to tell
+            return False  # a file system without locks: the heartbeat has to do
         finally:
             os.close(descriptor)
     return False
@@ -59,14 +64,15 @@ def is_locked(folder: Path) -> bool:
 def acquire_lock(folder: Path, rank: int = 0) -> int | None:
     """Take the recording lock of a run's folder: one byte of the file for each rank.
 
-    Returns the descriptor to hand to `release_lock`, or None where another recorder (in this process or another) holds
-    it. Raises OSError where the file cannot be made or locked.
+    Returns the descriptor for `release_lock`, or None if another recorder (in this process or another) has the lock.
+    Raises OSError if the file cannot be made or locked.
     """
     path = folder / LOCK_FILE
-    patience = 10
-    while True:
+    for attempt in range(_TRIES):
+        if attempt:
+            time.sleep(0.02)  # a reader that checks for life holds a shared lock for a moment
         with _guard:
-            if path.exists() and _inode(path) in _held:
+            if path.exists() and _inode(path) in _locked:
                 return None
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
@@ -77,38 +83,35 @@ def acquire_lock(folder: Path, rank: int = 0) -> int | None:
                 os.close(descriptor)
                 raise
             else:
-                _held[_inode(descriptor)] = descriptor
+                _locked[_inode(descriptor)] = descriptor
                 return descriptor
-        patience -= 1
-        if not patience:
-            return None
-        time.sleep(0.02)  # a reader asking who is live holds a shared lock for a moment
+    return None
 
 
 def release_lock(descriptor: int) -> None:
-    """Give the recording lock back. Does nothing for a descriptor that is not held."""
+    """Give the recording lock back. Does nothing for a descriptor that is not locked."""
     with _guard:
-        for inode, held in list(_held.items()):
-            if held == descriptor:
-                del _held[inode]
+        for inode, locked in list(_locked.items()):
+            if locked == descriptor:
+                del _locked[inode]
                 os.close(descriptor)
 
 
 @contextlib.contextmanager
-def changing(descriptor: int) -> Iterator[None]:
+def manifest_lock(descriptor: int) -> Iterator[None]:
     """Keep the other ranks that record to the run from changing run.json meanwhile. Raises OSError."""
-    fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, _CHANGING)
+    fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, _MANIFEST_BYTE)
     try:
         yield
     finally:
-        fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, _CHANGING)
+        fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, _MANIFEST_BYTE)
 
 
 @contextlib.contextmanager
-def maintaining(folder: Path) -> Iterator[None]:
-    """Keep other maintenance (recovery, compaction) off a run's folder meanwhile. It keeps nobody from recording.
+def maintenance_lock(folder: Path) -> Iterator[None]:
+    """Keep other maintenance (recovery, compaction) off a run's folder meanwhile; recording continues.
 
-    Raises OSError where another process maintains the folder, or where it is not there.
+    Raises OSError if another process maintains the folder, or it does not exist.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -1,7 +1,16 @@
 """Where recorded rows go: `Sink` (write your own with one method), `MemorySink`, and `ParquetSink` on disk.
 
-A sink is used by one thread. For each PPO update it is given the rows of some tables by `write`, then `commit`.
-It may raise: the writer counts what was lost and goes on with the next update.
+A sink is used by one thread. For each PPO update it receives the rows of some tables by `write`, then `commit`. It may
+raise: the writer counts the dropped rows and continues with the next update.
+
+Covers (`ParquetSink`):
+* A committed update survives the death of the process at once, and the loss of power after the next fsync.
+* A full disk, a folder that is removed, a file-size limit cost the updates they refuse, never one that is stored; if
+  parts cannot be written, their rows stay in journals, which readers read.
+* Stored rows that somebody deletes are reported, with their number and updates.
+
+Does not cover: two sinks of one attempt and rank at once (the run's lock keeps them apart), file systems that report
+an fsync they did not make.
 """
 
 from __future__ import annotations
@@ -26,19 +35,19 @@ from esper_recorder.storage.row_codec import PackedRow, pack_row
 log = logging.getLogger("esper_recorder")
 
 ROLL_BYTES = 8 * 2**20
-"""Making parts of a journal takes several times its size in memory, and whoever looks at a live run reads it all."""
+"""Making parts of a journal takes several times its size in memory, and a reader of a live run reads all of it."""
 ROLL_SECONDS = 600.0
 SYNC_SECONDS = 10.0
 SYNC_UPDATES = 100
 _BUSY_SYNC_SECONDS = 1.0
 _RETRY_SECONDS = 10.0
-_PATIENCE = 10
+_TRIES = 10
 
 
-class RowsLost(OSError):
+class DroppedRowsError(OSError):
     """Rows a sink had stored are gone: `rows` of them, between `first_update` and `last_update`.
 
-    Raised by `commit` it says nothing against the update being committed unless `stored` is False.
+    Raised by `commit`, it does not concern the update being committed unless `stored` is False.
     """
 
     def __init__(self, message: str, rows: int, first_update: int, last_update: int, *, stored: bool = True) -> None:
@@ -58,15 +67,15 @@ class Sink(ABC):
 
         Args:
             table: name of a table of the contract.
-            columns: column name -> values, all of one length; a column not given is NULL. The columns that identify
-                a row (run_id, attempt, rank, update, time, elapsed_s) are filled in already.
+            columns: column name -> values, all of one length; an absent column is NULL. The columns that identify a
+                row (run_id, attempt, rank, update, time, elapsed_s) are already there.
 
         Raises:
             Exception: none of these rows are stored.
         """
 
     def commit(self, update: int) -> None:
-        """The update is complete: its rows appear together from now on. Raising means none of them is stored."""
+        """Make the rows of a complete update visible together. Raising means that none of them is stored."""
         return
 
     def flush(self) -> None:
@@ -74,11 +83,11 @@ class Sink(ABC):
         return
 
     def tick(self) -> None:
-        """Called about once a second, whether or not rows come."""
+        """Do periodic work; called about once a second, whether or not rows come."""
         return
 
     def close(self, how: str | None = None, error: str | None = None) -> None:
-        """No more rows will come. `how` is `finished` or `raised` (with `error`), None where it is not known."""
+        """Store what is left. `how` the run ended is `finished`, `raised` (with `error`), or None if unknown."""
         return
 
 
@@ -105,16 +114,16 @@ class MemorySink(Sink):
         self.closed = (how, error)
 
     def table(self, table: str) -> pa.Table:
-        """The committed rows of a table, with all the contract's columns."""
+        """Return the committed rows of a table, with all the contract's columns."""
         return to_table(table, list(self._batches.get(table, ())))
 
     def rows(self, table: str) -> list[dict[str, Any]]:
-        """The committed rows of a table, each a dict of all the contract's columns."""
+        """Return the committed rows of a table, each a dict of all the contract's columns."""
         rows: list[dict[str, Any]] = self.table(table).to_pylist()
         return rows
 
     def tables(self) -> dict[str, int]:
-        """Number of committed rows of every table of the contract."""
+        """Count the committed rows of every table of the contract."""
         return {table: sum(batch.num_rows for batch in self._batches.get(table, ())) for table in TABLES}
 
     def _take_pending(self) -> None:
@@ -126,17 +135,16 @@ class MemorySink(Sink):
 class ParquetSink(Sink):
     """Writes the rows of one process into a run's folder: to the crash journal at each commit, to Parquet parts later.
 
-    What `commit` returned from survives the death of the process at once. The loss of power it survives after the next
-    fsync: when `sync_seconds` have passed, or `sync_updates` and a second. A second for itself would do too, but an
-    fsync costs as much as writing five rows, and most trainings make less than one a second.
+    A commit is fsynced after `sync_seconds`, or once `sync_updates` wait and a second has passed. One second for all
+    would do too, but an fsync costs as much as writing five rows, and most trainings make less than one row a second.
     The journal becomes one part per table when it exceeds `roll_bytes` or `roll_seconds`, and at `close`.
 
     Args:
         folder: the run's folder, `runs/<run_id>`; it must exist.
         attempt, rank: whose rows these are.
         roll_bytes, roll_seconds: size and age at which a journal becomes Parquet parts.
-        sync_seconds, sync_updates: how long, and how many, committed updates may wait for their fsync (so many updates
-            wait a second at least). `sync_seconds` 0 syncs at every commit.
+        sync_seconds, sync_updates: how long, and how many, committed updates may wait for their fsync (that many
+            updates wait a second at least). `sync_seconds` 0 syncs at every commit.
     """
 
     def __init__(
@@ -162,9 +170,9 @@ class ParquetSink(Sink):
         self._journal_began = 0.0
         self._synced = time.monotonic()
         self._unrolled: list[JournalWriter] = []  # closed journals whose parts are not written yet
-        self._gone: list[JournalWriter] = []  # journals that somebody deleted
+        self._deleted: list[JournalWriter] = []  # by somebody else
         self._retry_at = 0.0
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._closed = False
         self._last_update = 0
         self._seq = last_sequence(self.folder, attempt, rank)
@@ -180,25 +188,25 @@ class ParquetSink(Sink):
         try:
             self._append(update, pending)
         except OSError as error:
-            if self._gone:
-                raise self._lost(stored=False) from error
+            if self._deleted:
+                raise self._dropped_rows(stored=False) from error
             raise
         self.tick()
 
     def tick(self) -> None:
-        """Do what is due: the fsync, the change to a new journal, the parts of closed ones. Raises RowsLost only."""
+        """Do what is due: fsync, change to a new journal, make parts of closed ones. Raises DroppedRowsError only."""
         now = time.monotonic()
         journal = self._journal
         if journal is not None:
             if journal.updates and (journal.size >= self.roll_bytes or now - self._journal_began >= self.roll_seconds):
                 self._seal()
                 self._roll_sealed()
-            elif journal.unsynced and now - self._synced >= self._patience(journal):
+            elif journal.unsynced and now - self._synced >= self._sync_delay(journal):
                 self._sync(journal)
         if self._unrolled and now >= self._retry_at:
             self._roll_sealed()
-        if self._gone:
-            raise self._lost()
+        if self._deleted:
+            raise self._dropped_rows()
 
     def flush(self) -> None:
         if self._journal is not None:
@@ -214,8 +222,8 @@ class ParquetSink(Sink):
         self._roll_sealed()
         with contextlib.suppress(OSError):  # another process's journal, or one whose parts could not be written
             (self.folder / JOURNAL_FOLDER).rmdir()
-        if self._gone:
-            raise self._lost()
+        if self._deleted:
+            raise self._dropped_rows()
 
     # --- one journal after the other --------------------------------------------------------------------------------
 
@@ -241,25 +249,25 @@ class ParquetSink(Sink):
         try:
             self._journal = self._new_journal(path)
         except (FileNotFoundError, NotADirectoryError, FileExistsError) as error:
-            raise OSError(f"the run's folder {self.folder} is not there any more, or no folder ({error})") from error
+            raise OSError(f"the run's folder {self.folder} no longer exists, or is not a folder ({error})") from error
         self._journal_began = self._synced = time.monotonic()
         return self._journal
 
     def _new_journal(self, path: Path) -> JournalWriter:
-        """A journal in its folder, which another rank that ends removes whenever it is empty."""
-        for _ in range(_PATIENCE):
+        """Create a journal, and its folder, which another rank that ends removes whenever it is empty."""
+        for _ in range(_TRIES):
             path.parent.mkdir(exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 return JournalWriter(path)
         raise FileNotFoundError(f"{path.parent} was removed again and again")
 
-    def _patience(self, journal: JournalWriter) -> float:
-        """For how many seconds what waits for its fsync may do so."""
+    def _sync_delay(self, journal: JournalWriter) -> float:
+        """How many seconds committed updates may wait for their fsync."""
         many = journal.unsynced >= self.sync_updates
         return min(self.sync_seconds, _BUSY_SYNC_SECONDS) if many else self.sync_seconds
 
     def _sync(self, journal: JournalWriter) -> None:
-        self._synced = time.monotonic()  # also where it fails, so that it is not tried at every commit
+        self._synced = time.monotonic()  # also if it fails, so that it is not tried at every commit
         try:
             journal.sync()
         except OSError as error:
@@ -271,7 +279,7 @@ class ParquetSink(Sink):
         if journal is None:
             return
         if journal.removed:
-            self._gone.append(journal)
+            self._deleted.append(journal)
         elif journal.updates:
             self._sync(journal)
             self._unrolled.append(journal)
@@ -280,7 +288,7 @@ class ParquetSink(Sink):
         journal.close()
 
     def _roll_sealed(self) -> None:
-        """Write the parts of closed journals. Where that fails the rows stay in their journals, which readers read."""
+        """Write the parts of closed journals. If that fails the rows stay in their journals, which readers read."""
         self._retry_at = time.monotonic() + _RETRY_SECONDS
         while self._unrolled:
             journal = self._unrolled[0]
@@ -290,27 +298,28 @@ class ParquetSink(Sink):
                 if journal.path.exists():
                     self._warn(
                         "roll",
-                        "No Parquet part could be made of %s (%s). Its rows stay there and can be read, none is lost; "
+                        "No Parquet part could be made of %s (%s). All its rows stay there and can be read; "
                         "it is tried again later.",
                         error,
                         journal.path,
                     )
                     return
-                self._gone.append(journal)
+                self._deleted.append(journal)
             self._unrolled.pop(0)
             pa.default_memory_pool().release_unused()  # the memory is the trainer's
 
-    def _lost(self, *, stored: bool = True) -> RowsLost:
-        gone, self._gone = [j for j in self._gone if j.updates], []
-        return RowsLost(
+    def _dropped_rows(self, *, stored: bool = True) -> DroppedRowsError:
+        journals = [journal for journal in self._deleted if journal.updates]
+        self._deleted = []
+        return DroppedRowsError(
             f"{self.folder / JOURNAL_FOLDER} was moved or deleted while the run was being recorded",
-            sum(journal.rows for journal in gone),
-            min((journal.first_update or 0 for journal in gone), default=self._last_update),
-            max((journal.last_update or 0 for journal in gone), default=self._last_update),
+            sum(journal.rows for journal in journals),
+            min((journal.first_update or 0 for journal in journals), default=self._last_update),
+            max((journal.last_update or 0 for journal in journals), default=self._last_update),
             stored=stored,
         )
 
     def _warn(self, kind: str, message: str, error: Exception, path: Path | None = None) -> None:
-        if kind not in self._told:
-            self._told.add(kind)
+        if kind not in self._warned:
+            self._warned.add(kind)
             log.warning(message, path or self.folder, error)

@@ -1,4 +1,4 @@
-"""The profiler's traces in a run's folder: where they are, for who lists them."""
+"""The profiler's traces in a run's folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ TRACES_FOLDER: Final = "traces"
 
 
 def traces_of(folder: str | Path) -> list[str]:
-    """The traces in a run's folder, as paths within it, by name; none where it has none or cannot be read."""
+    """List the traces of a run as sorted paths within its folder; empty if it has none or cannot be read."""
     try:
         names = sorted(path.name for path in (Path(folder) / TRACES_FOLDER).iterdir() if not path.name.startswith("."))
     except OSError:

@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 
 import esper_analytics as ea
 from esper_analytics.cli.app import app
-from esper_analytics.maintenance.compaction import _compact_run, compact
+from esper_analytics.maintenance.compaction import compact, compact_run
 from esper_analytics.maintenance.recovery import recover
 from esper_analytics.maintenance.verification import verify
+from esper_recorder.storage.arrow_batches import columns_to_table
 from esper_recorder.storage.listing import list_row_files, parts_in
-from esper_recorder.storage.parquet import to_arrow
 from esper_recorder.storage.run_folder import RunFolder
 from esper_recorder.storage.sink import ParquetSink
 from tests.builders import add_journal, add_part, complete_rows, write_run
@@ -127,7 +127,7 @@ class TestRecover:
         (path / "journal" / "a1-r0-000050.journal").write_bytes(b"another program's")
         result = esper("recover", tmp_path, "--strict", code=3)
         assert "were damaged" in result.stderr
-        assert "is no journal of esper-recorder" in result.stderr
+        assert "is not a journal of esper-recorder" in result.stderr
 
     def test_both_of_two_folders_with_one_run_are_recovered(self, tmp_path):
         path = dead_run(tmp_path)
@@ -240,10 +240,10 @@ class TestCompact:
         assert not [*path.rglob(".*.tmp")]
 
     def test_two_at_once_do_not_meet(self, tmp_path):
-        from esper_recorder.storage.lock import maintaining
+        from esper_recorder.storage.lock import maintenance_lock
 
         path = many_parts(tmp_path)
-        with maintaining(path):
+        with maintenance_lock(path):
             for outcome in (compact(tmp_path), recover(tmp_path)):
                 assert outcome.frame["state"].to_list() == ["failed"]
                 assert "another process recovers or compacts" in str(outcome.problems[0])
@@ -420,7 +420,7 @@ def test_a_compaction_between_any_two_steps_of_a_reader_changes_nothing_it_sees(
                     own.undo()
                     if half:
                         own.setattr(compaction, "_remove_replaced", lambda *_: False)
-                    _compact_run(run, 7)
+                    compact_run(run, 7)
 
             def stepping(real, place=place, compact_now=compact_now):
                 def call(*args):
@@ -433,7 +433,7 @@ def test_a_compaction_between_any_two_steps_of_a_reader_changes_nothing_it_sees(
                 return call
 
             with monkeypatch.context() as patch:
-                for name in ("journals_in", "parts_in", "_read"):
+                for name in ("journals_in", "parts_in", "_read_journals"):
                     patch.setattr(reading, name, stepping(getattr(reading, name)))
                 files = list_row_files(path)
             rows = pl.concat([pl.read_parquet(part) for part in files.parts["ppo_updates"]])
@@ -476,7 +476,7 @@ class TestVerify:
                 "ended": "finished",
                 "updates": 12,
                 "missing": 0,
-                "told_missing": 0,
+                "explained_missing": 0,
                 "rows": 12 + 3,
                 "files": 12 + 3,
                 "torn_bytes": 0,
@@ -502,10 +502,10 @@ class TestVerify:
         for update in (4, 5, 8):
             (path / "ppo_updates" / f"part-a1-r0-{update:06d}.parquet").unlink()
         [row] = verify(tmp_path).frame.to_dicts()
-        assert (row["updates"], row["missing"], row["told_missing"], row["complete"]) == (12, 1, 2, False)
+        assert (row["updates"], row["missing"], row["explained_missing"], row["complete"]) == (12, 1, 2, False)
         told = "\n".join(self.found(tmp_path))
-        assert "no updates 8, and `gaps` does not tell why" in told
-        assert "no updates 4-5, as `gaps` tells" in told
+        assert "no updates 8, and `gaps` does not say why" in told
+        assert "no updates 4-5, as `gaps` says" in told
 
     def test_footers_that_disagree_with_their_rows_are_told(self, tmp_path):
         path = many_parts(tmp_path)
@@ -523,7 +523,7 @@ class TestVerify:
         other = complete_rows("alarms", [{"update": 1, "attempt": 7, "rule": "x"}], run_id=path.name)
         add_part(path, "alarms", other, seq=40)
         found = "\n".join(self.found(tmp_path))
-        assert "its footer tells rows 2, and it holds 1" in found
+        assert "its footer says rows 2, and it holds 1" in found
         assert "updates 5 twice" in found
         assert "attempt 7, rank 0" in found
 
@@ -553,18 +553,18 @@ class TestVerify:
         [
             (
                 {"calls": 2, "rows": 1, "message": "x is a list; give a tensor"},
-                "(attempt 1, rank 0): 2 failed calls, 1 known lost row; the last error was: x is a list; give a tensor",
+                "(attempt 1, rank 0): 2 failed calls, 1 dropped row; the last error was: x is a list; give a tensor",
             ),
             (
                 {"updates": 1, "writes": 3, "message": "OSError: no room"},
-                "(attempt 1, rank 0): 1 lost update, 3 failed writes; the last error was: OSError: no room",
+                "(attempt 1, rank 0): 1 dropped update, 3 failed writes; the last error was: OSError: no room",
             ),
         ],
     )
     def test_what_the_recorder_says_it_lost_is_a_sentence(self, tmp_path, lost, words):
         many_parts(tmp_path, manifest={"attempts": [{"attempt": 1, "rank": 0, "how": "finished", "lost": lost}]})
         [problem] = self.found(tmp_path)
-        assert f"not everything of it was recorded {words}. `gaps` tells which" in problem
+        assert f"not everything of it was recorded {words}. `gaps` lists it" in problem
 
     def test_one_run_can_be_looked_at_alone(self, tmp_path):
         dead_run(tmp_path)
@@ -592,7 +592,7 @@ class TestVerify:
     def test_statistics_on_floats_strangers_copies_and_lost_rules_are_told(self, tmp_path):
         path = many_parts(tmp_path, rules="# rules\n")
         part = path / "ppo_updates" / "part-a1-r0-000003.parquet"
-        pq.write_table(to_arrow("ppo_updates", pq.read_table(part).to_pydict()), part)
+        pq.write_table(columns_to_table("ppo_updates", pq.read_table(part).to_pydict()), part)
         (path / "ppo_updates" / "mine.parquet").write_bytes(part.read_bytes())
         next(path.glob("rules/*")).unlink()
         shutil.copytree(path, tmp_path / "copy")

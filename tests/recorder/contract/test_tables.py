@@ -22,7 +22,8 @@ from esper_recorder.contract.tables import (
     columns,
     key_columns,
 )
-from esper_recorder.storage.parquet import arrow_schema, to_arrow, write_part
+from esper_recorder.storage.arrow_batches import columns_to_table
+from esper_recorder.storage.parquet import arrow_schema, write_part
 
 IDENTITY = ("run_id", "attempt", "rank", "update", "time", "elapsed_s")
 
@@ -128,20 +129,20 @@ class TestArrow:
 
     @pytest.mark.parametrize("table", TABLES)
     def test_a_column_not_given_is_null(self, table):
-        data = to_arrow(table, {"update": [1, 2]})
+        data = columns_to_table(table, {"update": [1, 2]})
         assert data.num_rows == 2
         assert all(data.column(name).null_count == 2 for name in data.schema.names if name != "update")
 
     def test_a_column_not_declared_is_refused_by_name(self):
         with pytest.raises(KeyError, match="ratio_maxx"):
-            to_arrow("ppo_updates", {"update": [1], "ratio_maxx": [1.0]})
+            columns_to_table("ppo_updates", {"update": [1], "ratio_maxx": [1.0]})
 
 
 class TestParts:
     @pytest.mark.parametrize("table", TABLES)
     def test_float_columns_carry_no_statistics_in_the_footer_and_the_others_do(self, table, tmp_path):
         path = tmp_path / table / "part-a1-r0-000001.parquet"
-        write_part(path, table, to_arrow(table, two_rows(table)))
+        write_part(path, table, columns_to_table(table, two_rows(table)))
         group = pq.read_metadata(path).row_group(0)
         chunks = {c.path_in_schema.split(".")[0]: c for c in map(group.column, range(group.num_columns))}
         assert set(chunks) == set(column_names(table))
@@ -155,7 +156,7 @@ class TestParts:
     @pytest.mark.parametrize("table", TABLES)
     def test_what_was_written_is_read_back_value_for_value(self, table, tmp_path):
         path = tmp_path / table / "part-a1-r0-000001.parquet"
-        data = to_arrow(table, {name: [*values, None] for name, values in two_rows(table).items()})
+        data = columns_to_table(table, {name: [*values, None] for name, values in two_rows(table).items()})
         write_part(path, table, data)
         back = pq.read_table(path)
         assert back.schema.equals(data.schema)
@@ -164,7 +165,7 @@ class TestParts:
     def test_a_question_about_nan_has_one_answer_in_duckdb_and_polars(self, tmp_path):
         path = tmp_path / "ppo_updates" / "part-a1-r0-000001.parquet"
         values = [0.5, math.nan, None, math.inf, -math.inf, 2.0]
-        write_part(path, "ppo_updates", to_arrow("ppo_updates", {"update": range(1, 7), "ratio_max": values}))
+        write_part(path, "ppo_updates", columns_to_table("ppo_updates", {"update": range(1, 7), "ratio_max": values}))
         where = {"isnan(ratio_max)": [2], "ratio_max IS NULL": [3], "ratio_max > 1 AND NOT isnan(ratio_max)": [4, 6]}
         ratio = pl.col("ratio_max")
         same = [ratio.is_nan(), ratio.is_null(), (ratio > 1) & ratio.is_not_nan()]
@@ -175,7 +176,7 @@ class TestParts:
 
     def test_a_part_says_what_it_holds(self, tmp_path):
         path = tmp_path / "episodes" / "part-a1-r0-000001.parquet"
-        write_part(path, "episodes", to_arrow("episodes", {"update": [3, 3, 7]}))
+        write_part(path, "episodes", columns_to_table("episodes", {"update": [3, 3, 7]}))
         metadata = pq.read_metadata(path).metadata
         assert metadata[b"esper_table"] == b"episodes"
         assert metadata[b"esper_schema_version"] == str(SCHEMA_VERSION).encode()
@@ -187,6 +188,6 @@ class TestParts:
 
     def test_a_part_without_rows_is_a_part(self, tmp_path: Path):
         path = tmp_path / "alarms" / "part-a1-r0-000001.parquet"
-        write_part(path, "alarms", to_arrow("alarms", {}))
+        write_part(path, "alarms", columns_to_table("alarms", {}))
         assert pq.read_table(path).num_rows == 0
         assert [p.name for p in path.parent.iterdir()] == [path.name]

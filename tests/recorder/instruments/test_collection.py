@@ -69,7 +69,7 @@ class TestCollection:
         config = CollectionConfig(Level.NORMAL, Severity.CRITICAL, 2)
         one, other = config.escalation(), config.escalation()
         firing = Firing(1, "ratio_explosion", "", "critical", 9.0, 5.0, None, None)
-        assert one.met([firing])
+        assert one.note_firings([firing])
         one.raise_level()
         levels = [one.next_level() for _ in range(3)]
         assert levels == [Level.DEBUG, Level.DEBUG, Level.NORMAL]

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from esper_analytics.maintenance.recovery import recover_run
 from esper_recorder.storage.listing import list_row_files
 from esper_recorder.storage.manifest import how_it_ended
-from esper_recorder.storage.rollover import recover
 from esper_recorder.storage.run_folder import RunFolder
 from tests.recorder.storage.stored_updates import MINIBATCHES, read_rows, update_rows, updates_in
 
@@ -39,7 +39,7 @@ for update in range(1, last + 1):
         writer.flush()
     print(writer.committed, flush=True)
 writer.close(how="finished")
-folder.finish("finished", updates=last, lost=writer.lost)
+folder.finish("finished", updates=last, dropped=writer.dropped)
 """
 
 
@@ -158,7 +158,7 @@ def kill(pace: str, disk: Path, memory: Path, seeds: Iterable[int]) -> Iterator[
         assert holes == {update for update in dropped if update <= last}, f"{root}: holes that are not those told"
         assert minibatches == [update for update in stored for _ in range(2)]
         yield Killed(root.name, folder, {int(u): killed - float(at) for u, at in told}, stored, dropped)
-        recover(folder)
+        recover_run(folder)
         assert not (folder / "journal").exists()
         assert sorted(row["update"] for row in read_rows(folder, "ppo_updates")) == stored
         resumed = RunFolder.resume(root / "runs", folder.name)
@@ -282,7 +282,7 @@ def test_a_reader_between_any_two_steps_of_the_writer_sees_one_consistent_state(
                         return call
 
                     with monkeypatch.context() as patch:
-                        for name in ("journals_in", "parts_in", "_read"):
+                        for name in ("journals_in", "parts_in", "_read_journals"):
                             patch.setattr(reading, name, stepping(getattr(reading, name)))
                         files = list_row_files(folder)
                     updates = [row["update"] for row in read_rows(folder, "ppo_updates", files)]

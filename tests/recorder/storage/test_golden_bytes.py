@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from esper_recorder.contract.tables import SCHEMA_VERSION
+from esper_recorder.storage.arrow_batches import columns_to_table
 from esper_recorder.storage.journal import JournalWriter, read_journal
-from esper_recorder.storage.parquet import to_arrow, write_part
+from esper_recorder.storage.parquet import write_part
 from esper_recorder.storage.row_codec import Layout, PackedRow
 from tests.support import GOLDEN
 
@@ -117,7 +118,7 @@ def write_golden_part(path: Path) -> None:
         "ratio_max": [1.5, math.nan],
         "stepped": [True, None],
     }
-    write_part(path, "minibatches", to_arrow("minibatches", rows))
+    write_part(path, "minibatches", columns_to_table("minibatches", rows))
 
 
 def test_the_footer_of_a_part_is_the_golden_one(tmp_path: Path) -> None:

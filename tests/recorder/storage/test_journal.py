@@ -77,7 +77,7 @@ def test_an_empty_journal_and_one_cut_within_its_first_bytes_hold_nothing() -> N
 
 def test_a_file_that_is_no_journal_is_refused_in_words(path: Path) -> None:
     path.write_bytes(b"PAR1" * 10)
-    with pytest.raises(ValueError, match="is no journal of esper-recorder"):
+    with pytest.raises(ValueError, match="is not a journal of esper-recorder"):
         read_journal(path)
 
 
@@ -221,20 +221,20 @@ def test_a_column_a_newer_version_wrote_is_kept_after_the_declared_ones(path: Pa
 
 
 def test_a_batch_names_the_column_whose_value_does_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"a value of ppo_updates\.n is no int64"):
+    with pytest.raises(ValueError, match=r"a value of ppo_updates\.n is not a int64"):
         to_batch("ppo_updates", {"update": [1], "n": ["many"]})
-    with pytest.raises(ValueError, match=r"a value of ppo_updates\.n is no int64"):
+    with pytest.raises(ValueError, match=r"a value of ppo_updates\.n is not a int64"):
         to_batch("ppo_updates", {"update": [1], "n": [float("nan")]})
 
 
 def test_a_batch_of_an_unknown_column_table_or_of_uneven_columns_is_refused_in_words() -> None:
-    with pytest.raises(KeyError, match=r"declares no column rato_max .*ratio_max"):
+    with pytest.raises(KeyError, match=r"declares no column rato_max. Did you mean ratio_max"):
         to_batch("ppo_updates", {"update": [1], "rato_max": [1.0]})
     with pytest.raises(KeyError, match="declares no table ppo_update"):
         to_batch("ppo_update", {"update": [1]})
     with pytest.raises(ValueError, match="different lengths"):
         to_batch("ppo_updates", {"update": [1], "n": [1, 2]})
-    with pytest.raises(ValueError, match="no columns"):
+    with pytest.raises(ValueError, match="no columns were passed"):
         to_batch("ppo_updates", {})
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from esper_recorder.storage.lock import acquire_lock, is_locked, release_lock
-from esper_recorder.storage.manifest import Lost, ManifestError, how_it_ended, read_manifest
+from esper_recorder.storage.manifest import DropCounts, ManifestError, how_it_ended, read_manifest
 from esper_recorder.storage.run_folder import RunFolder, RunFolderError
 from esper_recorder.storage.sink import ParquetSink
 from tests.recorder.storage.stored_updates import update_rows
@@ -62,10 +62,10 @@ def test_a_new_run_has_a_manifest_that_reads_back(tmp_path: Path) -> None:
     assert attempt is not None
     assert (attempt.attempt, attempt.from_update, attempt.pid, attempt.how) == (1, 1, os.getpid(), None)
     assert how_it_ended(folder.path) == "live"
-    folder.finish("finished", updates=3, lost=Lost(rows=2, writes=1, message="no room"))
+    folder.finish("finished", updates=3, dropped=DropCounts(rows=2, writes=1, message="no room"))
     ended = read_manifest(folder.path).last_attempt
     assert ended is not None
-    assert (ended.how, ended.updates, ended.lost) == ("finished", 3, Lost(rows=2, writes=1, message="no room"))
+    assert (ended.how, ended.updates, ended.dropped) == ("finished", 3, DropCounts(rows=2, writes=1, message="no room"))
     assert how_it_ended(folder.path) == "finished"
 
 
@@ -180,14 +180,14 @@ def test_on_another_host_a_young_heartbeat_is_life_and_an_old_or_future_one_is_n
 
 
 def test_a_broken_manifest_is_told_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=r"run\.json is not there, so .* is not a run's folder"):
+    with pytest.raises(ManifestError, match=r"run\.json does not exist, so .* is not a run's folder"):
         read_manifest(tmp_path)
     for text, words in [
-        ("", "it is no JSON"),
-        ('{"format": 1, "run_id": "a', "it is no JSON"),
-        ("\x00" * 20, "it is no JSON"),
-        ("[1]", "tells no run_id"),
-        ('{"format": 1}', "tells no run_id"),
+        ("", "it is not JSON"),
+        ('{"format": 1, "run_id": "a', "it is not JSON"),
+        ("\x00" * 20, "it is not JSON"),
+        ("[1]", "it has no run_id"),
+        ('{"format": 1}', "it has no run_id"),
         ('{"format": 9, "run_id": "a"}', "Upgrade esper-recorder"),
         ('{"run_id": "a", "started": "yesterday"}', "is damaged"),
         ('{"run_id": "a", "attempts": [5]}', "is damaged"),

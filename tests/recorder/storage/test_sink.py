@@ -13,12 +13,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-import esper_recorder.storage.rollover as rolling
+import esper_recorder.storage.rollover as rollover
 import esper_recorder.storage.sink as sink_module
+from esper_analytics.maintenance.recovery import recover_run
 from esper_recorder.contract.tables import TABLES, column_names
 from esper_recorder.storage.journal import JournalWriter
 from esper_recorder.storage.listing import JOURNAL_FOLDER, PartName, RowFileName, last_update, list_row_files
-from esper_recorder.storage.sink import MemorySink, ParquetSink, RowsLost, Sink
+from esper_recorder.storage.sink import DroppedRowsError, MemorySink, ParquetSink, Sink
 from tests.recorder.storage.stored_updates import read_rows, update_rows, updates_in
 
 
@@ -167,7 +168,7 @@ def test_cut_off_at_any_step_of_making_parts_no_row_is_missing_or_doubled(
 
         with monkeypatch.context() as patch:
             for name in ("write_part", "sync_folder"):
-                patch.setattr(rolling, name, counted(getattr(rolling, name)))
+                patch.setattr(rollover, name, counted(getattr(rollover, name)))
             patch.setattr(Path, "unlink", counted(Path.unlink))
             patch.setattr(Path, "replace", counted(Path.replace))
             try:
@@ -176,7 +177,7 @@ def test_cut_off_at_any_step_of_making_parts_no_row_is_missing_or_doubled(
             except PowerCut:
                 done = False
         assert updates_in(folder) == [1, 2, 3], f"cut off at step {step}"
-        rolling.recover(folder)
+        recover_run(folder)
         assert updates_in(folder) == [1, 2, 3]
         assert not (folder / JOURNAL_FOLDER).exists()
         if done:
@@ -195,7 +196,7 @@ def test_a_killed_runs_torn_journal_is_recovered_up_to_its_last_commit(tmp_path:
     files = list_row_files(tmp_path)
     assert files.bytes_ignored > 0 and files.problems == ()
     assert updates_in(tmp_path) == [1, 2]
-    assert rolling.recover(tmp_path).rows == 2 * 4
+    assert recover_run(tmp_path).rows == 2 * 4
     assert updates_in(tmp_path) == [1, 2]
     assert list_row_files(tmp_path).bytes_ignored == 0
 
@@ -213,7 +214,7 @@ def test_a_damaged_journal_is_named_read_as_far_as_it_goes_and_kept(
     (problem,) = list_row_files(tmp_path).problems
     assert problem.path == journal and "the checksum does not fit" in problem.reason
     with caplog.at_level(logging.WARNING, "esper_recorder"):
-        rolling.recover(tmp_path)
+        recover_run(tmp_path)
     assert "was damaged in 1 place(s)" in caplog.text
     assert [row["update"] for row in read_rows(tmp_path, "minibatches")] == [2, 2, 2, 3, 3, 3]
     assert [row["update"] for row in read_rows(tmp_path, "ppo_updates")] == [1, 2, 3]
@@ -230,7 +231,7 @@ def test_foreign_files_are_named_and_do_not_stop_the_rest(tmp_path: Path) -> Non
     copy = tmp_path / "ppo_updates" / "part-a1-r0-000001 (copy).parquet"
     shutil.copy(tmp_path / "ppo_updates" / "part-a1-r0-000001.parquet", copy)
     files = list_row_files(tmp_path)
-    assert files.strangers == (copy,)
+    assert files.foreign == (copy,)
     assert [problem.path.name for problem in files.problems] == ["a1-r0-000009.journal"]
     assert updates_in(tmp_path) == [1]
 
@@ -279,7 +280,7 @@ def test_on_a_full_disk_updates_are_refused_whole_and_taken_again_once_there_is_
         try:
             put(sink, update)
         except OSError as error:
-            assert not isinstance(error, RowsLost)
+            assert not isinstance(error, DroppedRowsError)
             continue
         taken.append(update)
     assert 1 <= len(taken) < 199
@@ -312,7 +313,7 @@ def test_when_parts_cannot_be_written_the_rows_stay_in_journals_and_are_told_onc
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(rolling, "write_part", full)
+    monkeypatch.setattr(rollover, "write_part", full)
     monkeypatch.setattr(sink_module, "_RETRY_SECONDS", 0.0)
     sink = ParquetSink(tmp_path, roll_bytes=1)
     for update in (1, 2, 3):
@@ -322,7 +323,7 @@ def test_when_parts_cannot_be_written_the_rows_stay_in_journals_and_are_told_onc
     assert updates_in(tmp_path) == [1, 2, 3]
     assert caplog.text.count("No Parquet part could be made") == 1
     monkeypatch.undo()
-    rolling.recover(tmp_path)
+    recover_run(tmp_path)
     assert updates_in(tmp_path) == [1, 2, 3] and journals(tmp_path) == []
 
 
@@ -374,10 +375,10 @@ def test_a_journal_deleted_meanwhile_is_told_with_its_rows_and_recording_goes_on
     put(sink, 1)
     put(sink, 2)
     shutil.rmtree(tmp_path / JOURNAL_FOLDER)
-    with pytest.raises(RowsLost) as lost:
+    with pytest.raises(DroppedRowsError) as dropped:
         put(sink, 3)
-    assert (lost.value.rows, lost.value.first_update, lost.value.last_update) == (8, 1, 2)
-    assert lost.value.stored
+    assert (dropped.value.rows, dropped.value.first_update, dropped.value.last_update) == (8, 1, 2)
+    assert dropped.value.stored
     put(sink, 4)
     sink.close()
     assert updates_in(tmp_path) == [3, 4]
@@ -413,7 +414,7 @@ def test_another_rank_may_remove_the_empty_journal_folder_at_any_step_and_nothin
         with monkeypatch.context() as patch:
             patch.setattr(sink_module, "JournalWriter", stepping(JournalWriter))
             for name in ("read_journal", "sync_folder"):
-                patch.setattr(rolling, name, stepping(getattr(rolling, name)))
+                patch.setattr(rollover, name, stepping(getattr(rollover, name)))
             sink = ParquetSink(folder, rank=1, roll_bytes=1)
             for update in (1, 2):
                 put(sink, update)
@@ -428,13 +429,13 @@ def test_a_run_folder_deleted_or_replaced_by_a_file_is_told_at_every_update_and_
     sink = ParquetSink(folder)
     put(sink, 1)
     shutil.rmtree(folder)
-    with pytest.raises(RowsLost) as lost:
+    with pytest.raises(DroppedRowsError) as dropped:
         put(sink, 2)
-    assert (lost.value.rows, lost.value.stored) == (4, False)
-    with pytest.raises(OSError, match="is not there any more"):
+    assert (dropped.value.rows, dropped.value.stored) == (4, False)
+    with pytest.raises(OSError, match="no longer exists"):
         put(sink, 3)
     folder.write_text("a file")
-    with pytest.raises(OSError, match="is not there any more"):
+    with pytest.raises(OSError, match="no longer exists"):
         put(sink, 4)
     sink.close()
     assert folder.read_text() == "a file"

@@ -43,11 +43,11 @@ def test_every_update_put_is_committed_in_order(tmp_path: Path) -> None:
     assert updates_in(folder.path) == list(range(1, 51))
     assert writer.close(how="finished")
     assert writer.close()
-    assert (writer.committed, bool(writer.lost), writer.closed) == (50, False, True)
+    assert (writer.committed, bool(writer.dropped), writer.closed) == (50, False, True)
     assert not writer.flush()
     writer.put(51, update_rows(51))
     assert updates_in(folder.path) == list(range(1, 51))
-    folder.finish("finished", updates=50, lost=writer.lost)
+    folder.finish("finished", updates=50, dropped=writer.dropped)
 
 
 def test_when_the_queue_is_full_the_oldest_go_and_one_gap_tells_them(caplog: pytest.LogCaptureFixture) -> None:
@@ -57,7 +57,7 @@ def test_when_the_queue_is_full_the_oldest_go_and_one_gap_tells_them(caplog: pyt
     assert sink.entered.wait(60)
     for update in range(2, 10):  # 1 is being written; 2..9 come, room for three: 2..6 go
         writer.put(update, update_rows(update))
-    assert (writer.lost.updates, writer.lost.rows) == (5, 5 * 4)
+    assert (writer.dropped.updates, writer.dropped.rows) == (5, 5 * 4)
     sink.open.set()
     assert writer.close()
     assert sink.updates == [1, 7, 8, 9]
@@ -73,7 +73,7 @@ def test_when_the_queue_is_full_the_oldest_go_and_one_gap_tells_them(caplog: pyt
     }
     assert gap["time"] is not None and gap["elapsed_s"] >= 0
     assert caplog.text.count("queue full") == 1
-    assert "not complete: 5 lost updates, 20 known lost rows (last: " in caplog.text
+    assert "not complete: 5 dropped updates, 20 dropped rows (last: " in caplog.text
 
 
 def test_the_rows_of_a_dropped_update_that_were_never_evaluated_are_not_known() -> None:
@@ -96,8 +96,8 @@ def test_put_never_waits_for_a_sink_that_hangs_and_close_gives_up() -> None:
         writer.put(update, update_rows(update))
     assert not writer.flush(timeout=0.05)
     assert not writer.close(timeout=0.05)
-    assert "did not finish within 0.05 s" in str(writer.lost.message)
-    assert writer.lost.updates >= 98  # at most one is in the sink's hands
+    assert "did not finish within 0.05 s" in str(writer.dropped.message)
+    assert writer.dropped.updates >= 98  # at most one is in the sink's hands
     sink.open.set()
     assert writer.close(timeout=60)
 
@@ -131,8 +131,8 @@ def test_a_sink_that_raises_each_time_is_counted_and_told_once(caplog: pytest.Lo
         assert writer.flush(60)
     assert writer.close()
     assert sink.tried >= 30 * 2
-    assert (writer.committed, writer.lost.updates) == (0, 30)
-    assert writer.lost.rows == 30 * 4  # each row once, although both its write and the commit failed
+    assert (writer.committed, writer.dropped.updates) == (0, 30)
+    assert writer.dropped.rows == 30 * 4  # each row once, although both its write and the commit failed
     assert caplog.text.count("Not everything can be recorded") == 1
     assert "RuntimeError: no such thing" in caplog.text
 
@@ -155,7 +155,7 @@ def test_gaps_of_a_sink_that_works_again_are_stored_with_the_next_update() -> No
     (gap,) = sink.rows("gaps")
     assert (gap["first_update"], gap["last_update"], gap["rows"], gap["reason"]) == (3, 5, 12, "write_failed")
     assert "No space left on device" in gap["detail"]
-    assert (writer.lost.updates, writer.lost.rows, writer.lost.writes) == (3, 12, 3)
+    assert (writer.dropped.updates, writer.dropped.rows, writer.dropped.writes) == (3, 12, 3)
 
 
 def test_rows_that_fit_no_table_cost_that_table_only() -> None:
@@ -172,7 +172,7 @@ def test_rows_that_fit_no_table_cost_that_table_only() -> None:
         ("minibatches", 2, None),
         ("nonsense", 3, 1),
     ]
-    assert (writer.lost.updates, writer.lost.rows, writer.lost.writes) == (0, 3, 3)
+    assert (writer.dropped.updates, writer.dropped.rows, writer.dropped.writes) == (0, 3, 3)
 
 
 def test_a_job_that_fails_is_a_gap_of_its_update() -> None:
@@ -183,8 +183,8 @@ def test_a_job_that_fails_is_a_gap_of_its_update() -> None:
     writer = Writer(sink, identity=lambda update: {"run_id": "me", "attempt": 7, "update": update})
     writer.put(1, job)
     writer.put(2, lambda: 5)  # type: ignore[arg-type,return-value]
-    writer.lose(3, "reduce_failed", detail="told by the recorder")
-    writer.lose(3, "reduce_failed", table="episodes", rows=2)
+    writer.report_gap(3, "reduce_failed", detail="told by the recorder")
+    writer.report_gap(3, "reduce_failed", table="episodes", rows=2)
     writer.put(4, update_rows(4))
     writer.close()
     assert sink.updates[-1] == 4
@@ -195,7 +195,7 @@ def test_a_job_that_fails_is_a_gap_of_its_update() -> None:
     }
     assert covered == {1, 2, 3}
     assert [gap["rows"] for gap in gaps if gap["table_name"] == "episodes"] == [2]
-    assert (writer.committed, writer.lost.updates, writer.lost.rows) == (1, 3, 2)
+    assert (writer.committed, writer.dropped.updates, writer.dropped.rows) == (1, 3, 2)
 
 
 def test_what_on_commit_returns_is_committed_with_the_update_and_its_failure_costs_only_alarms() -> None:
@@ -215,7 +215,7 @@ def test_what_on_commit_returns_is_committed_with_the_update_and_its_failure_cos
     ] * 3
     (gap,) = sink.rows("gaps")
     assert (gap["table_name"], gap["reason"], gap["first_update"]) == ("alarms", "watch_failed", 2)
-    assert writer.lost.updates == 0
+    assert writer.dropped.updates == 0
 
 
 def test_calls_from_the_writers_own_thread_do_not_lock_up() -> None:
@@ -247,9 +247,9 @@ def test_a_folder_removed_while_training_is_told_and_training_goes_on(
         writer.flush()
     assert writer.close()
     with pytest.raises(FileNotFoundError):
-        folder.finish("finished", lost=writer.lost)
-    assert writer.lost.rows == 10 * 4  # three from the deleted journal, seven that found no folder
-    assert writer.lost.updates == 7
+        folder.finish("finished", dropped=writer.dropped)
+    assert writer.dropped.rows == 10 * 4  # three from the deleted journal, seven that found no folder
+    assert writer.dropped.updates == 7
     assert "was moved or deleted while the run was being recorded" in caplog.text
     assert not folder.path.exists()
 
@@ -264,19 +264,19 @@ def test_a_full_disk_is_told_in_the_log_and_in_the_manifest_and_nothing_stored_i
     for update in range(1, 300):
         writer.put(update, update_rows(update))
         writer.flush()
-    lost = writer.lost.updates
+    lost = writer.dropped.updates
     assert lost > 0
     ballast.unlink()
     writer.put(300, update_rows(300))
     writer.close(how="finished")
-    folder.finish("finished", updates=300, lost=writer.lost)
-    assert "Check that there is room" in caplog.text
+    folder.finish("finished", updates=300, dropped=writer.dropped)
+    assert "Check that the disk has space" in caplog.text
     stored = updates_in(folder.path)
     gaps = read_rows(folder.path, "gaps")
     missing = {u for gap in gaps for u in range(gap["first_update"], gap["last_update"] + 1)}
     assert set(stored) | missing == set(range(1, 301)) and not set(stored) & missing
     attempt = read_manifest(folder.path).last_attempt
-    assert attempt is not None and attempt.lost.updates == len(missing) == lost
+    assert attempt is not None and attempt.dropped.updates == len(missing) == lost
 
 
 # --- processes ------------------------------------------------------------------------------------------------------
@@ -365,7 +365,7 @@ def test_many_forked_workers_at_once_do_not_hang(tmp_path: Path) -> None:
 
 def test_the_log_names_the_recorder(caplog: pytest.LogCaptureFixture) -> None:
     writer = Writer(MemorySink())
-    writer.lose(1, "reduce_failed", detail="x")
+    writer.report_gap(1, "reduce_failed", detail="x")
     writer.close()
     assert {record.name for record in caplog.records} == {"esper_recorder"}
     assert max(record.levelno for record in caplog.records) == logging.ERROR
