@@ -2,7 +2,7 @@
 
 Covers: prose (`format_number`, `format_percent`, `format_list`, ...), tables for the eye (`format_value`, `text_table`,
 `markdown_table`), whole values for machines (`to_text` for csv, `to_json`).
-Does not cover: fitting a table to a terminal (`cli.screen`), the labels of an axis (`plots.drawing`).
+Does not cover: fitting a table to a terminal (`cli.output`), the labels of an axis (`plots.drawing`).
 """
 
 from __future__ import annotations
@@ -201,8 +201,3 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], right: 
         yield f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |"
         if place == 0:
             yield f"|{'|'.join(rule)}|"
-
-
-# The command's modules still import these names.
-cell, shortened, text_of = format_value, shorten, to_text
-percent, listed = format_percent, format_list

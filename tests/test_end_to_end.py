@@ -1,4 +1,4 @@
-"""The whole road on real trainings: recorded by one process, watched, killed or starved of disk, asked by another."""
+"""From a training to its analysis: recorded by one process, killed or without disk space, read by another."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ import polars as pl
 import pytest
 
 import esper_analytics as ea
+from tests.support import ESPER, run_process
 
-ESPER = Path(sys.executable).with_name("esper")
-
-# PPO on CartPole that reports each update it has finished, and says at the end what its weights are.
+# PPO on CartPole that prints each finished update, and the hash of its weights at the end.
 TRAINER = """
 import hashlib, logging, sys
 import torch
@@ -30,7 +29,7 @@ torch.set_num_threads(1)
 logging.basicConfig(level=logging.WARNING)
 root, steps = sys.argv[1], int(sys.argv[2])
 
-class Tell(BaseCallback):
+class PrintUpdates(BaseCallback):
     updates = -1
     def _on_rollout_start(self):
         self.updates += 1
@@ -39,43 +38,36 @@ class Tell(BaseCallback):
         return True
 
 model = PPO("MlpPolicy", "CartPole-v1", n_steps=128, n_epochs=2, seed=4, device="cpu")
-callbacks = [Tell()] if root == "none" else [RecorderCallback(root, name="run"), Tell()]
+callbacks = [PrintUpdates()] if root == "none" else [RecorderCallback(root, name="run"), PrintUpdates()]
 model.learn(steps, callback=callbacks)
 weights = b"".join(p.detach().numpy().tobytes() for p in model.policy.parameters())
 print("weights", hashlib.sha256(weights).hexdigest(), flush=True)
 """
 
 
-def esper(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([ESPER, *words], capture_output=True, text=True, check=False, timeout=120)
-
-
 def train(root: Path | str, steps: int) -> tuple[str, str]:
-    """Train to the end; the hash of the weights and what was logged."""
-    command = [sys.executable, "-c", TRAINER, str(root), str(steps)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    """Train to the end; return the hash of the weights and what was logged."""
+    done = run_process(sys.executable, "-c", TRAINER, root, steps)
     return done.stdout.split("weights ")[1].strip(), done.stderr
 
 
 class TestTheDemo:
     """`esper demo`: a run that learns and one that a learning rate of 0.03 wrecks."""
 
-    def replay(self, demo: Path, *words: str) -> tuple[int, list[dict[str, Any]]]:
-        done = esper("replay", demo / "runs", "--format", "json", *words)
-        assert done.returncode in (0, 1), done.stderr
-        return done.returncode, json.loads(done.stdout)
+    def replay(self, demo: Path, *options: str, code: int = 0) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = json.loads(
+            run_process(ESPER, "replay", demo / "runs", "--format", "json", *options, code=code).stdout
+        )
+        return rows
 
     def test_the_wrecked_run_is_found_and_the_healthy_one_has_nothing_critical(self, demo_folder):
-        status, incidents = self.replay(demo_folder, "--rules", "default", "--run", "wrecked", "--fail-on", "critical")
-        assert status == 1
+        options = ("--rules", "default", "--fail-on", "critical")
+        incidents = self.replay(demo_folder, *options, "--run", "wrecked", code=1)
         assert {"ratio_explosion", "kl_extreme"} <= {i["rule"] for i in incidents if i["severity"] == "critical"}
-        status, incidents = self.replay(demo_folder, "--rules", "default", "--run", "healthy", "--fail-on", "critical")
-        assert status == 0
+        incidents = self.replay(demo_folder, *options, "--run", "healthy")
         assert [i for i in incidents if i["severity"] == "critical"] == []
 
-    def test_a_replay_with_the_runs_own_rules_gives_back_exactly_the_alarms_raised_while_it_was_recorded(
-        self, demo_folder
-    ):
+    def test_a_replay_with_a_runs_own_rules_gives_exactly_its_live_alarms(self, demo_folder):
         runs = ea.open(demo_folder / "runs")
         firings = ea.replay(runs, ea.load_rules("default")).firings
         alarms = runs.table("alarms").collect()
@@ -83,13 +75,13 @@ class TestTheDemo:
         order = ["run_id", "update", "rule", "key"]
         assert alarms.height > 10
         assert firings.select(columns).sort(order).equals(alarms.select(columns).sort(order))
-        assert self.replay(demo_folder, "--against", "live", "--show", "diff") == (0, [])
+        assert self.replay(demo_folder, "--against", "live", "--show", "diff") == []
 
-    def test_another_threshold_changes_the_outcome_and_the_change_is_listed_update_by_update(self, demo_folder):
+    def test_another_threshold_changes_the_outcome_and_diff_lists_the_change_by_update(self, demo_folder):
         ratios = ea.open(demo_folder / "runs")["wrecked"].table("ppo_updates").select("update", "ratio_max").collect()
         expected = ratios.filter(pl.col("ratio_max") > 3.0, pl.col("ratio_max") <= 10.0)["update"].to_list()
-        words = ("--rules", "default", "--set", "ratio_explosion.above=3", "--against", "default", "--show", "diff")
-        _, changes = self.replay(demo_folder, "--run", "wrecked", *words)
+        options = ("--rules", "default", "--set", "ratio_explosion.above=3", "--against", "default", "--show", "diff")
+        changes = self.replay(demo_folder, "--run", "wrecked", *options)
         assert expected
         assert [(c["rule"], c["update"], c["change"]) for c in changes] == [
             ("ratio_explosion", update, "new") for update in sorted(expected)
@@ -102,14 +94,14 @@ class TestTheDemo:
         assert worst["w"][0] < 1e-4
 
 
-def test_a_training_killed_half_way_is_live_until_then_and_keeps_every_update_it_had_finished(tmp_path):
+def test_a_killed_training_is_live_until_then_and_keeps_every_finished_update(tmp_path):
     command = [sys.executable, "-c", TRAINER, str(tmp_path / "runs"), "1000000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as trainer:
         assert trainer.stdout is not None
         for line in trainer.stdout:
             if line.split() == ["update", "6"]:
                 break
-        time.sleep(1.0)  # what waited to be written then is written
+        time.sleep(1.0)  # the writer catches up
         seen_live = ea.open(tmp_path / "runs").list()
         os.kill(trainer.pid, signal.SIGKILL)
         trainer.wait()
@@ -120,18 +112,16 @@ def test_a_training_killed_half_way_is_live_until_then_and_keeps_every_update_it
     updates = runs.table("ppo_updates").collect()["update"].sort().to_list()
     assert updates == list(range(1, len(updates) + 1))  # none missing, none twice
     assert len(updates) >= seen_live["updates"][0]
-    # Two epochs of 128 / 64 minibatches: all tables of an update are there together.
+    # Two epochs of 128 / 64 minibatches: the tables of an update are complete together.
     minibatches = runs.sql('SELECT "update", count(*) AS n FROM minibatches GROUP BY 1 ORDER BY 1')
     assert minibatches["update"].to_list() == updates
     assert set(minibatches["n"]) == {4}
-    shown = esper("replay", tmp_path / "runs")
-    assert shown.returncode == 0, shown.stderr
-    report = esper("report", tmp_path / "runs", "-o", tmp_path / "report.md")
-    assert report.returncode == 0, report.stderr
+    run_process(ESPER, "replay", tmp_path / "runs")
+    run_process(ESPER, "report", tmp_path / "runs", "-o", tmp_path / "report.md")
     assert "killed" in (tmp_path / "report.md").read_text()
 
 
-def test_a_disk_that_fills_up_while_training_stops_nothing_and_the_loss_is_told(small_disk):
+def test_a_full_disk_does_not_stop_the_training_and_the_gap_is_logged(small_disk):
     # 60 updates; a disk of 1 MB holds the first dozen.
     with_recorder, logged = train(small_disk / "runs", 60 * 128)
     without, _ = train("none", 60 * 128)
@@ -145,7 +135,7 @@ def test_a_disk_that_fills_up_while_training_stops_nothing_and_the_loss_is_told(
     assert runs.list()["complete"].to_list() == [False]
 
 
-def test_a_folder_that_cannot_be_written_stops_no_training_and_is_told(tmp_path):
+def test_a_folder_that_cannot_be_written_does_not_stop_the_training_and_is_logged(tmp_path):
     (tmp_path / "runs").write_text("a file where the folder of runs should be")
     with_recorder, logged = train(tmp_path / "runs", 256)
     without, _ = train("none", 256)
@@ -154,12 +144,12 @@ def test_a_folder_that_cannot_be_written_stops_no_training_and_is_told(tmp_path)
     assert "Training goes on" in logged
 
 
-@pytest.mark.parametrize("words", [("runs",), ("replay",), ("sql", "SELECT 1"), ("report", "-o", "r.html")])
-def test_an_empty_folder_and_one_that_is_not_there_meet_a_sentence(tmp_path, words):
+@pytest.mark.parametrize("arguments", [("runs",), ("replay",), ("sql", "SELECT 1"), ("report", "-o", "r.html")])
+def test_an_empty_folder_and_a_missing_one_give_a_message(tmp_path, arguments):
     (tmp_path / "empty").mkdir()
-    command, *rest = words
+    command, *rest = arguments
     for folder in ("empty", "nowhere"):
-        done = esper(command, tmp_path / folder, *rest)
+        done = run_process(ESPER, command, tmp_path / folder, *rest, code=None)
         assert done.returncode in (2, 3)
         assert done.stdout == ""
         assert folder in done.stderr

@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import os
 import shutil
-import subprocess
 import sys
 import venv
 import zipfile
@@ -22,17 +21,10 @@ from packaging.requirements import Requirement
 
 import esper_analytics
 import esper_recorder
-from tests.support import DATA, ROOT
+from tests.support import DATA, ROOT, project_files, run_process
 
 FIXTURE = DATA / "schema_2" / "runs"
 FOLDERS = {"esper-recorder": "recorder", "esper-analytics": "."}
-
-
-def tracked(*paths: str) -> list[str]:
-    """The files that git has or would add."""
-    command = ["git", "ls-files", "-co", "--exclude-standard", *paths]
-    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [name for name in names if (ROOT / name).is_file()]
 
 
 def required(distribution: str) -> set[str]:
@@ -59,18 +51,8 @@ def environment(folder: Path, dependencies: Iterable[str], wheels: Iterable[Path
             top = file.parts[0]
             if top not in ("..", "__pycache__") and not (site / top).exists():
                 (site / top).symlink_to(Path(str(importlib.metadata.distribution(name).locate_file(top))))
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        str(programs / "python"),
-        "install",
-        "-q",
-        "--no-index",
-        "--no-deps",
-    ]
-    subprocess.run([*pip, *map(str, wheels)], check=True, capture_output=True)
+    pip = (sys.executable, "-m", "pip", "--python", programs / "python")
+    run_process(*pip, "install", "--no-index", "--no-deps", *wheels)
     return programs
 
 
@@ -78,21 +60,18 @@ def environment(folder: Path, dependencies: Iterable[str], wheels: Iterable[Path
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Both wheels by the name of their distribution, built from a copy of the checkout."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheels")
-    for name in tracked("esper_analytics", "recorder", "queries", "reports", "pyproject.toml", "README.md", "LICENSE"):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, source / name)
+    parts = ("esper_analytics", "recorder", "queries", "reports", "pyproject.toml", "README.md", "LICENSE")
+    for path in project_files(*parts):
+        copy = source / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
     built = {}
     for name, folder in FOLDERS.items():
-        command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-build-isolation", "--no-deps", "--no-index"]
-        done = subprocess.run(
-            [*command, "-w", target, source / folder],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"PYTHONDONTWRITEBYTECODE": ""},  # else setuptools warns that it compiles nothing
-        )
+        pip = (sys.executable, "-m", "pip", "wheel", "-v", "--no-build-isolation", "--no-deps", "--no-index")
+        # Compiling to bytecode is off in the tests, and setuptools warns about that.
+        environment = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
+        done = run_process(*pip, "-w", target, source / folder, env=environment)
         output = done.stdout + done.stderr
-        assert done.returncode == 0, output
         assert [line for line in output.splitlines() if "warning" in line.lower()] == []
         [built[name]] = target.glob(f"{name.replace('-', '_')}-*.whl")
     return built
@@ -111,11 +90,11 @@ def test_both_distributions_have_the_same_license():
 class TestWheels:
     def test_they_contain_every_file_of_their_packages(self, wheels):
         contents = {name: {*zipfile.ZipFile(wheel).namelist()} for name, wheel in wheels.items()}
-        recorder = {name.removeprefix("recorder/") for name in tracked("recorder/esper_recorder")}
-        analytics = {*tracked("esper_analytics")} | {f"esper_analytics/{n}" for n in tracked("queries", "reports")}
+        recorder = {path.relative_to(ROOT / "recorder") for path in project_files("recorder/esper_recorder")}
+        analytics = {path.relative_to(ROOT) for path in project_files("esper_analytics")}
+        analytics |= {"esper_analytics" / path.relative_to(ROOT) for path in project_files("queries", "reports")}
         for name, files in (("esper-recorder", recorder), ("esper-analytics", analytics)):
-            package = {file for file in contents[name] if ".dist-info/" not in file}
-            assert package == {file for file in files if "__pycache__" not in file}
+            assert {file for file in contents[name] if ".dist-info/" not in file} == {*map(str, files)}
 
     def test_their_metadata_is_complete(self, wheels):
         for wheel in wheels.values():
@@ -140,10 +119,7 @@ assert [load_profile(name).rules for name in profiles()] and "ppo_updates" in TA
 print(esper_recorder.__version__, read_manifest(__import__("pathlib").Path(sys.argv[1])).name)
 """
         [run] = FIXTURE.glob("finished-*")
-        done = subprocess.run(
-            [programs / "python", "-c", code, run], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+        done = run_process(programs / "python", "-c", code, run, cwd=tmp_path)
         assert done.stdout.split() == [esper_recorder.__version__, "finished"]
 
     def test_analytics_reads_a_recorded_run_without_torch(self, wheels, tmp_path):
@@ -152,10 +128,7 @@ print(esper_recorder.__version__, read_manifest(__import__("pathlib").Path(sys.a
         shutil.copytree(FIXTURE, tmp_path / "runs")
 
         def run(program: str, *words: str) -> str:
-            command = [str(programs / program), *words]
-            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-            return done.stdout
+            return run_process(programs / program, *words, cwd=tmp_path).stdout
 
         find = "import importlib.util as u; print(u.find_spec('torch'), u.find_spec('esper_analytics').origin)"
         torch, origin = run("python", "-c", find).split()

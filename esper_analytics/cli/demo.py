@@ -23,7 +23,7 @@ import polars as pl
 from esper_analytics.detection.diff import diff
 from esper_analytics.detection.replay import Result, replay
 from esper_analytics.errors import DataError, UsageError
-from esper_analytics.formatting import listed
+from esper_analytics.formatting import format_list
 from esper_analytics.postmortem.render import report
 from esper_analytics.runs import open as open_runs
 from esper_recorder.contract.rules.model import Rule
@@ -53,7 +53,7 @@ def record(out: Path, progress: Progress, *, command: Iterable[str] | None = Non
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None] if command is None else []
     if missing:
         raise UsageError(
-            f"The demo trains with {listed(NEEDS)}; not installed here: {listed(missing)}. "
+            f"The demo trains with {format_list(NEEDS)}; not installed here: {format_list(missing)}. "
             "They come with: pip install 'esper-analytics[demo]'."
         )
     runs = out / "runs"

@@ -10,7 +10,7 @@ import typer
 
 from esper_analytics.cli.command_line import one_of
 from esper_analytics.cli.output import FORMATS, OutputFormat
-from esper_analytics.formatting import listed
+from esper_analytics.formatting import format_list
 from esper_analytics.plots.registry import PLOTS, PlotKind
 from esper_recorder.contract.rules.model import Severity
 from esper_recorder.contract.rules.ruleset import profiles
@@ -36,6 +36,7 @@ def _against(more: str = "") -> Any:
 
 
 _NAMING = "its name or the start of its run_id"
+_OF_SEVERAL_RUNS = format_list([name for name, plot in PLOTS.items() if plot.many_runs])
 _SEVERITIES = {severity.value: severity for severity in Severity}
 
 Runs = Annotated[Path, typer.Argument(metavar="RUNS", help="A folder of runs, or one run's folder.")]
@@ -67,7 +68,7 @@ Kind = Annotated[
     PlotKind | None,
     _choice(
         *("--kind", PLOTS, "There is no plot of kind {!r}.", "kinds"),
-        f"{{}}. Default: postmortem. Several runs: {listed([name for name, plot in PLOTS.items() if plot.many_runs])}.",
+        f"{{}}. Default: postmortem. Of several runs: {_OF_SEVERAL_RUNS}.",
     ),
 ]
 

@@ -10,7 +10,6 @@ times to the second, long texts cut, a run_id without its time. Pipes, files and
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import sys
@@ -22,8 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from esper_analytics.errors import UsageError
-from esper_analytics.formatting import cell, shortened, text_of, to_json
-from esper_analytics.formatting import percent as percentage
+from esper_analytics.formatting import (
+    format_percent,
+    format_value,
+    markdown_table,
+    shorten,
+    text_table,
+    to_json,
+    to_text,
+)
 from esper_recorder.storage.atomic import atomic_file
 
 if TYPE_CHECKING:
@@ -103,7 +109,7 @@ def _atomic(path: Path) -> Iterator[BinaryIO]:
 def _csv(frame: pl.DataFrame) -> Iterable[str]:
     yield ",".join(_csv_field(name) for name in frame.columns)
     for row in frame.iter_rows():
-        yield ",".join("" if value is None else _csv_field(text_of(value)) for value in row)
+        yield ",".join("" if value is None else _csv_field(to_text(value)) for value in row)
 
 
 def _csv_field(text: str) -> str:
@@ -128,29 +134,19 @@ def _ndjson(frame: pl.DataFrame) -> Iterable[str]:
 
 
 def _markdown(frame: pl.DataFrame) -> Iterable[str]:
-    def line(cells: Iterable[str]) -> str:
-        escaped = (text.replace("|", "\\|") for text in cells)
-        return f"| {' | '.join(escaped)} |"
-
-    yield line(frame.columns)
-    yield "|" + "|".join("---:" if dtype.is_numeric() else "---" for dtype in frame.dtypes) + "|"
-    for row in frame.iter_rows():
-        yield line(cell(value) for value in row)
+    return markdown_table(frame.columns, _texts(frame), _numeric(frame))
 
 
 def _aligned(frame: pl.DataFrame) -> Iterable[str]:
-    """Align columns with spaces, one line per row however wide."""
-    if not frame.columns:
-        return
-    widths = [len(name) for name in frame.columns]
-    for row in frame.iter_rows():
-        widths = [max(width, len(cell(value))) for width, value in zip(widths, row, strict=True)]
-    right = [dtype.is_numeric() for dtype in frame.dtypes]
-    # A second pass over the rows: the text of a large answer would need several times their memory.
-    cells = itertools.chain([frame.columns], ([cell(value) for value in row] for row in frame.iter_rows()))
-    for line in cells:
-        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True))
-        yield "  ".join(padded).rstrip()
+    return text_table(frame.columns, lambda: _texts(frame), _numeric(frame)) if frame.columns else ()
+
+
+def _texts(frame: pl.DataFrame) -> Iterator[list[str]]:
+    return ([format_value(value) for value in row] for row in frame.iter_rows())
+
+
+def _numeric(frame: pl.DataFrame) -> list[bool]:
+    return [dtype.is_numeric() for dtype in frame.dtypes]
 
 
 def _write_parquet(frame: pl.DataFrame, file: BinaryIO) -> None:
@@ -197,7 +193,7 @@ def _draw(frame: pl.DataFrame, percent: Sequence[str], whole: Sequence[str]) -> 
     names = head.columns
     full = [[_terminal_cell(value, name, percent) for value in head[name]] for name in names]
     columns = [
-        texts if name in whole else [shortened(text) for text in texts] for name, texts in zip(names, full, strict=True)
+        texts if name in whole else [shorten(text) for text in texts] for name, texts in zip(names, full, strict=True)
     ]
     cut = columns != full
     if "run_id" in names and sum(_unfolded(names, columns)) + _GAPS[0] * (len(names) - 1) > console.width:
@@ -220,10 +216,10 @@ def _draw(frame: pl.DataFrame, percent: Sequence[str], whole: Sequence[str]) -> 
 
 def _terminal_cell(value: Any, name: str, percent: Sequence[str]) -> str:
     if name in percent and isinstance(value, float):
-        return percentage(value)
+        return format_percent(value)
     if name in _SECONDS and isinstance(value, datetime):
-        return cell(value.replace(microsecond=0)).replace("T", " ")
-    return cell(value)
+        return format_value(value.replace(microsecond=0)).replace("T", " ")
+    return format_value(value)
 
 
 def _short_ids(ids: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from esper_analytics.formatting import cell, shortened, to_json
+from esper_analytics.formatting import format_value, shorten, text_table, to_json
 from esper_analytics.importers.load_report import read_report
 from esper_analytics.postmortem.recording import ending_of, recording_state
 from esper_analytics.runs import Runs
@@ -81,21 +81,19 @@ def card_lines(card: Mapping[str, Any], longest: int | None = None) -> Iterator[
 def _named_values(items: Sequence[tuple[str, Any]], longest: int | None) -> Iterator[str]:
     width = max((len(name) for name, _ in items), default=0)
     for name, value in items:
-        yield f"  {name.ljust(width)}  {_shortened(cell(value), longest)}".rstrip()
+        yield f"  {name.ljust(width)}  {_text(value, longest)}".rstrip()
 
 
 def _table(rows: Sequence[Mapping[str, Any]], longest: int | None) -> Iterator[str]:
     """One line per row, under its column names; without the run_id and columns of NULLs."""
     names = [name for name in rows[0] if name != "run_id" and any(row[name] is not None for row in rows)]
-    texts = [[*names], *([cell(row[name]) if row[name] is not None else "" for name in names] for row in rows)]
-    texts = [[_shortened(text, longest) for text in line] for line in texts]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    for line in texts:
-        yield ("  " + "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))).rstrip()
+    texts = [[_text(row[name], longest, null="") for name in names] for row in rows]
+    return (f"  {line}" for line in text_table(names, lambda: texts, [False] * len(names)))
 
 
-def _shortened(text: str, longest: int | None) -> str:
-    return text if longest is None else shortened(text, longest)
+def _text(value: Any, longest: int | None, null: str = "NULL") -> str:
+    text = format_value(value, null)
+    return text if longest is None else shorten(text, longest)
 
 
 def _items(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,10 +15,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from typer.testing import CliRunner
 
 import esper_analytics as ea
-from esper_analytics.cli.app import app
 from esper_analytics.cli.options import VIEWS
 from esper_analytics.cli.output import FORMATS
 from esper_analytics.plots.registry import PLOTS
@@ -29,16 +27,10 @@ from esper_recorder.contract.rules.model import Severity
 from esper_recorder.contract.rules.ruleset import profiles
 from esper_recorder.contract.tables import TABLES, all_columns
 from tests.builders import run_id_of, write_run
+from tests.support import esper
 
 ESPER = Path(sys.executable).with_name("esper")
 HEAVY = {"duckdb", "polars", "pyarrow", "matplotlib", "torch", "numpy"}
-
-
-def esper(*words, code=0):
-    """Run a command in this process and check its exit code."""
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exit_code == code, result.output
-    return result
 
 
 def processor_seconds(pid):

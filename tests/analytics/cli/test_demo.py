@@ -9,14 +9,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import esper_analytics as ea
 from esper_analytics.cli import demo
-from esper_analytics.cli.app import app
 from esper_analytics.errors import DataError, UsageError
 from tests.builders import write_run
-from tests.support import ROOT
+from tests.support import ROOT, esper
 
 TRAINER = """
 import sys
@@ -126,5 +124,5 @@ class TestForReal:
                 word.replace("demo/wrecked.png", "w.png").replace("demo/review.html", "s.html")
                 for word in shlex.split(line)
             ]
-            done = CliRunner().invoke(app, words[1:])
+            done = esper(*words[1:], code=None)
             assert done.exit_code == 0, f"{line}\n{done.stderr}"

@@ -7,10 +7,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from esper_analytics.cli.app import app
 from tests.analytics.postmortem.recorded_runs import RULES, quiet, wrecked
+from tests.support import esper
 
 
 @pytest.fixture
@@ -24,14 +23,15 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def esper(line: str):
-    return CliRunner().invoke(app, shlex.split(line))
+def run(line: str):
+    """Run a command line without `esper`; its exit code is not checked."""
+    return esper(*shlex.split(line), code=None)
 
 
 class TestReport:
     @pytest.mark.parametrize("name", ["r.html", "r.md", "r.json"])
     def test_it_writes_the_format_of_the_suffix_and_says_where(self, root, name):
-        done = esper(f"report runs --rules rules.toml -o {name}")
+        done = run(f"report runs --rules rules.toml -o {name}")
         assert done.exit_code == 0, done.stderr
         assert done.stdout == ""
         assert f"report written to {name}" in done.stderr
@@ -40,16 +40,16 @@ class TestReport:
         assert "quiet" in text
 
     def test_a_rule_that_could_never_look_is_told_beside_it_too(self, root):
-        assert "policy_std_gone" in esper("report runs --rules rules.toml -o r.json").stderr
+        assert "policy_std_gone" in run("report runs --rules rules.toml -o r.json").stderr
 
     def test_the_command_in_it_makes_the_same_report_again(self, root):
         line = "report runs --run wrecked --rules rules.toml --set kl_spike.above=0.3 --against esper-review -o r.json"
-        assert esper(line).exit_code == 0
+        assert run(line).exit_code == 0
         one = json.loads((root / "r.json").read_text())
         assert one["command"] == f"esper {line}"
         assert [run["name"] for run in one["runs"]] == ["wrecked"]
         assert one["against"] == "esper-review"
-        assert esper(one["command"].removeprefix("esper ")).exit_code == 0
+        assert run(one["command"].removeprefix("esper ")).exit_code == 0
         again = json.loads((root / "r.json").read_text())
         assert one | {"written": ""} == again | {"written": ""}
 
@@ -73,7 +73,7 @@ class TestReport:
         ],
     )
     def test_words_that_are_off_are_answered_with_what_there_is(self, root, line, sentence):
-        done = esper(line)
+        done = run(line)
         assert done.exit_code == 2
         assert sentence in " ".join(done.stderr.split())
         assert "Traceback" not in done.stderr
@@ -81,20 +81,20 @@ class TestReport:
 
     def test_a_folder_without_runs_is_a_sentence(self, root):
         (root / "empty").mkdir()
-        done = esper("report empty -o r.html")
+        done = run("report empty -o r.html")
         assert done.exit_code == 3
         assert "empty" in done.stderr
 
     def test_a_damaged_file_is_told_and_with_strict_ends_with_3(self, root):
         (next((root / "runs").glob("wrecked*")) / "ppo_updates" / "part-a1-r0-000009.parquet").write_bytes(b"PAR1")
-        assert esper("report runs --rules rules.toml -o r.html").exit_code == 0
-        done = esper("report runs --rules rules.toml -o r.html --strict")
+        assert run("report runs --rules rules.toml -o r.html").exit_code == 0
+        done = run("report runs --rules rules.toml -o r.html --strict")
         assert done.exit_code == 3
         assert "part-a1-r0-000009.parquet" in done.stderr
         assert (root / "r.html").exists()
 
     def test_a_report_in_markdown_says_where_its_plots_are(self, root):
-        done = esper("report runs --rules rules.toml -o r.md")
+        done = run("report runs --rules rules.toml -o r.md")
         assert "report written to r.md, its plots to r-plots" in done.stderr
         assert list((root / "r-plots").glob("*.png"))
 
@@ -104,25 +104,25 @@ class TestReport:
         monkeypatch.setattr(
             "esper_analytics.cli.report_arguments.replay", lambda *_, **__: pytest.fail("it worked first")
         )
-        done = esper(line)
+        done = run(line)
         assert done.exit_code == 2 and "cannot be written: " in done.stderr
 
 
 class TestPlot:
     @pytest.mark.parametrize(("name", "begins"), [("p.png", b"\x89PNG"), ("p.svg", b"<?xml"), ("p.pdf", b"%PDF")])
     def test_a_post_mortem_is_drawn_in_the_format_of_the_suffix(self, root, name, begins):
-        done = esper(f"plot runs --run wrecked --rules rules.toml -o {name}")
+        done = run(f"plot runs --run wrecked --rules rules.toml -o {name}")
         assert done.exit_code == 0, done.stderr
         assert (root / name).read_bytes().startswith(begins)
 
     def test_it_shows_the_incidents_under_the_rules_given(self, root):
-        esper("plot runs --run wrecked --rules rules.toml -o p.svg")
+        run("plot runs --run wrecked --rules rules.toml -o p.svg")
         assert "ratio_explosion (critical)" in (root / "p.svg").read_text()
-        esper("plot runs --run wrecked --rules rules.toml --set ratio_explosion.above=1e300 --kind postmortem -o q.svg")
+        run("plot runs --run wrecked --rules rules.toml --set ratio_explosion.above=1e300 --kind postmortem -o q.svg")
         assert "kl_spike (warning)" in (root / "q.svg").read_text()
 
     def test_runs_are_compared(self, root):
-        done = esper("plot runs --kind compare -o p.svg")
+        done = run("plot runs --kind compare -o p.svg")
         assert done.exit_code == 0, done.stderr
         assert ">wrecked<" in (root / "p.svg").read_text()
         assert ">quiet<" in (root / "p.svg").read_text()
@@ -130,7 +130,7 @@ class TestPlot:
     def test_more_runs_than_there_are_colours_are_refused(self, root):
         for n in range(7):
             quiet(root / "runs", f"more-{n}")
-        done = esper("plot runs --kind compare -o p.svg")
+        done = run("plot runs --kind compare -o p.svg")
         assert done.exit_code == 2
         assert "9 runs are too many for one figure; it holds 8." in done.stderr
-        assert esper("plot runs --kind compare --run more-1 --run more-2 -o p.svg").exit_code == 0
+        assert run("plot runs --kind compare --run more-1 --run more-2 -o p.svg").exit_code == 0

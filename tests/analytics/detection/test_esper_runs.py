@@ -11,14 +11,13 @@ from typing import Any
 
 import polars as pl
 import pytest
-from typer.testing import CliRunner
 
 import esper_analytics as ea
-from esper_analytics.cli.app import app
 from esper_analytics.importers import esper_jsonl
 from esper_recorder.contract.rules.evaluator import RuleEvaluator
 from esper_recorder.contract.rules.ruleset import load_profile
 from tests.esper_files import EXCERPTS, WHOLE, content, imported
+from tests.support import esper
 
 PROFILES = {"esper_2025-12": "esper-2025-12", "esper_2026-06": "esper-2026-06"}
 """How a file's name begins -> the checks that ran in its trainer."""
@@ -51,12 +50,12 @@ def check(path: Path, folder: Path) -> list[dict[str, Any]]:
     assert alarms, "nothing would be compared"
     assert series(ea.replay(runs, profile).firings.to_dicts()) == alarms
     words = ["replay", str(folder)]  # with the rules the run ran with, which the import recognised
-    fired = CliRunner().invoke(app, [*words, "--show", "firings", "--format", "csv"])
+    fired = esper(*words, "--show", "firings", "--format", "csv")
     told = [row | {"update": int(row["update"])} for row in csv.DictReader(io.StringIO(fired.stdout))]
     assert series(told) == alarms
     assert f"rules {profile} " in fired.stderr
-    changed = CliRunner().invoke(app, [*words, "--against", "live", "--format", "ndjson"])
-    assert (changed.exit_code, changed.stdout) == (0, "")
+    changed = esper(*words, "--against", "live", "--format", "ndjson")
+    assert changed.stdout == ""
     assert series(row_by_row(profile, runs)) == alarms
     return rows
 
@@ -108,16 +107,16 @@ def test_a_run_killed_between_an_update_and_its_alarms_is_compared_up_to_there(p
     assert sorted(set(ea.replay(runs).firings["update"])) == sorted(
         set(runs.table("alarms").filter(pl.col("update") < batch).collect()["update"])
     )
-    changed = CliRunner().invoke(app, ["replay", str(folder), "--against", "live", "--format", "ndjson"])
-    assert (changed.exit_code, changed.stdout) == (0, "")
+    changed = esper("replay", str(folder), "--against", "live", "--format", "ndjson")
+    assert changed.stdout == ""
     alarms = "1 live alarm" if alone == 1 else f"{alone} live alarms"
     assert f"left out of the comparison: {alarms} of update {batch}, which the recording lacks" in changed.stderr
 
 
 def test_a_sweep_takes_the_rules_all_runs_ran_with_and_else_the_default(tmp_path: Path) -> None:
     def sweep(folder: Path, rule: str) -> str:
-        done = CliRunner().invoke(app, ["sweep", str(folder), "--rule", rule, "--values", "0,9", "--format", "csv"])
-        assert done.exit_code == 0 and len(done.stdout.splitlines()) == 3
+        done = esper("sweep", str(folder), "--rule", rule, "--values", "0,9", "--format", "csv")
+        assert len(done.stdout.splitlines()) == 3
         return done.stderr.splitlines()[-1]
 
     alike, mixed = tmp_path / "alike", tmp_path / "mixed"

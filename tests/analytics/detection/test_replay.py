@@ -9,14 +9,13 @@ from typing import Any
 
 import polars as pl
 import pytest
-from typer.testing import CliRunner
 
 import esper_analytics as ea
-from esper_analytics.cli.app import app
 from esper_analytics.postmortem.findings import findings
 from esper_recorder.contract.rules.evaluator import RuleEvaluator
 from esper_recorder.contract.rules.ruleset import RuleSet, load_profile
 from tests.builders import add_journal, complete_rows, run_id_of, write_run
+from tests.support import esper
 
 OWN = '[rules.ratio]\nseverity = "warning"\ncolumn = "ratio_max"\nabove = 2.0\n'
 A, B = run_id_of("a"), run_id_of("b")
@@ -35,10 +34,6 @@ def alarms(rules: str, rows: list[dict[str, Any]], total: int | None = None) -> 
         for f in evaluator.update(update, progress, {"ppo_updates": [row]}):
             found.append({"update": f.update, "rule": f.rule, "key": f.key, "severity": f.severity, "value": f.value})
     return found
-
-
-def esper(*words: str) -> Any:
-    return CliRunner().invoke(app, list(words))
 
 
 def fired(result: ea.Result, rule: str) -> list[tuple[str, int]]:
@@ -80,7 +75,7 @@ def test_replaying_a_run_with_its_own_rules_gives_back_its_alarms(tmp_path: Path
     rows = updates(1.0, 3.0, 1.0, 2.5)
     write_run(tmp_path, "a", updates=rows, rules=OWN, profile="mine", tables={"alarms": alarms(OWN, rows)})
     done = esper("replay", str(tmp_path), "--against", "live", "--format", "json")
-    assert (done.exit_code, json.loads(done.stdout)) == (0, [])
+    assert json.loads(done.stdout) == []
     done = esper("replay", str(tmp_path), "--against", "live", "--set", "ratio.above=2.7", "--format", "json")
     assert [(row["update"], row["change"]) for row in json.loads(done.stdout)] == [(4, "gone")]
 
@@ -90,15 +85,15 @@ def test_a_run_without_rules_is_left_out_of_the_comparison_with_live_alarms_and_
     write_run(tmp_path, "a", updates=rows, rules=OWN, profile="mine", tables={"alarms": alarms(OWN, rows)})
     write_run(tmp_path, "bare", updates=updates(1.0, 99.0))  # default fires at 99, and nothing was there to raise it
     done = esper("replay", str(tmp_path), "--against", "live", "--format", "json")
-    assert (done.exit_code, json.loads(done.stdout)) == (0, [])
+    assert json.loads(done.stdout) == []
     assert "bare-20260101T000000Z-abc123: left out of the comparison: it ran with no rules" in done.stderr
     found = findings(ea.replay(tmp_path), "live")
     assert {run.name: (run.compared, run.differences) for run in found.runs} == {"a": (True, []), "bare": (False, [])}
     assert any("left out of the comparison" in problem for problem in found.problems)
     write_run(tmp_path / "others", "b", updates=rows)
     write_run(tmp_path / "others", "c", updates=rows)
-    done = esper("replay", str(tmp_path / "others"), "--against", "live")
-    assert done.exit_code == 2 and "None of the 2 runs ran with rules" in done.stderr
+    done = esper("replay", str(tmp_path / "others"), "--against", "live", code=2)
+    assert "None of the 2 runs ran with rules" in done.stderr
 
 
 def test_a_resumed_run_is_judged_by_its_visible_rows(tmp_path: Path) -> None:
@@ -133,7 +128,6 @@ def test_a_rule_that_never_could_look_is_told_beside_every_table(tmp_path: Path)
     write_run(tmp_path, "a", updates=updates(1.0, 1.0))
     for what in ("incidents", "firings", "coverage"):
         done = esper("replay", str(tmp_path), "--rules", "esper-review", "--show", what)
-        assert done.exit_code == 0
         assert f"{A}: never evaluated (not measured): ratio_collapse, value_collapse" in done.stderr
         assert "never" not in done.stdout
 
@@ -185,7 +179,9 @@ def test_a_gap_in_one_table_is_a_recording_gap_to_the_rules_on_it(tmp_path: Path
 
 def test_fail_on_ends_with_one_where_an_incident_is_that_severe(tmp_path: Path) -> None:
     write_run(tmp_path, "a", updates=updates(1.0, 3.0), rules=OWN)
-    codes = [esper("replay", str(tmp_path), "--fail-on", s).exit_code for s in ("info", "warning", "critical")]
+    codes = [
+        esper("replay", str(tmp_path), "--fail-on", s, code=None).exit_code for s in ("info", "warning", "critical")
+    ]
     assert codes == [1, 1, 0]
 
 
@@ -307,8 +303,7 @@ def test_words_that_are_off_are_met_with_a_sentence_and_exit_code_two(
     foreign = tmp_path / "foreign.toml"
     foreign.write_text("root:x:0:0\n")
     words = [str(foreign) if word == "FOREIGN" else word for word in words]
-    done = esper("replay", str(tmp_path / "runs"), *words)
-    assert done.exit_code == 2
+    done = esper("replay", str(tmp_path / "runs"), *words, code=2)
     assert sentence in done.stderr
     assert done.stdout == "" and "Traceback" not in done.stderr
 
@@ -320,16 +315,14 @@ def test_rules_are_listed_shown_and_checked(tmp_path: Path) -> None:
     assert shown.stdout == load_profile("default").text
     mine = tmp_path / "mine.toml"
     mine.write_text(OWN + '[[tests]]\nname = "t"\nseries."ppo_updates.ratio_max" = "3"\nfires.ratio = [1]\n')
-    assert esper("rules", "check", str(mine)).exit_code == 0
+    esper("rules", "check", mine)
     mine.write_text(OWN + '[[tests]]\nname = "t"\nseries."ppo_updates.ratio_max" = "3"\nfires.ratio = []\n')
-    failed = esper("rules", "check", str(mine), "--format", "json")
-    assert failed.exit_code == 1
+    failed = esper("rules", "check", str(mine), "--format", "json", code=1)
     assert json.loads(failed.stdout) == [
         {"test": "t", "passed": False, "problem": "ratio must fire at none, and fires at 1"}
     ]
     mine.write_text(OWN.replace("above", "abov"))
-    off = esper("rules", "check", str(mine))
-    assert off.exit_code == 2
+    off = esper("rules", "check", str(mine), code=2)
     assert "mine.toml, rule ratio: unknown key 'abov'" in off.stderr and "Did you mean above" in off.stderr
 
 

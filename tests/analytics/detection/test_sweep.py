@@ -9,12 +9,11 @@ from typing import Any
 
 import polars as pl
 import pytest
-from typer.testing import CliRunner
 
 import esper_analytics as ea
-from esper_analytics.cli.app import app
 from esper_analytics.detection.sweep import read_values
 from tests.builders import run_id_of, write_run
+from tests.support import esper
 
 A, B = run_id_of("a"), run_id_of("b")
 LAYERED = '[rules.layer]\nseverity = "info"\ntable = "gradient_layers"\nkey = "layer"\ntake = "only"\n'
@@ -106,8 +105,7 @@ def test_values_are_a_list_or_start_stop_step(text: str, values: list[Any]) -> N
 )
 def test_words_that_are_off_are_met_with_a_sentence(tmp_path: Path, words: list[str], sentence: str) -> None:
     two_runs(tmp_path)
-    done = CliRunner().invoke(app, ["sweep", str(tmp_path), "--rules", "esper-review", *words])
-    assert done.exit_code == 2
+    done = esper("sweep", str(tmp_path), "--rules", "esper-review", *words, code=2)
     assert sentence in done.stderr and done.stdout == ""
 
 
@@ -125,6 +123,6 @@ def test_the_command_prints_a_row_a_value(tmp_path: Path) -> None:
         "--format",
         "json",
     ]
-    done = CliRunner().invoke(app, ["sweep", str(tmp_path), *words])
+    done = esper("sweep", str(tmp_path), *words)
     assert [(row["value"], row["updates"]) for row in json.loads(done.stdout)] == [(2.0, 3), (4.0, 2), (6.0, 2)]
     assert pl.DataFrame(json.loads(done.stdout)).height == 3

@@ -10,9 +10,6 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
-from typer.testing import CliRunner
-
-from esper_analytics.cli.app import app
 
 UPDATE = ("train/approx_kl", "train/clip_fraction", "train/loss")
 """Tags by which Stable-Baselines3 is recognised, and one more."""
@@ -49,10 +46,3 @@ def framed(record: bytes) -> bytes:
 def updates(*steps: int, value: float = 0.5) -> list[Value]:
     """What SB3 logs of an update, at each of the steps."""
     return [(tag, step, value) for step in steps for tag in UPDATE]
-
-
-def esper(*words: object, code: int = 0) -> tuple[str, str]:
-    """Run a command in this process, check its exit code, and return what it wrote to stdout and stderr."""
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exit_code == code, result.output
-    return result.stdout, result.stderr

@@ -13,15 +13,14 @@ from typing import Any
 
 import polars as pl
 import pytest
-from typer.testing import CliRunner
 
 import esper_analytics as ea
-from esper_analytics.cli.app import app
 from esper_analytics.errors import DataError, UsageError
 from esper_analytics.importers import esper_jsonl, sources
 from esper_analytics.importers.esper_jsonl import import_file, import_files
 from esper_analytics.importers.load_report import LoadReport
 from tests.esper_files import ALL_KINDS, DATA, WHOLE, content, events, imported, imports, lines
+from tests.support import esper
 
 STARTED = {"event_type": "TRAINING_STARTED", "event_id": "start", "timestamp": "2026-01-01T00:00:00+00:00"}
 OLD, NEW = (DATA / f"all_kinds_{date}.jsonl.zst" for date in ("2025-12", "2026-06"))
@@ -35,12 +34,6 @@ def event(kind: str, number: int, data: dict[str, Any] | None = None, **envelope
 def raw(folder: Path) -> list[tuple[int, str, str]]:
     frame = ea.open(folder).table("raw_events").sort("line", "key").collect()
     return frame.select("line", "key", "reason").rows()
-
-
-def esper(*words: Any, code: int = 0) -> Any:
-    result = CliRunner().invoke(app, [*map(str, words)])
-    assert result.exit_code == code, f"{result.stderr}\n{result.exception!r}"
-    return result
 
 
 def in_small_blocks(monkeypatch: Any) -> None:

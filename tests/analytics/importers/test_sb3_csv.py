@@ -9,7 +9,7 @@ import pytest
 
 import esper_analytics as ea
 from esper_analytics.importers import sb3_csv
-from tests.analytics.importers.event_logs import esper
+from tests.support import esper
 
 HEADER = "time/total_timesteps,time/time_elapsed,time/iterations,rollout/ep_rew_mean"
 TRAIN = "train/approx_kl,train/clip_fraction,train/entropy_loss"
@@ -34,7 +34,7 @@ def rows(to, table):
 
 def test_a_row_with_figures_of_an_update_is_an_update(file, to):
     file.write_text(WHOLE)
-    _, err = esper("import", "sb3-csv", file, "--to", to, "--strict")
+    err = esper("import", "sb3-csv", file, "--to", to, "--strict").stderr
     assert "imported from" in err
     found = [
         (row["update"], row["step"], row["elapsed_s"], row["approx_kl"], row["clip_fraction"], row["entropy"])
@@ -71,7 +71,7 @@ class TestDamage:
     def test_a_torn_last_line_is_kept_as_it_is_and_not_read(self, file, to, end):
         torn = "192,4,3,,0.02,0.2,-0.5\n"[:end]
         file.write_text(WHOLE.removesuffix("192,4,3,,0.02,0.2,-0.5\n") + torn)
-        _, err = esper("import", "sb3-csv", file, "--to", to, "--strict", code=3)
+        err = esper("import", "sb3-csv", file, "--to", to, "--strict", code=3).stderr
         assert "1 of 12 entries not understood" in err
         assert [row["update"] for row in rows(to, "ppo_updates")] == [1]
         raw = [(row["line"], row["reason"], row["text"], row["update"]) for row in rows(to, "raw_events")]
@@ -106,7 +106,7 @@ class TestDamage:
     )
     def test_a_file_of_another_kind_is_refused(self, file, to, content):
         file.write_bytes(content)
-        _, err = esper("import", "sb3-csv", file, "--to", to, code=3)
+        err = esper("import", "sb3-csv", file, "--to", to, code=3).stderr
         assert "There is nothing to import in" in err and len(err.splitlines()) == 1
         assert not to.exists()
 
@@ -119,7 +119,7 @@ class TestSources:
         packed.parent.mkdir()
         packed.write_bytes(gzip.compress(WHOLE.replace("20.5", "30.5").encode()))
         esper("import", "sb3-csv", file.parents[1], "--to", to)
-        assert "is in" in esper("import", "sb3-csv", f"{file.parents[1]}/run_*/progress.csv*", "--to", to)[1]
+        assert "is in" in esper("import", "sb3-csv", f"{file.parents[1]}/run_*/progress.csv*", "--to", to).stderr
         assert sorted(run["name"] for run in rows_of_runs(to)) == ["run_1", "run_2"]
 
     def test_a_file_that_grew_a_row_and_a_column_replaces_its_run(self, file, to):
@@ -128,7 +128,7 @@ class TestSources:
         grown = [line + "," for line in WHOLE.splitlines()]
         grown[0] += "eval/mean_reward"
         file.write_text("\n".join([*grown, "256,5,4,22.5,0.03,0.3,-0.4,99.5"]) + "\n")
-        assert "imported again" in esper("import", "sb3-csv", file, "--to", to)[1]
+        assert "imported again" in esper("import", "sb3-csv", file, "--to", to).stderr
         assert len(rows_of_runs(to)) == 1
         assert [row["approx_kl"] for row in rows(to, "ppo_updates")] == [0.01, 0.02, 0.03]
 
@@ -140,7 +140,7 @@ class TestSources:
 
     def test_log_interval_is_told(self, file, to):
         file.write_text(f"{HEADER},{TRAIN}\n640,1,10,,0.01,0.1,-0.6\n1280,1,20,,0.02,0.1,-0.6\n")
-        _, err = esper("import", "sb3-csv", file, "--to", to, "--strict")
+        err = esper("import", "sb3-csv", file, "--to", to, "--strict").stderr
         assert "logged once in 10 iterations only" in err
         assert [row["update"] for row in rows(to, "ppo_updates")] == [1, 2]
 

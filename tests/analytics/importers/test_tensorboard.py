@@ -13,7 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 import esper_analytics as ea
 from esper_analytics.importers.load_report import read_report
-from tests.analytics.importers.event_logs import STARTED, UPDATE, esper, framed, updates, write_log
+from tests.analytics.importers.event_logs import STARTED, UPDATE, framed, updates, write_log
+from tests.support import esper
 
 
 @pytest.fixture
@@ -38,7 +39,8 @@ class TestRuns:
     def test_each_folder_with_event_files_is_a_run(self, logs, to):
         write_log(logs / "PPO_1", updates(20))
         write_log(logs / "deep" / "er" / "PPO_2", updates(20, 40), started=STARTED + 1)
-        out, err = esper("import", "tensorboard", logs, "--to", to, "--format", "json")
+        result = esper("import", "tensorboard", logs, "--to", to, "--format", "json")
+        out, err = result.stdout, result.stderr
         assert names(to) == ["PPO_1", "PPO_2"]
         report = {(row["run_id"][:5], row["kind"]): row for row in json.loads(out)}
         assert report["PPO_2", "train/loss"] == report["PPO_2", "train/loss"] | {"read": 2, "typed": 2, "kept": 0}
@@ -80,7 +82,7 @@ class TestRuns:
     def test_a_training_taken_up_again_is_one_run_of_two_attempts(self, logs, to):
         write_log(logs / "PPO_1", updates(20, 40, 60, value=0.1))
         write_log(logs / "PPO_1", updates(60, 80, value=0.2), started=STARTED + 100, suffix=".again")
-        _, err = esper("import", "tensorboard", logs, "--to", to, "--strict")
+        err = esper("import", "tensorboard", logs, "--to", to, "--strict").stderr
         assert "1 update made again" in err
         rows = ea.open(to).table("ppo_updates").sort("update").collect().to_dicts()
         assert [(row["attempt"], row["update"], row["step"]) for row in rows] == [
@@ -94,13 +96,13 @@ class TestRuns:
 
     def test_a_trainer_that_is_not_known_is_told_and_its_values_are_kept(self, logs, to):
         write_log(logs / "DQN_1", [("train/loss", 10, 0.5), ("rollout/exploration_rate", 10, 0.9)])
-        _, err = esper("import", "tensorboard", logs, "--to", to, "--strict")
+        err = esper("import", "tensorboard", logs, "--to", to, "--strict").stderr
         assert "no trainer that is known (Stable-Baselines3, CleanRL, rsl_rl and TorchRL)" in err
         assert scalar_names(to) == {"train/loss", "rollout/exploration_rate"}
 
     def test_a_training_killed_before_its_first_update_is_told_as_that(self, logs, to):
         write_log(logs / "PPO_1", [("rollout/ep_rew_mean", 10, 20.5), ("time/fps", 10, 900.0)])
-        _, err = esper("import", "tensorboard", logs, "--to", to, "--strict")
+        err = esper("import", "tensorboard", logs, "--to", to, "--strict").stderr
         assert "no update was logged yet, only rollout/* and time/*" in err
         assert "no trainer that is known" not in err
 
@@ -117,17 +119,17 @@ class TestOnce:
         path = write_log(logs / "PPO_1", updates(20))
         esper("import", "tensorboard", logs, "--to", to)
         before = {file: file.read_bytes() for file in to.rglob("*") if file.is_file()}
-        assert "is in" in esper("import", "tensorboard", logs, "--to", to)[1]
+        assert "is in" in esper("import", "tensorboard", logs, "--to", to).stderr
         assert {file: file.read_bytes() for file in to.rglob("*") if file.is_file()} == before
         short = path.read_bytes()
         for tag in UPDATE:
             value = Summary.Value(tag=tag, simple_value=0.5)
             with path.open("ab") as file:
                 file.write(framed(Event(step=40, summary=Summary(value=[value])).SerializeToString()))
-        assert "imported again" in esper("import", "tensorboard", logs, "--to", to)[1]
+        assert "imported again" in esper("import", "tensorboard", logs, "--to", to).stderr
         assert ea.open(to).table("ppo_updates").collect().height == 2
         path.write_bytes(short)
-        assert "has less of this run" in esper("import", "tensorboard", logs, "--to", to)[1]
+        assert "has less of this run" in esper("import", "tensorboard", logs, "--to", to).stderr
         assert ea.open(to).table("ppo_updates").collect().height == 2
 
     def test_runs_may_lie_inside_the_source(self, logs):
@@ -143,59 +145,60 @@ class TestDamage:
         data = bytearray(path.read_bytes())
         data[-10] ^= 0xFF  # in what the last record holds
         path.write_bytes(bytes(data) + b"\x09\0\0\0\0\0\0\0")
-        _, err = esper("import", "tensorboard", logs, "--to", to)
+        err = esper("import", "tensorboard", logs, "--to", to).stderr
         assert f"{path.name}: 1 damaged stretch" in err and "last record is cut off (8 bytes)" in err
         assert ea.open(to).table("ppo_updates").collect().height == 2
         [run_id] = ea.open(to).ids
         report = read_report(ea.open(to).folder(run_id))
         assert report is not None and "damaged" in report["damage"]
-        assert "--strict" in esper("import", "tensorboard", logs, "--to", to, "--strict", code=3)[1]
+        assert "--strict" in esper("import", "tensorboard", logs, "--to", to, "--strict", code=3).stderr
 
     def test_one_file_that_holds_nothing_does_not_keep_others_out(self, logs, to):
         write_log(logs / "PPO_1", updates(20))
         write_log(logs / "PPO_2", [])
         (logs / "other").mkdir()
         (logs / "other" / "events.out.tfevents.1").write_text("no event file\n")
-        _, err = esper("import", "tensorboard", logs, "--to", to)
-        assert err.count("holds nothing to import") == 2 and "events.out.tfevents.1 is no event file" in err
+        err = esper("import", "tensorboard", logs, "--to", to).stderr
+        assert err.count("has nothing to import") == 2 and "events.out.tfevents.1 is no event file" in err
         assert names(to) == ["PPO_1"]
 
     @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no /proc: it has a file that nobody can read")
     def test_a_file_that_cannot_be_read_is_named_and_the_rest_is_imported(self, logs, to):
         (logs / "PPO_2").mkdir(parents=True)
         (logs / "PPO_2" / "events.out.tfevents.1").symlink_to("/proc/self/mem")
-        assert "events.out.tfevents.1 cannot be read (" in esper("import", "tensorboard", logs, "--to", to, code=3)[1]
+        err = esper("import", "tensorboard", logs, "--to", to, code=3).stderr
+        assert "events.out.tfevents.1 cannot be read (" in err
         write_log(logs / "PPO_1", updates(20))
-        assert "events.out.tfevents.1 cannot be read (" in esper("import", "tensorboard", logs, "--to", to)[1]
+        assert "events.out.tfevents.1 cannot be read (" in esper("import", "tensorboard", logs, "--to", to).stderr
         assert names(to) == ["PPO_1"]
 
 
 class TestMistakes:
     def test_a_source_that_is_not_there_or_holds_no_event_file(self, logs, to):
-        assert "There is no file or folder" in esper("import", "tensorboard", logs, "--to", to, code=2)[1]
+        assert "There is no file or folder" in esper("import", "tensorboard", logs, "--to", to, code=2).stderr
         logs.mkdir()
-        assert (
-            "There is no file whose name holds tfevents" in esper("import", "tensorboard", logs, "--to", to, code=2)[1]
-        )
-        assert "No file fits" in esper("import", "tensorboard", f"{logs}/*.x", "--to", to, code=2)[1]
+        err = esper("import", "tensorboard", logs, "--to", to, code=2).stderr
+        assert "There is no file whose name holds tfevents" in err
+        assert "No file fits" in esper("import", "tensorboard", f"{logs}/*.x", "--to", to, code=2).stderr
         assert not to.exists()
 
     def test_a_file_of_another_kind(self, tmp_path, to):
         csv = tmp_path / "progress.csv"
         csv.write_text("time/total_timesteps,train/loss\n1,2\n")
-        _, err = esper("import", "tensorboard", csv, "--to", to, code=3)
+        err = esper("import", "tensorboard", csv, "--to", to, code=3).stderr
         assert "nothing to import" in err and "progress.csv is no event file" in err
         assert not to.exists()
 
     def test_a_destination_that_cannot_be_written(self, logs, to):
         write_log(logs / "PPO_1", updates(20))
         to.write_text("a file\n")
-        assert "cannot be written to" in esper("import", "tensorboard", logs, "--to", to, code=2)[1]
+        assert "cannot be written to" in esper("import", "tensorboard", logs, "--to", to, code=2).stderr
 
     def test_without_the_package_one_sentence_says_what_to_install(self, logs, to, monkeypatch):
         write_log(logs / "PPO_1", updates(20))
         monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
-        out, err = esper("import", "tensorboard", logs, "--to", to, code=2)
+        result = esper("import", "tensorboard", logs, "--to", to, code=2)
+        out, err = result.stdout, result.stderr
         assert out == ""
         assert "pip install 'esper-analytics[tensorboard]'" in err and len(err.splitlines()) == 1
 
@@ -207,6 +210,6 @@ def test_a_replay_and_a_comparison_of_runs_say_that_their_figures_are_not_one_th
     write_log(logs / "mine", cleanrl)
     esper("import", "tensorboard", logs, "--to", to)
     mixed = "follow different definitions here: cleanrl (1 run) and sb3 (2 runs)"
-    assert mixed in esper("replay", to, "--rules", "default")[1]
-    assert mixed in esper("plot", to, "--kind", "compare", "-o", tmp_path / "a.png")[1]
-    assert "definitions" not in esper("replay", to, "--rules", "default", "--run", "PPO_1", "--run", "PPO_2")[1]
+    assert mixed in esper("replay", to, "--rules", "default").stderr
+    assert mixed in esper("plot", to, "--kind", "compare", "-o", tmp_path / "a.png").stderr
+    assert "definitions" not in esper("replay", to, "--rules", "default", "--run", "PPO_1", "--run", "PPO_2").stderr

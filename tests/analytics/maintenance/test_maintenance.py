@@ -15,10 +15,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
 import esper_analytics as ea
-from esper_analytics.cli.app import app
 from esper_analytics.maintenance.compaction import compact, compact_run
 from esper_analytics.maintenance.recovery import recover
 from esper_analytics.maintenance.verification import verify
@@ -27,14 +25,9 @@ from esper_recorder.storage.listing import list_row_files, parts_in
 from esper_recorder.storage.run_folder import RunFolder
 from esper_recorder.storage.sink import ParquetSink
 from tests.builders import add_journal, add_part, complete_rows, write_run
+from tests.support import esper
 
 UPDATES = 12
-
-
-def esper(*words, code=0):
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exit_code == code, result.output
-    return result
 
 
 def many_parts(root: Path, name: str = "run", *, ranks: tuple[int, ...] = (0,), **more) -> Path:

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from typer.testing import CliRunner
 
-from esper_analytics.cli.app import app
 from esper_analytics.errors import UsageError
 from esper_analytics.plots import detail_figures
 from esper_analytics.plots.figures import RunFrames
 from esper_recorder.contract.histogram import log_ratio_bin_count, log_ratio_bins
 from tests.builders import write_run
+from tests.support import esper
 
 NAN = math.nan
 MIDDLE = log_ratio_bin_count() // 2  # the bin of ratio 1
@@ -172,8 +171,8 @@ def test_a_run_that_has_not_recorded_it_is_a_sentence_and_exit_code_two(
     tmp_path: Path, kind: str, sentence: str
 ) -> None:
     write_run(tmp_path / "runs", "bare", updates=[{"approx_kl": 0.01}])
-    done = CliRunner().invoke(app, ["plot", str(tmp_path / "runs"), "--kind", kind, "-o", str(tmp_path / "p.png")])
-    assert done.exit_code == 2 and sentence in done.stderr
+    done = esper("plot", str(tmp_path / "runs"), "--kind", kind, "-o", str(tmp_path / "p.png"), code=2)
+    assert sentence in done.stderr
     assert not (tmp_path / "p.png").exists()
 
 
@@ -181,9 +180,9 @@ def test_a_closer_look_is_at_one_run(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_run(tmp_path, name, updates=[{"rollout_s": 1.0, "update_s": 2.0}])
     words = ["plot", str(tmp_path), "--kind", "phases", "-o", str(tmp_path / "p.png")]
-    done = CliRunner().invoke(app, words)
-    assert done.exit_code == 2 and "A plot of kind phases is of one run, and there are 2" in done.stderr
-    assert CliRunner().invoke(app, [*words, "--run", "a"]).exit_code == 0
+    done = esper(*words, code=2)
+    assert "A plot of kind phases is of one run, and there are 2" in done.stderr
+    esper(*words, "--run", "a")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import esper_analytics as ea
-from esper_analytics.cli.app import app
 from esper_analytics.errors import UsageError
 from esper_analytics.postmortem.forensics import as_frame, as_lines, examine
 from esper_recorder import Recorder
 from tests.builders import write_run
+from tests.support import esper
 
 NAN = float("nan")
 
@@ -165,9 +164,7 @@ def test_a_run_without_updates_has_nothing_to_look_at(tmp_path: Path):
 
 class TestCommand:
     def run(self, *words: str) -> str:
-        result = CliRunner().invoke(app, ["forensics", *words])
-        assert result.exit_code == 0, result.output
-        return result.stdout
+        return esper("forensics", *words).stdout
 
     def test_it_prints_sentences_and_tables(self, exploded: Path):
         text = self.run(str(exploded))
@@ -188,8 +185,8 @@ class TestCommand:
         assert "update,1,stopped_early,True" in lines
 
     def test_an_unknown_update_ends_with_exit_code_2(self, exploded: Path):
-        result = CliRunner().invoke(app, ["forensics", str(exploded), "--update", "99"])
-        assert result.exit_code == 2 and "no recorded update 99" in result.output
+        result = esper("forensics", str(exploded), "--update", "99", code=2)
+        assert "no recorded update 99" in result.output
 
 
 def test_every_section_is_in_every_form(exploded: Path):

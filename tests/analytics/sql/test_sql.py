@@ -11,16 +11,15 @@ from decimal import Decimal
 
 import polars as pl
 import pytest
-from typer.testing import CliRunner
 
 import esper_analytics as ea
-from esper_analytics.cli.app import app
 from esper_analytics.errors import DataError, EsperError, QueryError, UsageError
 from esper_analytics.runs import VIEWS
 from esper_analytics.sql import confined as sql
 from esper_analytics.sql import named_queries
 from esper_analytics.sql.files import Question
 from tests.builders import add_journal, add_part, complete_rows, run_id_of, write_run
+from tests.support import esper
 
 SECRET = "the secret of another file"
 
@@ -241,8 +240,8 @@ def test_the_commands_refuse_every_attack_too(runs, tmp_path, words, monkeypatch
         text = filled_in(attack, tmp_path)
         through_a_question(monkeypatch, text)
         asked = ["--", text] if words == ["sql"] else ["tampered"]
-        result = CliRunner().invoke(app, [*words, str(tmp_path / "runs"), *asked])
-        assert (result.exit_code, result.stdout) == (2, ""), attack
+        result = esper(*words, str(tmp_path / "runs"), *asked, code=2)
+        assert result.stdout == "", attack
         assert result.stderr.startswith("esper: ") and told_in_one_sentence(result.stderr.rstrip("\n")), attack
     assert everything_under(tmp_path) == before
 

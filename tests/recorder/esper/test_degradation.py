@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import esper_analytics as ea
-from esper_analytics.cli.app import app
 from esper_recorder import Recorder
 from esper_recorder.esper import EnvironmentEmitter
+from tests.support import esper
 
 JSON = ("--format", "json")
 RULE = "return_degradation"
@@ -35,24 +34,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def esper(*words: object) -> str:
-    result = CliRunner().invoke(app, [*map(str, words)])
-    assert result.exit_code == 0, f"{result.stderr}\n{result.exception!r}"
-    return result.stdout
-
-
 def run_id(runs: Path, name: str) -> str:
     [found] = [path.name for path in runs.iterdir() if path.name.startswith(name)]
     return found
 
 
 def test_it_was_an_alarm_while_the_run_was_recorded(runs: Path) -> None:
-    rows = json.loads(esper("sql", runs, f"SELECT run_id, update, severity FROM alarms WHERE rule = '{RULE}'", *JSON))
+    rows = json.loads(
+        esper("sql", runs, f"SELECT run_id, update, severity FROM alarms WHERE rule = '{RULE}'", *JSON).stdout
+    )
     assert rows == [{"run_id": run_id(runs, "falling"), "update": 14, "severity": "warning"}]
 
 
 def test_the_replay_finds_the_incident_and_its_recovery(runs: Path) -> None:
-    incidents = json.loads(esper("replay", runs, "--show", "incidents", *JSON))
+    incidents = json.loads(esper("replay", runs, "--show", "incidents", *JSON).stdout)
     [incident] = [found for found in incidents if found["rule"] == RULE]
     assert (incident["run_id"], incident["onset_update"], incident["updates"]) == (run_id(runs, "falling"), 14, 1)
     assert incident["recovered"] is True
