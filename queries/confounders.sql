@@ -1,6 +1,6 @@
 -- What makes the evidence of each run doubtful or unusable.
 -- param blocking BOOLEAN false only what makes it unusable
-SELECT run_id, confounder, key, blocking, updates, share, first_update, last_update, meaning
+SELECT run_id, confounder, key, blocking, updates, fraction, first_update, last_update, meaning
 FROM run_confounders
 WHERE blocking OR NOT $blocking
 ORDER BY run_id, blocking DESC, updates DESC NULLS LAST, confounder, key

@@ -1,12 +1,12 @@
 -- Layers whose gradients died: zero in nearly every element, or none at all.
--- param zero_share DOUBLE 0.99 share of zero elements from which on a gradient is dead
+-- param zero_fraction DOUBLE 0.99 share of zero elements from which on a gradient is dead
 SELECT
     run_id,
     layer,
     count(DISTINCT update) AS updates,
-    count(DISTINCT update) FILTER (dead OR zero_share >= $zero_share) AS updates_dead,
-    min(update) FILTER (dead OR zero_share >= $zero_share) AS first_update,
-    max(zero_share) AS zero_share_max,
+    count(DISTINCT update) FILTER (dead OR zero_fraction >= $zero_fraction) AS updates_dead,
+    min(update) FILTER (dead OR zero_fraction >= $zero_fraction) AS first_update,
+    max(zero_fraction) AS zero_fraction_max,
     avg(finite(grad_norm)) AS grad_norm
 FROM layers
 GROUP BY run_id, layer

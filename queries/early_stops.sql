@@ -3,7 +3,7 @@ SELECT
     run_id,
     count(*) AS updates,
     count(*) FILTER (stopped_early) AS stopped,
-    stopped / nullif(count(stopped_early), 0) AS share_stopped,
+    stopped / nullif(count(stopped_early), 0) AS stopped_fraction,
     avg(epochs) AS epochs,
     any_value(epochs_planned) AS epochs_planned,
     min(update) FILTER (stopped_early) AS first_update,
@@ -11,4 +11,4 @@ SELECT
     any_value(target_kl) AS target_kl
 FROM ppo_updates
 GROUP BY run_id
-ORDER BY share_stopped DESC NULLS LAST, run_id
+ORDER BY stopped_fraction DESC NULLS LAST, run_id

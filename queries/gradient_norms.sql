@@ -8,7 +8,7 @@ SELECT
     max(finite(coalesce(grad_norm_max, grad_norm))) AS largest,
     arg_max(update, finite(coalesce(grad_norm_max, grad_norm))) AS its_update,
     any_value(max_grad_norm) AS max_grad_norm,
-    count(*) FILTER (above(grad_norm, max_grad_norm)) / nullif(count(max_grad_norm), 0) AS share_clipped
+    count(*) FILTER (above(grad_norm, max_grad_norm)) / nullif(count(max_grad_norm), 0) AS clipped_fraction
 FROM ppo_updates
 GROUP BY run_id
 HAVING count(grad_norm) > 0

@@ -9,11 +9,11 @@ SELECT
     any_value(target) AS target_kl,
     count(approx_kl) AS updates,
     count(*) FILTER (above(approx_kl, $factor * target)) AS beyond,
-    beyond / nullif(updates, 0) AS share_beyond,
+    beyond / nullif(updates, 0) AS beyond_fraction,
     min(update) FILTER (above(approx_kl, $factor * target)) AS first_update,
     max(finite(approx_kl)) AS largest,
     max(finite(approx_kl) / target) AS times_target
 FROM held
 WHERE target IS NOT NULL
 GROUP BY run_id
-ORDER BY share_beyond DESC, run_id
+ORDER BY beyond_fraction DESC, run_id

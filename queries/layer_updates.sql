@@ -7,7 +7,7 @@ SELECT
     quantile_cont(finite(update_ratio), 0.5) AS update_ratio,
     last(weight_norm ORDER BY attempt, update, minibatch) - first(weight_norm ORDER BY attempt, update, minibatch)
         AS weight_growth,
-    avg(nonfinite_share) AS nonfinite_share
+    avg(nonfinite_fraction) AS nonfinite_fraction
 FROM layers
 GROUP BY run_id, layer
 ORDER BY run_id, update_ratio DESC NULLS LAST, layer

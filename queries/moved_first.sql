@@ -1,7 +1,7 @@
 -- What moved first: for each run, the metrics in the order in which they first left the range of their beginning.
 -- param sigmas DOUBLE 6 deviations (1.4826 times the median distance to the median) that count as leaving
 -- param baseline BIGINT 20 updates that make the range, at most
--- param share DOUBLE 0.25 of the run's updates that make the range, at most: a wreck must not become what is usual
+-- param fraction DOUBLE 0.25 of the run's updates that make the range, at most: a wreck must not become what is usual
 -- param floor DOUBLE 0.05 the least deviation, as a share of the metric's level: below it is noise
 WITH metrics AS (
     UNPIVOT (
@@ -19,7 +19,7 @@ scales(metric, scale) AS (
     VALUES ('approx_kl', 0.01), ('clip_fraction', 0.1), ('entropy_normalized', 1.0), ('explained_variance', 1.0)
 ),
 runs_begin AS (
-    SELECT run_id, count(*) AS updates, least($baseline, CAST(floor($share * count(*)) AS BIGINT)) AS usable
+    SELECT run_id, count(*) AS updates, least($baseline, CAST(floor($fraction * count(*)) AS BIGINT)) AS usable
     FROM (SELECT DISTINCT run_id, update FROM ppo_updates)
     GROUP BY run_id
 ),
@@ -60,7 +60,7 @@ SELECT *, CAST(NULL AS VARCHAR) AS note FROM moved
 UNION ALL
 SELECT
     run_id, NULL, NULL, NULL, NULL, NULL, NULL,
-    format('not judged: {} of {} updates may make the range, and it takes 5; a larger share or baseline takes more',
+    format('not judged: {} of {} updates may make the range, and it takes 5; a larger fraction or baseline takes more',
         usable, updates)
 FROM runs_begin
 WHERE usable < 5

@@ -2,5 +2,5 @@
 -- param at_least DOUBLE 0 smallest share of the reward's size that is listed
 SELECT *
 FROM reward_calibration
-WHERE coalesce(size_share, 0) >= $at_least AND std > 0
-ORDER BY run_id, size_share DESC NULLS LAST, component
+WHERE coalesce(size_fraction, 0) >= $at_least AND std > 0
+ORDER BY run_id, size_fraction DESC NULLS LAST, component

@@ -15,10 +15,10 @@ WITH sums AS (
 SELECT
     run_id,
     count(*) AS steps,
-    count(*) FILTER (NOT abs(total_reward - components) <= $tolerance OR isnan(components)) AS steps_off,
-    steps_off / steps AS share_off,
+    count(*) FILTER (NOT abs(total_reward - components) <= $tolerance OR isnan(components)) AS steps_mismatched,
+    steps_mismatched / steps AS mismatched_fraction,
     max(abs(finite(total_reward - components))) AS largest_difference,
     arg_max(update, abs(finite(total_reward - components))) AS its_update
 FROM sums
 GROUP BY run_id
-ORDER BY share_off DESC, run_id
+ORDER BY mismatched_fraction DESC, run_id

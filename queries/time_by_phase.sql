@@ -1,6 +1,6 @@
 -- Where the time went: phases of the training loop, collecting against learning, stages of the modules.
 -- param kind VARCHAR NULL `loop`, `ppo` or `stage`; all where nothing is said
-SELECT run_id, kind, phase, amount, share
+SELECT run_id, kind, phase, amount, fraction
 FROM phase_occupancy
 WHERE kind = coalesce($kind, kind)
-ORDER BY run_id, kind, share DESC, phase
+ORDER BY run_id, kind, fraction DESC, phase

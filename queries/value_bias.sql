@@ -1,10 +1,10 @@
 -- Whether the value predictions are off on one side: the mean residual against its size (explained variance is
 --     blind to it).
--- param share DOUBLE 0.5 |mean| / rms of the residual from which on it counts
+-- param fraction DOUBLE 0.5 |mean| / rms of the residual from which on it counts
 SELECT
     run_id,
     count(*) AS updates,
-    count(*) FILTER (abs(residual_mean) >= $share * residual_rms AND residual_rms > 0) AS updates_biased,
+    count(*) FILTER (abs(residual_mean) >= $fraction * residual_rms AND residual_rms > 0) AS updates_biased,
     avg(finite(residual_mean)) AS residual_mean,
     avg(finite(residual_rms)) AS residual_rms,
     avg(finite(explained_variance)) AS explained_variance

@@ -11,13 +11,24 @@ import functools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from esper_recorder.contract.tables import Column, columns
+from esper_recorder.contract.tables import Column, columns, stored_names
 
 _IDENTITY = ("run_id", "attempt", "rank", "update")
+
+
+class StoredColumn(NamedTuple):
+    """A column of the contract as a file has it."""
+
+    name: str
+    type: str
+    """The Arrow type."""
+    stored: str
+    """Its name in the file: that of an older schema version, if the column was renamed since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +36,8 @@ class Footer:
     """What a query needs to know of one part."""
 
     rows: int = 0
-    present: tuple[tuple[str, str], ...] = ()
-    """(name, Arrow type) of the contract's columns that the file has."""
+    present: tuple[StoredColumn, ...] = ()
+    """The contract's columns that the file has."""
     float_statistics: bool = False
     """A float column carries min/max statistics, which leave NaN out: engines that prune by them lose its rows."""
     last_update: int = 0
@@ -66,27 +77,30 @@ def _number(text: bytes | None) -> int:
 
 
 @functools.lru_cache(256)
-def _shape(table: str, serialized: bytes) -> tuple[str | None, tuple[tuple[str, str], ...], frozenset[str]]:
-    """What is wrong with a file of this schema, else the contract's columns it has and which of them hold floats.
+def _shape(table: str, serialized: bytes) -> tuple[str | None, tuple[StoredColumn, ...], frozenset[str]]:
+    """What is wrong with a file of this schema, else the contract's columns it has and the stored names of the floats.
 
     The files of a table mostly have one schema, and looking at its columns is most of the work of reading a footer.
     """
     schema = pa.ipc.read_schema(pa.py_buffer(serialized))
-    declared = {column.name: column for column in columns(table)}
-    problem = _misfit(table, schema, declared)
-    present = tuple((name, str(schema.field(name).type)) for name in schema.names if name in declared and not problem)
-    return problem, present, frozenset(name for name, _ in present if declared[name].is_float)
+    stored = stored_names(table, schema.names)
+    declared = [column for column in columns(table) if column.name in stored]
+    problem = _misfit(table, schema, {stored[column.name]: column for column in declared})
+    if problem is not None:
+        return problem, (), frozenset()
+    present = tuple(StoredColumn(c.name, str(schema.field(stored[c.name]).type), stored[c.name]) for c in declared)
+    return None, present, frozenset(stored[column.name] for column in declared if column.is_float)
 
 
 def _misfit(table: str, schema: pa.Schema, declared: Mapping[str, Column]) -> str | None:
     missing = [name for name in _IDENTITY if name not in schema.names]
     if missing:
         return f"it is no part of {table}: it has no column {', '.join(missing)}"
-    for name in schema.names:
-        if name in declared and not _fits(schema.field(name).type, declared[name]):
-            return f"its column {name} is {schema.field(name).type} where {table} declares {declared[name].type}"
     if len(set(schema.names)) != len(schema.names):
         return "it has two columns of one name"
+    for name, column in declared.items():
+        if not _fits(schema.field(name).type, column):
+            return f"its column {name} is {schema.field(name).type} where {table} declares {column.type}"
     return None
 
 

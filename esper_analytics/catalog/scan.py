@@ -11,13 +11,14 @@ statistics from being used; parts as the recorder writes them have none and need
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 
+from esper_analytics.catalog.footers import StoredColumn
 from esper_analytics.catalog.rank_merge import merged_frame, merged_sql
 from esper_recorder.contract.tables import Column, columns
 
@@ -58,7 +59,7 @@ _ARROW_TYPES = {
 class PartLayout:
     """What files must share to be read by one expression."""
 
-    present: tuple[tuple[str, str], ...]
+    present: tuple[StoredColumn, ...]
     float_statistics: bool
     cuts: Cuts
     ranks: bool = False
@@ -107,14 +108,14 @@ class TableScan:
         selects: list[str] = []
         of_ranks: list[str] = []  # what has to be merged before it counts
         for layout, paths in self.files.items():
-            present = dict(layout.present)
+            present = {column.name: column for column in layout.present}
             listed = ", ".join(literal(str(path)) for path in paths)
             source = f"read_parquet([{listed}], hive_partitioning = false, union_by_name = false)"
             terms = [_sql_term(c, present.get(c.name), layout.float_statistics) for c in columns(self.table)]
             select = f"SELECT {', '.join(terms)} FROM {source}{_sql_where(layout.cuts, superseded)}"
             (of_ranks if layout.ranks and not superseded else selects).append(select)
         for (_, layout), name in zip(self.journals, journal_tables, strict=True):
-            terms = [_sql_term(c, "held", False) for c in columns(self.table)]
+            terms = [_sql_term(c, StoredColumn(c.name, "", c.name), False) for c in columns(self.table)]
             select = f"SELECT {', '.join(terms)} FROM {name}{_sql_where(layout.cuts, superseded)}"
             (of_ranks if layout.ranks and not superseded else selects).append(select)
         if of_ranks:
@@ -130,21 +131,21 @@ class TableScan:
         frames: list[pl.LazyFrame] = []
         of_ranks: list[pl.LazyFrame] = []
 
-        def take(raw: pl.LazyFrame, present: dict[str, str], layout: PartLayout) -> None:
+        def take(raw: pl.LazyFrame, present: Iterable[StoredColumn], layout: PartLayout) -> None:
             merged = layout.ranks and not superseded
             needed = columns(self.table) if merged else wanted
-            frame = self._of_contract(raw, present, layout.cuts, superseded, needed)
+            frame = self._of_contract(raw, {column.name: column for column in present}, layout.cuts, superseded, needed)
             (of_ranks if merged else frames).append(frame)
 
         for layout, paths in self.files.items():
             scanned = pl.scan_parquet(
                 list(paths), glob=False, hive_partitioning=False, use_statistics=not layout.float_statistics
             )
-            take(scanned, dict(layout.present), layout)
+            take(scanned, layout.present, layout)
         for journal, layout in self.journals:
             held = pl.from_arrow(journal)
             assert isinstance(held, pl.DataFrame)
-            take(held.lazy(), dict.fromkeys(journal.column_names, ""), layout)
+            take(held.lazy(), [StoredColumn(name, "", name) for name in journal.column_names], layout)
         if of_ranks:
             frames.append(merged_frame(self.table, pl.concat(of_ranks)).select(c.name for c in wanted))
         if not frames:
@@ -152,7 +153,12 @@ class TableScan:
         return frames[0] if len(frames) == 1 else pl.concat(frames)
 
     def _of_contract(
-        self, raw: pl.LazyFrame, present: dict[str, str], cuts: Cuts, superseded: bool, wanted: Sequence[Column]
+        self,
+        raw: pl.LazyFrame,
+        present: Mapping[str, StoredColumn],
+        cuts: Cuts,
+        superseded: bool,
+        wanted: Sequence[Column],
     ) -> pl.LazyFrame:
         frame = raw.select(_polars_term(c, present.get(c.name)) for c in wanted)
         if superseded or not cuts:
@@ -181,17 +187,17 @@ def polars_type(column: Column) -> pl.DataType:
     return _POLARS_TYPES[column.type]
 
 
-def _sql_term(column: Column, found: str | None, float_statistics: bool) -> str:
+def _sql_term(column: Column, found: StoredColumn | None, float_statistics: bool) -> str:
     name = identifier(column.name)
     if found is None:
         return f"NULL::{sql_type(column)} AS {name}"
-    if found == _ARROW_TYPES.get(column.type) and not (float_statistics and column.is_float):
-        return name  # a cast that changes nothing costs the binding of every query
-    value = f"CAST({name} AS {sql_type(column)})"
+    value = identifier(found.stored)
+    if found.type != _ARROW_TYPES.get(column.type) or (float_statistics and column.is_float):
+        value = f"CAST({value} AS {sql_type(column)})"  # one that changes nothing costs the binding of every query
     if float_statistics and column.type == "float64":
         # A cast alone, or adding zero, does not keep DuckDB from pruning by statistics that know no NaN; this does.
         value = f"CASE WHEN isnan({value}) THEN 'nan'::DOUBLE ELSE {value} END"
-    return f"{value} AS {name}"
+    return value if value == name else f"{value} AS {name}"
 
 
 def _sql_where(cuts: Cuts, superseded: bool) -> str:
@@ -201,11 +207,11 @@ def _sql_where(cuts: Cuts, superseded: bool) -> str:
     return f" WHERE ({hidden}) IS NOT TRUE"
 
 
-def _polars_term(column: Column, found: str | None) -> pl.Expr:
+def _polars_term(column: Column, found: StoredColumn | None) -> pl.Expr:
     kind = polars_type(column)
     if found is None:
         return pl.lit(None, dtype=kind).alias(column.name)
-    value = pl.col(column.name)
-    if found.startswith("timestamp") and "tz=" not in found:
+    value = pl.col(found.stored)
+    if found.type.startswith("timestamp") and "tz=" not in found.type:
         value = value.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    return value.cast(kind)
+    return value.cast(kind).alias(column.name)

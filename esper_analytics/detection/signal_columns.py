@@ -13,7 +13,7 @@ from esper_analytics.catalog.scan import PartLayout, TableScan
 from esper_analytics.errors import DataError
 from esper_analytics.runs import RunTables
 from esper_recorder.contract.rules.ruleset import RuleSet
-from esper_recorder.contract.rules.signal import HELD_BACK, UPDATE_TABLE
+from esper_recorder.contract.rules.signal import BACKFILLED, UPDATE_TABLE
 from esper_recorder.contract.tables import columns
 
 RUN = "run"
@@ -62,9 +62,9 @@ def read_runs(rules: RuleSet, runs: Sequence[RunTables]) -> dict[str, pl.DataFra
 
 def _seen(frame: pl.DataFrame) -> pl.DataFrame:
     """The rows that the watcher saw too."""
-    if HELD_BACK not in frame.columns:
+    if BACKFILLED not in frame.columns:
         return frame
-    return frame.filter(pl.col(HELD_BACK).cast(pl.Boolean).fill_null(False).not_()).drop(HELD_BACK)
+    return frame.filter(pl.col(BACKFILLED).cast(pl.Boolean).fill_null(False).not_()).drop(BACKFILLED)
 
 
 def stretches(tables: Mapping[str, pl.DataFrame], updates: int) -> Iterator[dict[str, pl.DataFrame]]:

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from esper_analytics.catalog.discovery import FoundRun, Problem, run_folders
 from esper_analytics.catalog.footers import read_footer
 from esper_analytics.maintenance.outcome import Outcome
-from esper_recorder.contract.tables import SCHEMA_VERSION, TABLES, column_names
+from esper_recorder.contract.tables import SCHEMA_VERSION, TABLES, stored_names
 from esper_recorder.storage.arrow_batches import to_table
 from esper_recorder.storage.atomic import sync_folder
 from esper_recorder.storage.listing import PartName, journals_in, parts_in, split_replaced
@@ -146,7 +146,8 @@ def _mergeable(run: FoundRun, table: str, name: PartName, path: Path) -> _Part |
     try:
         with pq.ParquetFile(path) as file:
             version = int((file.metadata.metadata or {}).get(b"esper_schema_version") or 0)
-            if version > SCHEMA_VERSION or not set(file.schema_arrow.names) <= set(column_names(table)):
+            names = file.schema_arrow.names
+            if version > SCHEMA_VERSION or len(stored_names(table, names)) < len(names):
                 return None
     except (OSError, pa.ArrowException, ValueError):
         return None

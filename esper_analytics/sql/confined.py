@@ -281,7 +281,7 @@ def _with_plain_paths(scan: TableScan) -> TableScan:
     for layout, paths in scan.files.items():
         for path in paths:
             if _PATTERN.search(str(path)):
-                rows = pq.ParquetFile(path).read(columns=[name for name, _ in layout.present])
+                rows = pq.ParquetFile(path).read(columns=[column.stored for column in layout.present])
                 held = to_table(scan.table, rows.to_batches())
                 plain.journals.append((held, PartLayout((), False, layout.cuts, layout.ranks)))
             else:

@@ -1,13 +1,13 @@
 -- One row is one parameter tensor's gradient at one optimizer step, with the shares that its counts add up to.
 -- columns of gradient_layers
--- column zero_share DOUBLE 1 share of its elements that were exactly zero; NULL: no gradient
--- column nonfinite_share DOUBLE 1 share of its elements that were NaN or infinite; NULL: no gradient
+-- column zero_fraction DOUBLE 1 share of its elements that were exactly zero; NULL: no gradient
+-- column nonfinite_fraction DOUBLE 1 share of its elements that were NaN or infinite; NULL: no gradient
 -- column update_ratio DOUBLE 1 grad_norm / weight_norm; NULL: not measured
 -- column dead BOOLEAN - it had no gradient, or one that was zero in every element; NULL: not measured
 SELECT
     *,
-    grad_zero / nullif(n, 0) AS zero_share,
-    (grad_nan + grad_posinf + grad_neginf) / nullif(n, 0) AS nonfinite_share,
+    grad_zero / nullif(n, 0) AS zero_fraction,
+    (grad_nan + grad_posinf + grad_neginf) / nullif(n, 0) AS nonfinite_fraction,
     grad_norm / nullif(weight_norm, 0) AS update_ratio,
     NOT has_grad OR grad_zero = n AS dead
 FROM gradient_layers

@@ -4,7 +4,7 @@
 --     learning, by time), `stage` (stages of the modules, by epochs of occupied slots)
 -- column phase VARCHAR - the phase, or the stage
 -- column amount DOUBLE 1 seconds of `loop` and `ppo`, epochs of `stage`
--- column share DOUBLE 1 of all amounts of the run and kind; NULL: they add up to nothing
+-- column fraction DOUBLE 1 of all amounts of the run and kind; NULL: they add up to nothing
 WITH amounts AS (
     SELECT run_id, 'loop' AS kind, phase, sum(wall_ms) / 1000 AS amount FROM phase_profiles GROUP BY ALL
     UNION ALL
@@ -14,6 +14,6 @@ WITH amounts AS (
     FROM ppo_updates
     GROUP BY run_id
 )
-SELECT run_id, kind, phase, amount, amount / nullif(sum(amount) OVER (PARTITION BY run_id, kind), 0) AS share
+SELECT run_id, kind, phase, amount, amount / nullif(sum(amount) OVER (PARTITION BY run_id, kind), 0) AS fraction
 FROM amounts
 WHERE amount IS NOT NULL

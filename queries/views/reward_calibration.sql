@@ -4,7 +4,7 @@
 -- column n BIGINT 1 steps it was recorded for
 -- column mean DOUBLE 1 its mean over the steps
 -- column std DOUBLE 1 its population standard deviation
--- column size_share DOUBLE 1 its part in the sum of |component| over what is added up to the reward; NULL: all are
+-- column size_fraction DOUBLE 1 its part in the sum of |component| over what is added up to the reward; NULL: all are
 --     zero, or it is not added (base_acc_delta is what others are made from)
 -- column total_correlation DOUBLE 1 correlation with the total reward, over steps; NULL: one of the two does not vary
 -- column return_correlation DOUBLE 1 correlation of an episode's sum of it with the episode's return; NULL: one of the
@@ -47,7 +47,7 @@ outcomes AS (
     GROUP BY s.run_id, s.component
 )
 SELECT
-    run_id, component, n, mean, std, size / nullif(sum(size) OVER (PARTITION BY run_id), 0) AS size_share,
+    run_id, component, n, mean, std, size / nullif(sum(size) OVER (PARTITION BY run_id), 0) AS size_fraction,
     total_correlation, return_correlation, accuracy_correlation
 FROM steps
 LEFT JOIN outcomes USING (run_id, component)

@@ -5,7 +5,7 @@
 -- column key VARCHAR - head, layer or slot it concerns, reason of a gap, how the run ended; empty where it has none
 -- column blocking BOOLEAN - evidence that leans on the updates concerned is unusable; no: it is to be read with care
 -- column updates BIGINT 1 updates concerned; NULL: it concerns the run as a whole
--- column share DOUBLE 1 of the recorded updates; NULL: it concerns the run as a whole
+-- column fraction DOUBLE 1 of the recorded updates; NULL: it concerns the run as a whole
 -- column first_update BIGINT 1 the first of them; NULL: it concerns the run as a whole
 -- column last_update BIGINT 1 the last of them; NULL: it concerns the run as a whole
 -- column meaning VARCHAR - what it says about the run
@@ -52,7 +52,7 @@ whole AS (
 )
 SELECT
     run_id, confounder, key, bool_or(blocking) AS blocking, count(DISTINCT update) AS updates,
-    count(DISTINCT update) / any_value(n) AS share, min(update) AS first_update, max(update) AS last_update,
+    count(DISTINCT update) / any_value(n) AS fraction, min(update) AS first_update, max(update) AS last_update,
     any_value(meaning) AS meaning
 FROM concerned
 LEFT JOIN recorded USING (run_id)

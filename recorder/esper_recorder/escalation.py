@@ -13,7 +13,7 @@ from typing import Any
 
 from esper_recorder.contract.rules.evaluator import Firing
 from esper_recorder.contract.rules.model import Severity
-from esper_recorder.contract.rules.signal import HELD_BACK
+from esper_recorder.contract.rules.signal import BACKFILLED
 from esper_recorder.levels import COLLECTED, Level
 from esper_recorder.storage.arrow_batches import to_batch, to_table
 
@@ -118,4 +118,4 @@ class Escalation:
         batches = [to_batch("minibatches", make()) for make, _ in self._lead_up]
         self._lead_up.clear()
         rows: dict[str, list[Any]] = to_table("minibatches", batches).to_pydict()
-        return {"minibatches": rows | {HELD_BACK: [True] * len(rows["update"])}}
+        return {"minibatches": rows | {BACKFILLED: [True] * len(rows["update"])}}

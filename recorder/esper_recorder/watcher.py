@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from esper_recorder.contract.rules.evaluator import RuleEvaluator
 from esper_recorder.contract.rules.ruleset import RuleSet
-from esper_recorder.contract.rules.signal import HELD_BACK, UPDATE_TABLE
-from esper_recorder.contract.tables import IDENTITY
+from esper_recorder.contract.rules.signal import BACKFILLED, UPDATE_TABLE
+from esper_recorder.contract.tables import IDENTITY, stored_names
 from esper_recorder.escalation import Escalation
 from esper_recorder.storage.listing import list_row_files
 
@@ -50,7 +50,7 @@ class Watcher:
         updates: dict[int, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
         for table, columns in self._tables.items():
             for row in _recorded_rows(folder, table, columns | {"update", "attempt", "rank", "progress"}):
-                if row["rank"] != rank or row.get(HELD_BACK):
+                if row["rank"] != rank or row.get(BACKFILLED):
                     continue
                 later = [first for attempt, first in starts.items() if attempt > row["attempt"]]
                 if row["update"] < min(later, default=row["update"] + 1):
@@ -105,8 +105,9 @@ def _recorded_rows(folder: Path, table: str, wanted: frozenset[str]) -> Iterator
     files = list_row_files(folder)
     for part in files.parts.get(table, ()):
         with pq.ParquetFile(part) as file:
-            names = [name for name in file.schema_arrow.names if name in wanted]
-            yield from file.read(columns=names).to_pylist()
+            stored = stored_names(table, file.schema_arrow.names)
+            names = {stored[name]: name for name in wanted if name in stored}
+            yield from file.read(columns=[*names]).rename_columns(names).to_pylist()
     if table in files.journal_rows:
         rows = files.journal_rows[table]
         yield from rows.select([name for name in rows.column_names if name in wanted]).to_pylist()

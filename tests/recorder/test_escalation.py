@@ -161,17 +161,17 @@ class TestTheTimeBefore:
         assert of_minibatches(sink) == dict.fromkeys((4, 5, 6, 7, 8, 9, 10, 11), 2)
         rows = sink.rows("minibatches")
         assert [(row["update"], row["minibatch"]) for row in rows] == [(u, m) for u in range(4, 12) for m in (1, 2)]
-        assert {row["update"] for row in rows if row["held_back"]} == {4, 5, 6, 7, 8}
-        assert {row["held_back"] for row in rows if row["update"] > 8} == {None}
+        assert {row["update"] for row in rows if row["backfilled"]} == {4, 5, 6, 7, 8}
+        assert {row["backfilled"] for row in rows if row["update"] > 8} == {None}
         assert sink.rows("gaps") == []
 
-    def test_what_was_held_back_is_the_same_as_what_is_stored_at_once(self, tmp_path: Path, rules: Path):
+    def test_what_was_backfilled_is_the_same_as_what_is_stored_at_once(self, tmp_path: Path, rules: Path):
         found = {}
         for level in ("minimal", "normal"):
             sink = MemorySink()
             with Recorder(tmp_path / "runs", sink=sink, rules=rules, level=level) as rec:
                 record(rec, [0.1, 0.2, 1.0])
-            own = {"run_id", "time", "elapsed_s", "held_back"}
+            own = {"run_id", "time", "elapsed_s", "backfilled"}
             found[level] = [{k: v for k, v in row.items() if k not in own} for row in sink.rows("minibatches")]
         assert len(found["normal"]) == 6
         assert found["minimal"] == found["normal"]
@@ -234,7 +234,7 @@ class TestTheTimeBefore:
         assert ("first_far_off" in {rule for _, rule in live}) and (2, "first_far_off") not in live
         replayed = ea.replay(runs, ea.load_rules(rules)).firings.select("update", "rule").rows()
         assert sorted(replayed) == sorted(live)
-        stored = runs.sql("SELECT update, count(*) AS n FROM minibatches WHERE held_back GROUP BY 1 ORDER BY 1").rows()
+        stored = runs.sql("SELECT update, count(*) AS n FROM minibatches WHERE backfilled GROUP BY 1 ORDER BY 1").rows()
         assert stored == [(1, 2), (2, 2)]
 
     def test_a_resumed_run_knows_what_fired_before(self, tmp_path: Path, rules: Path):

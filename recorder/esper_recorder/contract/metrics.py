@@ -223,7 +223,9 @@ def derive(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
             o,
             of=n,
         ),
-        "advantage_positive_share": o.divide(get("advantage_positive_count"), o.subtract(n, get("advantage_nan")), n),
+        "advantage_positive_fraction": o.divide(
+            get("advantage_positive_count"), o.subtract(n, get("advantage_nan")), n
+        ),
         "raw_advantage_mean": mean(get("raw_advantage_sum"), get("raw_advantage_n"), o, of=n),
         "raw_advantage_std": std(
             get("raw_advantage_sum"), get("raw_advantage_sum_sq"), get("raw_advantage_n"), o, of=n

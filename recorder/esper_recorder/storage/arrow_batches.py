@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from esper_recorder.contract.suggest import suggest
-from esper_recorder.contract.tables import TABLES, column_names
+from esper_recorder.contract.tables import TABLES, column_names, former_names, stored_names
 from esper_recorder.storage.parquet import arrow_schema
 
 _MANY_ROWS = 256
@@ -50,11 +50,12 @@ def to_batch(table: str, data: Mapping[str, Sequence[Any]]) -> pa.RecordBatch:
 def to_table(table: str, batches: Iterable[pa.RecordBatch]) -> pa.Table:
     """Join batches of one table; a column that a batch lacks is NULL.
 
-    Columns the contract does not declare (written by a newer version) are kept, after the declared ones.
+    Columns that an older schema version named otherwise get their present names. Columns the contract does not declare
+    (written by a newer version) are kept, after the declared ones.
     """
     # Many one-row batches of one schema: joining them first and widening once is far cheaper than batch by batch.
     pieces = [
-        pa.Table.from_batches(list(alike)).combine_chunks()
+        _renamed(table, pa.Table.from_batches(list(alike)).combine_chunks())
         for _, alike in itertools.groupby(batches, lambda batch: batch.schema)
     ]
     schema = arrow_schema(table) if table in TABLES else pa.schema([])
@@ -118,6 +119,13 @@ def _convert_by_type(
         for place, name in enumerate(members):
             arrays[name] = joined.slice(place * rows, rows)
     return pa.RecordBatch.from_arrays([arrays[name] for name in schema.names], schema=schema)
+
+
+def _renamed(table: str, rows: pa.Table) -> pa.Table:
+    """Rows of any schema version under the columns' present names."""
+    if table not in TABLES or former_names(table).keys().isdisjoint(rows.column_names):
+        return rows
+    return rows.rename_columns({stored: name for name, stored in stored_names(table, rows.column_names).items()})
 
 
 def _widen(rows: pa.Table, schema: pa.Schema) -> pa.Table:

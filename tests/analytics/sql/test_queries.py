@@ -159,7 +159,8 @@ def test_moved_first_says_what_it_could_not_judge(tmp_path):
     write_run(tmp_path, "zero", updates=still_then([0.0] * 30 + [1.0]))  # no level of its own, and none to compare with
     [zero] = ea.open(tmp_path)["zero"].query("moved_first").to_dicts()
     assert "stood still at the beginning" in zero["note"] and zero["update"] is None
-    assert runs.query("moved_first", share=0.5)["update"].to_list() == [11, 5, None]  # of 15, NaN is the first to leave
+    # Of 15 updates, NaN is the first to leave.
+    assert runs.query("moved_first", fraction=0.5)["update"].to_list() == [11, 5, None]
 
 
 def test_worst_transitions_are_sorted_by_how_much_the_probability_changed(sb3):
@@ -288,7 +289,7 @@ def test_value_loss_spikes_are_held_against_the_updates_before(esper):
 
 
 def test_value_bias_compares_the_mean_residual_with_its_size(sb3):
-    found = {r["run_id"]: r for r in sb3.query("value_bias", share=0.3).to_dicts()}
+    found = {r["run_id"]: r for r in sb3.query("value_bias", fraction=0.3).to_dicts()}
     for run_id, updates in rows(sb3).items():
         biased = sum(abs(r["residual_mean"]) >= 0.3 * r["residual_rms"] for r in updates)
         assert (found[run_id]["updates"], found[run_id]["updates_biased"]) == (len(updates), biased)
@@ -301,7 +302,7 @@ def test_gradient_norms_have_numpys_percentiles(sb3):
         own = found[run_id]
         assert (own["p50"], own["p90"], own["p99"]) == near(tuple(np.percentile(norms, (50, 90, 99))))
         assert own["largest"] == max(r["grad_norm_max"] for r in updates)
-        assert own["share_clipped"] == near(np.mean([r["grad_norm"] > r["max_grad_norm"] for r in updates]))
+        assert own["clipped_fraction"] == near(np.mean([r["grad_norm"] > r["max_grad_norm"] for r in updates]))
 
 
 def test_dead_layers_are_those_with_zeros(sb3):
@@ -312,7 +313,8 @@ def test_dead_layers_are_those_with_zeros(sb3):
         if not r["has_grad"] or r["grad_zero"] / r["n"] >= 0.05
     }
     expected = Counter((run_id, layer) for run_id, layer, _ in dead)
-    found = {(r["run_id"], r["layer"]): r["updates_dead"] for r in sb3.query("dead_layers", zero_share=0.05).to_dicts()}
+    answer = sb3.query("dead_layers", zero_fraction=0.05).to_dicts()
+    found = {(r["run_id"], r["layer"]): r["updates_dead"] for r in answer}
     assert found == expected
 
 
@@ -451,14 +453,14 @@ def test_reward_sums_find_the_steps_whose_components_do_not_add_up(esper):
             total = own.get("total_reward", d.get("total_reward"))
             differences.append(abs(total - sum(own.get(name) or 0 for name in COMPONENTS)))
         [row] = esper[run_of(esper, path)].query("reward_sums").to_dicts()
-        assert (row["steps"], row["steps_off"]) == (len(differences), sum(d > 1e-5 for d in differences))
+        assert (row["steps"], row["steps_mismatched"]) == (len(differences), sum(d > 1e-5 for d in differences))
         assert row["largest_difference"] == pytest.approx(max(differences), abs=1e-9)
 
 
 def test_reward_components_list_those_that_vary(esper):
     answer = esper[run_of(esper, ALL_NEW)].query("reward_components", at_least=0.01)
-    assert answer["size_share"].sum() <= 1 + 1e-9
-    assert answer["size_share"].is_sorted(descending=True)
+    assert answer["size_fraction"].sum() <= 1 + 1e-9
+    assert answer["size_fraction"].is_sorted(descending=True)
     found = dict(answer.select("component", "mean").rows())
     for component, mean in found.items():
         assert mean == near(statistics.fmean(own[component] for own in rewards_of(ALL_NEW)))
@@ -472,8 +474,8 @@ def test_action_shift_shares_add_up_to_one(esper):
             counted.update(d["action_counts"])
     times = answer.group_by("action").agg(pl.col.times.sum())
     assert dict(times.rows()) == counted
-    shares = answer.group_by("progress_from").agg(pl.col.share.sum())
-    assert shares["share"].to_list() == near([1.0] * shares.height)
+    shares = answer.group_by("progress_from").agg(pl.col.fraction.sum())
+    assert shares["fraction"].to_list() == near([1.0] * shares.height)
 
 
 def test_seed_durations_count_what_became_of_the_modules(esper):
@@ -508,7 +510,7 @@ def test_time_by_phase_is_the_time_of_the_profiles(esper):
         for phase, times in d["phases"].items():
             seconds[phase] += times["wall_ms"] / 1000
     assert seconds and dict(answer.select("phase", "amount").rows()) == {k: near(v) for k, v in seconds.items()}
-    assert answer["share"].sum() == near(1.0)
+    assert answer["fraction"].sum() == near(1.0)
     assert set(esper.query("time_by_phase")["kind"]) == {"loop", "ppo", "stage"}
 
 
@@ -517,7 +519,7 @@ def test_time_by_phase_is_the_time_of_the_profiles(esper):
 
 def test_layers_add_shares_to_the_gradients(sb3):
     own = [r for found in rows(sb3, "gradient_layers").values() for r in found]
-    answer = sb3.sql("SELECT sum(zero_share) AS z, sum(update_ratio) AS u, count_if(dead) AS d FROM layers").row(0)
+    answer = sb3.sql("SELECT sum(zero_fraction) AS z, sum(update_ratio) AS u, count_if(dead) AS d FROM layers").row(0)
     zero = sum(r["grad_zero"] / r["n"] for r in own)
     ratio = sum(r["grad_norm"] / r["weight_norm"] for r in own if r["weight_norm"])
     assert answer == (near(zero), near(ratio), sum(r["grad_zero"] == r["n"] for r in own))
@@ -538,8 +540,8 @@ def test_episode_outcomes_are_the_episodes_with_progress(esper):
 
 def test_action_distribution_has_shares_of_each_update(esper):
     frame = esper.table("action_distribution").collect()
-    sums = frame.group_by("run_id", "update").agg(pl.col.share.sum())
-    assert sums["share"].to_list() == near([1.0] * sums.height)
+    sums = frame.group_by("run_id", "update").agg(pl.col.fraction.sum())
+    assert sums["fraction"].to_list() == near([1.0] * sums.height)
 
 
 def test_anomalies_tell_the_first_and_how_many_in_a_row(esper):
@@ -589,8 +591,8 @@ def test_reward_calibration_correlates_components_with_the_outcome(tmp_path):
     write_run(tmp_path, "a", updates=[{}] * 3, tables={"rewards": rewards, "episodes": episodes})
     answer = {r["component"]: r for r in ea.open(tmp_path).table("reward_calibration").collect().to_dicts()}
     # Sizes: bonus 2 * (0.5 + 1.5 + 1.0) = 6, rent 2 * (1 + 3 + 2) = 12.
-    assert answer["stage_bonus"]["size_share"] == near(6 / 18)
-    assert answer["compute_rent"]["size_share"] == near(12 / 18)
+    assert answer["stage_bonus"]["size_fraction"] == near(6 / 18)
+    assert answer["compute_rent"]["size_fraction"] == near(12 / 18)
     assert answer["stage_bonus"]["return_correlation"] == near(1)
     assert answer["compute_rent"]["return_correlation"] == near(-1)
     assert answer["pbrs_bonus"]["return_correlation"] is None
@@ -607,8 +609,8 @@ def test_morphology_log_puts_the_steps_of_a_change_side_by_side(esper):
 
 def test_phase_occupancy_shares_add_up_to_one_of_each_kind(esper, sb3):
     for runs in (esper, sb3):
-        sums = runs.table("phase_occupancy").collect().group_by("run_id", "kind").agg(pl.col.share.sum())
-        assert sums["share"].to_list() == near([1.0] * sums.height)
+        sums = runs.table("phase_occupancy").collect().group_by("run_id", "kind").agg(pl.col.fraction.sum())
+        assert sums["fraction"].to_list() == near([1.0] * sums.height)
     updates = rows(sb3)
     for run_id, own in updates.items():
         amounts = sb3[run_id].query("time_by_phase", kind="ppo").select("phase", "amount")
@@ -662,7 +664,7 @@ def test_the_whole_files_give_the_figures_that_are_in_them(tmp_path):
     found = dict(new.query("confounders").group_by("confounder").agg(pl.col.updates.sum()).rows())
     assert (found["nan_sentinel"], found["gradient_norm_drift"], found["entropy_collapse"]) == (237, 66, 825)
     assert old.query("confounders").select("confounder", "updates").rows() == [("value_collapse", 322)]
-    assert new.query("reward_sums")["steps_off"].item() == 0
+    assert new.query("reward_sums")["steps_mismatched"].item() == 0
 
 
 def raised(path):

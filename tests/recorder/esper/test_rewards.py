@@ -96,4 +96,4 @@ def test_whether_they_add_up_is_a_named_question(tmp_path: Path) -> None:
         rec.end_update()
     # Of the three steps with a total, 0.5 - 0.25 is 0.25, 0.25 is not 1.0, and nothing is NaN.
     [answer] = ea.open(tmp_path).query("reward_sums").to_dicts()
-    assert (answer["steps"], answer["steps_off"], answer["largest_difference"]) == (3, 2, 0.75)
+    assert (answer["steps"], answer["steps_mismatched"], answer["largest_difference"]) == (3, 2, 0.75)

@@ -383,7 +383,7 @@ class TestCorrelation:
         (row,) = statistics({"log_ratio": torch.zeros(1, 4), **fields}, torch.ones(1, 4, dtype=torch.bool))
         found = derive(row)
         # Mean 2; deviations -1, -3, 1, 3: variance 20 / 4.
-        assert (found["raw_advantage_mean"], found["advantage_positive_share"]) == (2.0, 0.75)
+        assert (found["raw_advantage_mean"], found["advantage_positive_fraction"]) == (2.0, 0.75)
         assert found["raw_advantage_std"] == found["value_std"] == pytest.approx(math.sqrt(5))
 
 

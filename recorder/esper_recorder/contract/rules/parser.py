@@ -17,7 +17,7 @@ from esper_recorder.contract.rules.model import Condition, Gate, Reset, Rule, Ru
 from esper_recorder.contract.rules.rolling_mean import Rolling, TrendOf
 from esper_recorder.contract.rules.signal import UPDATE_TABLE, Signal, Take, own_keys
 from esper_recorder.contract.suggest import suggest
-from esper_recorder.contract.tables import TABLES, columns
+from esper_recorder.contract.tables import TABLES, columns, former_names
 
 FORMAT: Final = 1
 
@@ -28,6 +28,7 @@ _CONDITION_KEYS = (*_SIGNAL_KEYS, *_TEST_KEYS, "reset", "drift", "step", "rollin
 _RULE_KEYS = ("severity", "for", "keep", "unless", "inhibited_by", "evidence", "any_of")
 _UNREADABLE = ("alarms", "gaps")  # written from what the rules and the writer found, after the rules have looked
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
+_NAME_IN_EXPRESSION = re.compile(r"\b[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,17 +164,17 @@ def _signal(raw: Mapping[str, Any], place: Place) -> Signal:
         raise place.error("needs either column or expr")
     column, expression = raw.get("column"), None
     if column is not None:
-        _check_column(table, column, place.at("column"), lists=True)
+        column = _column(table, column, place.at("column"), lists=True)
     else:
         here = place.at("expr")
         if not isinstance(raw["expr"], str):
             raise here.error(f"must be text, not {shown(raw['expr'])}")
         try:
-            expression = Expression(raw["expr"])
+            expression = Expression(_NAME_IN_EXPRESSION.sub(lambda name: _present(table, name[0]), raw["expr"]))
         except ExpressionError as error:
             raise here.error(str(error)) from None
         for name in expression.columns:
-            _check_column(table, name, here)
+            _column(table, name, here)
     key = raw.get("key")
     if key is not None:
         place.at("key").word(key, own_keys(table) or ("(no key: the table has one row per update)",))
@@ -205,14 +206,21 @@ def _where(raw: Any, table: str, key: str | None, place: Place) -> tuple[tuple[s
     return tuple(sorted(chosen.items()))
 
 
-def _check_column(table: str, name: Any, place: Place, *, lists: bool = False) -> None:
+def _present(table: str, name: str) -> str:
+    # A run keeps the text of the rules it ran with; it must replay although a column was renamed since.
+    return former_names(table).get(name, name)
+
+
+def _column(table: str, name: Any, place: Place, *, lists: bool = False) -> str:
+    """The present name of a column that a rule may read. Raises RuleError."""
     declared = {c.name: c.type for c in columns(table)}
+    if isinstance(name, str):
+        name = _present(table, name)
     if not isinstance(name, str) or name not in declared:
         raise place.error(f"table {table} has no column {name!r}. {suggest(name, declared, kind='columns')}")
-    if lists and declared[name].startswith("list<"):
-        return
-    if declared[name] not in ("int64", "float64", "bool"):
+    if declared[name] not in ("int64", "float64", "bool") and not (lists and declared[name].startswith("list<")):
         raise place.error(f"column {name} of {table} holds {declared[name]}, and a rule reads numbers")
+    return name
 
 
 def _test(raw: Mapping[str, Any], place: Place) -> Test:
@@ -235,9 +243,9 @@ def _threshold(raw: Any, phases: dict[str, float], signal: Signal, place: Place)
         raise place.error("as a table, a threshold has exactly one of phase, key, column")
     kind = kinds[0]
     if kind == "column":
-        _check_column(UPDATE_TABLE, raw["column"], place.at("column"))
+        column = _column(UPDATE_TABLE, raw["column"], place.at("column"))
         times = place.at("times").number(raw.get("times", 1.0))
-        return Threshold(otherwise, "column", {}, Signal(UPDATE_TABLE, raw["column"]), times)
+        return Threshold(otherwise, "column", {}, Signal(UPDATE_TABLE, column), times)
     if "times" in raw:
         raise place.at("times").error("goes with column only")
     here = place.at(kind)

@@ -14,7 +14,7 @@ from typing import Any
 from esper_recorder.contract.rules import overrides, parser
 from esper_recorder.contract.rules.model import Rule, RuleError, Severity
 from esper_recorder.contract.rules.parser import Content
-from esper_recorder.contract.rules.signal import HELD_BACK, UPDATE_TABLE
+from esper_recorder.contract.rules.signal import BACKFILLED, UPDATE_TABLE
 from esper_recorder.contract.rules.toml_writer import to_toml
 from esper_recorder.contract.suggest import suggest
 
@@ -75,7 +75,7 @@ class RuleSet:
             for signal in rule.signals:
                 needed[signal.table] = needed.get(signal.table, frozenset()) | signal.columns
         if "minibatches" in needed:
-            needed["minibatches"] |= {HELD_BACK}
+            needed["minibatches"] |= {BACKFILLED}
         return needed
 
     def phase(self, progress: float | None) -> str | None:

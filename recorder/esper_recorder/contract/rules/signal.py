@@ -52,7 +52,7 @@ class Reason(StrEnum):
 
 Reading = float | Reason
 
-HELD_BACK: Final = "held_back"
+BACKFILLED: Final = "backfilled"
 """Column of `minibatches`: true where the row was stored after the rules had judged its update without it. Nobody who
 judges the update again looks at it."""
 

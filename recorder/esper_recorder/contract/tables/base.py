@@ -23,7 +23,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, ClassVar
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class Reducer(StrEnum):
@@ -72,19 +72,27 @@ class Column:
     """What NULL means; "never" where the column is always filled."""
     reducer: Reducer
     since: int
-    """The schema version that brought the column."""
+    """The schema version that added the column."""
+    renamed_from: str | None = None
+    """The name older schemas gave it. Files and rules written then are read by it."""
 
     @property
     def is_float(self) -> bool:
         return self.type in ("float64", "list<float64>")
 
 
-def column(meaning: str, reducer: Reducer, *, unit: str = "", null: str = "not measured", since: int = 1) -> Any:
+def column(
+    meaning: str,
+    reducer: Reducer,
+    *,
+    unit: str = "",
+    null: str = "not measured",
+    since: int = 1,
+    renamed_from: str | None = None,
+) -> Any:
     """Declare a column; its name and type are the field's."""
-    return field(
-        default=None,
-        metadata={"meaning": meaning, "unit": unit, "null": null, "reducer": reducer, "since": since},
-    )
+    declared = {"meaning": meaning, "unit": unit, "null": null, "reducer": reducer, "since": since}
+    return field(default=None, metadata=declared | {"renamed_from": renamed_from})
 
 
 key_col = functools.partial(column, reducer=Reducer.KEY, null="never")

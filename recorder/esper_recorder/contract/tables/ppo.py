@@ -145,8 +145,10 @@ class _Statistics(_ValueStatistics):
     explained_variance: float | None = derived_col(
         "1 - var(return - value) / var(return); NaN where the returns do not vary"
     )
-    advantage_positive_share: float | None = derived_col(
-        "share of the advantages that are numbers (as the loss used them) above zero", since=2
+    advantage_positive_fraction: float | None = derived_col(
+        "fraction of the advantages that are numbers (as the loss used them) above zero",
+        since=2,
+        renamed_from="advantage_positive_share",
     )
     raw_advantage_mean: float | None = derived_col("mean advantage before normalisation", since=2)
     raw_advantage_std: float | None = derived_col(
@@ -300,10 +302,12 @@ class Minibatch(_Statistics):
     epoch: int | None = key_col("epoch of the update", unit="1", null="the trainer did not tell")
     minibatch: int | None = key_col("minibatch, counted over the whole update", unit="1")
     stepped: bool | None = last_col("the optimizer stepped on it (no: early stop, or a skipped step)")
-    held_back: bool | None = first_col(
-        "level `minimal` held the row back, and an alarm had it stored later: no rule, live or replayed, looks at it",
+    backfilled: bool | None = first_col(
+        "stored after its update, when an alarm raised the level from `minimal`; rules never evaluate it, live or "
+        "replayed",
         null="the row was stored with its update",
         since=2,
+        renamed_from="held_back",
     )
     learning_rate: float | None = last_col("learning rate of the first parameter group", unit="1")
     clip_range: float | None = last_col("clip range of the ratio", unit="1")

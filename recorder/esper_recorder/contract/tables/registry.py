@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from esper_recorder.contract.tables.base import IDENTITY, TYPES, Column, Reducer, Row
@@ -108,6 +108,22 @@ def column_names(table: str) -> tuple[str, ...]:
 def key_columns(table: str) -> tuple[str, ...]:
     """The columns that identify a row of a table."""
     return tuple(c.name for c in columns(table) if c.reducer is Reducer.KEY)
+
+
+@functools.cache
+def former_names(table: str) -> dict[str, str]:
+    """Former name -> present name of the columns of a table that were renamed."""
+    return {c.renamed_from: c.name for c in columns(table) if c.renamed_from is not None}
+
+
+def stored_names(table: str, names: Iterable[str]) -> dict[str, str]:
+    """Column -> the name that stores it, out of the names in a file of any schema version.
+
+    A column's present name wins: a file that has both (ours never do) is read by that one. Names that are not declared
+    (of a newer recorder) are left out.
+    """
+    available = set(names)
+    return {c.name: name for c in columns(table) for name in (c.renamed_from, c.name) if name in available}
 
 
 def all_columns() -> Iterator[tuple[str, Column]]:

@@ -49,7 +49,7 @@ def test_the_rules_name_the_columns_they_read() -> None:
     )
     assert RuleSet.parse(text).tables == {
         "ppo_updates": {"progress", "clip_range", "return_std"},
-        "minibatches": {"ratio_max", "minibatch", "n", "held_back"},
+        "minibatches": {"ratio_max", "minibatch", "n", "backfilled"},
     }
 
 
