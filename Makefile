@@ -15,10 +15,10 @@ SCRIPTS := $(wildcard benchmarks/*.py examples/*.py)
 BENCHMARKS := $(wildcard benchmarks/bench_*.py)
 PAGES := $(wildcard docs/write_*.py)
 
-.PHONY: help demo test test-slow lint fix docs bench setup clean
+.PHONY: help demo test test-slow test-kernels lint fix docs bench setup clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY)  ## record two real PPO runs, replay rules over them, write demo/report.html
 	$(VENV)/bin/esper demo --out demo
@@ -28,6 +28,9 @@ test: lint  ## lint, then the tests (all but the slow ones)
 
 test-slow: $(READY)  ## the crash, soak, packaging and large property tests
 	$(PY) -m pytest $(PYTEST) -m slow
+
+test-kernels: $(READY)  ## the tests that train, with the kernels of a CPU without vector instructions
+	ATEN_CPU_CAPABILITY=default $(PY) -m pytest $(PYTEST) -m "trains and not slow"
 
 lint: $(READY)  ## ruff, mypy, the import boundaries, generated pages up to date
 	$(PY) -m ruff check .

@@ -17,6 +17,8 @@ import pytest
 import esper_analytics as ea
 from tests.support import ESPER, run_process
 
+pytestmark = pytest.mark.trains
+
 # PPO on CartPole that prints each finished update, and the hash of its weights at the end.
 TRAINER = """
 import hashlib, logging, sys
@@ -52,7 +54,7 @@ def train(root: Path | str, steps: int) -> tuple[str, str]:
 
 
 class TestTheDemo:
-    """`esper demo`: a run that learns and one that a learning rate of 0.03 wrecks."""
+    """`esper demo`: a run that learns and one that a broken learning rate schedule wrecks."""
 
     def replay(self, demo: Path, *options: str, code: int = 0) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = json.loads(
@@ -78,9 +80,14 @@ class TestTheDemo:
         assert self.replay(demo_folder, "--against", "live", "--show", "diff") == []
 
     def test_another_threshold_changes_the_outcome_and_diff_lists_the_change_by_update(self, demo_folder):
+        # Just below the highest ratio that the shipped threshold, 10, lets pass: at least that update is new, whatever
+        # numbers the training gave on this CPU.
         ratios = ea.open(demo_folder / "runs")["wrecked"].table("ppo_updates").select("update", "ratio_max").collect()
-        expected = ratios.filter(pl.col("ratio_max") > 3.0, pl.col("ratio_max") <= 10.0)["update"].to_list()
-        options = ("--rules", "default", "--set", "ratio_explosion.above=3", "--against", "default", "--show", "diff")
+        below = ratios.filter(pl.col("ratio_max") <= 10.0)
+        threshold = 0.999 * max(below["ratio_max"].to_list())
+        expected = below.filter(pl.col("ratio_max") > threshold)["update"].to_list()
+        setting = f"ratio_explosion.above={threshold}"
+        options = ("--rules", "default", "--set", setting, "--against", "default", "--show", "diff")
         changes = self.replay(demo_folder, "--run", "wrecked", *options)
         assert expected
         assert [(c["rule"], c["update"], c["change"]) for c in changes] == [

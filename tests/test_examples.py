@@ -13,6 +13,8 @@ import torch
 import esper_analytics as ea
 from examples.device_ppo import Agent, CartPole, Rollout, advantages_of, main, train_ppo_vectorized
 
+pytestmark = pytest.mark.trains
+
 TINY: dict[str, Any] = {"n_episodes": 3, "n_envs": 4, "max_epochs": 12, "ppo_updates_per_batch": 2, "n_minibatches": 2}
 
 

@@ -1,4 +1,4 @@
-"""Records two real PPO runs on CartPole side by side: one that learns, and one whose learning rate wrecks it.
+"""Record two real PPO runs on CartPole: one that learns, and one that a broken learning rate schedule wrecks.
 
     python -m esper_recorder.demo --out runs/
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,8 +18,19 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from esper_recorder.sb3 import RecorderCallback
 
-RUNS = {"healthy": 3e-4, "wrecked": 3e-2}
-"""Name of each run and its learning rate."""
+LEARNING_RATE = 3e-4
+
+
+def broken_schedule(remaining: float) -> float:
+    """Return a learning rate that is a hundred times too large from half of the training on.
+
+    That wrecks a policy on every CPU and with every seed, and its run is the healthy one's twin until then.
+    """
+    return LEARNING_RATE if remaining > 0.5 else 100 * LEARNING_RATE
+
+
+RUNS: dict[str, float | Callable[[float], float]] = {"healthy": LEARNING_RATE, "wrecked": broken_schedule}
+"""Name of each run and its learning rate, or its schedule over the fraction of the training that remains."""
 
 
 class _Progress(BaseCallback):
@@ -33,18 +45,20 @@ class _Progress(BaseCallback):
         print(self._name, min(self.num_timesteps, self._total), self._total, flush=True)
 
 
-def record(out: Path, name: str, learning_rate: float, *, steps: int, seed: int = 7) -> Path | None:
+def record(
+    out: Path, name: str, learning_rate: float | Callable[[float], float], *, steps: int, seed: int = 7
+) -> Path | None:
     """Train PPO on CartPole-v1 with Stable-Baselines3 and record it under `out`.
 
     Args:
         out: folder of runs.
-        name: of the run.
-        learning_rate: of Adam.
+        name: name of the run.
+        learning_rate: Adam's learning rate, or a schedule of it.
         steps: environment steps.
-        seed: of everything.
+        seed: seed of the environment, the network and the minibatches.
 
     Returns:
-        The run's folder; None where it could not be made.
+        The run's folder; None if it could not be created.
     """
     callback = RecorderCallback(out, name=name)
     model = PPO("MlpPolicy", "CartPole-v1", learning_rate=learning_rate, n_steps=1024, seed=seed, device="cpu")

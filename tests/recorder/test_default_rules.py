@@ -12,6 +12,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from esper_recorder.sb3 import RecorderCallback
 from tests.recorder.storage.stored_updates import read_rows
 
+pytestmark = pytest.mark.trains
+
 ZOO_CARTPOLE = {"n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20}
 ZOO_PENDULUM = {"n_steps": 1024, "gae_lambda": 0.95, "gamma": 0.9, "learning_rate": 1e-3}
 

@@ -13,6 +13,8 @@ from esper_recorder.contract.rules.ruleset import RuleSet
 from esper_recorder.storage.manifest import how_it_ended, read_manifest
 from tests.recorder.storage.stored_updates import read_rows
 
+pytestmark = pytest.mark.trains
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -27,21 +29,39 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_both_runs_are_complete(runs: dict[str, Path]):
-    for name, path in runs.items():
+    for path in runs.values():
         assert how_it_ended(path) == "finished"
         manifest = read_manifest(path)
-        assert manifest.config["learning_rate"] == demo.RUNS[name]
+        assert manifest.config["learning_rate"] == demo.LEARNING_RATE
         assert manifest.rules_profile == "default"
         assert sorted(row["update"] for row in read_rows(path, "ppo_updates")) == list(range(1, 8))
         assert len(read_rows(path, "minibatches")) == 7 * 10 * 16
         assert read_rows(path, "gaps") == []
 
 
-def test_the_learning_rate_of_one_wrecks_it_and_the_watcher_says_so(runs: dict[str, Path]):
-    healthy, wrecked = (read_rows(runs[name], "ppo_updates") for name in ("healthy", "wrecked"))
-    assert max(row["ratio_max"] for row in wrecked) > 10 * max(row["ratio_max"] for row in healthy)
-    severities = {name: {row["severity"] for row in read_rows(path, "alarms")} for name, path in runs.items()}
-    assert "critical" in severities["wrecked"] and "critical" not in severities["healthy"]
+def test_both_runs_are_the_same_until_the_schedule_breaks_and_one_is_wrecked_from_then_on(runs: dict[str, Path]):
+    # 7 updates of 1,024 steps: 4/7 of the training is done at update 4, the first one past the half.
+    updates = {
+        name: sorted(read_rows(path, "ppo_updates"), key=lambda row: row["update"]) for name, path in runs.items()
+    }
+    rates = [row["learning_rate"] for row in updates["wrecked"]]
+    assert rates == [3e-4] * 3 + [pytest.approx(3e-2)] * 4
+    columns = ("approx_kl", "ratio_max", "loss", "grad_norm")
+    before = {name: [[row[c] for c in columns] for row in rows[:3]] for name, rows in updates.items()}
+    assert before["healthy"] == before["wrecked"]
+    # Over eight seeds, and with the kernels of three CPUs, the largest KL of a healthy run was 0.022 and the smallest
+    # peak of a wrecked one 3.
+    peaks = {name: max(row["approx_kl"] for row in rows[3:]) for name, rows in updates.items()}
+    assert peaks["healthy"] < 0.1 and peaks["wrecked"] > 0.5
+
+
+def test_the_watcher_reports_the_wrecked_run_within_two_updates_and_nothing_critical_before(runs: dict[str, Path]):
+    critical = {
+        name: {row["update"] for row in read_rows(path, "alarms") if row["severity"] == "critical"}
+        for name, path in runs.items()
+    }
+    assert critical["healthy"] == set()
+    assert min(critical["wrecked"]) in (4, 5, 6)
 
 
 @pytest.mark.parametrize("name", list(demo.RUNS))

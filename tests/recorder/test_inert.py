@@ -26,6 +26,8 @@ from esper_recorder.storage.writer import Writer
 from tests.recorder.sb3_runs import TinyEnv, assert_same_state
 from tests.recorder.storage.stored_updates import read_rows
 
+pytestmark = pytest.mark.trains
+
 DEVICES = [
     "cpu",
     pytest.param(

@@ -31,6 +31,8 @@ from tests.recorder.sb3_runs import TinyEnv, assert_same_state
 from tests.recorder.storage.stored_updates import read_rows
 from tests.support import ROOT
 
+pytestmark = pytest.mark.trains
+
 CLIP = torch.nn.utils.clip_grad_norm_
 SHADOWED = {"get", "_get_samples", "reset", "evaluate_actions"}
 

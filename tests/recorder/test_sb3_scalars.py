@@ -18,6 +18,8 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from tests.recorder.sb3_runs import TinyEnv, Training, assert_same_state, train
 
+pytestmark = pytest.mark.trains
+
 BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
 DICT = spaces.Dict({"a": spaces.Box(-1, 1, (2,), np.float32), "b": spaces.Box(-1, 1, (3,), np.float32)})
 SMALL = {"n_steps": 48, "batch_size": 16, "n_epochs": 2, "learning_rate": 3e-3, "seed": 3, "device": "cpu"}

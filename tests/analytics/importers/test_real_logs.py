@@ -23,6 +23,8 @@ from esper_analytics.importers import libraries, sb3_csv, tensorboard
 from esper_recorder.sb3 import RecorderCallback
 from tests.recorder.sb3_runs import TinyEnv
 
+pytestmark = pytest.mark.trains
+
 TRAININGS = Path(__file__).with_name("trainings.py")
 
 

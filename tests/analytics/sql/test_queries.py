@@ -115,15 +115,28 @@ def test_moved_first_orders_metrics_by_the_update_they_left_their_range(sb3):
     assert all(group["update"].is_sorted() for _, group in answer.group_by("run_id", maintain_order=True))
 
 
-def test_moved_first_names_the_policy_of_a_wrecked_run_and_nothing_that_stood_still_in_a_healthy_one(sb3):
-    answer = sb3.query("moved_first").filter(pl.col("note").is_null())
-    names = {run_id: runs.name for run_id, runs in sb3.manifests().items()}
-    moved = {
-        names[run_id]: own["metric"].to_list() for (run_id,), own in answer.group_by("run_id", maintain_order=True)
-    }
-    assert moved["wrecked"][:2] == ["approx_kl", "ratio_max"]
-    still = {"grad_norm_clipped", "advantage_std", "learning_rate"}
-    assert not still & set(moved.get("healthy", []))
+# Of two trainings of PPO on CartPole, the second one with a learning rate that rose a hundredfold at update 8.
+LEARNING = {
+    "approx_kl": [0.00644, 0.00856, 0.00659, 0.00621, 0.00464, 0.00345, 0.00348, 0.00301, 0.00651, 0.0031, 0.00547],
+    "ratio_max": [1.3, 1.22, 1.15, 1.22, 1.12, 1.18, 1.3, 1.22, 1.2, 1.23, 1.52],
+    "grad_norm_clipped": [0.5] * 11,
+    "advantage_std": [0.992] * 11,
+    "learning_rate": [3e-4] * 11,
+}
+WRECKED = LEARNING | {
+    "approx_kl": [*LEARNING["approx_kl"][:7], 8.81, 1.1, 1.48, 2.53],
+    "ratio_max": [*LEARNING["ratio_max"][:7], 8.46, 3.8, 6.03, 14.7],
+    "learning_rate": [3e-4] * 7 + [3e-2] * 4,
+}
+
+
+def test_moved_first_names_the_policy_of_a_wrecked_run_and_nothing_that_did_not_move(tmp_path):
+    for name, columns in (("learning", LEARNING), ("wrecked", WRECKED)):
+        updates = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        write_run(tmp_path, name, updates=updates)
+    answer = ea.open(tmp_path).query("moved_first", baseline=7, share=0.7).filter(pl.col("note").is_null())
+    moved = {(row["run_id"].partition("-")[0], row["metric"]): row["update"] for row in answer.to_dicts()}
+    assert moved == {("wrecked", metric): 8 for metric in ("approx_kl", "ratio_max", "learning_rate")}
 
 
 def still_then(values, metric="grad_norm_clipped"):

@@ -20,6 +20,8 @@ from esper_recorder.sb3 import RecorderCallback, _UpdateListener
 from tests.recorder.sb3_runs import TinyEnv
 from tests.recorder.storage.stored_updates import read_rows
 
+pytestmark = pytest.mark.trains
+
 ROLLOUT = ("old_log_prob", "raw_advantage", "value_target", "old_value")
 CLOCKED = {"run_id", "time", "elapsed_s", "rollout_s", "update_s"}
 

@@ -17,6 +17,8 @@ from esper_recorder.contract.metrics import derive_state
 from esper_recorder.reductions.recurrent import state_statistics
 from esper_recorder.sb3 import RecorderCallback
 
+pytestmark = pytest.mark.trains
+
 
 def statistics(state: torch.Tensor) -> dict[str, float]:
     packed = state_statistics(state)

@@ -20,6 +20,8 @@ from esper_recorder.sb3 import RecorderCallback
 from tests.recorder.capture.no_sync import NoSync
 from tests.recorder.sb3_runs import TinyEnv
 
+pytestmark = pytest.mark.trains
+
 NAN, INF = math.nan, math.inf
 
 
