@@ -1,8 +1,13 @@
-"""The documentation does what it says: its code runs as written, its lists are complete, its links lead somewhere.
+"""The documentation is true: its code runs, its output is real, its lists are complete, its links lead somewhere.
 
-README's fenced blocks of `bash` and `python` are run in their order, each in a process of its own, in one folder that
-holds what `make demo` leaves: `demo/`. Blocks that call `make` are not run, nor are blocks of any other kind (output is
-`text`, what needs a machine of its own is `console`).
+Covers, by the language of a fenced block:
+- `bash` and `python` (README): run as written, in their order, each in a new process, in one folder where `demo/` is
+  what `make demo` leaves. A block that calls `make` is not run.
+- `console`, if it begins with `$ ` (every page): lines that begin with `$ ` are commands, the lines below are exactly
+  what they print to stdout and stderr. A line `...` stands for any number of lines. The commands of a page run in their
+  order in one folder, where `runs/` is a copy of the recorded runs `CONSOLE_RUNS`: no output rests on a training.
+
+Does not cover: blocks of any other kind (`text` is output, other `console` blocks need something a test has not).
 """
 
 from __future__ import annotations
@@ -12,16 +17,17 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import typer
 
 from esper_recorder.contract.tables import TABLES, column_names
-from tests.support import ROOT
+from tests.support import DATA, ROOT, run_process
 
 README = ROOT / "README.md"
+CONSOLE_RUNS = DATA / "schema_2" / "runs"
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "recorder/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
@@ -35,30 +41,86 @@ class Block:
     code: str
 
 
-def blocks_of(text: str) -> list[Block]:
-    """The fenced blocks that are to be run."""
-    found = []
-    for match in re.finditer(r"^```(bash|python)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
-        if not re.search(r"^make\b", match[2], flags=re.MULTILINE):
-            found.append(Block(match[1], text.count("\n", 0, match.start()) + 1, match[2]))
-    return found
+@dataclass(frozen=True)
+class ConsoleCommand:
+    line: int
+    command: str
+    output: str
+
+
+def fenced(text: str) -> list[Block]:
+    """The fenced blocks of a page."""
+    return [
+        Block(match[1], text.count("\n", 0, match.start()) + 1, match[2])
+        for match in re.finditer(r"^```(\w+)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    ]
+
+
+def blocks_to_run(text: str) -> list[Block]:
+    return [
+        block
+        for block in fenced(text)
+        if block.language in ("bash", "python") and not re.search(r"^make\b", block.code, flags=re.MULTILINE)
+    ]
+
+
+def console_commands(text: str) -> list[ConsoleCommand]:
+    """The commands of the `console` blocks that begin with `$ `, each with the output shown below it."""
+    commands: list[ConsoleCommand] = []
+    for block in fenced(text):
+        if block.language == "console" and block.code.startswith("$ "):
+            for number, line in enumerate(block.code.splitlines(), block.line + 1):
+                if line.startswith("$ "):
+                    commands.append(ConsoleCommand(number, line.removeprefix("$ "), ""))
+                else:
+                    commands[-1] = replace(commands[-1], output=f"{commands[-1].output}{line}\n")
+    return commands
+
+
+def shows(expected: str, actual: str) -> bool:
+    """Whether an output is the expected one, in which a line `...` stands for any number of lines."""
+    lines = ("(?:.*\n)*" if line == "...\n" else re.escape(line) for line in expected.splitlines(keepends=True))
+    return re.fullmatch("".join(lines), actual) is not None
+
+
+def documented_environment() -> dict[str, str]:
+    """This environment, with the installed programs first in PATH and output in the order it is written."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def headings_of(page: Path) -> set[str]:
-    """The anchors of a page's headings, as they are made for Markdown: lower case, no punctuation, hyphens."""
+    """The anchors of a page's headings: lower case, without punctuation, spaces as hyphens."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     titles = re.findall(r"^#+ +(.*)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_blocks_are_found_with_their_line_and_those_that_call_make_are_not():
-    text = "intro\n```bash\nmake demo\n```\n```bash\nesper runs demo/runs\n```\n```text\nout\n```\n```python\nx\n```\n"
-    assert blocks_of(text) == [Block("bash", 5, "esper runs demo/runs\n"), Block("python", 11, "x\n")]
+class TestBlocks:
+    def test_blocks_to_run_have_their_line_and_do_not_call_make(self):
+        text = (
+            "intro\n```bash\nmake demo\n```\n```bash\nesper runs demo/runs\n```\n```text\nout\n```\n```python\nx\n```\n"
+        )
+        assert blocks_to_run(text) == [Block("bash", 5, "esper runs demo/runs\n"), Block("python", 11, "x\n")]
+
+    def test_console_commands_have_the_lines_below_them_as_output(self):
+        text = "```console\n$ echo 1\n1\n$ true\n$ echo 2\n2\n3\n```\n```console\nnot run\n```\n"
+        assert console_commands(text) == [
+            ConsoleCommand(2, "echo 1", "1\n"),
+            ConsoleCommand(4, "true", ""),
+            ConsoleCommand(5, "echo 2", "2\n3\n"),
+        ]
+
+    def test_a_line_of_three_dots_stands_for_any_number_of_lines(self):
+        assert shows("a\n...\nd\n", "a\nb\nc\nd\n") and shows("a\n...\n", "a\n") and shows("1.5\n", "1.5\n")
+        assert not shows("a\n...\nd\n", "a\nb\n")
+        assert not shows("a\n", "a\nb\n")
+        assert not shows("1.5\n", "1x5\n")
 
 
 class TestReadme:
-    def test_it_shows_recording_sql_replay_and_plotting_in_code(self):
-        blocks = blocks_of(README.read_text(encoding="utf-8"))
+    def test_it_shows_recording_sql_replay_and_report_in_code(self):
+        blocks = blocks_to_run(README.read_text(encoding="utf-8"))
         everything = "\n".join(block.code for block in blocks)
         assert len(blocks) >= 4, f"README.md has {len(blocks)} blocks that can be run; the four jobs need one each"
         for word in ("esper_recorder", "esper sql", "esper replay", "esper report"):
@@ -66,29 +128,38 @@ class TestReadme:
 
     @pytest.mark.timeout(900)
     def test_its_blocks_run_as_written_and_in_their_order(self, demo_folder, tmp_path):
-        blocks = blocks_of(README.read_text(encoding="utf-8"))
-        assert blocks, "README.md has no block that can be run"
         shutil.copytree(demo_folder, tmp_path / "demo")
         (tmp_path / ".venv").symlink_to(sys.prefix)
         for name in ("examples", "queries"):
-            if (ROOT / name).is_dir():
-                (tmp_path / name).symlink_to(ROOT / name)
-        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-        for block in blocks:
+            (tmp_path / name).symlink_to(ROOT / name)
+        for block in blocks_to_run(README.read_text(encoding="utf-8")):
             script = tmp_path / f".readme_line_{block.line}"
             script.write_text(block.code, encoding="utf-8")
             runner = ["bash", "-euo", "pipefail"] if block.language == "bash" else [sys.executable]
-            done = subprocess.run(
-                [*runner, script.name],
-                cwd=tmp_path,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            told = f"{block.code}\n{done.stdout}\n{done.stderr}"
-            assert done.returncode == 0, f"README.md, line {block.line}, ended with {done.returncode}:\n{told}"
+            options = {"cwd": tmp_path, "env": documented_environment(), "stdin": subprocess.DEVNULL}
+            done = run_process(*runner, script.name, code=None, timeout=900, **options)
+            output = f"{block.code}\n{done.stdout}\n{done.stderr}"
+            assert done.returncode == 0, f"README.md, line {block.line}, ended with {done.returncode}:\n{output}"
+
+
+PAGES_WITH_OUTPUT = [page for page in PAGES if console_commands(page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_OUTPUT, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_output_that_a_page_shows_is_what_its_commands_print(page, tmp_path):
+    shutil.copytree(CONSOLE_RUNS, tmp_path / "runs")
+    for shown in console_commands(page.read_text(encoding="utf-8")):
+        done = subprocess.run(
+            ["bash", "-c", shown.command],
+            cwd=tmp_path,
+            env=documented_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert shows(shown.output, done.stdout), f"{page.name}, line {shown.line}: {shown.command}\n{done.stdout}"
 
 
 class TestCompleteness:
@@ -108,15 +179,12 @@ class TestCompleteness:
         listed = set(re.findall(r"^\| \**(\w+)\** \|", sections["every table"] + sections[table], flags=re.MULTILINE))
         assert set(column_names(table)) <= listed
 
-    @pytest.mark.parametrize("writer", ["write_tables.py", "write_rules.py", "write_queries.py"])
+    @pytest.mark.parametrize("writer", sorted(ROOT.glob("docs/write_*.py")), ids=lambda writer: writer.stem)
     def test_the_generated_pages_are_up_to_date(self, writer):
-        done = subprocess.run(
-            [sys.executable, ROOT / "docs" / writer, "--check"], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+        run_process(sys.executable, writer, "--check")
 
 
-def test_the_rules_that_are_shown_pass_their_own_test():
+def test_the_rules_that_are_shown_pass_their_unit_tests():
     from esper_recorder.contract.rules.ruleset import RuleSet
     from esper_recorder.contract.rules.unit_tests import read_tests
 
@@ -128,7 +196,7 @@ def test_the_rules_that_are_shown_pass_their_own_test():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_leads_to_a_file_or_a_heading_that_is_there(page):
+def test_every_link_leads_to_an_existing_file_or_heading(page):
     text = page.read_text(encoding="utf-8")
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"<img[^>]* src=\"([^\"]+)\"", text)
     broken = []
@@ -142,6 +210,6 @@ def test_every_link_leads_to_a_file_or_a_heading_that_is_there(page):
     assert broken == []
 
 
-def test_no_page_speaks_of_a_path_of_one_machine():
+def test_no_page_names_a_path_of_one_machine():
     for page in PAGES:
         assert not re.search(r"(?<![\w.])/(tmp|root|home|work)/", page.read_text(encoding="utf-8")), page.name
