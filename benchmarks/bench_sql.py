@@ -1,12 +1,12 @@
-"""How fast questions are answered in SQL: against DuckDB reading the JSON lines a run was imported from.
+"""How fast SQL is answered, against DuckDB reading the JSON lines that the runs were imported from.
 
     ESPER_TEST_DATA=FOLDER python benchmarks/bench_sql.py [--runs 100] [--updates 1000] [--turns 5]
 
-Two files of Esper's trainer (`esper_*.jsonl.zst` in ESPER_TEST_DATA; else the excerpts of the tests, which are smaller)
-are imported. A run of so many updates is a file's content as often as it takes; the runs are copies of the two under
-new ids, their JSON lines links to one file, so that DuckDB finds it in the page cache each time. What is compared takes
-turns in one process; DuckDB reads the lines in two ways, `json_extract` on the whole line, and on the field `data` of a
-line whose other fields are not parsed.
+Two files of Esper's trainer (`esper_*.jsonl.zst` in ESPER_TEST_DATA, else the smaller excerpts of the tests) are
+imported. A run of N updates repeats a file's content until it has N; the runs are copies of the two under new ids,
+their JSON lines links to one file, so that DuckDB finds it in the page cache. The candidates take turns in one process.
+DuckDB reads the lines in two ways: `json_extract` on the whole line (`line`), and on the field `data` of a line whose
+other fields are not parsed (`fields`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import esper_analytics as ea
 from esper_analytics.importers.esper_jsonl import import_file
 from esper_recorder.storage.parquet import write_part
 
-QUESTION = "SELECT run_id, max(ratio_max), avg(value_loss) FROM ppo_updates GROUP BY 1"
+QUERY = "SELECT run_id, max(ratio_max), avg(value_loss) FROM ppo_updates GROUP BY 1"
 COPIES = Path(__file__).parents[1] / "tests" / "data"
 
 
@@ -54,7 +54,7 @@ def main() -> None:
             rows.append(one_run(root / source.name, source, arguments.turns))
         many = root / "many"
         many.mkdir()
-        lines = [copies(many, source, arguments.runs // len(sources), arguments.updates) for source in sources]
+        lines = [copy_runs(many, source, arguments.runs // len(sources), arguments.updates) for source in sources]
         rows += many_runs(many, [path for paths in lines for path in paths], arguments.updates)
         rows.append(cold_start(many, arguments.turns))
     for row in rows:
@@ -67,28 +67,28 @@ def main() -> None:
 
 
 def one_run(folder: Path, source: Path, turns: int) -> dict[str, Any]:
-    """One imported run against its JSON lines."""
+    """Measure one imported run against its JSON lines."""
     folder.mkdir()
     lines = folder / "events.jsonl"
     with pa.input_stream(str(source), compression="zstd") as stream, lines.open("wb") as file:
         shutil.copyfileobj(stream, file)
     import_file(lines, folder / "runs")
     runs = ea.open(folder / "runs")
-    found = in_turns(
-        4 * turns, {"ours": lambda: runs.sql(QUESTION), **of_json([lines], {"max": "ratio_max", "avg": "value_loss"})}
+    times = in_turns(
+        4 * turns, {"ours": lambda: runs.sql(QUERY), **json_readers([lines], {"max": "ratio_max", "avg": "value_loss"})}
     )
-    return {"measure": f"one run, {source.name}", "mb": round(lines.stat().st_size / 1e6, 1), **compared(found)}
+    return {"measure": f"one run, {source.name}", "mb": round(lines.stat().st_size / 1e6, 1), **compare(times)}
 
 
-def copies(root: Path, source: Path, count: int, updates: int) -> list[Path]:
-    """So many runs of so many updates, and the JSON lines of each."""
+def copy_runs(root: Path, source: Path, count: int, updates: int) -> list[Path]:
+    """Write `count` runs of `updates` updates; return the paths of their JSON lines."""
     work = root.parent / f"work {source.name}"
     work.mkdir()
     text = pa.input_stream(str(source), compression="zstd").read()
     first = import_file(source, work / "runs")[0][0]
     imported = work / "runs" / first.run_id
-    own = sum(pq.read_metadata(part).num_rows for part in (imported / "ppo_updates").glob("*.parquet"))
-    times, rest = divmod(updates, own)
+    recorded = sum(pq.read_metadata(part).num_rows for part in (imported / "ppo_updates").glob("*.parquet"))
+    times, rest = divmod(updates, recorded)
     lines = work / "events.jsonl"
     with lines.open("wb") as file:
         for _ in range(times):
@@ -100,7 +100,7 @@ def copies(root: Path, source: Path, count: int, updates: int) -> list[Path]:
             file.write(line)
             left -= b'"PPO_UPDATE_COMPLETED"' in line
     tables = {
-        table.name: repeated(pa.concat_tables(map(read_whole, sorted(table.glob("*.parquet")))), own, updates)
+        table.name: repeat(pa.concat_tables(map(read_whole, sorted(table.glob("*.parquet")))), recorded, updates)
         for table in sorted(imported.iterdir())
         if any(table.glob("*.parquet"))
     }
@@ -123,37 +123,36 @@ def copies(root: Path, source: Path, count: int, updates: int) -> list[Path]:
 
 
 def read_whole(path: Path) -> pa.Table:
-    """A part's rows."""
+    """Read a part."""
     return pq.ParquetFile(path).read()
 
 
-def repeated(rows: pa.Table, own: int, updates: int) -> pa.Table:
-    """Rows of so many updates: those of `own` updates again and again, numbered on."""
-    place = rows.schema.get_field_index("update")
+def repeat(rows: pa.Table, recorded: int, updates: int) -> pa.Table:
+    """Repeat the rows of `recorded` updates until there are `updates` of them, numbered consecutively."""
+    index = rows.schema.get_field_index("update")
     pieces = []
-    for turn in range(-(-updates // own)):
-        number = pc.add(rows.column("update"), turn * own)
-        pieces.append(
-            rows.set_column(place, rows.schema.field("update"), number).filter(pc.less_equal(number, updates))
-        )
+    for turn in range(-(-updates // recorded)):
+        update = pc.add(rows.column("update"), turn * recorded)
+        numbered = rows.set_column(index, rows.schema.field("update"), update)
+        pieces.append(numbered.filter(pc.less_equal(update, updates)))
     return pa.concat_tables(pieces)
 
 
 def many_runs(root: Path, lines: list[Path], updates: int) -> list[dict[str, Any]]:
-    """One question, and every PPO column, of many runs against all their JSON lines."""
+    """Measure one query, and one over every PPO column, of many runs against all their JSON lines."""
     runs = ea.open(root)
     size = sum(path.stat().st_size for path in lines)
     label = f"{len(lines)} runs of {updates:,} updates"
     began = time.perf_counter()
-    runs.sql(QUESTION)
+    runs.sql(QUERY)
     first = time.perf_counter() - began
-    ours = in_turns(5, {"ours": lambda: runs.sql(QUESTION)})
-    theirs = in_turns(1, of_json(lines, {"max": "ratio_max", "avg": "value_loss"}))
+    ours = in_turns(5, {"ours": lambda: runs.sql(QUERY)})
+    theirs = in_turns(1, json_readers(lines, {"max": "ratio_max", "avg": "value_loss"}))
     rows = [
         {
             "measure": label,
             "gb": round(size / 1e9, 2),
-            **compared(ours | theirs),
+            **compare(ours | theirs),
             "first_seconds": round(first, 3),
         }
     ]
@@ -162,12 +161,12 @@ def many_runs(root: Path, lines: list[Path], updates: int) -> list[dict[str, Any
     keys = keys_of(lines)
     theirs = in_turns(1, {"fields": functools.partial(every_key, lines, keys)})
     measure = f"every number of the PPO updates of {label}"
-    rows.append({"measure": measure, "keys": len(keys), **compared(ours | theirs)})
+    rows.append({"measure": measure, "keys": len(keys), **compare(ours | theirs)})
     return rows
 
 
 def every_column(runs: ea.Runs) -> str:
-    """The largest of each number recorded, per run, in all the tables that an update is imported to."""
+    """SQL for the maximum of each recorded number, per run, in all the tables that an update is imported to."""
     parts = []
     tables = {"ppo_updates": "", "esper_updates": "", "heads": ", head", "recurrent_state": ", layer, kind"}
     for table, keys in tables.items():
@@ -179,20 +178,20 @@ def every_column(runs: ea.Runs) -> str:
 
 
 def every_key(lines: list[Path], keys: list[str]) -> object:
-    """DuckDB's way of the same, each line's fields parsed once for all keys."""
+    """Read the same numbers with DuckDB, parsing each line once for all keys."""
     paths = ", ".join(f"'$.{key}'" for key in keys)
     listed = ", ".join(f"'{path}'" for path in lines)
-    terms = ", ".join(f"max(CAST(found[{place}] AS DOUBLE))" for place in range(1, len(keys) + 1))
+    terms = ", ".join(f"max(CAST(fields[{index}] AS DOUBLE))" for index in range(1, len(keys) + 1))
     shape = "{event_type: 'VARCHAR', data: 'JSON'}"
     source = f"read_json([{listed}], format = 'newline_delimited', columns = {shape}, filename = true)"
     return duckdb.execute(
-        f"SELECT filename, {terms} FROM (SELECT filename, json_extract(data, [{paths}]) AS found FROM {source} "
+        f"SELECT filename, {terms} FROM (SELECT filename, json_extract(data, [{paths}]) AS fields FROM {source} "
         "WHERE event_type = 'PPO_UPDATE_COMPLETED') GROUP BY 1"
     ).fetchall()
 
 
 def keys_of(lines: list[Path]) -> list[str]:
-    """The keys of numbers in the updates of these files."""
+    """Return the keys of the numeric fields in the updates of these files."""
     keys: dict[str, None] = {}
     for path in {path.resolve() for path in lines}:
         with path.open("rb") as file:
@@ -202,16 +201,16 @@ def keys_of(lines: list[Path]) -> list[str]:
     return list(keys)
 
 
-def of_json(lines: list[Path], asked: dict[str, str]) -> dict[str, Callable[[], object]]:
-    """DuckDB over JSON lines in two ways: how each is called."""
+def json_readers(lines: list[Path], aggregates: dict[str, str]) -> dict[str, Callable[[], object]]:
+    """Return the two ways of DuckDB to read JSON lines, by name."""
     connection = duckdb.connect()
     listed = ", ".join(f"'{path}'" for path in lines)
 
-    def ask(way: str) -> object:
+    def read(way: str) -> object:
         base = "json" if way == "line" else "data"
         prefix = "$.data." if way == "line" else "$."
         terms = [
-            f"{function}(CAST(json_extract({base}, '{prefix}{key}') AS DOUBLE))" for function, key in asked.items()
+            f"{function}(CAST(json_extract({base}, '{prefix}{key}') AS DOUBLE))" for function, key in aggregates.items()
         ]
         source = f"read_json_objects([{listed}], filename = true)"
         kind = "json_extract_string(json, '$.event_type')"
@@ -222,11 +221,11 @@ def of_json(lines: list[Path], asked: dict[str, str]) -> dict[str, Callable[[], 
         where = f"WHERE {kind} = 'PPO_UPDATE_COMPLETED'"
         return connection.execute(f"SELECT filename, {', '.join(terms)} FROM {source} {where} GROUP BY 1").fetchall()
 
-    return {way: functools.partial(ask, way) for way in ("line", "fields")}
+    return {way: functools.partial(read, way) for way in ("line", "fields")}
 
 
 def in_turns(turns: int, calls: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """The best time of each call, all of them called in turn."""
+    """Return the best time of each call; the calls take turns."""
     best = dict.fromkeys(calls, float("inf"))
     for _ in range(turns):
         for name, call in calls.items():
@@ -236,16 +235,16 @@ def in_turns(turns: int, calls: dict[str, Callable[[], object]]) -> dict[str, fl
     return best
 
 
-def compared(found: dict[str, float]) -> dict[str, Any]:
-    """Seconds, and how many times ours the others take."""
-    seconds = {f"{name}_seconds": round(value, 5) for name, value in found.items()}
-    return seconds | {f"times_{name}": round(v / found["ours"], 1) for name, v in found.items() if name != "ours"}
+def compare(times: dict[str, float]) -> dict[str, Any]:
+    """Return the seconds, and the time of the others over ours."""
+    seconds = {f"{name}_seconds": round(value, 5) for name, value in times.items()}
+    return seconds | {f"times_{name}": round(v / times["ours"], 1) for name, v in times.items() if name != "ours"}
 
 
 def cold_start(root: Path, turns: int) -> dict[str, Any]:
-    """The command's first answer, in a process of its own, against importing DuckDB alone."""
+    """Measure the command's first answer, in a fresh process, against importing DuckDB alone."""
     esper = str(Path(sys.executable).with_name("esper"))
-    calls = {"duckdb": [sys.executable, "-c", "import duckdb"], "sql": [esper, "sql", str(root), QUESTION]}
+    calls = {"duckdb": [sys.executable, "-c", "import duckdb"], "sql": [esper, "sql", str(root), QUERY]}
     calls["runs"] = [esper, "sql", str(root), "SELECT * FROM runs"]
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(turns):
@@ -253,7 +252,7 @@ def cold_start(root: Path, turns: int) -> dict[str, Any]:
             began = time.perf_counter()
             subprocess.run(words, check=True, capture_output=True)
             times[name].append(time.perf_counter() - began)
-    middle = {name: statistics.median(own) for name, own in times.items()}
+    middle = {name: statistics.median(seconds) for name, seconds in times.items()}
     return {
         "measure": f"esper sql, cold start, {len(list(root.iterdir()))} runs",
         "duckdb_seconds": round(middle["duckdb"], 3),

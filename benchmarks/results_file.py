@@ -1,4 +1,4 @@
-"""Writes a benchmark's result with what it was measured on."""
+"""Writes a benchmark's result, with the machine and the versions it was measured on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ _PACKAGES = ("esper-recorder", "torch", "stable-baselines3", "gymnasium", "pyarr
 
 
 def write_result(name: str, settings: dict[str, Any], rows: list[dict[str, Any]], *, gpu: str = "none") -> Path:
-    """Write `results/<name>.json`: machine (and the GPU, where one was used), versions, date, settings and the rows."""
+    """Write `results/<name>.json`: machine (with the GPU that was used), versions, date, settings and rows."""
     result = {
         "benchmark": name,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -30,13 +29,6 @@ def write_result(name: str, settings: dict[str, Any], rows: list[dict[str, Any]]
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
-
-
-def _gpu() -> str:
-    torch = sys.modules.get("torch")  # loaded by what measures on one
-    if torch is None or not torch.cuda.is_available():
-        return "none"
-    return str(torch.cuda.get_device_name())
 
 
 def _processor() -> str:

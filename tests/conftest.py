@@ -1,4 +1,4 @@
-"""What holds for every test: one thread per worker, one time zone, no network, nothing of the developer's shell."""
+"""Settings of every test: one thread per worker, one time zone, no network, nothing of the developer's shell."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-# Read by torch, numpy, polars and matplotlib when they are imported, and inherited by every process a test starts.
-# The time zone is not UTC and not a whole hour off it: what shows local time where UTC is meant, shows.
+from tests.support import ESPER, run_process
+
+# torch, numpy, polars and matplotlib read these when they are imported; every process a test starts inherits them.
+# The time zone is neither UTC nor a whole hour from it, so that local time in place of UTC is noticed.
 os.environ.update(
     OMP_NUM_THREADS="1",
     OPENBLAS_NUM_THREADS="1",
@@ -33,15 +35,12 @@ for _name in ("FORCE_COLOR", "PYTHONWARNINGS", "MPLCONFIGDIR", "PYTHONPATH"):
     os.environ.pop(_name, None)
 time.tzset()
 
-# The same examples every time, and none is hurried: a slow machine is no failure.
+# The same examples every time, without a deadline: a slow machine is not a failure.
 settings.register_profile("esper", deadline=None, derandomize=True)
 settings.load_profile("esper")
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-# Workers take a file at a time; the long ones first, so that none is left to one worker alone at the end. Two that wait
-# for the demo do not stand side by side.
+# Workers take one file at a time. The long files come first, so that at the end no worker is left with one alone; two
+# that wait for the demo are not adjacent.
 LONG_FILES = (
     "test_docs.py",
     "test_sb3_scalars.py",
@@ -58,7 +57,7 @@ LONG_FILES = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {name: place for place, name in enumerate(LONG_FILES)}
+    order = {name: position for position, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
     for item in items:
         if "demo_folder" in getattr(item, "fixturenames", ()):
@@ -67,7 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_network() -> Iterator[None]:
-    """Nothing we do needs a network, so a test that reaches for one fails with a sentence."""
+    """Fail a test that connects to another machine, with a message: nothing of ours needs a network."""
     connect = socket.socket.connect
 
     def local_only(self: socket.socket, address: Any) -> None:
@@ -83,51 +82,43 @@ def _no_network() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def run_python() -> Callable[..., str]:
-    """Run code in a fresh interpreter and return what it printed; what it wrote to stderr is in the failure."""
+    """Return a function that runs code in a fresh interpreter and returns what it printed."""
 
     def run(code: str, *args: str, cwd: Path | None = None, timeout: float = 120) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", code, *args], capture_output=True, text=True, cwd=cwd, timeout=timeout, check=False
-        )
-        assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
+        return run_process(sys.executable, "-c", code, *args, cwd=cwd, timeout=timeout).stdout
 
     return run
 
 
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `esper demo --out demo` leaves: runs/ and report.html. Made once for all workers; copy it to change it."""
+    """The folder that `esper demo --out demo` writes, made once for all workers; copy it to change it."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent  # each worker has a folder of its own in it
+        shared = shared.parent  # of the workers' own folders
     folder = shared / "demo"
     with (shared / "demo.lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
         if not (shared / "demo.done").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            esper = Path(sys.executable).with_name("esper")
-            done = subprocess.run(
-                [esper, "demo", "--out", "demo"], cwd=shared, capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, f"esper demo: exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+            run_process(ESPER, "demo", "--out", "demo", cwd=shared, timeout=900)
             (shared / "demo.done").touch()
     return folder
 
 
 @pytest.fixture(scope="session")
 def chromium() -> list[str]:
-    """The words that start a headless Chromium which reaches for no network; add --user-data-dir=DIR and an address."""
+    """The command of a headless Chromium without network; add --user-data-dir=DIR and an address."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
-        pytest.skip("no Chromium on this machine: `apt-get install chromium` brings it")
+        pytest.skip("no Chromium on this machine: `apt-get install chromium` installs it")
     offline = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic")
     return [program, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", *offline]
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB, or a skip that says why there is none."""
+    """A disk of 1 MB; the test is skipped if none can be mounted."""
     folder = tmp_path / "disk"
     folder.mkdir()
     try:
