@@ -1,10 +1,13 @@
-"""The averages that drift is taken against, for whole series at once and to the last bit those of `Average.push`.
+"""The moving averages of trends over whole series at once, bit-equal to one value after the other.
 
-An average is a chain: each takes one step from the one before, and floating-point sums in another order differ in their
-last bits. What can be done side by side, on NumPy arrays, is to walk many chains in step. Different runs are different
-chains. A long one is cut into pieces, each begun from an estimate of where the one before it ends; then every piece
-whose estimate was off begins anew from the true end, until it meets its first walk: from there on the two are one. No
-estimate is left in the result.
+Covers: the EMA that drift is relative to, for many series, and rolling means. The accumulators of the contract hold the
+state between blocks. Does not cover: missing and non-finite values, which the caller leaves out.
+
+An EMA is a chain: each sum takes one step from the sum before, and adding in another order changes the last bits,
+enough to flip a comparison with a threshold. What NumPy can do is to walk many chains side by side. Different runs are
+different chains. A long chain is cut into pieces, each started from an estimate of where the piece before it ends; a
+piece whose estimate was wrong is walked again from the true end, until it meets its first walk, and from there on the
+two are equal. No estimate remains in the result.
 """
 
 from __future__ import annotations
@@ -18,149 +21,160 @@ import numpy as np
 
 from esper_analytics.detection.arrays import Floats, Ints
 from esper_recorder.contract.rules.ema import Average, Drift, step
+from esper_recorder.contract.rules.rolling_mean import Rolling, RollingMean, TrendOf
 
-_WORTH: Final = 8
-"""So many chains, and walking them in step is faster than one after the other."""
+_MIN_CHAINS: Final = 8
+"""With fewer chains, walking them side by side is slower than one after the other."""
 
-_SHORTEST: Final = 1024
-"""No piece is shorter."""
+_MIN_PIECE: Final = 1024
+"""Steps in the shortest piece."""
 
-_MEETS: Final = 20.0
-"""Two walks from next to the same number meet within some so many divided by (1 - momentum) steps."""
+_MEETING_STEPS: Final = 20.0
+"""Two walks from almost the same number meet within this many steps divided by (1 - momentum)."""
 
-_ROUNDS: Final = 4
-"""Pieces begin anew so many times; if ends are still open then, the rest is walked one by one."""
+_MAX_ROUNDS: Final = 4
+"""How often pieces are walked again; if some ends still differ then, the rest is walked step by step."""
 
-_STRIDE: Final = 64
-"""Whether two walks have met, or one has come to rest, is looked at every so many steps."""
+_CHECK_STEPS: Final = 64
+"""How often a walk is checked for having met another one, or for having come to rest."""
 
-_REPEATS: Final = 16
+_MIN_REPEATS: Final = 16
 """A series that changes less often than every so many values is walked by its stretches of one value."""
 
 
-def held_against(form: Drift, averages: Sequence[Average], values: Floats, bounds: Sequence[int]) -> Floats:
-    """Take in the values of several series and give the average that each is held against.
+def averages_before(form: Drift, averages: Sequence[Average], values: Floats, bounds: Sequence[int]) -> Floats:
+    """Enter the values of several series and return the average that each value drifts from.
 
     Args:
         form: of all of them.
-        averages: the state of each series; it goes on from there.
+        averages: the accumulator of each series, which it continues from.
         values: one series after the other, all finite.
-        bounds: where in `values` each begins, and the end of the last.
+        bounds: where in `values` each series begins, and the end of the last.
 
     Returns:
-        One per value: the average before it enters, NaN where there is none yet.
+        One per value: the average before it enters, NaN if there is none yet.
     """
-    shares = (1.0 - form.momentum) * values
+    terms = (1.0 - form.momentum) * values
     before = np.full(len(values), math.nan)
-    spans = [(one, a, b) for one, (a, b) in zip(averages, pairwise(bounds), strict=True) if a < b]
+    series = [(average, a, b) for average, (a, b) in zip(averages, pairwise(bounds), strict=True) if a < b]
     initials, steps = [], []
-    for average, start, end in spans:
-        begun = average.seen > 0
-        first = shares[start] if form.bias_correction else values[start]
-        initials.append(average.total if begun else float(first))
-        steps.append(shares[start if begun else start + 1 : end])
-    for (average, start, end), sums in zip(spans, _sums(form.momentum, initials, steps), strict=True):
-        seen, count = average.seen, end - start
+    for average, start, end in series:
+        first = terms[start] if form.bias_correction else values[start]
+        initials.append(average.total if average.seen else float(first))
+        steps.append(terms[start if average.seen else start + 1 : end])
+    for (average, start, end), sums in zip(series, _chains(form.momentum, initials, steps), strict=True):
         before[end + 1 - len(sums) : end] = sums[:-1]
         if form.bias_correction:
-            weights = np.full(count + 1, form.momentum)
+            weights = np.full(end - start + 1, form.momentum)
             weights[0] = average.weight
             np.multiply.accumulate(weights, out=weights)
             before[start:end] /= 1.0 - weights[:-1]
             average.weight = float(weights[-1])
-        before[start : start + min(max(form.warmup + 1 - seen, 0), count)] = math.nan
-        average.seen, average.total = seen + count, float(sums[-1])
+        before[start : start + min(max(form.warmup + 1 - average.seen, 0), end - start)] = math.nan
+        average.seen, average.total = average.seen + end - start, float(sums[-1])
     return before
 
 
-def _sums(momentum: float, initials: Sequence[float], steps: Sequence[Floats]) -> list[Floats]:
-    """The chain of each series, its initial sum included."""
+def rolling_trends(form: Rolling, accumulator: RollingMean, values: Floats) -> Floats:
+    """Enter the values of one series and return the trend of each; NaN if the first has none.
+
+    The terms of a mean are added oldest first, as `RollingMean` does.
+    """
+    if not len(values):
+        return values
+    kept = len(accumulator.values)
+    padded = np.concatenate([np.zeros(form.window), list(accumulator.values), values])
+    means = np.zeros(len(values))
+    for back in range(form.window - 1, -1, -1):
+        means += padded[form.window + kept - back :][: len(values)]
+    means /= np.minimum(np.arange(kept + 1, kept + len(values) + 1), form.window)
+    first = math.nan if accumulator.mean is None else accumulator.mean
+    accumulator.values.extend(values[-form.window :].tolist())
+    accumulator.mean = float(means[-1])
+    if form.trend is TrendOf.DROP:
+        return np.where(means > 0.0, (means - values) / means, math.nan)
+    changes = np.diff(means, prepend=first)
+    return np.abs(changes) if form.trend is TrendOf.SIZE else changes
+
+
+def _chains(momentum: float, initials: Sequence[float], steps: Sequence[Floats]) -> list[Floats]:
+    """Walk each chain; the result begins with its initial sum."""
     longest = max(map(len, steps), default=0)
-    if len(steps) < _WORTH or longest * len(steps) > 2 * sum(map(len, steps)):
-        return [_chain(momentum, initial, own) for initial, own in zip(initials, steps, strict=True)]
-    side_by_side = np.zeros((longest, len(steps)))
-    for place, own in enumerate(steps):
-        side_by_side[: len(own), place] = own
-    sums = np.empty((longest + 1, len(steps)))
-    sums[0] = initials
-    _walk(momentum, sums, side_by_side)
-    return [sums[: len(own) + 1, place] for place, own in enumerate(steps)]
+    if len(steps) < _MIN_CHAINS or longest * len(steps) > 2 * sum(map(len, steps)):
+        return [_chain(momentum, initial, terms) for initial, terms in zip(initials, steps, strict=True)]
+    columns = np.zeros((longest, len(steps)))
+    for place, terms in enumerate(steps):
+        columns[: len(terms), place] = terms
+    sums = _walk(momentum, np.array(initials), columns)
+    return [sums[: len(terms) + 1, place] for place, terms in enumerate(steps)]
 
 
-def _walk(momentum: float, sums: Floats, steps: Floats) -> None:
-    """From the first row of `sums`, one step a row."""
-    total = sums[0]
-    for place, own in enumerate(steps, 1):
-        sums[place] = total = step(momentum, total, own)
-
-
-def _chain(momentum: float, initial: float, steps: Floats) -> Floats:
-    """One chain, its initial sum included."""
-    changes = np.flatnonzero(steps[1:] != steps[:-1]) + 1
-    if len(steps) > _STRIDE and len(changes) * _REPEATS < len(steps):
-        return _with_rests(momentum, initial, steps, changes)
-    length = max(_SHORTEST, math.ceil(_MEETS / (1.0 - momentum)))
-    pieces = len(steps) // length
-    if pieces < _WORTH:
-        return np.array(_one_by_one(momentum, initial, steps))
-    cut = pieces * length
-    rows = steps[:cut].reshape(pieces, length)
-    begun = _estimated(momentum, initial, rows)
-    by_step = np.ascontiguousarray(rows.T)
-    sums = np.empty((length + 1, pieces))
-    sums[0] = begun
-    _walk(momentum, sums, by_step)
-    for _ in range(_ROUNDS):
-        off = np.flatnonzero(sums[0, 1:] != sums[-1, :-1]) + 1
-        if not len(off):
+def _chain(momentum: float, initial: float, terms: Floats) -> Floats:
+    """Walk one chain; the result begins with its initial sum."""
+    changes = np.flatnonzero(terms[1:] != terms[:-1]) + 1
+    if len(terms) > _CHECK_STEPS and len(changes) * _MIN_REPEATS < len(terms):
+        return _chain_with_rests(momentum, initial, terms, changes)
+    length = max(_MIN_PIECE, math.ceil(_MEETING_STEPS / (1.0 - momentum)))
+    pieces = len(terms) // length
+    if pieces < _MIN_CHAINS:
+        return np.array(_step_by_step(momentum, initial, terms))
+    rows = terms[: pieces * length].reshape(pieces, length)
+    columns = np.ascontiguousarray(rows.T)
+    # about where each piece begins; exactly for the first
+    gains, kept = rows @ momentum ** np.arange(length - 1, -1, -1.0), momentum**length
+    begins = list(accumulate(gains[:-1].tolist(), lambda total, gain: kept * total + gain, initial=initial))
+    sums = _walk(momentum, np.array(begins), columns)
+    for _ in range(_MAX_ROUNDS):
+        wrong = np.flatnonzero(sums[0, 1:] != sums[-1, :-1]) + 1
+        if not len(wrong):
             break
-        sums[:, off] = _anew(momentum, sums[-1, off - 1], by_step[:, off], sums[:, off])
-    off = np.flatnonzero(~(sums[0, 1:] == sums[-1, :-1])) + 1  # NaN is never equal
-    true = int(off[0]) if len(off) else pieces
-    chain = np.empty(len(steps) + 1)
+        sums[:, wrong] = _walk_again(momentum, sums[-1, wrong - 1], columns[:, wrong], sums[:, wrong])
+    wrong = np.flatnonzero(~(sums[0, 1:] == sums[-1, :-1])) + 1  # NaN equals nothing, so a piece with it is wrong
+    right = int(wrong[0]) if len(wrong) else pieces
+    chain = np.empty(len(terms) + 1)
     chain[0] = initial
-    chain[1 : true * length + 1] = sums[1:, :true].T.ravel()
-    rest = true * length
-    chain[rest:] = _one_by_one(momentum, float(chain[rest]), steps[rest:])
+    chain[1 : right * length + 1] = sums[1:, :right].T.ravel()
+    chain[right * length :] = _step_by_step(momentum, float(chain[right * length]), terms[right * length :])
     return chain
 
 
-def _with_rests(momentum: float, initial: float, steps: Floats, changes: Ints) -> Floats:
-    """One chain of stretches that repeat a value: where a step leads to where it began, so do all that are alike.
+def _chain_with_rests(momentum: float, initial: float, terms: Floats, changes: Ints) -> Floats:
+    """Walk a chain of stretches that repeat one value: once a step leads to where it began, so do all like it.
 
-    Rounding leaves many numbers at which a walk can rest, so walks from next to the same number need never meet.
+    Rounding leaves many numbers at which a walk can rest, so that walks from almost the same number may never meet.
     """
-    chain = np.empty(len(steps) + 1)
+    chain = np.empty(len(terms) + 1)
     chain[0] = initial
-    for start, end in pairwise([0, *changes.tolist(), len(steps)]):
-        for at in range(start, end, _STRIDE):
-            until = min(at + _STRIDE, end)
-            chain[at : until + 1] = _one_by_one(momentum, float(chain[at]), steps[at:until])
+    for start, end in pairwise([0, *changes.tolist(), len(terms)]):
+        for at in range(start, end, _CHECK_STEPS):
+            until = min(at + _CHECK_STEPS, end)
+            chain[at : until + 1] = _step_by_step(momentum, float(chain[at]), terms[at:until])
             if chain[until] == chain[until - 1]:
                 chain[until : end + 1] = chain[until]
                 break
     return chain
 
 
-def _estimated(momentum: float, initial: float, rows: Floats) -> list[float]:
-    """About where each piece begins; exactly for the first."""
-    length = rows.shape[1]
-    gained = rows @ momentum ** np.arange(length - 1, -1, -1.0)
-    kept = momentum**length
-    return list(accumulate(gained[:-1].tolist(), lambda total, gain: kept * total + gain, initial=initial))
+def _walk(momentum: float, begins: Floats, columns: Floats, sums: Floats | None = None) -> Floats:
+    """Walk chains side by side, one per column; the first row of the sums is where they begin."""
+    sums = np.empty((len(columns) + 1, len(begins))) if sums is None else sums
+    sums[0] = total = begins
+    for place, terms in enumerate(columns, 1):
+        sums[place] = total = step(momentum, total, terms)
+    return sums
 
 
-def _anew(momentum: float, begin: Floats, steps: Floats, before: Floats) -> Floats:
-    """The walks from other beginnings: step by step until all meet what they were before."""
+def _walk_again(momentum: float, begins: Floats, columns: Floats, before: Floats) -> Floats:
+    """Walk chains from other beginnings, until all meet what they were before."""
     sums = before.copy()
-    sums[0] = begin
-    for start in range(0, len(steps), _STRIDE):
-        end = min(start + _STRIDE, len(steps))
-        _walk(momentum, sums[start : end + 1], steps[start:end])
+    sums[0] = begins
+    for start in range(0, len(columns), _CHECK_STEPS):
+        end = min(start + _CHECK_STEPS, len(columns))
+        _walk(momentum, sums[start], columns[start:end], sums[start : end + 1])
         if (sums[end] == before[end]).all():
             break
     return sums
 
 
-def _one_by_one(momentum: float, initial: float, steps: Floats) -> list[float]:
-    return list(accumulate(steps.tolist(), lambda total, own: step(momentum, total, own), initial=initial))
+def _step_by_step(momentum: float, initial: float, terms: Floats) -> list[float]:
+    return list(accumulate(terms.tolist(), lambda total, term: step(momentum, total, term), initial=initial))

@@ -1,8 +1,11 @@
-"""Some runs, or a stretch of one, as NumPy arrays: signals read from whole tables.
+"""Signals read from whole tables: some runs, or a stretch of one, as NumPy arrays.
 
-For each signal and key there is a `Reading`: a value for each update that has one, and the code of the reason where
-there is none. Rows are recorded in the order of the updates, mostly with the same heads or layers in each; both is
-checked, not assumed, and costs little where it holds.
+A `Reading` is one signal for one key: a value per update that has rows for it, with the code of a reason if there is no
+value. What each reading means is defined by `Signal.read`, which reads one update.
+
+Rows are recorded in the order of updates, mostly with the same heads or layers in each. Both is checked, never assumed:
+if it holds, the rows of a key are a strided view of a column, with no copy and no sort, which is what makes a replay
+fast. If it does not, rows are sorted and grouped.
 """
 
 from __future__ import annotations
@@ -23,15 +26,21 @@ from esper_recorder.contract.rules.ruleset import RuleSet
 from esper_recorder.contract.rules.signal import ORDER_COLUMNS, UPDATE_TABLE, Reason, Signal, Take, own_keys, total
 from esper_recorder.contract.tables import columns
 
+Gap = tuple[int, str, int, int]
+"""Number of a run, table (or `ALL_TABLES`), first and last update: in between, rows of the table are missing."""
+
+Rows = slice | Ints
+"""Which rows of a table."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """A signal for one key.
 
     Attributes:
-        rows: the updates with rows for it, as places in the block, ascending; None for all of them.
-        values: one per such update; NaN where there is none.
-        reasons: a code per such update; None where there is a value everywhere.
+        rows: the updates with rows for it, as ascending positions in the block; None for all.
+        values: one per such update; NaN if there is none.
+        reasons: one code per such update; None if all have a value.
     """
 
     rows: Ints | None
@@ -39,7 +48,7 @@ class Reading:
     reasons: Codes | None
 
     def at(self, rows: Ints | None, height: int) -> tuple[Floats, Codes | None]:
-        """Values and codes at other updates of the block (None for all): `not recorded` where there is no row."""
+        """Return values and codes at other updates of the block (None for all): `not recorded` if there is no row."""
         if self.rows is rows or (self.rows is not None and rows is not None and np.array_equal(self.rows, rows)):
             return self.values, self.reasons
         if self.rows is None:
@@ -52,338 +61,302 @@ class Reading:
         return (values, reasons) if rows is None else (values[rows], reasons[rows])
 
 
-Loss = tuple[str, int, int]
-"""Rows of a table (or of `ALL_TABLES`) are lost from one update to another."""
+NO_READING = Reading(np.empty(0, np.int64), np.empty(0), None)
 
 
 class Block:
     """The tables of some runs, as far as a rule set reads them.
 
     Attributes:
-        runs: their run_ids; a run's number is its place.
-        height: how many updates.
-        run: number of the run of each update; updates are in the order of runs and their own.
-        update: number of each.
+        height: the number of updates.
+        run: number of the run of each update; updates are ordered by run and update.
+        update: number of each update.
         progress: Float64, one per update.
-        phase: place of the phase among `phases`, or -1.
-        phases: the names of the rules' phases.
+        phases: the rules' phases, (name, start).
+        phase: position among them of each update's phase, or -1.
+        gaps: recorded gaps of the runs.
     """
 
-    def __init__(
-        self,
-        rules: RuleSet,
-        tables: Mapping[str, pl.DataFrame],
-        runs: Sequence[str],
-        losses: Mapping[str, Sequence[Loss]] | None = None,
-    ) -> None:
-        """Take in what `read` read of these runs, and the rows that each is known to have lost."""
-        read = dict(tables)
-        own = read.pop(UPDATE_TABLE)
-        self.runs = tuple(runs)
-        self._own = _Rows(*_ordered(*self._numbered(own), unique=True))
-        self.height = self._own.frame.height
-        self.run, self.update = self._own.run, self._own.update
-        self.progress = self._own.frame.get_column("progress").cast(pl.Float64)
-        self.phase = _phases(rules, self.progress)
-        self.phases = tuple(name for name, _ in rules.phases)
-        self._tables = {table: self._placed(frame) for table, frame in read.items()}
-        self._losses = [(place, *loss) for place, run in enumerate(runs) for loss in (losses or {}).get(run, ())]
-        self._lost: dict[frozenset[str], Flags | None] = {}
-        self._recording: dict[str, Ints] = {}
-        self._known: dict[Signal, dict[str, Reading]] = {}
+    def __init__(self, rules: RuleSet, tables: Mapping[str, pl.DataFrame], gaps: Sequence[Gap] = ()) -> None:
+        """Align the tables that `signal_columns` read with their updates."""
+        updates = _Table(*_ordered(*_numbered(tables[UPDATE_TABLE]), unique=True))
+        self.height, self.run, self.update = updates.frame.height, updates.run, updates.update
+        self.progress = updates.frame.get_column("progress").cast(pl.Float64)
+        self.phases, self.phase = rules.phases, _phases(rules, self.progress)
+        self.gaps = gaps
+        others = {table: self._align(frame) for table, frame in tables.items() if table != UPDATE_TABLE}
+        self._tables = {UPDATE_TABLE: updates, **others}
+        self._in_gap: dict[frozenset[str], Flags | None] = {}
+        self._readings: dict[Signal, dict[str, Reading]] = {}
 
-    def lost(self, tables: frozenset[str]) -> Flags | None:
-        """The updates at which rows of any of the tables are known to be lost; None for none."""
-        if not self._losses:
-            return None
-        if tables not in self._lost:
-            lost = np.zeros(self.height, bool)
-            for run, table, first, last in self._losses:
+    def in_gap(self, tables: frozenset[str]) -> Flags | None:
+        """Flag the updates at which a gap says that rows of any of the tables are missing; None for no update."""
+        if self.gaps and tables not in self._in_gap:
+            flags = np.zeros(self.height, bool)
+            for run, table, first, last in self.gaps:
                 if table == ALL_TABLES or table in tables:
-                    lost |= (self.run == run) & (self.update >= first) & (self.update <= last)
-            self._lost[tables] = lost if lost.any() else None
-        return self._lost[tables]
+                    flags |= (self.run == run) & (self.update >= first) & (self.update <= last)
+            self._in_gap[tables] = flags if flags.any() else None
+        return self._in_gap.get(tables)
 
-    def runs_that_record(self, table: str) -> Ints:
-        """The numbers of the runs with a row of the table, or one that is known to be lost."""
-        if table == UPDATE_TABLE:
-            return np.arange(len(self.runs))
-        if table not in self._recording:
-            told = {run for run, lost, _, _ in self._losses if lost == table}
-            rows = self._tables.get(table)
-            if rows is not None and len(rows.run):
-                told |= set(rows.run[np.flatnonzero(np.diff(rows.run, prepend=-1))].tolist())
-            self._recording[table] = np.array(sorted(told), np.int64)
-        return self._recording[table]
-
-    def of_update(self, signal: Signal) -> Reading:
-        """A signal of `ppo_updates`."""
-        assert signal.table == UPDATE_TABLE
-        return self.of(signal)[""]
+    def runs_that_record(self, table: str) -> list[int]:
+        """Return the numbers of the runs with a row of the table, or with a gap in it."""
+        aligned = self._tables.get(table)
+        recorded = [] if aligned is None else np.unique(aligned.run).tolist()
+        return [*recorded, *(run for run, missing, _, _ in self.gaps if missing == table)]
 
     def column(self, signal: Signal) -> tuple[Floats, Flags | None]:
-        """A column of `ppo_updates`: its numbers, and where it is NULL (None for nowhere)."""
-        return self._own.values(signal)
+        """Return a column of `ppo_updates` as numbers, and flags where it is NULL (None for nowhere)."""
+        return self._tables[UPDATE_TABLE].values(signal)
 
-    def of(self, signal: Signal) -> dict[str, Reading]:
-        """By key, in alphabetical order; without a key column by "", which is always there."""
-        if signal not in self._known:
-            self._known[signal] = dict(sorted(self._read(signal)))
-        return self._known[signal]
+    def readings(self, signal: Signal) -> dict[str, Reading]:
+        """Read a signal, by key in alphabetical order; a signal without a key column always has the key ""."""
+        if signal not in self._readings:
+            readings = dict(sorted(self._read(signal)))
+            self._readings[signal] = readings if readings or signal.key is not None else {"": NO_READING}
+        return self._readings[signal]
 
     def _read(self, signal: Signal) -> Iterator[tuple[str, Reading]]:
-        table = self._own if signal.table == UPDATE_TABLE else self._tables.get(signal.table)
-        nothing = Reading(np.empty(0, np.int64), np.empty(0), None)
+        table = self._tables.get(signal.table)
         if table is None:
-            if signal.key is None:
-                yield "", nothing
             return
         values, missing = table.values(signal)
-        met = False
-        for key, chosen, rows in table.chosen(signal):
-            met = True
-            if isinstance(chosen, tuple):
+        for key, rows, positions in table.select(signal):
+            if isinstance(rows, tuple):
                 yield (
                     key,
-                    _furthest(signal, [values[c] for c in chosen], [missing[c] for c in chosen if missing is not None]),
+                    _extreme(signal, [values[r] for r in rows], [missing[r] for r in rows if missing is not None]),
                 )
-                continue
-            lacking = None if missing is None else missing[chosen]
-            yield key, _reduced(signal, table.frame, chosen, rows, values[chosen], lacking, self.height)
-        if signal.key is None and not met:
-            yield "", nothing
+            else:
+                lacking = None if missing is None else missing[rows]
+                yield key, _reduce(signal, table.frame, rows, positions, values[rows], lacking, self.height)
 
-    def _numbered(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, Ints, Ints]:
-        """The rows, the number of each row's run, and its update."""
-        if frame.get_column("update").null_count():
-            frame = frame.filter(pl.col("update").is_not_null())
-        if RUN not in frame.columns:
-            run = np.zeros(frame.height, np.int64)
-        else:
-            run = frame.get_column(RUN).to_numpy()
-        return frame, run, frame.get_column("update").to_numpy()
-
-    def _placed(self, frame: pl.DataFrame) -> _Rows:
-        """The rows with the place of the update that each belongs to."""
-        frame, run, update = self._numbered(frame)
+    def _align(self, frame: pl.DataFrame) -> _Table:
+        """Find the update that each row belongs to, and drop the rows of updates that were not recorded."""
+        frame, run, update = _numbered(frame)
         per_update, rest = divmod(frame.height, self.height) if self.height else (0, 0)
         if per_update and not rest:
             same = update.reshape(-1, per_update) == self.update[:, None]
             if same.all() and (run.reshape(-1, per_update) == self.run[:, None]).all():
-                return _Rows(frame, run, update, None, per_update)
+                return _Table(frame, run, update, None, per_update)
         frame, run, update = _ordered(frame, run, update)
+        positions = self._positions(run, update)
+        recorded = positions >= 0
+        if not recorded.all():
+            frame, run = frame.filter(pl.Series(recorded)), run[recorded]
+            update, positions = update[recorded], positions[recorded]
+        return _Table(frame, run, update, positions)
+
+    def _positions(self, run: Ints, update: Ints) -> Ints:
+        """Return the position in the block of each row's update, -1 if the block lacks it; rows are in order."""
         begins = _begins(run, update)
-        place = _find(self.run, self.update, run[begins], update[begins])
-        places = np.repeat(place, np.diff(begins, append=len(update)))
-        if (place < 0).any():
-            there = places >= 0
-            frame, run, update, places = frame.filter(pl.Series(there)), run[there], update[there], places[there]
-        return _Rows(frame, run, update, places)
+        run_of, update_of = run[begins], update[begins]
+        positions = np.full(len(begins), -1, np.int64)
+        starts = _begins(self.run)
+        ends = np.append(starts, self.height)[1:]
+        for number, start, end in zip(self.run[starts].tolist(), starts, ends, strict=True):
+            low, high = np.searchsorted(run_of, (number, number + 1))
+            recorded, searched = self.update[start:end], update_of[low:high]
+            at = np.searchsorted(recorded, searched)
+            matches = (at < len(recorded)) & (recorded[np.minimum(at, len(recorded) - 1)] == searched)
+            positions[low:high] = np.where(matches, at + start, -1)
+        return np.repeat(positions, np.diff(begins, append=len(update)))
 
 
 @dataclass(slots=True)
-class _Rows:
-    """The rows of a table, in the order of runs and updates.
+class _Table:
+    """The rows of a table, ordered by run and update.
 
     Attributes:
-        places: the place of each row's update in the block; None where each has the same number of rows.
+        positions: the position in the block of each row's update; None if each update has the same number of rows.
         per_update: that number.
     """
 
     frame: pl.DataFrame
     run: Ints
     update: Ints
-    places: Ints | None = None
+    positions: Ints | None = None
     per_update: int = 1
-    _repeating: dict[str, list[Any] | None] = field(default_factory=dict)
+    _repeated: dict[str, list[Any] | None] = field(default_factory=dict)
 
     def values(self, signal: Signal) -> tuple[Floats, Flags | None]:
-        """A signal's value in each row, and where there is none (None for nowhere)."""
+        """Return the signal's value in each row, and flags where it is missing (None for nowhere)."""
         if signal.expression is None:
             return _numbers(self.frame.get_column(signal.column or ""))
-        read = {name: _numbers(self.frame.get_column(name)) for name in signal.expression.columns}
-        evaluate = signal.expression.compile(COLUMNS)
-        with np.errstate(all="ignore"):  # what comes out not finite is seen to by the rules
-            values = np.asarray(evaluate({name: numbers for name, (numbers, _) in read.items()}), np.float64)
-        lacking = [missing for _, missing in read.values() if missing is not None]
+        inputs = {name: _numbers(self.frame.get_column(name)) for name in signal.expression.columns}
+        with np.errstate(all="ignore"):  # a result that is not finite is the rule's business
+            results = signal.expression.compile(COLUMNS)({name: numbers for name, (numbers, _) in inputs.items()})
+        values = np.asarray(results, np.float64)
+        lacking = [missing for _, missing in inputs.values() if missing is not None]
         if not lacking:
             return values, None
         missing = functools.reduce(np.logical_or, lacking)
         return np.where(missing, math.nan, values), missing
 
-    def chosen(self, signal: Signal) -> Iterator[tuple[str, slice | tuple[slice, ...] | Ints, Ints | None]]:
-        """For each key of a signal: its rows, and the place of each row's update (None: each once, in order).
+    def select(self, signal: Signal) -> Iterator[tuple[str, Rows | tuple[slice, ...], Ints | None]]:
+        """For each key of a signal, yield its rows and the positions of their updates (None: one row per update).
 
-        Several slices are the 1st, 2nd, ... rows of all updates.
+        A tuple of slices holds the first, second, ... rows of all updates.
         """
         named = [name for name in own_keys(signal.table) if name == signal.key or name in dict(signal.where)]
-        if self.places is None and (texts := self._texts(named)) is not None:
-            yield from self._regular(signal, texts)
+        if self.positions is None and (texts := self._repeated_texts(named)) is not None:
+            yield from self._select_regular(signal, texts)
             return
+        positions = self.positions
+        if positions is None:
+            positions = np.repeat(np.arange(self.frame.height // self.per_update), self.per_update)
         rows = np.arange(self.frame.height)
         for column, text in signal.where:
             rows = rows[(self.frame.get_column(column) == text).fill_null(False).to_numpy()[rows]]
-        places = np.repeat(np.arange(self.frame.height // self.per_update), self.per_update)
-        places = places if self.places is None else self.places
         if signal.key is None:
-            yield "", rows, places[rows]
+            if len(rows):
+                yield "", rows, positions[rows]
             return
         keys = self.frame.get_column(signal.key).cast(pl.String).fill_null("")[rows]
         names = keys.unique().sort()
         number = keys.cast(pl.Enum(names)).to_physical().to_numpy()
+        # a stable sort of 8 or 16 bit numbers is a radix sort
         order = np.argsort(number.astype(np.min_scalar_type(max(len(names), 1))), kind="stable")
         ends = np.cumsum(np.bincount(number, minlength=len(names)))
         for name, start, end in zip(names, [0, *ends], ends, strict=False):
-            own = rows[order[start:end]]
-            yield name, own, places[own]
+            of_key = rows[order[start:end]]
+            yield name, of_key, positions[of_key]
 
-    def _regular(
+    def _select_regular(
         self, signal: Signal, texts: list[dict[str, str | None]]
-    ) -> Iterator[tuple[str, slice | tuple[slice, ...] | Ints, Ints | None]]:
-        kept = [n for n, own in enumerate(texts) if all(own[column] == text for column, text in signal.where)]
-        by_key: dict[str, list[int]] = {}
-        for n in kept:
-            by_key.setdefault("" if signal.key is None else texts[n][signal.key] or "", []).append(n)
+    ) -> Iterator[tuple[str, Rows | tuple[slice, ...], Ints | None]]:
+        """The same if every update has rows with the same texts, in the same order."""
+        places: dict[str, list[int]] = {}
+        for place, row in enumerate(texts):
+            if all(row[column] == text for column, text in signal.where):
+                places.setdefault("" if signal.key is None else row[signal.key] or "", []).append(place)
         width, height = self.per_update, self.frame.height
-        for key, numbers in by_key.items():
-            if len(numbers) == 1:
-                yield key, slice(numbers[0], None, width), None
+        for key, of_key in places.items():
+            if len(of_key) == 1:
+                yield key, slice(of_key[0], None, width), None
             elif signal.take in (Take.MAX, Take.MIN) and signal.min_n is None:
-                yield key, tuple(slice(number, None, width) for number in numbers), None
+                yield key, tuple(slice(place, None, width) for place in of_key), None
             else:
-                rows = (np.arange(0, height, width)[:, None] + np.array(numbers)).ravel()
-                yield key, rows, np.repeat(np.arange(height // width), len(numbers))
+                rows = (np.arange(0, height, width)[:, None] + np.array(of_key)).ravel()
+                yield key, rows, np.repeat(np.arange(height // width), len(of_key))
 
-    def _texts(self, names: list[str]) -> list[dict[str, str | None]] | None:
-        """What the columns hold in the 1st, 2nd, ... row of every update; None where that differs."""
+    def _repeated_texts(self, names: list[str]) -> list[dict[str, str | None]] | None:
+        """Return the texts of the 1st, 2nd, ... row of every update; None if updates differ."""
+        width = self.per_update
         for name in names:
-            if name not in self._repeating:
-                held, width = self.frame.get_column(name), self.per_update
-                same = held.slice(width).eq_missing(held.slice(0, held.len() - width)).all()
-                self._repeating[name] = held.slice(0, width).to_list() if same else None
-        texts = {name: repeating for name in names if (repeating := self._repeating[name]) is not None}
-        if len(texts) < len(names):
+            if name not in self._repeated:
+                column = self.frame.get_column(name)
+                same = column.slice(width).eq_missing(column.slice(0, column.len() - width)).all()
+                self._repeated[name] = column.slice(0, width).to_list() if same else None
+        repeated = {name: texts for name in names if (texts := self._repeated[name]) is not None}
+        if len(repeated) < len(names):
             return None
         return [
-            {name: None if own[place] is None else str(own[place]) for name, own in texts.items()}
-            for place in range(self.per_update)
+            {name: None if texts[place] is None else str(texts[place]) for name, texts in repeated.items()}
+            for place in range(width)
         ]
 
 
-def _reduced(
+def _reduce(
     signal: Signal,
     frame: pl.DataFrame,
-    chosen: slice | Ints,
-    places: Ints | None,
+    rows: Rows,
+    positions: Ints | None,
     values: Floats,
     missing: Flags | None,
     height: int,
 ) -> Reading:
-    """One value per update from the rows chosen, whose updates are at `places`."""
+    """Reduce the values of some rows, whose updates are at `positions`, to one per update."""
     if signal.min_n is not None:
-        counted, unknown = _numbers(frame.get_column("n"))
-        enough = counted[chosen] >= signal.min_n
-        if unknown is not None:
-            enough &= ~unknown[chosen]
+        enough = _numbers(frame.get_column("n"))[0][rows] >= signal.min_n  # NULL is NaN here, and so not enough
         if not enough.all():
-            places = np.arange(height) if places is None else places
-            every = np.unique(places)
-            chosen = np.arange(frame.height)[chosen][enough]
+            positions = np.arange(height) if positions is None else positions
             lacking = None if missing is None else missing[enough]
-            found = _grouped(signal, frame, chosen, places[enough], values[enough], lacking)
-            reasons = np.full(len(every), code(Reason.TOO_FEW), np.uint8)
-            told = np.full(len(every), math.nan)
-            at = np.searchsorted(every, found.rows if found.rows is not None else np.arange(height))
-            reasons[at] = 0 if found.reasons is None else found.reasons
-            told[at] = found.values
-            return Reading(every, told, reasons)
-    if places is None:
+            rows = np.arange(frame.height)[rows][enough]
+            reduced = _group(signal, frame, rows, positions[enough], values[enough], lacking)
+            updates = np.unique(positions)
+            some = np.isin(updates, positions[enough])
+            values, reasons = np.full(len(updates), math.nan), np.full(len(updates), code(Reason.TOO_FEW), np.uint8)
+            values[some] = reduced.values
+            reasons[some] = 0 if reduced.reasons is None else reduced.reasons
+            return Reading(updates, values, reasons)
+    if positions is None:
         return Reading(None, np.ascontiguousarray(values), _not_measured(missing))
-    found = _grouped(signal, frame, chosen, places, values, missing)
-    if len(found.values) == height:
-        return Reading(None, found.values, found.reasons)
-    return found
+    reduced = _group(signal, frame, rows, positions, values, missing)
+    return Reading(None, reduced.values, reduced.reasons) if len(reduced.values) == height else reduced
 
 
-def _grouped(
-    signal: Signal, frame: pl.DataFrame, chosen: slice | Ints, places: Ints, values: Floats, missing: Flags | None
+def _group(
+    signal: Signal, frame: pl.DataFrame, rows: Rows, positions: Ints, values: Floats, missing: Flags | None
 ) -> Reading:
-    begins = np.flatnonzero(np.diff(places, prepend=-1))
-    rows = places[begins]
-    if len(begins) == len(places):
-        if signal.take is Take.SUM:
-            values = values + 0.0  # as a sum is: no negative zero
-        return Reading(rows, values, _not_measured(missing))
-    ends = np.append(begins[1:], len(places)) - 1
+    """Reduce values grouped by update; at least one row each."""
+    begins = _begins(positions)
+    updates = positions[begins]
+    if len(begins) == len(positions):
+        values = values + 0.0 if signal.take is Take.SUM else values  # a sum is never a negative zero
+        return Reading(updates, values, _not_measured(missing))
+    ends = np.append(begins[1:], len(positions)) - 1
     match signal.take:
         case Take.ONLY:
-            told, lacking = values[begins].copy(), None if missing is None else missing[begins]
-            reasons = _not_measured(lacking)
-            reasons = np.zeros(len(rows), np.uint8) if reasons is None else reasons
-            reasons[ends > begins] = code(Reason.SEVERAL_ROWS)
-            told[ends > begins] = math.nan
-            return Reading(rows, told, reasons)
+            several = ends > begins
+            reasons = np.where(several, code(Reason.SEVERAL_ROWS), 0).astype(np.uint8)
+            if missing is not None:
+                reasons[missing[begins] & ~several] = code(Reason.NOT_MEASURED)
+            return Reading(updates, np.where(several, math.nan, values[begins]), reasons)
         case Take.FIRST | Take.LAST:
-            order = _order(signal, frame, chosen, places)
             at = begins if signal.take is Take.FIRST else ends
+            order = _order(signal, frame, rows, positions)
             at = at if order is None else order[at]
-            return Reading(rows, values[at], _not_measured(None if missing is None else missing[at]))
-        case Take.MAX | Take.MIN:  # NaN stands for what is missing, and both pass over it where there is a number
-            told = (np.fmax if signal.take is Take.MAX else np.fmin).reduceat(values, begins)
-        case Take.SUM if _whole(signal):
-            told = np.add.reduceat(values if missing is None else np.where(missing, 0.0, values), begins)
+            return Reading(updates, values[at], _not_measured(None if missing is None else missing[at]))
+        case Take.MAX | Take.MIN:  # NaN stands for a missing value; fmax and fmin ignore it beside a number
+            reduced = (np.fmax if signal.take is Take.MAX else np.fmin).reduceat(values, begins)
+        case Take.SUM if _is_whole(signal):
+            reduced = np.add.reduceat(values if missing is None else np.where(missing, 0.0, values), begins)
         case _:
-            told = _exact_sums(values, missing, begins, ends)
+            reduced = _exact_sums(values, missing, begins, ends)
             if signal.take is Take.MEAN:
                 measured = ends - begins + 1 if missing is None else np.add.reduceat(~missing, begins, dtype=np.int64)
-                told /= np.maximum(measured, 1)
+                reduced /= np.maximum(measured, 1)
     lacking = None if missing is None else np.logical_and.reduceat(missing, begins)
     if lacking is not None:
-        told[lacking] = math.nan
-    return Reading(rows, told, _not_measured(lacking))
+        reduced[lacking] = math.nan
+    return Reading(updates, reduced, _not_measured(lacking))
 
 
-def _furthest(signal: Signal, values: list[Floats], missing: list[Flags]) -> Reading:
-    """The largest or the smallest of several values per update, one array for each."""
-    choose = np.fmax if signal.take is Take.MAX else np.fmin
-    return Reading(
-        None,
-        functools.reduce(choose, values),
-        _not_measured(functools.reduce(np.logical_and, missing) if missing else None),
-    )
+def _extreme(signal: Signal, values: list[Floats], missing: list[Flags]) -> Reading:
+    """Take the largest or the smallest of several values per update, with one array for each."""
+    lacking = _not_measured(functools.reduce(np.logical_and, missing) if missing else None)
+    return Reading(None, functools.reduce(np.fmax if signal.take is Take.MAX else np.fmin, values), lacking)
 
 
 def _exact_sums(values: Floats, missing: Flags | None, begins: Ints, ends: Ints) -> Floats:
-    """Sums as the watcher takes them: exactly rounded, which of two numbers any sum is."""
+    """Sum each group as the watcher does, exactly rounded. Any sum of one or two numbers is, and those are fast."""
     group = np.repeat(np.arange(len(begins)), ends - begins + 1)
     if missing is not None:
         values, group = values[~missing], group[~missing]
     count = np.bincount(group, minlength=len(begins))
     start = np.cumsum(count) - count
-    told = np.zeros(len(begins))
-    for several in (1, 2):
-        first = start[count == several]
-        with np.errstate(all="ignore"):  # inf - inf is NaN, and two large ones are infinite: as in Python
-            told[count == several] = values[first] + (values[first + 1] if several == 2 else 0.0)
+    sums = np.zeros(len(begins))
+    with np.errstate(all="ignore"):  # inf - inf is NaN, and the sum of two large numbers infinite, as in Python
+        sums[count == 1] = values[start[count == 1]] + 0.0
+        sums[count == 2] = values[start[count == 2]] + values[start[count == 2] + 1]
     many = np.flatnonzero(count > 2)
     numbers = values.tolist() if len(many) else []
-    told[many] = [total(numbers[a : a + n]) for a, n in zip(start[many].tolist(), count[many].tolist(), strict=True)]
-    return told
+    sums[many] = [total(numbers[a : a + n]) for a, n in zip(start[many].tolist(), count[many].tolist(), strict=True)]
+    return sums
 
 
-def _order(signal: Signal, frame: pl.DataFrame, chosen: slice | Ints, places: Ints) -> Ints | None:
-    """The order of the rows within their updates; None where they are in it."""
-    columns_ = [
-        frame.get_column(name).cast(pl.Float64).fill_null(-math.inf).to_numpy()[chosen]
+def _order(signal: Signal, frame: pl.DataFrame, rows: Rows, positions: Ints) -> Ints | None:
+    """Return the order in which rows were recorded within their updates; None if they already are in it."""
+    keys = [
+        frame.get_column(name).cast(pl.Float64).fill_null(-math.inf).to_numpy()[rows]
         for name in ORDER_COLUMNS.get(signal.table, ())
     ]
-    if not columns_:
+    if not keys:
         return None
-    if len(columns_) == 1:
-        order = columns_[0]
-        if not ((order[1:] < order[:-1]) & (places[1:] == places[:-1])).any():
-            return None
-    return np.lexsort((*reversed(columns_), places))
+    if len(keys) == 1 and not ((keys[0][1:] < keys[0][:-1]) & (positions[1:] == positions[:-1])).any():
+        return None
+    return np.lexsort((*reversed(keys), positions))
 
 
 def _not_measured(missing: Flags | None) -> Codes | None:
@@ -392,15 +365,22 @@ def _not_measured(missing: Flags | None) -> Codes | None:
     return missing.astype(np.uint8) * np.uint8(code(Reason.NOT_MEASURED))
 
 
-def _begins(run: Ints, update: Ints) -> Ints:
-    """Where in rows by run and update another update begins."""
-    if not len(run):
-        return np.empty(0, np.int64)
-    return np.flatnonzero(np.concatenate([[True], (update[1:] != update[:-1]) | (run[1:] != run[:-1])]))
+def _numbered(frame: pl.DataFrame) -> tuple[pl.DataFrame, Ints, Ints]:
+    """Drop rows without an update; return the others with the number of their run and their update."""
+    if frame.get_column("update").null_count():
+        frame = frame.filter(pl.col("update").is_not_null())
+    run = frame.get_column(RUN).to_numpy() if RUN in frame.columns else np.zeros(frame.height, np.int64)
+    return frame, run, frame.get_column("update").to_numpy()
+
+
+def _begins(*keys: Ints) -> Ints:
+    """Return where in ordered rows another group begins: where one of the keys changes."""
+    changes = functools.reduce(np.logical_or, (key[1:] != key[:-1] for key in keys))
+    return np.flatnonzero(np.concatenate([np.ones(min(len(keys[0]), 1), bool), changes]))
 
 
 def _ordered(frame: pl.DataFrame, run: Ints, update: Ints, *, unique: bool = False) -> tuple[pl.DataFrame, Ints, Ints]:
-    """The rows by run and update; with `unique` the first of each."""
+    """Sort rows by run and update; with `unique` keep the first of each update."""
     if len(run) > 1:
         step, same = np.diff(update), np.diff(run)
         if (same < 0).any() or ((same == 0) & (step < 0)).any():
@@ -413,37 +393,23 @@ def _ordered(frame: pl.DataFrame, run: Ints, update: Ints, *, unique: bool = Fal
     return frame, run, update
 
 
-def _find(run: Ints, update: Ints, asked_run: Ints, asked_update: Ints) -> Ints:
-    """The place of each (run, update) asked for, -1 where there is none; all by run and update."""
-    found = np.full(len(asked_run), -1, np.int64)
-    if not len(run):
-        return found
-    starts = np.flatnonzero(np.diff(run, prepend=-1))
-    for number, start, end in zip(run[starts].tolist(), starts.tolist(), [*starts[1:].tolist(), len(run)], strict=True):
-        low, high = np.searchsorted(asked_run, (number, number + 1))
-        own, wanted = update[start:end], asked_update[low:high]
-        at = np.searchsorted(own, wanted)
-        there = (at < len(own)) & (own[np.minimum(at, len(own) - 1)] == wanted)
-        found[low:high] = np.where(there, at + start, -1)
-    return found
-
-
 def _numbers(series: pl.Series) -> tuple[Floats, Flags | None]:
-    """Numbers, or numbers of entries, with NaN for NULL, and where NULL is; None for nowhere."""
-    if series.dtype == pl.List:
-        series = series.list.len()
-    series = series.cast(pl.Float64)
+    """Return numbers, or the lengths of lists, with NaN for NULL, and flags where NULL is (None for nowhere)."""
+    series = (series.list.len() if series.dtype == pl.List else series).cast(pl.Float64)
     if not series.null_count():
         return series.to_numpy(), None
     return series.fill_null(math.nan).to_numpy(), series.is_null().to_numpy()
 
 
-def _phases(rules: RuleSet, progress: pl.Series) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _phases(rules: RuleSet, progress: pl.Series) -> Ints:
+    """Return the position of the phase that each progress falls into; -1 for none."""
     values = progress.fill_null(math.nan).to_numpy()
-    known = values >= 0.0 if rules.phases else np.zeros(len(values), bool)
-    return np.where(known, np.searchsorted([start for _, start in rules.phases], values, side="right") - 1, -1)
+    if not rules.phases:
+        return np.full(len(values), -1)
+    position = np.searchsorted([start for _, start in rules.phases], values, side="right") - 1
+    return np.where(values >= 0.0, position, -1)
 
 
-def _whole(signal: Signal) -> bool:
-    """Its values are whole numbers, whose sum does not depend on the order."""
+def _is_whole(signal: Signal) -> bool:
+    """Whether the signal's values are whole numbers, whose sum does not depend on the order."""
     return any(c.name == signal.column and c.type in ("int64", "bool") for c in columns(signal.table))

@@ -1,9 +1,12 @@
-"""How often each rule looked at each series of each run, and why it could not where it could not."""
+"""How often each rule was evaluated on each series of each run, and why it was not at the other updates.
+
+Covers: reasons found by the evaluation, updates without a row of the series, updates that were not recorded, tables
+that a run never recorded. A series counts from its first row on, a rule without keys from update 1.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -12,218 +15,180 @@ from esper_analytics.detection.arrays import REASONS, Codes, Flags, Ints, code
 from esper_analytics.detection.block import Block
 from esper_analytics.detection.judge import FIRST_GATE
 from esper_recorder.contract.rules.conditions import gate_reason
+from esper_recorder.contract.rules.evaluator import ALL_TABLES
 from esper_recorder.contract.rules.model import Rule
 from esper_recorder.contract.rules.ruleset import RuleSet
-from esper_recorder.contract.rules.signal import Reason
+from esper_recorder.contract.rules.signal import UPDATE_TABLE, Reason
 
-COVERAGE_COLUMNS: Final = {
-    "run_id": pl.String,
-    "rule": pl.String,
-    "key": pl.String,
-    "evaluated": pl.Int64,
-    "reason": pl.String,
-    "abstained": pl.Int64,
-}
-
-Series = tuple[int, str]
-"""The place of a rule among the rules, and a key."""
+SeriesId = tuple[int, str]
+"""Position of a rule in the rule set, and a key."""
 
 
-class Seen(NamedTuple):
-    """What a block held of a series, an entry for each of the runs that have rows for it.
+class _SeriesCounts:
+    """What was recorded of a series: one entry per run in each array.
 
     Attributes:
-        run: number of the run.
-        since: the first update with a row.
-        before: how many of the run's updates lie before that one.
-        begins: where the run's rows begin.
-        height: how many rows there are in all.
-        reasons: the code of every row, 0 where the rule looked; None where it always did.
-        lost: of a rule with keys, the rows at whose updates others are known to be lost; None for none.
+        first: the update it counts from.
+        before: how many of the run's updates precede that one.
+        rows: how many updates have a row of it.
+        rows_in_gap: how many of these are in a gap of the rule's tables.
+        abstained: by reason code, how many of these were not evaluated.
     """
 
-    run: Ints
-    since: Ints
-    before: Ints
-    begins: Ints
-    height: int
-    reasons: Codes | None
-    lost: Flags | None
+    def __init__(self, runs: int) -> None:
+        self.first = np.ones(runs, np.int64)
+        self.before, self.rows, self.rows_in_gap = np.zeros((3, runs), np.int64)
+        self.abstained: dict[int, Ints] = {}
 
 
-class CoverageCounts:
-    """Takes in what was seen of each series, block by block, and says what that is in all."""
+class Coverage:
+    """Counts over the blocks of some runs."""
 
-    def __init__(self, rules: RuleSet) -> None:
-        self._rules = rules.rules
-        self._seen: dict[Series, list[tuple[Ints, ...]]] = {}
-        self._abstained: dict[Series, list[tuple[int, Ints, Ints]]] = {}
-        self._recorded: dict[frozenset[str], set[int]] = {tables_of(rule): set() for rule in self._rules}
-        self._lost: dict[int, list[tuple[Ints, Ints]]] = {}
+    def __init__(self, rules: RuleSet, runs: Sequence[str]) -> None:
+        self._rules, self._runs = rules.rules, runs
+        self._updates, self._last, self._start = np.zeros((3, len(runs)), np.int64)
+        self._counts: dict[SeriesId, _SeriesCounts] = {}
+        self._recording: dict[frozenset[str], set[int]] = {tables_of(rule): set() for rule in self._rules}
+        self._in_gap: dict[int, list[tuple[Ints, Ints]]] = {}
 
-    def begin(self, block: Block, offset: int) -> None:
-        """Take in what a block tells of its runs, whose numbers begin at `offset`."""
-        for tables, recorded in self._recorded.items():
-            for table in tables:
-                recorded.update((block.runs_that_record(table) + offset).tolist())
+    def begin(self, block: Block) -> None:
+        """Count the updates of a block; `add` its series afterwards."""
+        starts = np.flatnonzero(np.diff(block.run, prepend=-1))
+        run, ends = block.run[starts], np.append(starts, block.height)[1:]
+        self._start[run] = starts - self._updates[run]  # minus what earlier blocks held, so that `before` counts it
+        self._updates[run] += ends - starts
+        self._last[run] = block.update[ends - 1]
+        for number, table, _, last in block.gaps:
+            if table in (ALL_TABLES, UPDATE_TABLE):  # updates up to the end of the gap were made, though not recorded
+                self._last[number] = max(self._last[number], last)
+        for tables, recording in self._recording.items():
+            recording.update(number for table in tables for number in block.runs_that_record(table))
         for place, rule in enumerate(self._rules):
-            lost = block.lost(tables_of(rule)) if rule.key is not None else None
-            if lost is not None:
-                self._lost.setdefault(place, []).append((block.run[lost] + offset, block.update[lost]))
+            if rule.key is not None and (flags := block.in_gap(tables_of(rule))) is not None:
+                self._in_gap.setdefault(place, []).append((block.run[flags], block.update[flags]))
 
-    def add(self, series: Series, seen: Seen) -> None:
-        """Take in what a block held of a series."""
-        rows = np.diff(seen.begins, append=seen.height)
-        lost = 0 * rows if seen.lost is None else np.add.reduceat(seen.lost, seen.begins, dtype=np.int64)
-        self._seen.setdefault(series, []).append((seen.run, seen.since, seen.before, rows, lost))
-        if seen.reasons is None:
-            return
-        for reason in np.flatnonzero(np.bincount(seen.reasons)).tolist():
-            if reason:
-                times = np.add.reduceat(seen.reasons == reason, seen.begins, dtype=np.int64)
-                self._abstained.setdefault(series, []).append((reason, seen.run, times))
-
-    def frame(self, runs: Sequence[str], updates: Ints, last: Ints, keys: Mapping[str, int]) -> pl.DataFrame:
-        """All that was taken in.
+    def add(self, series: SeriesId, block: Block, rows: Ints | None, begins: Ints, reasons: Codes | None) -> None:
+        """Count the rows of a series in a block.
 
         Args:
-            runs: the run_ids, by the numbers of the runs.
-            updates: how many updates each run has.
-            last: the last update each run is known to have made.
+            series: the series.
+            block: the block.
+            rows: the positions of its rows in the block; None for all.
+            begins: where among them each run begins.
+            reasons: the code of each row, 0 if it was evaluated; None if all were.
+        """
+        rule = self._rules[series[0]]
+        height = block.height if rows is None else len(rows)
+        positions = begins if rows is None else rows[begins]
+        run = block.run[positions]
+        if (counts := self._counts.get(series)) is None:
+            counts = self._counts[series] = _SeriesCounts(len(self._runs))
+        if rule.key is not None:
+            new = counts.rows[run] == 0
+            counts.first[run[new]] = block.update[positions[new]]
+            counts.before[run[new]] = (positions - self._start[run])[new]
+            if (in_gap := block.in_gap(tables_of(rule))) is not None:
+                counts.rows_in_gap[run] += _sum_by_run(in_gap if rows is None else in_gap[rows], begins)
+        counts.rows[run] += np.diff(begins, append=height)
+        if reasons is None:
+            return
+        for reason in np.flatnonzero(np.bincount(reasons)[1:]) + 1:
+            abstained = counts.abstained.setdefault(int(reason), np.zeros(len(self._runs), np.int64))
+            abstained[run] += _sum_by_run(reasons == reason, begins)
+
+    def frame(self, keys: Mapping[str, int]) -> pl.DataFrame:
+        """Return all counts.
+
+        Args:
             keys: a number for each key.
 
         Returns:
-            The columns of `COVERAGE_COLUMNS`, a row per (run, rule, key, reason), the most frequent first, and one with
-            an empty reason where the rule never abstained; then `looked`, as `evaluated`, and `series`, a number for
-            each run, rule and key.
+            run_id, rule, key, evaluated, reason, abstained and `series`, a number for each run, rule and key: one row
+            per reason, the most frequent first, and one with an empty reason for a series that was always evaluated.
         """
-        texts, offset = self._texts()
-        columns: dict[str, list[Ints]] = {name: [] for name in _COUNTED}
-        for (place, key), run, counts in self._counted(updates, last):
-            abstained = np.array([times for reason, times in counts.items() if reason]).reshape(-1, len(run))
-            reasons = np.array([r if r < FIRST_GATE else r + offset[place] for r in counts if r], np.int64)
+        texts, offsets = self._reason_texts()
+        names = ("run", "place", "key", "evaluated", "reason", "abstained")
+        parts: list[tuple[Ints, ...]] = [(np.empty(0, np.int64),) * len(names)]
+        for (place, key), run, by_reason in self._totals():
+            evaluated = by_reason.pop(0)
+            codes = np.array([reason + offsets[place] * (reason >= FIRST_GATE) for reason in by_reason], np.int64)
+            abstained = np.array(list(by_reason.values()), np.int64)
             which, at = np.nonzero(abstained)
-            never = np.flatnonzero(~abstained.any(axis=0))
-            of_run = np.append(at, never)
-            columns["run"].append(run[of_run])
-            columns["rule"].append(np.full(len(of_run), place))
-            columns["key"].append(np.full(len(of_run), keys[key]))
-            columns["evaluated"].append(counts[0][of_run])
-            columns["reason"].append(np.append(reasons[which], np.zeros(len(never), np.int64)))
-            columns["abstained"].append(np.append(abstained[which, at], np.zeros(len(never), np.int64)))
-        frame = pl.DataFrame({name: np.concatenate([np.empty(0, np.int64), *parts]) for name, parts in columns.items()})
-        number = (pl.col("run") * len(self._rules) + pl.col("rule")) * len(keys) + pl.col("key")
+            always = np.flatnonzero(~abstained.any(axis=0))
+            zeros = np.zeros(len(always), np.int64)
+            times, at, reason = abstained[which, at], np.append(at, always), np.append(codes[which], zeros)
+            series = (np.full(len(at), number) for number in (place, keys[key]))
+            parts.append((run[at], *series, evaluated[at], reason, np.append(times, zeros)))
+        columns = map(np.concatenate, zip(*parts, strict=True))
+        counts = pl.DataFrame(dict(zip(names, columns, strict=True)))
+        number = (pl.col("run") * len(self._rules) + pl.col("place")) * len(keys) + pl.col("key")
         return (
-            frame.select(
+            counts.select(
                 "run",
-                pl.col("rule").alias("place"),
-                texts_at("run_id", frame["run"], runs),
-                texts_at("rule", frame["rule"], [rule.name for rule in self._rules]),
-                texts_at("key", frame["key"], list(keys)),
+                "place",
+                gather_texts("run_id", counts["run"], self._runs),
+                gather_texts("rule", counts["place"], [rule.name for rule in self._rules]),
+                gather_texts("key", counts["key"], list(keys)),
                 "evaluated",
-                texts_at("reason", frame["reason"], texts),
+                gather_texts("reason", counts["reason"], texts),
                 "abstained",
-                pl.col("evaluated").alias("looked"),
                 number.alias("series"),
             )
             .sort("run", "place", "key", "abstained", "reason", descending=[False, False, False, True, False])
             .drop("run", "place")
         )
 
-    def _texts(self) -> tuple[list[str], list[int]]:
-        """What the reasons are called, after an empty text; and by rule what to add to a code to find it there."""
-        texts, offset = ["", *map(str, REASONS)], []
+    def _reason_texts(self) -> tuple[list[str], list[int]]:
+        """Return the texts of the codes, and for each rule how far its gates are from their codes in it."""
+        texts, offsets = ["", *map(str, REASONS)], []
         for rule in self._rules:
-            offset.append(len(texts) - FIRST_GATE)
-            texts += [gate_reason(gate) for gate in rule.unless]
-        return texts, offset
+            offsets.append(len(texts) - FIRST_GATE)
+            texts += map(gate_reason, rule.unless)
+        return texts, offsets
 
-    def _counted(self, updates: Ints, last: Ints) -> Iterator[tuple[Series, Ints, dict[int, Ints]]]:
-        """The runs that have a series, and for each reason's code how often it was one; for 0 how often it looked."""
+    def _totals(self) -> Iterator[tuple[SeriesId, Ints, dict[int, Ints]]]:
+        """Yield each series with the runs that have it, and per run how often each code applied; 0 is evaluated."""
         for place, rule in enumerate(self._rules):
-            unseen = updates > 0
-            recorded = np.isin(np.arange(len(updates)), list(self._recorded[tables_of(rule)]))
-            for series in [series for series in self._seen if series[0] == place]:
-                run, counts = self._of(series, updates, last)
-                unseen[run] = False
-                yield series, run, _named(counts, recorded[run])
-            run = np.flatnonzero(unseen)
-            if rule.key is not None and len(run):  # no row of any key: it never could look
-                none = np.zeros(len(updates), np.int64)
-                counts = self._absent(place, run, updates, last, none + 1, none, none, none)
-                yield (place, ""), run, _named({0: 0 * run, **counts}, recorded[run])
+            absent = self._updates > 0
+            for series in [series for series in self._counts if series[0] == place]:
+                run = np.flatnonzero(self._counts[series].rows)
+                absent[run] = False
+                yield series, run, self._by_reason(place, self._counts[series], run)
+            run = np.flatnonzero(absent)
+            if rule.key is not None and len(run):  # no row of any key: the rule was never evaluated
+                yield (place, ""), run, self._by_reason(place, _SeriesCounts(len(self._runs)), run)
 
-    def _of(self, series: Series, updates: Ints, last: Ints) -> tuple[Ints, dict[int, Ints]]:
-        """The runs that have rows of a series, and the counts of each."""
-        since, before = np.full((2, len(updates)), np.iinfo(np.int64).max)
-        rows, lost = np.zeros((2, len(updates)), np.int64)
-        for run, first, passed, own, gone in self._seen[series]:
-            np.minimum.at(since, run, first)
-            np.minimum.at(before, run, passed)
-            np.add.at(rows, run, own)
-            np.add.at(lost, run, gone)
-        run = np.flatnonzero(rows)
-        if self._rules[series[0]].key is None:
-            since[run], before[run] = 1, 0
-        counts = {0: rows[run]}
-        for reason, at, times in self._abstained.get(series, ()):
-            whole = np.zeros(len(updates), np.int64)
-            np.add.at(whole, at, times)
-            counts[reason] = counts.get(reason, 0) + whole[run]
-            counts[0] = counts[0] - whole[run]
-        for reason, times in self._absent(series[0], run, updates, last, since, before, rows, lost).items():
-            counts[reason] = counts.get(reason, 0) + times
-        return run, counts
-
-    def _absent(
-        self, place: int, run: Ints, updates: Ints, last: Ints, since: Ints, before: Ints, rows: Ints, lost: Ints
-    ) -> dict[int, Ints]:
-        """How many updates have no row of a series since its first, by reason.
-
-        Args:
-            place: of the rule.
-            run: the runs that are asked for; the arrays that follow have an entry for every run.
-            updates: how many updates it has.
-            last: its last update.
-            since: the series' first update.
-            before: how many updates lie before that.
-            rows: at how many updates the series has a row.
-            lost: at how many of these the tables lost others.
-        """
-        gone = np.zeros(len(updates), np.int64)
-        for at, update in self._lost.get(place, ()):
-            np.add.at(gone, at, update >= since[at])
-        gone -= lost
-        made = updates - before
-        not_made = last - since + 1 - made
-        return {
-            code(Reason.NOT_RECORDED): (made - rows - gone)[run],
-            code(Reason.GAP): (not_made + gone)[run],
-        }
+    def _by_reason(self, place: int, counts: _SeriesCounts, run: Ints) -> dict[int, Ints]:
+        in_gap = -counts.rows_in_gap
+        for number, update in self._in_gap.get(place, ()):
+            np.add.at(in_gap, number, update >= counts.first[number])
+        recorded = self._updates - counts.before
+        unrecorded = self._last - counts.first + 1 - recorded
+        totals = {0: counts.rows - sum(counts.abstained.values()), **counts.abstained}
+        not_recorded, gap, no_table = map(code, (Reason.NOT_RECORDED, Reason.GAP, Reason.NO_TABLE))
+        totals[not_recorded] = totals.get(not_recorded, 0) + recorded - counts.rows - in_gap
+        totals[gap] = totals.get(gap, 0) + unrecorded + in_gap
+        # in a run that records no table of the rule, that is the reason for all but the gaps
+        recording = np.isin(np.arange(len(self._runs)), list(self._recording[tables_of(self._rules[place])]))
+        others = [reason for reason in totals if reason not in (0, gap)]
+        totals[no_table] = sum(totals[reason] for reason in others) * ~recording
+        return {reason: (times * recording if reason in others else times)[run] for reason, times in totals.items()}
 
 
 def tables_of(rule: Rule) -> frozenset[str]:
-    """The tables that a rule's conditions read."""
+    """Return the tables that a rule's conditions read."""
     return frozenset(condition.signal.table for condition in rule.conditions)
 
 
-def _named(counts: dict[int, Ints], recorded: Flags) -> dict[int, Ints]:
-    """Of a run that records no table of the rule, that is the reason, but for the gaps."""
-    if recorded.all():
-        return counts
-    kept = (0, code(Reason.GAP))
-    others = sum((times for reason, times in counts.items() if reason not in kept), np.zeros(len(recorded), np.int64))
-    named = {reason: times if reason in kept else times * recorded for reason, times in counts.items()}
-    return named | {code(Reason.NO_TABLE): others * ~recorded}
-
-
-_COUNTED: Final = ("run", "rule", "key", "evaluated", "reason", "abstained")
-
-
-def texts_at(name: str, places: pl.Series, texts: Sequence[str]) -> pl.Series:
-    """The text at each of the places; NULL where that is negative."""
+def gather_texts(name: str, positions: pl.Series, texts: Sequence[str]) -> pl.Series:
+    """Return the text at each position; NULL at -1."""
     if not texts:
-        return pl.Series(name, [None], pl.String).new_from_index(0, len(places))
-    if (places < 0).any():
-        places = places.replace(-1, None)
-    return pl.Series(name, texts, pl.String).gather(places)
+        return pl.Series(name, [None], pl.String).new_from_index(0, len(positions))
+    if (positions < 0).any():
+        positions = positions.replace(-1, None)
+    return pl.Series(name, texts, pl.String).gather(positions)
+
+
+def _sum_by_run(flags: Flags, begins: Ints) -> Ints:
+    sums: Ints = np.add.reduceat(flags, begins, dtype=np.int64)
+    return sums

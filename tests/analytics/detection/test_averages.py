@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from esper_analytics.detection.averages import held_against
+from esper_analytics.detection.averages import averages_before
 from esper_recorder.contract.rules.ema import Average, Drift
 
 FORMS = [
@@ -45,7 +45,7 @@ def test_a_long_series_cut_into_pieces_drifts_as_one_value_after_the_other(form:
     average = Average(form)
     with np.errstate(all="ignore"):
         told = np.concatenate(
-            [held_against(form, [average], part, [0, len(part)]) for part in (values[:3], values[3:])]
+            [averages_before(form, [average], part, [0, len(part)]) for part in (values[:3], values[3:])]
         )
         assert drifts(form, values, told) == wanted
     assert (average.seen, average.total) == (expected.seen, expected.total)
@@ -60,7 +60,7 @@ def test_many_series_side_by_side_drift_as_each_by_itself(lengths: list[int]) ->
     together = [Average(form) for _ in lengths]
     alone = [Average(form) for _ in lengths]
     for _ in range(2):  # the second time each goes on from where it was
-        told = held_against(form, together, values, bounds)
+        told = averages_before(form, together, values, bounds)
         for average, start, end in zip(alone, bounds[:-1], bounds[1:], strict=True):
             own = values[start:end]
             assert drifts(form, own, told[start:end]) == average.push_all(own.tolist())

@@ -8,9 +8,9 @@ from typing import Any
 import polars as pl
 
 from esper_analytics.detection.diff import DIFF_COLUMNS, diff_firings
-from esper_analytics.detection.engine import evaluate
 from esper_analytics.detection.incidents import INCIDENT_COLUMNS, incidents
 from esper_recorder.contract.rules.ruleset import RuleSet
+from tests.analytics.detection.evaluation import evaluate
 
 RULE = '[phases]\nstart = 0.0\nend = 0.5\n[rules.r]\nseverity = "warning"\ncolumn = "ratio_max"\n'
 

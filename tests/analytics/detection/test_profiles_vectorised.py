@@ -7,10 +7,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from esper_analytics.detection.engine import evaluate
 from esper_recorder.contract.rules.ruleset import load_profile, profiles
 from esper_recorder.contract.rules.unit_tests import RuleTest, read_tests
 from esper_recorder.contract.tables import columns
+from tests.analytics.detection.evaluation import evaluate
 
 CASES = [(profile, test) for profile in profiles() for test in read_tests(load_profile(profile))]
 TYPES: dict[str, Any] = {
