@@ -12,7 +12,10 @@ A message is one or two sentences: what was asked, what there is, what to do.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -52,3 +55,15 @@ class QueryError(UsageError):
 
 class DataError(EsperError):
     """The data is damaged or incomplete, or nothing could be read."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise UsageError if the path lies in a recorded run, or if the block fails to write it."""
+    run = next((folder for folder in path.resolve().parents if (folder / "run.json").is_file()), None)
+    if run is not None:
+        raise UsageError(f"{path} lies in the recorded run {run.name}, which is not written to. Save it elsewhere.")
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error

@@ -1,1 +1,1 @@
-"""Templates and plot style of the report. Read with importlib.resources, never imported."""
+"""Templates and styles of the report, read as resources."""

@@ -36,7 +36,12 @@ def replay_rules(
 ) -> None:
     """Run detection again, with these rules or others."""
     from esper_analytics.cli.replay_arguments import LIVE, narration, replay_for
-    from esper_analytics.postmortem.notices import definitions, endings, not_compared, nothing_found
+    from esper_analytics.postmortem.recording import (
+        describe_definitions,
+        describe_empty,
+        describe_endings,
+        describe_not_compared,
+    )
 
     runs = open_runs(path, run)
     view = show or ("incidents" if against is None else "diff")
@@ -44,12 +49,12 @@ def replay_rules(
         frame, result = replay_for(runs, rules, values or (), against, view, progress)
     emit(frame, form, output)
     if frame.is_empty():
-        narrate(nothing_found(result, view))
+        narrate(describe_empty(result, view))
     narrate(*narration(result))
     if against == LIVE and view == "diff":
-        narrate(*not_compared(runs))
-    narrate(*endings(runs, terminal_width()))
-    if (mixed := definitions(runs)) is not None:
+        narrate(*describe_not_compared(runs))
+    narrate(*describe_endings(runs, terminal_width()))
+    if (mixed := describe_definitions(runs)) is not None:
         narrate(mixed)
     finish(runs, strict)
     if fail_on is not None and result.reaches(fail_on):
@@ -73,7 +78,7 @@ def sweep_values(
     """One threshold at many values: one row per value, with the runs and updates that fire."""
     from esper_analytics.detection.rules import common_rules, load_rules
     from esper_analytics.detection.sweep import read_values, sweep
-    from esper_analytics.postmortem.caveats import warnings
+    from esper_analytics.postmortem.caveats import sweep_caveats
 
     numbers = read_values(values)
     runs = open_runs(path, run)
@@ -82,5 +87,5 @@ def sweep_values(
         frame = sweep(runs, rule_set, rule=rule, field=field, values=numbers, progress=progress)
     emit(frame, form, output)
     swept = next(candidate for candidate in rule_set.rules if candidate.name == rule)
-    narrate(*warnings(runs, swept), f"rules {rule_set.name}")
+    narrate(*sweep_caveats(runs, swept), f"rules {rule_set.name}")
     finish(runs, strict)

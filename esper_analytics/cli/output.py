@@ -14,13 +14,12 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from esper_analytics.errors import UsageError
+from esper_analytics.errors import UsageError, writing
 from esper_analytics.formatting import (
     format_percent,
     format_value,
@@ -80,27 +79,14 @@ def save(frame: pl.DataFrame, path: Path, form: OutputFormat | None = None) -> N
     if form.lines is not None:
         save_lines(form.lines(frame), path)
         return
-    with _atomic(path) as file:
+    with writing(path), atomic_file(path) as file:
         _write_parquet(frame, file)
 
 
 def save_lines(lines: Iterable[str], path: Path) -> None:
     """Write text to a file, whole or not at all. Raises UsageError if it cannot be written."""
-    with _atomic(path) as file:
+    with writing(path), atomic_file(path) as file:
         file.writelines(f"{line}\n".encode() for line in lines)
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that is written whole or not at all. Raises UsageError if that fails, or if it lies in a run."""
-    run = next((folder for folder in path.resolve().parents if (folder / "run.json").is_file()), None)
-    if run is not None:
-        raise UsageError(f"{path} lies in the recorded run {run.name}, which is not written to. Save it elsewhere.")
-    try:
-        with atomic_file(path) as file:
-            yield file
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 # --- formats ----------------------------------------------------------------------------------------------------------

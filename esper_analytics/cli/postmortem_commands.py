@@ -113,13 +113,12 @@ def draw_plot(
 ) -> None:
     """One figure of a run, or of several."""
     from esper_analytics.cli.report_arguments import plot_for
-    from esper_analytics.postmortem.notices import definitions
+    from esper_analytics.postmortem.recording import describe_definitions
 
-    runs = open_runs(path)
-    names = resolve(runs, run or ())
+    runs = open_runs(path, run)
     plot = kind or PLOTS["postmortem"]
-    plot_for(runs, names, plot.name, rules, values or (), output)
+    plot_for(runs, plot, rules, values or (), output)
     narrate(f"plot written to {output}")
-    if plot.many_runs and (mixed := definitions(runs.only(names) if names else runs)) is not None:
+    if plot.many_runs and (mixed := describe_definitions(runs)) is not None:
         narrate(mixed)
     finish(runs, strict)

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from esper_analytics.formatting import format_value, shorten, text_table, to_json
+from esper_analytics.formatting import format_value, shorten, text_table, to_json, to_text
 from esper_analytics.importers.load_report import read_report
-from esper_analytics.postmortem.recording import ending_of, recording_state
+from esper_analytics.postmortem.recording import describe_recording
 from esper_analytics.runs import Runs
 from esper_recorder.storage.traces import traces_of
 
@@ -29,7 +29,7 @@ def card_of(runs: Runs, run_id: str) -> dict[str, Any]:
     incomplete: list[str] = []
     if not row["complete"]:
         updates = run.table("ppo_updates").select("update", "interrupted").collect()
-        incomplete = recording_state(run, manifest, row, updates, ending_of(row["ended"], manifest))
+        incomplete = describe_recording(run, row, updates)
     card: dict[str, Any] = to_json(
         {
             "run": {name: value for name, value in row.items() if name not in _IN_OTHER_SECTIONS},
@@ -54,7 +54,7 @@ def card_frame(card: Mapping[str, Any]) -> pl.DataFrame:
     import polars as pl
 
     rows = [
-        (section, name, None if value is None else str(value))
+        (section, name, None if value is None else to_text(value))
         for section, content in card.items()
         for name, value in _items(content)
     ]

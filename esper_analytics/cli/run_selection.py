@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from esper_analytics.cli.console import narrate
 from esper_analytics.errors import UsageError
+from esper_analytics.formatting import format_list
 
 if TYPE_CHECKING:
     from esper_analytics.runs import Runs
@@ -29,14 +30,13 @@ def open_one_run(path: Path, name: str | None) -> tuple[Runs, str]:
         return runs, run
     if len(ids := runs.ids) == 1:
         return runs, ids[0]
-    listed = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-    raise UsageError(f"There are {len(ids)} runs: {listed}. Say which by --run ID.")
+    raise UsageError(f"There are {len(ids)} runs: {format_list(ids, most=8)}. Say which by --run ID.")
 
 
 def resolve(runs: Runs, names: Iterable[str]) -> list[str]:
     """Replace names that several runs have by the newest run's id, and say so."""
-    from esper_analytics.postmortem.notices import settle
+    from esper_analytics.postmortem.recording import resolve_names
 
-    resolved, notices = settle(runs, names)
+    resolved, notices = resolve_names(runs, names)
     narrate(*notices)
     return resolved

@@ -1,13 +1,11 @@
-"""Figures of one run that look closer at one thing: its ratios, gradients, heads, or where its time goes.
+"""Detailed figures of one run: its ratios, gradients, action heads, or phases of the loop.
 
-Each takes frames and returns a `matplotlib.figure.Figure`. It raises UsageError where the run has not recorded what it
-draws, with what it lacks.
+Each takes frames and returns a `matplotlib.figure.Figure`, or raises UsageError with what the run has not recorded.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -20,23 +18,23 @@ from numpy.typing import NDArray
 from esper_analytics.errors import UsageError
 from esper_analytics.formatting import format_list
 from esper_analytics.plots.drawing import draw, finish, floats, legend
-from esper_analytics.plots.figures import RUN_COLOURS, in_style
-from esper_analytics.plots.panels import FIRST, INK, MUTED, SECOND, Line, Panel, measured
+from esper_analytics.plots.figures import RUN_COLOURS, in_style, page
+from esper_analytics.plots.panels import FIRST, MUTED, SECOND, Line, Panel, measured
 from esper_analytics.plots.run_frames import RunFrames
 from esper_recorder.contract.histogram import log_ratio_bin_count, log_ratio_edges
 
 MOST_LAYERS: Final = 48
-"""Layers with a row of their own: those whose norm was the largest."""
+"""Layers with a row: those with the largest norms."""
 
 MOST_PHASES: Final = len(RUN_COLOURS)
-"""Phases with a line of their own: those that took the longest."""
+"""Phases with a line: those that took the longest."""
 
 _RATIOS: Final = (0.01, 0.5, 0.9, 0.99, 0.999, 1.0, 1.001, 1.01, 1.1, 2.0, 100.0)
 """Ratios the axis is labelled at."""
 
 _NORMS: Final = Panel(
     "norms",
-    "Gradient norm before and after clipping (one line where nothing was clipped)",
+    "Gradient norm before and after clipping (one line if nothing was clipped)",
     "",
     (
         Line("grad_norm_max", "largest before", SECOND),
@@ -68,45 +66,47 @@ _HEADS: Final = (
     ("ratio_max", None, "Largest ratio by head", {"scale": "auto", "ceiling": 1e6, "within": (0.9, 1.2)}),
     ("clip_fraction", None, "Clip fraction by head", {"floor": 0.0, "ceiling": 1.0, "within": (0.0, 0.3)}),
 )
-"""(column, the one to take where it was never measured, title, axis) of each panel of `heads`."""
+"""(column, the one to draw if it was never measured, title, axis) of each panel of `heads`."""
 
 
 @in_style
 def ratio(run: RunFrames, histograms: pl.DataFrame, exemplars: pl.DataFrame) -> Figure:
-    """Where the ratios of each update lay: their histogram as a heat map, extremes, clip range, worst transitions.
+    """Draw the ratios of each update: their histogram as a heat map, extremes, clip range, worst transitions.
 
     Args:
         run: the run.
-        histograms: rows of `ratio_histograms`; of an update recorded by minibatches, these are added up.
+        histograms: rows of `ratio_histograms`; those of an update's minibatches are summed.
         exemplars: rows of `ratio_exemplars`.
     """
-    updates, shares = ratio_shares(histograms)
+    updates, fractions = ratio_fractions(histograms)
     if not len(updates):
         raise _lacking(run, "histogram of its ratios (table ratio_histograms)", "--kind postmortem has their extremes")
-    figure = _figure(run, "Probability ratios", 5.6)
+    figure = page(6.2, f"{run.name}: Probability ratios")
     axes = figure.subplots()
     x = np.arange(updates[0], updates[-1] + 2) - 0.5
-    y = np.arange(shares.shape[0] + 1) - 0.5
-    mesh = axes.pcolormesh(x, y, shares, norm=LogNorm(1e-5, 1.0), cmap="Blues", rasterized=True)
-    figure.colorbar(mesh, ax=axes, label="share of the update's transitions", pad=0.01)
-    own = floats(run.frame, "update")
+    y = np.arange(fractions.shape[0] + 1) - 0.5
+    mesh = axes.pcolormesh(x, y, fractions, norm=LogNorm(1e-5, 1.0), cmap="Blues", rasterized=True)
+    figure.colorbar(mesh, ax=axes, label="fraction of the update's transitions", pad=0.01)
+    x = floats(run.frame, "update")
     for column, colour, label in (("ratio_max", FIRST, "largest"), ("ratio_min", SECOND, "smallest")):
         if column in run.frame.columns:
-            axes.plot(own, place_of(_or_nan(run.frame, column)), color=colour, label=label, linewidth=1.4)
+            axes.plot(x, bin_position(_or_nan(run.frame, column)), color=colour, label=label, linewidth=1.4)
     if "clip_range" in run.frame.columns:
         clip = _or_nan(run.frame, "clip_range")
         for side, label in ((1 + clip, "clip range"), (1 - clip, "_lower")):
-            axes.plot(own, place_of(side), color=MUTED, linewidth=1.0, linestyle=(0, (4, 2)), label=label)
+            axes.plot(x, bin_position(side), color=MUTED, linewidth=1.0, linestyle=(0, (4, 2)), label=label)
     worst = worst_ratios(exemplars)
     if worst.height:
-        words: dict[str, Any] = {"markersize": 3, "color": RUN_COLOURS[1], "label": "worst transitions"}
-        axes.plot(floats(worst, "update"), place_of(np.exp(_or_nan(worst, "log_ratio"))), ".", **words)
-    axes.yaxis.set_major_locator(FixedLocator(place_of(np.array(_RATIOS)).tolist()))
+        style: dict[str, Any] = {"markersize": 3, "color": RUN_COLOURS[1], "label": "worst transitions"}
+        axes.plot(floats(worst, "update"), bin_position(np.exp(_or_nan(worst, "log_ratio"))), ".", **style)
+    axes.yaxis.set_major_locator(FixedLocator(bin_position(np.array(_RATIOS)).tolist()))
     axes.set_yticklabels([f"{ratio:g}" for ratio in _RATIOS])
     axes.set_ylabel("ratio")
     finish(axes, np.array([updates[0], updates[-1]], np.float64), run.boundaries)
-    seen = np.flatnonzero(np.nansum(shares, axis=1))
-    axes.set_ylim(min(seen[0], place_of(np.array([0.5]))[0]) - 1, max(seen[-1], place_of(np.array([2.0]))[0]) + 1)
+    used = np.flatnonzero(np.nansum(fractions, axis=1))
+    axes.set_ylim(
+        min(used[0], bin_position(np.array([0.5]))[0]) - 1, max(used[-1], bin_position(np.array([2.0]))[0]) + 1
+    )
     axes.grid(False)
     legend(axes, above=11.0 if run.boundaries else 3.0)
     return figure
@@ -114,7 +114,7 @@ def ratio(run: RunFrames, histograms: pl.DataFrame, exemplars: pl.DataFrame) -> 
 
 @in_style
 def gradients(run: RunFrames, layers: pl.DataFrame) -> Figure:
-    """Gradient norms: of all parameters before and after clipping, and of each layer as a heat map.
+    """Draw gradient norms: of all parameters before and after clipping, and of each layer as a heat map.
 
     Args:
         run: the run.
@@ -125,17 +125,15 @@ def gradients(run: RunFrames, layers: pl.DataFrame) -> Figure:
     if not names and not whole:
         raise _lacking(run, "gradient norm, neither of all parameters nor of a layer (table gradient_layers)")
     rows = 0.19 * min(len(names), MOST_LAYERS) + 0.9 if names else 0.0
-    figure = _figure(run, "Gradients", (3.2 if whole else 0.5) + rows)
-    both = figure.subplots(
-        2 if whole and names else 1, 1, squeeze=False, height_ratios=[2.6, rows] if whole and names else None
-    )
-    places = [axes for (axes,) in both]
+    figure = page((3.8 if whole else 1.1) + rows, f"{run.name}: Gradients")
+    heights = [*([2.6] if whole else []), *([rows] if names else [])]
+    panels = [axes for (axes,) in figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)]
     if whole:
-        axes = places.pop(0)
+        axes = panels[0]
         draw(axes, _NORMS, run.frame, run.marks(_NORMS), run.boundaries)
         axes.set_title(_NORMS.title)
     if names:
-        [axes] = places
+        axes = panels[-1]
         x = np.arange(updates[0], updates[-1] + 2) - 0.5
         positive = norms[np.isfinite(norms) & (norms > 0)]
         norm = LogNorm(positive.min(), positive.max()) if positive.size and positive.min() < positive.max() else None
@@ -145,7 +143,7 @@ def gradients(run: RunFrames, layers: pl.DataFrame) -> Figure:
         axes.invert_yaxis()
         axes.grid(False)
         left_out = layers.get_column("layer").n_unique() - len(names)
-        more = f"; {left_out} more, whose norms are smaller, are left out" if left_out else ""
+        more = f"; {left_out} more with smaller norms are omitted" if left_out else ""
         axes.set_title(f"Norm of each layer's gradient at the last step of the update{more}")
         finish(axes, np.array([updates[0], updates[-1]], np.float64), run.boundaries)
     return figure
@@ -153,16 +151,16 @@ def gradients(run: RunFrames, layers: pl.DataFrame) -> Figure:
 
 @in_style
 def heads(run: RunFrames, rows: pl.DataFrame) -> Figure:
-    """Entropy, largest ratio and clip fraction of each action head, a line a head.
+    """Draw entropy, largest ratio and clip fraction of each action head, one line per head.
 
     Args:
         run: the run.
         rows: rows of `heads`.
     """
-    panels = [found for word in _HEADS if (found := _of_heads(rows, *word)) is not None]
+    panels = [drawn for declared in _HEADS if (drawn := _head_panel(rows, *declared)) is not None]
     if not panels:
         raise _lacking(run, "figure of an action head (table heads), as of a policy with several")
-    figure = _figure(run, "Action heads", 2.5 * len(panels) + 0.2)
+    figure = page(2.5 * len(panels) + 0.8, f"{run.name}: Action heads")
     for (axes,), (panel, frame) in zip(figure.subplots(len(panels), 1, squeeze=False), panels, strict=True):
         draw(axes, panel, frame, (), run.boundaries)
         axes.set_title(panel.title)
@@ -171,7 +169,7 @@ def heads(run: RunFrames, rows: pl.DataFrame) -> Figure:
 
 @in_style
 def phases(run: RunFrames, profiles: pl.DataFrame) -> Figure:
-    """Where the time goes: collecting against learning, and the phases of the loop that the trainer timed.
+    """Draw where the time goes: collecting against learning, and the phases of the loop that the trainer timed.
 
     Args:
         run: the run.
@@ -182,12 +180,12 @@ def phases(run: RunFrames, profiles: pl.DataFrame) -> Figure:
     if names:
         lines = tuple(Line(name, name, colour) for name, colour in zip(names, RUN_COLOURS, strict=False))
         more = profiles.get_column("phase").n_unique() - len(names)
-        rest = f"; {more} more, which took less, are left out" if more else ""
+        rest = f"; {more} shorter ones are omitted" if more else ""
         title = f"Where the time goes: seconds of each update by phase of the loop{rest}"
         panels.append((Panel("loop", title, "", lines, frozenset(), floor=0.0), times))
     if not panels:
         raise _lacking(run, "time of its phases (rollout_s, update_s, table phase_profiles)")
-    figure = _figure(run, "Phases of the loop", 2.9 * len(panels) + 0.3)
+    figure = page(2.9 * len(panels) + 0.9, f"{run.name}: Phases of the loop")
     for (axes,), (panel, frame) in zip(figure.subplots(len(panels), 1, squeeze=False), panels, strict=True):
         draw(axes, panel, frame, run.marks(panel), run.boundaries)
         axes.set_title(panel.title)
@@ -196,11 +194,11 @@ def phases(run: RunFrames, profiles: pl.DataFrame) -> Figure:
     return figure
 
 
-# --- what is drawn ----------------------------------------------------------------------------------------------------
+# --- the values drawn -------------------------------------------------------------------------------------------------
 
 
-def ratio_shares(histograms: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(first and last update, share of the transitions by bin and update); NaN where an update has no histogram."""
+def ratio_fractions(histograms: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return (first and last update, fraction of the transitions by bin and update); NaN without a histogram."""
     joint = histograms.filter((pl.col("head") == "") & pl.col("counts").is_not_null())
     if joint.is_empty():
         return np.array([], np.int64), np.empty((log_ratio_bin_count(), 0))
@@ -208,26 +206,26 @@ def ratio_shares(histograms: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[n
     parts = joint.filter(~pl.col("update").is_in(whole.get_column("update").implode()))
     first, last = int(joint["update"].min()), int(joint["update"].max())  # type: ignore[arg-type]
     counts = np.zeros((log_ratio_bin_count(), last - first + 1))
-    for update, own in pl.concat([whole, parts]).select("update", "counts").iter_rows():
-        counts[:, update - first] += own
+    for update, histogram in pl.concat([whole, parts]).select("update", "counts").iter_rows():
+        counts[:, update - first] += histogram
     sums = counts.sum(axis=0)
     return np.array([first, last]), counts / np.where(sums > 0, sums, math.nan)
 
 
-def place_of(ratios: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Where ratios lie on the axis of the bins, that of `log_ratio_bins`; the bin of exactly 1 is in the middle."""
+def bin_position(ratios: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return where ratios lie on the axis of `log_ratio_bins`; the bin of exactly 1 is in the middle."""
     edges = np.log2(log_ratio_edges())
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(ratios)
         size = np.log2(np.abs(logs))
-    # the bin that begins at edge k is k + 2 places from the middle; edges lie half a place before it
+    # The bin from edge k on is k + 2 positions from the middle, and the edge half a position before it.
     away = np.clip(size - edges[0] + 1.5, 1.0, len(edges) + 1.0)
     away = np.where(np.isnan(logs), math.nan, np.where(logs == 0, 0.0, away))
     return np.asarray(log_ratio_bin_count() // 2 + np.sign(logs) * away, np.float64)
 
 
 def worst_ratios(exemplars: pl.DataFrame) -> pl.DataFrame:
-    """The transition furthest from ratio 1 of each update: update, log_ratio."""
+    """Return the transition furthest from ratio 1 of each update: update, log_ratio."""
     return (
         exemplars.filter((pl.col("head") == "") & (pl.col("scope") == "update"))
         .sort("update", "place")
@@ -237,15 +235,15 @@ def worst_ratios(exemplars: pl.DataFrame) -> pl.DataFrame:
 
 
 def layer_norms(layers: pl.DataFrame) -> tuple[list[str], NDArray[np.int64], NDArray[np.float64]]:
-    """(layers in the order of the network, first and last update, norm by layer and update of the last step)."""
-    known = layers.filter(pl.col("grad_norm").is_not_null())
-    if known.is_empty():
+    """Return (layers in network order, first and last update, norm by layer and update at the last step)."""
+    recorded = layers.filter(pl.col("grad_norm").is_not_null())
+    if recorded.is_empty():
         return [], np.array([], np.int64), np.empty((0, 0))
-    last_step = known.sort("update", "minibatch").unique(["update", "layer"], keep="last", maintain_order=True)
+    last_step = recorded.sort("update", "minibatch").unique(["update", "layer"], keep="last", maintain_order=True)
     largest = last_step.group_by("layer", maintain_order=True).agg(pl.col("grad_norm").fill_nan(None).max())
     kept = set(largest.sort("grad_norm", descending=True, nulls_last=True).head(MOST_LAYERS)["layer"])
     names = [name for name in largest.get_column("layer") if name in kept]
-    first, last = int(known["update"].min()), int(known["update"].max())  # type: ignore[arg-type]
+    first, last = int(recorded["update"].min()), int(recorded["update"].max())  # type: ignore[arg-type]
     norms = np.full((len(names), last - first + 1), math.nan)
     place = {name: n for n, name in enumerate(names)}
     for update, layer, norm in last_step.select("update", "layer", "grad_norm").iter_rows():
@@ -255,43 +253,34 @@ def layer_norms(layers: pl.DataFrame) -> tuple[list[str], NDArray[np.int64], NDA
 
 
 def phase_times(profiles: pl.DataFrame) -> tuple[list[str], pl.DataFrame]:
-    """(phases that took longest, longest first; their seconds by update, a column a phase)."""
-    known = profiles.filter(pl.col("wall_ms").is_not_null())
-    if known.is_empty():
+    """Return (the longest phases, longest first; their seconds by update, one column per phase)."""
+    timed = profiles.filter(pl.col("wall_ms").is_not_null())
+    if timed.is_empty():
         return [], pl.DataFrame({"update": []}, schema={"update": pl.Int64})
-    spent = known.group_by("update", "phase").agg(pl.col("wall_ms").sum() / 1000)
+    spent = timed.group_by("update", "phase").agg(pl.col("wall_ms").sum() / 1000)
     total = spent.group_by("phase").agg(pl.col("wall_ms").sum()).sort("wall_ms", "phase", descending=[True, False])
     names = total.head(MOST_PHASES).get_column("phase").to_list()
     wide = spent.filter(pl.col("phase").is_in(names)).pivot("phase", index="update", values="wall_ms").sort("update")
     return names, wide
 
 
-def _of_heads(
+def _head_panel(
     rows: pl.DataFrame, column: str, otherwise: str | None, title: str, axis: dict[str, Any]
 ) -> tuple[Panel, pl.DataFrame] | None:
-    """A panel with a line a head, and its frame; None where nothing of it was measured."""
+    """Return a panel with one line per head, and its frame; None if nothing was measured."""
     if otherwise is not None and rows.get_column(column).null_count() == rows.height:
         column, title = otherwise, f"{title}, over all transitions"
-    known = rows.filter(pl.col(column).is_not_null())
-    if known.is_empty():
+    rows = rows.filter(pl.col(column).is_not_null())
+    if rows.is_empty():
         return None
-    names = known.get_column("head").unique(maintain_order=True).to_list()
+    names = rows.get_column("head").unique(maintain_order=True).to_list()
     shown = names[: len(RUN_COLOURS)]
     if len(names) > len(shown):
-        title += f" (of {len(shown)} heads; left out: {format_list(names[len(shown) :], most=4)})"
+        title += f" (of {len(shown)} heads; omitted: {format_list(names[len(shown) :], most=4)})"
     lines = tuple(Line(name, name, colour) for name, colour in zip(shown, RUN_COLOURS, strict=False))
-    wide = known.unique(["update", "head"], keep="last", maintain_order=True).pivot(
-        "head", index="update", values=column
-    )
-    return Panel(column, title, "", lines, frozenset(), **axis), wide.sort("update")
-
-
-def _figure(run: RunFrames, what: str, height: float) -> Figure:
-    figure = Figure(figsize=(10.5, height + 0.6))
-    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06, rect=(0.01, 0.006, 0.98, 0.988))
-    words: dict[str, Any] = {"fontsize": 13, "fontweight": "bold", "color": INK, "parse_math": False}
-    figure.suptitle(f"{run.name}: {what}", x=0.018, ha="left", **words)
-    return figure
+    last = rows.unique(["update", "head"], keep="last", maintain_order=True)
+    wide = last.pivot("head", index="update", values=column).sort("update")
+    return Panel(column, title, "", lines, frozenset(), **axis), wide
 
 
 def _lacking(run: RunFrames, what: str, instead: str = "") -> UsageError:
@@ -300,12 +289,9 @@ def _lacking(run: RunFrames, what: str, instead: str = "") -> UsageError:
 
 
 def _or_nan(frame: pl.DataFrame, column: str) -> NDArray[np.float64]:
-    """The column with NaN where nothing was measured."""
+    """Return the column with NaN for NULL."""
     return frame.get_column(column).cast(pl.Float64).fill_null(math.nan).to_numpy()
 
 
 def _end(name: str, longest: int = 44) -> str:
     return name if len(name) <= longest else f"…{name[1 - longest :]}"
-
-
-__all__: Sequence[str] = ["gradients", "heads", "phases", "ratio"]

@@ -1,15 +1,13 @@
 """How one panel is drawn on its axes.
 
-A line has a gap where nothing was measured. What was measured and is not a number, or lies beyond the axis, has a mark
-at its edge: a cross for NaN, a triangle for what is above or below.
+A line has a gap if nothing was measured. A value that is NaN or lies beyond the axis has a mark at the edge: a cross
+for NaN, a triangle for what is above or below.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -20,11 +18,12 @@ from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 
 from esper_analytics.formatting import format_number
-from esper_analytics.plots.panels import BAND, FAINT, MUTED, Panel
+from esper_analytics.plots.panels import BAND, FAINT, MUTED, Line, Panel, has_values
+from esper_analytics.plots.run_frames import Mark
 from esper_recorder.contract.rules.model import Severity
 
 SEVERITY_COLOURS: Final = {Severity.CRITICAL: "#b3261e", Severity.WARNING: "#d98200", Severity.INFO: "#4b7f9e"}
-"""Told apart by lightness too, and never without the word."""
+"""Distinct in lightness too, and never without the word."""
 
 THRESHOLD_DASHES: Final = (0, (6, 2, 1, 2))
 _RETURN_BAND: Final = ("episode_return_min", "episode_return_max")
@@ -32,25 +31,11 @@ _RETURN_BAND: Final = ("episode_return_min", "episode_return_max")
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """An incident as a panel shows it: the updates it lasted, and its peak where the panel draws that very column."""
-
-    severity: str
-    onset: int
-    last: int
-    peak_update: int | None = None
-    peak_value: float | None = None
-    rule: str = ""
-    threshold: float | None = None
-    """What the rule fires beyond, where the panel draws that very column and it is one number throughout."""
-
-
 def draw(
     axes: Axes,
     panel: Panel,
     frame: pl.DataFrame,
-    marks: Iterable[Mark] = (),
+    marks: Sequence[Mark] = (),
     boundaries: Sequence[tuple[str, int]] = (),
     *,
     beneath: Axes | None = None,
@@ -58,64 +43,58 @@ def draw(
     """Draw one panel.
 
     Args:
-        axes: where.
-        panel: what.
-        frame: one row per update in ascending order, with `update` and the panel's columns as far as there are any.
+        axes: where to draw.
+        panel: what to draw.
+        frame: one row per update in ascending order, with `update` and those of the panel's columns that it has.
         marks: the incidents to shade.
-        boundaries: (phase, first update) of each phase met.
+        boundaries: (phase, first update) of each phase.
         beneath: the axes for the panel's second, lower line.
     """
     updates = floats(frame, "update")
-    lines = [line for line in panel.lines if _has(frame, line.column)]
-    drawn = [*lines, *([panel.beneath] if panel.beneath and beneath is not None else [])]
-    marks = list(marks)
+    lines = [line for line in panel.lines if has_values(frame, line.column)]
     _shade(axes, marks)
-    if not lines:
+    if lines:
+        _draw_lines(axes, panel, lines, frame, marks)
+    else:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=MUTED)
         axes.set_yticks([])
-    else:
-        values = [floats(frame, line.column) for line in lines]
-        others = [*(column for column, _ in panel.references), *(_RETURN_BAND if panel.name == "return" else ())]
-        thresholds = [np.asarray([mark.threshold for mark in marks if mark.threshold is not None], dtype=np.float64)]
-        low, high, log = limits(panel, values, thresholds + [floats(frame, c) for c in others if _has(frame, c)])
-        if log:
-            axes.set_yscale("log")
-        else:
-            plain_numbers(axes)
-        axes.set_ylim(low, high)
-        _background(axes, panel, frame, updates)
-        for line, value in zip(lines, values, strict=True):
-            draw_line(axes, updates, value, colour=line.colour, label=line.label, span=(low, high))
-            _cut(axes, updates, value, cut_short(frame), line.colour)
-        _thresholds(axes, marks, (low, high), values)
-        for mark in marks:
-            if mark.peak_update is not None and mark.peak_value is not None and low <= mark.peak_value <= high:
-                axes.plot(
-                    [mark.peak_update],
-                    [mark.peak_value],
-                    "o",
-                    markersize=6,
-                    markerfacecolor="none",
-                    markeredgecolor=SEVERITY_COLOURS[Severity(mark.severity)],
-                    label="_peak",
-                )
-    _onsets(axes, marks)
+    _draw_onsets(axes, marks)
     if beneath is not None and panel.beneath is not None:
-        std = floats(frame, panel.beneath.column)
-        finite = std[np.isfinite(std)]
+        values = floats(frame, panel.beneath.column)
+        finite = values[np.isfinite(values)]
         top = float(finite.max()) * 1.15 if finite.size and finite.max() > 0 else 1.0
         beneath.set_ylim(0.0, top)
-        plain_numbers(beneath)
-        draw_line(beneath, updates, std, colour=panel.beneath.colour, label=panel.beneath.label, span=(0.0, top))
+        write_out_numbers(beneath)
+        draw_line(beneath, updates, values, colour=panel.beneath.colour, label=panel.beneath.label, span=(0.0, top))
         finish(beneath, updates, boundaries, named=False)
         axes.tick_params(labelbottom=False)
     finish(axes, updates, boundaries, xlabel=beneath is None)
-    if len(drawn) > 1 or any(_has(frame, column) for column, _ in panel.references) or panel.clip_band:
+    n = len(lines) + (beneath is not None)
+    if n > 1 or any(has_values(frame, column) for column, _ in panel.references) or panel.clip_band:
         legend(axes, beneath, above=11.0 if boundaries else 3.0)
 
 
+def _draw_lines(axes: Axes, panel: Panel, lines: Sequence[Line], frame: pl.DataFrame, marks: Sequence[Mark]) -> None:
+    updates = floats(frame, "update")
+    values = [floats(frame, line.column) for line in lines]
+    others = [*(column for column, _ in panel.references), *(_RETURN_BAND if panel.name == "return" else ())]
+    references = [floats(frame, column) for column in others if has_values(frame, column)]
+    references.append(np.asarray([mark.threshold for mark in marks if mark.threshold is not None], dtype=np.float64))
+    low, high = set_limits(axes, panel, values, references)
+    _draw_background(axes, panel, frame, updates)
+    for line, value in zip(lines, values, strict=True):
+        draw_line(axes, updates, value, colour=line.colour, label=line.label, span=(low, high))
+        _draw_cut_short(axes, updates, value, cut_short(frame), line.colour)
+    _draw_thresholds(axes, marks, (low, high), values)
+    for mark in marks:
+        if mark.peak_update is not None and mark.peak_value is not None and low <= mark.peak_value <= high:
+            style: dict[str, Any] = {"markersize": 6, "markerfacecolor": "none", "label": "_peak"}
+            colour = SEVERITY_COLOURS[Severity(mark.severity)]
+            axes.plot([mark.peak_update], [mark.peak_value], "o", markeredgecolor=colour, **style)
+
+
 def legend(axes: Axes, beneath: Axes | None = None, *, above: float) -> None:
-    """A line of labels so many points above the axes, of what is drawn here and beneath."""
+    """Label what is drawn here and beneath, in one line `above` points over the axes."""
     handles, labels = axes.get_legend_handles_labels()
     if beneath is not None:
         more, names = beneath.get_legend_handles_labels()
@@ -130,37 +109,31 @@ def legend(axes: Axes, beneath: Axes | None = None, *, above: float) -> None:
 def draw_line(
     axes: Axes, updates: Floats, values: Floats, *, colour: str, label: str, span: tuple[float, float]
 ) -> None:
-    """One line with its gaps, its lone points, and marks for what is beyond the axis or no number.
+    """Draw a line with its gaps, its isolated points, and marks for NaN and what is beyond the axis.
 
-    `values` is NaN where a NaN was measured and masked (see `floats`) where nothing was.
+    `values` is NaN if a NaN was measured, and masked (see `floats`) if nothing was.
     """
-    absent = np.ma.getmaskarray(values)
+    measured = ~np.ma.getmaskarray(values)
     data = np.ma.getdata(values)
     low, high = span
-    drawable = ~absent & np.isfinite(data) & ((data > 0) if axes.get_yscale() == "log" else True)
-    x, y = _broken(updates, np.where(drawable, data, np.nan))
+    log = axes.get_yscale() == "log"
+    drawable = measured & np.isfinite(data) & ((data > 0) if log else True)
+    x, y = _with_breaks(updates, np.where(drawable, data, np.nan))
     axes.plot(x, y, color=colour, label=label)
-    if lone := _lone(y):
-        axes.plot(x[lone], y[lone], "o", color=colour, markersize=3, label="_lone")
+    finite = np.pad(np.isfinite(y), 1)
+    isolated = finite[1:-1] & ~finite[:-2] & ~finite[2:]
+    if isolated.any():
+        axes.plot(x[isolated], y[isolated], "o", color=colour, markersize=3, label="_isolated")
     edge = axes.get_xaxis_transform()
     for which, marker, height, name in (
-        (~absent & np.isnan(data), "x", 0.97, "_nan"),
-        (~absent & (data > high), "^", 0.97, "_above"),
-        (~absent & ((data < low) | ((data <= 0) & (axes.get_yscale() == "log"))), "v", 0.03, "_below"),
+        (measured & np.isnan(data), "x", 0.97, "_nan"),
+        (measured & (data > high), "^", 0.97, "_above"),
+        (measured & ((data < low) | ((data <= 0) & log)), "v", 0.03, "_below"),
     ):
         if which.any():
             at = updates[which]
-            axes.plot(
-                at,
-                np.full(at.shape, height),
-                marker,
-                color=colour,
-                markersize=4.5,
-                transform=edge,
-                clip_on=False,
-                label=name,
-                linestyle="none",
-            )
+            style: dict[str, Any] = {"markersize": 4.5, "clip_on": False, "linestyle": "none", "label": name}
+            axes.plot(at, np.full(at.shape, height), marker, color=colour, transform=edge, **style)
 
 
 def finish(
@@ -172,9 +145,9 @@ def finish(
     xlabel: bool = True,
     letter: float = 0.018,
 ) -> None:
-    """Limits and ticks of the x axis, and where the phases of the training begin.
+    """Set limits and ticks of the x axis, and mark the start of each training phase.
 
-    A phase is named where its name has room; a letter takes the share `letter` of the axis.
+    A phase is named if its name fits; a letter takes the fraction `letter` of the axis.
     """
     first, last = (float(updates[0]), float(updates[-1])) if len(updates) else (1.0, 1.0)
     margin = max(0.5, 0.015 * (last - first))
@@ -191,82 +164,76 @@ def finish(
             axes.text(left, 1.01, f" {phase}", transform=axes.get_xaxis_transform(), fontsize=6.5, color=MUTED)
 
 
-def _background(axes: Axes, panel: Panel, frame: pl.DataFrame, updates: Floats) -> None:
-    if panel.clip_band and _has(frame, "clip_range"):
-        x, clip = _broken(updates, np.ma.filled(floats(frame, "clip_range"), np.nan))
-        lowest = np.maximum(1 - clip, 1e-12)
-        axes.fill_between(x, lowest, 1 + clip, color=BAND, linewidth=0, label="clip range", zorder=0.8, step="mid")
-    if panel.name == "return" and _has(frame, _RETURN_BAND[0]):
-        x, lowest = _broken(updates, np.ma.filled(floats(frame, _RETURN_BAND[0]), np.nan))
-        _, highest = _broken(updates, np.ma.filled(floats(frame, _RETURN_BAND[1]), np.nan))
-        axes.fill_between(x, lowest, highest, color=BAND, linewidth=0, label="worst to best", zorder=0.8)
+def _draw_background(axes: Axes, panel: Panel, frame: pl.DataFrame, updates: Floats) -> None:
+    def broken(column: str) -> tuple[Floats, Floats]:
+        return _with_breaks(updates, np.ma.filled(floats(frame, column), np.nan))
+
+    style: dict[str, Any] = {"color": BAND, "linewidth": 0, "zorder": 0.8}
+    if panel.clip_band and has_values(frame, "clip_range"):
+        x, clip = broken("clip_range")
+        axes.fill_between(x, np.maximum(1 - clip, 1e-12), 1 + clip, label="clip range", step="mid", **style)
+    if panel.name == "return" and has_values(frame, _RETURN_BAND[0]):
+        (x, lowest), (_, highest) = (broken(column) for column in _RETURN_BAND)
+        axes.fill_between(x, lowest, highest, label="worst to best", **style)
     if panel.centre is not None:
         axes.axhline(panel.centre, color=FAINT, linewidth=1.0, zorder=0.9)
     for column, label in panel.references:
-        if _has(frame, column):
-            x, y = _broken(updates, np.ma.filled(floats(frame, column), np.nan))
-            axes.plot(x, y, color=MUTED, linewidth=1.0, linestyle=(0, (4, 2)), label=label)
+        if has_values(frame, column):
+            axes.plot(*broken(column), color=MUTED, linewidth=1.0, linestyle=(0, (4, 2)), label=label)
 
 
 def _shade(axes: Axes, marks: Iterable[Mark]) -> None:
-    """Shade the updates of the incidents, the worst severity of each update."""
+    """Shade the updates of the incidents in the colour of the worst severity of each update."""
     worst: dict[int, Severity] = {}
     for mark in sorted(marks, key=lambda m: Severity(m.severity).rank):
         worst |= dict.fromkeys(range(mark.onset, mark.last + 1), Severity(mark.severity))
-    stretches: list[tuple[int, int, Severity]] = []
+    spans: list[tuple[int, int, Severity]] = []
     for update, severity in sorted(worst.items()):
-        if stretches and stretches[-1][1:] == (update - 1, severity):
-            stretches[-1] = (stretches[-1][0], update, severity)
+        if spans and spans[-1][1:] == (update - 1, severity):
+            spans[-1] = (spans[-1][0], update, severity)
         else:
-            stretches.append((update, update, severity))
-    for start, end, severity in stretches:
+            spans.append((update, update, severity))
+    for start, end, severity in spans:
         colour = SEVERITY_COLOURS[severity]
         axes.axvspan(start - 0.5, end + 0.5, color=colour, alpha=0.11, linewidth=0, zorder=0.4)
 
 
-def _onsets(axes: Axes, marks: Iterable[Mark]) -> None:
-    """A vertical where each incident begins, above everything; of two at one update the severer is the wider."""
-    begins: dict[int, set[Severity]] = {}
-    for mark in marks:
-        begins.setdefault(mark.onset, set()).add(Severity(mark.severity))
-    for update, severities in sorted(begins.items()):
-        for place, severity in enumerate(sorted(severities, key=lambda s: s.rank)):
-            axes.axvline(
-                update - 0.5,
-                color=SEVERITY_COLOURS[severity],
-                linewidth=1.1 + 1.8 * place,
-                zorder=2.9 - 0.1 * place,
-                label="_onset",
-            )
+def _draw_onsets(axes: Axes, marks: Iterable[Mark]) -> None:
+    """Draw a vertical at each onset, above everything; of two at one update the more severe is wider and beneath."""
+    for update, severity in sorted({(mark.onset, Severity(mark.severity)) for mark in marks}):
+        milder = len({m.severity for m in marks if m.onset == update and Severity(m.severity).rank < severity.rank})
+        style: dict[str, Any] = {"linewidth": 1.1 + 1.8 * milder, "zorder": 2.9 - 0.1 * milder, "label": "_onset"}
+        axes.axvline(update - 0.5, color=SEVERITY_COLOURS[severity], **style)
 
 
-def _thresholds(axes: Axes, marks: Iterable[Mark], span: tuple[float, float], curves: Sequence[Floats]) -> None:
-    """The thresholds of the rules that fired as thin lines, each with its rule and number where most room is left."""
-    low, high = span
-    known = {(mark.rule, mark.threshold): mark for mark in marks if mark.threshold is not None}
-    taken: list[tuple[float, int]] = []
-    heights = [_heights(curve, span, log=axes.get_yscale() == "log") for curve in curves]
-    for (rule, threshold), mark in known.items():
-        if threshold is None or not low <= threshold <= high or (axes.get_yscale() == "log" and threshold <= 0):
+def _draw_thresholds(axes: Axes, marks: Iterable[Mark], span: tuple[float, float], curves: Sequence[Floats]) -> None:
+    """Draw the thresholds that were crossed, each labelled in the third of the axis where the curves leave most space.
+
+    Labels at similar heights are put into different thirds, so that they do not overlap.
+    """
+    log = axes.get_yscale() == "log"
+    heights = [_heights(curve, span, log=log) for curve in curves]
+    placed: list[tuple[float, int]] = []
+    by_threshold = {(mark.rule, mark.threshold): mark for mark in marks if mark.threshold is not None}
+    for (rule, threshold), mark in by_threshold.items():
+        if threshold is None or not span[0] <= threshold <= span[1] or (log and threshold <= 0):
             continue
         colour = SEVERITY_COLOURS[Severity(mark.severity)]
-        words: dict[str, Any] = {"linewidth": 0.8, "linestyle": THRESHOLD_DASHES, "label": "_threshold"}
-        axes.axhline(threshold, color=colour, zorder=1.6, **words)
-        scale = math.log if axes.get_yscale() == "log" else float
-        height = (scale(threshold) - scale(low)) / (scale(high) - scale(low))
+        style: dict[str, Any] = {"linewidth": 0.8, "linestyle": THRESHOLD_DASHES, "label": "_threshold"}
+        axes.axhline(threshold, color=colour, zorder=1.6, **style)
+        [height] = _heights(np.array([threshold]), span, log=log)
         below = height > 0.9
-        free = [place for place in range(3) if all(abs(height - h) > 0.1 or place != p for h, p in taken)]
-        middle = height + (-0.04 if below else 0.04)  # of the words
-        rooms = {place: _room(heights, place, middle) for place in free or (0,)}
-        place = max(rooms, key=lambda p: rooms[p])
-        taken.append((height, place))
+        free = [third for third in range(3) if all(abs(height - h) > 0.1 or third != t for h, t in placed)]
+        middle = height + (-0.04 if below else 0.04)  # of the label
+        third = max(free or (0,), key=lambda third: _clearance(heights, third, middle))
+        placed.append((height, third))
         axes.annotate(
             f"{rule} {format_number(threshold)}",
-            ((0.995, 0.01, 0.5)[place], threshold),
+            ((0.995, 0.01, 0.5)[third], threshold),
             xycoords=axes.get_yaxis_transform(),
             xytext=(0, -2 if below else 1.5),
             textcoords="offset points",
-            ha=("right", "left", "center")[place],
+            ha=("right", "left", "center")[third],
             va="top" if below else "bottom",
             fontsize=6,
             color=colour,
@@ -277,7 +244,7 @@ def _thresholds(axes: Axes, marks: Iterable[Mark], span: tuple[float, float], cu
 
 
 def _heights(values: Floats, span: tuple[float, float], *, log: bool) -> Floats:
-    """Where values lie between the ends of the axis, 0 to 1; NaN where nothing is drawn."""
+    """Return where values lie between the ends of the axis, 0 to 1; NaN if nothing is drawn."""
     data = np.where(np.ma.getmaskarray(values), math.nan, np.ma.getdata(values))
     low, high = np.log(span) if log else span
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -285,34 +252,34 @@ def _heights(values: Floats, span: tuple[float, float], *, log: bool) -> Floats:
     return np.asarray(np.clip((scaled - low) / (high - low), 0.0, 1.0), np.float64)
 
 
-def _room(heights: Sequence[Floats], place: int, middle: float) -> float:
-    """How far curves stay from a height, in the third of the axis at the right, at the left or in the middle."""
-    near = [1.0]
-    for own in heights:
-        third = max(len(own) // 3, 1)
-        part = (own[-third:], own[:third], own[third : max(len(own) - third, third + 1)])[place]
-        near += np.abs(part[np.isfinite(part)] - middle).tolist()
-    return min(near)
+def _clearance(heights: Sequence[Floats], third: int, middle: float) -> float:
+    """Return the least distance of any curve to a height, in the right, the left or the middle third of the axis."""
+    distances = [1.0]
+    for curve in heights:
+        n = max(len(curve) // 3, 1)
+        part = (curve[-n:], curve[:n], curve[n : max(len(curve) - n, n + 1)])[third]
+        distances += np.abs(part[np.isfinite(part)] - middle).tolist()
+    return min(distances)
 
 
 def cut_short(frame: pl.DataFrame) -> NDArray[np.bool_]:
-    """Which updates the training did not finish."""
+    """Return which updates the training did not finish."""
     if "interrupted" not in frame.columns:
         return np.zeros(frame.height, dtype=np.bool_)
     return frame.get_column("interrupted").cast(pl.Boolean).fill_null(False).to_numpy()
 
 
-def _cut(axes: Axes, updates: Floats, values: Floats, which: NDArray[np.bool_], colour: str) -> None:
-    """Hollow points at the updates that were cut short."""
+def _draw_cut_short(axes: Axes, updates: Floats, values: Floats, which: NDArray[np.bool_], colour: str) -> None:
+    """Draw hollow points at the updates that were cut short."""
     data = np.ma.getdata(values)
     which = which & ~np.ma.getmaskarray(values) & np.isfinite(data)
     if which.any():
-        words: dict[str, Any] = {"markersize": 5, "markerfacecolor": "white", "label": "_cut", "zorder": 2.6}
-        axes.plot(updates[which], data[which], "D", linestyle="none", markeredgecolor=colour, **words)
+        style: dict[str, Any] = {"markersize": 5, "markerfacecolor": "white", "label": "_cut", "zorder": 2.6}
+        axes.plot(updates[which], data[which], "D", linestyle="none", markeredgecolor=colour, **style)
 
 
-class _PlainNumbers(Formatter):
-    """Numbers written out, with no power of ten or offset apart from them."""
+class _WrittenOut(Formatter):
+    """Tick labels written out; matplotlib's own set a power of ten or an offset apart from them."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         low, high = self.axis.get_view_interval()  # type: ignore[union-attr]
@@ -327,20 +294,33 @@ class _PlainNumbers(Formatter):
         return text.replace("-", "−")
 
 
-def plain_numbers(axes: Axes) -> None:
+def write_out_numbers(axes: Axes) -> None:
     """Label the y axis with numbers written out."""
-    axes.yaxis.set_major_formatter(_PlainNumbers())
+    axes.yaxis.set_major_formatter(_WrittenOut())
 
 
-def limits(panel: Panel, values: Sequence[Floats], references: Sequence[Floats]) -> tuple[float, float, bool]:
-    """(lowest, highest, logarithmic) of the y axis."""
-    every = np.concatenate([_compressed(one) for one in (*values, *references)])
+def set_limits(
+    axes: Axes, panel: Panel, values: Sequence[Floats], references: Sequence[Floats] = ()
+) -> tuple[float, float]:
+    """Set scale and limits of the y axis so that it shows the values and references; return (low, high)."""
+    low, high, log = _limits(panel, [_measured(one) for one in (*values, *references)])
+    if log:
+        axes.set_yscale("log")
+    else:
+        write_out_numbers(axes)
+    axes.set_ylim(low, high)
+    return low, high
+
+
+def _limits(panel: Panel, values: Sequence[Floats]) -> tuple[float, float, bool]:
+    """Return (lowest, highest, logarithmic) of the y axis."""
+    every = np.concatenate(values)
     finite = every[np.isfinite(every)]
     positive = finite[finite > 0]
     log = panel.scale == "log"
     if panel.scale == "auto":
         log = positive.size > 0 and positive.max() > 100 * max(positive.min(), panel.floor or 0.0)
-        # What is hardly below zero has a mark at the edge; where much is, the axis must show it.
+        # A value barely below zero gets a mark at the edge; anything further below must be on the axis.
         log = log and finite.min() >= -0.01 * positive.max()
     finite = positive if log else finite
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (1.0 if log else 0.0, 1.0)
@@ -360,12 +340,8 @@ def limits(panel: Panel, values: Sequence[Floats], references: Sequence[Floats])
     return (low, high, log) if low < high else (low, low * 10 if log else low + 1.0, log)
 
 
-def _has(frame: pl.DataFrame, column: str) -> bool:
-    return column in frame.columns and frame.get_column(column).null_count() < frame.height
-
-
 def floats(frame: pl.DataFrame, column: str) -> Floats:
-    """The column; NULL is masked, NaN stays NaN. All masked where there is no such column."""
+    """Return the column with NULL masked and NaN kept; all masked if the frame lacks it."""
     if column not in frame.columns:
         return np.ma.MaskedArray(np.zeros(frame.height), mask=True)
     series = frame.get_column(column).cast(pl.Float64)
@@ -373,24 +349,13 @@ def floats(frame: pl.DataFrame, column: str) -> Floats:
     return np.ma.MaskedArray(values, mask=series.is_null().to_numpy()) if column != "update" else values
 
 
-def _broken(updates: Floats, values: Floats) -> tuple[Floats, Floats]:
-    """The line with a break wherever updates are missing between two neighbours."""
+def _with_breaks(updates: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """Break the line wherever updates are missing."""
     holes = np.flatnonzero(np.diff(updates) > 1) + 1
     if not holes.size:
         return updates, values
     return np.insert(updates, holes, updates[holes] - 0.5), np.insert(values, holes, np.nan)
 
 
-def _lone(values: Floats) -> list[int]:
-    """Places of points that have no neighbour to draw a line to."""
-    there = [False, *np.isfinite(values).tolist(), False]
-    return [i - 1 for i, (a, b, c) in enumerate(_triples(there), 1) if b and not a and not c]
-
-
-def _triples(flags: Sequence[bool]) -> Iterable[tuple[bool, bool, bool]]:
-    return zip(flags, itertools.islice(flags, 1, None), itertools.islice(flags, 2, None), strict=False)
-
-
-def _compressed(values: Floats) -> Floats:
-    """The values that were measured."""
+def _measured(values: Floats) -> Floats:
     return np.asarray(np.ma.getdata(values)[~np.ma.getmaskarray(values)], dtype=np.float64)

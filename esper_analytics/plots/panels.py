@@ -1,4 +1,4 @@
-"""What a figure of one run shows: one panel per question, declared as a row of `PANELS`."""
+"""The panels of a run's figures: one per question about the run, declared in `PANELS`."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class Panel:
     """One question about a run and the columns that answer it.
 
     Attributes:
-        name: a word for file names and anchors.
+        name: identifies it in file names and anchors.
         title: what it shows.
-        caption: how to read it, one sentence.
-        lines: what is drawn; a line whose column was never measured is left out.
+        caption: how to read it.
+        lines: the lines; one whose column was never measured is omitted.
         reads: columns whose rules' incidents are marked here.
-        scale: `auto` is logarithmic where the positive values span more than two orders of magnitude.
-        floor: the axis begins no lower; what is lower has a mark.
-        ceiling: the axis ends no higher.
-        within: the axis shows at least this range.
+        scale: `auto` is logarithmic if the positive values span more than two orders of magnitude.
+        floor: the lowest end of the axis; what is lower gets a mark.
+        ceiling: the highest end of the axis.
+        within: a range that the axis shows at least.
         references: (column, label) of settings drawn as dashed lines.
-        centre: a line drawn at this value.
-        clip_band: the clip range around 1 is shaded.
-        beneath: a second, lower axis for this line.
+        centre: a value marked by a line.
+        clip_band: whether to shade the clip range around 1.
+        beneath: a line on a second, lower axis.
     """
 
     name: str
@@ -63,9 +63,9 @@ class Panel:
     @property
     def columns(self) -> tuple[str, ...]:
         """Every column it can draw."""
-        own = [line.column for line in self.lines] + [column for column, _ in self.references]
-        own += ["clip_range"] if self.clip_band else []
-        return (*own, *([self.beneath.column] if self.beneath else ()))
+        names = [line.column for line in self.lines] + [column for column, _ in self.references]
+        names += ["clip_range"] if self.clip_band else []
+        return (*names, *([self.beneath.column] if self.beneath else ()))
 
 
 def _ratio_columns() -> frozenset[str]:
@@ -108,7 +108,7 @@ PANELS: Final[tuple[Panel, ...]] = (
     Panel(
         "clip",
         "Clip fraction",
-        "Share of transitions whose ratio left the clip range.",
+        "Fraction of transitions whose ratio left the clip range.",
         (Line("clip_fraction", "clip fraction"),),
         frozenset({"clip_fraction", "clip_low_count", "clip_high_count"}),
         floor=0.0,
@@ -134,8 +134,8 @@ PANELS: Final[tuple[Panel, ...]] = (
     Panel(
         "explained_variance",
         "Explained variance",
-        "1 is a perfect value function, 0 no better than a constant. It means little where the returns hardly vary: "
-        "see their standard deviation beneath.",
+        "1 is a perfect value function, 0 no better than a constant. It means little if the returns hardly vary: see "
+        "their standard deviation beneath.",
         (Line("explained_variance", "explained variance"),),
         frozenset({"explained_variance", "return_std", "rollout_return_std"}),
         floor=-1.0,
@@ -166,9 +166,11 @@ PANELS: Final[tuple[Panel, ...]] = (
 )
 
 
+def has_values(frame: pl.DataFrame, column: str) -> bool:
+    """Whether the frame holds a value, NaN included, in the column."""
+    return column in frame.columns and frame.get_column(column).null_count() < frame.height
+
+
 def measured(panel: Panel, frame: pl.DataFrame) -> bool:
-    """Whether the frame holds a value (be it NaN) for one of the panel's lines."""
-    return any(
-        line.column in frame.columns and frame.get_column(line.column).null_count() < frame.height
-        for line in panel.lines
-    )
+    """Whether the frame holds a value for one of the panel's lines."""
+    return any(has_values(frame, line.column) for line in panel.lines)

@@ -1,10 +1,11 @@
-"""The worst transitions of an update: those whose probability moved furthest, on the side the rule is about."""
+"""The worst transitions of an update: those whose probability moved furthest, on the side its rule is about."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final, Literal
 
 import polars as pl
@@ -13,140 +14,136 @@ from esper_analytics.formatting import format_number
 from esper_analytics.postmortem.model import Exemplars, Incident
 from esper_analytics.runs import Runs
 from esper_recorder.contract.rules.model import Rule, Severity, Test
+from esper_recorder.contract.worst_transitions import JOINT, WorstTransition, ratio_of_head
 
 SHOWN: Final = 8
 """Worst transitions shown."""
 
-_MOVED: Final = ("ratio", "log_ratio", "approx_kl", "k1_sum", "k3_sum", "clip_fraction", "clip_low", "clip_high")
+_POLICY_CHANGE: Final = (
+    "ratio",
+    "log_ratio",
+    "approx_kl",
+    "k1_sum",
+    "k3_sum",
+    "clip_fraction",
+    "clip_low",
+    "clip_high",
+)
 _LARGEST: Final = {"ratio_max", "log_ratio_max"}
 _SMALLEST: Final = {"ratio_min", "log_ratio_min"}
 
-Side = Literal["above", "below"]
+Side = Literal["more", "less"]
+
+
+def exemplars_by_head(run: Runs, update: int) -> dict[str, list[dict[str, Any]]]:
+    """Read the rows of `ratio_exemplars` of one update, by head; `JOINT` is the joint ratio."""
+    of_update = (pl.col("update") == update) & (pl.col("scope").fill_null("update") == "update")
+    by_head: dict[str, list[dict[str, Any]]] = {}
+    for row in run.table("ratio_exemplars").filter(of_update).collect().iter_rows(named=True):
+        by_head.setdefault(row["head"] or JOINT, []).append(row)
+    return by_head
 
 
 def worst_transitions(
-    runs: Runs, incidents: Sequence[Incident], rules: Mapping[str, Rule], firings: pl.DataFrame
+    run: Runs, incidents: Sequence[Incident], rules: Mapping[str, Rule], firings: pl.DataFrame
 ) -> Exemplars | None:
-    """Those of the update where the first critical incident about the policy's move began, else the first milder one.
+    """Return those at the onset of the first critical incident about the policy's change, else the first milder one.
 
-    None where no rule about the ratio, the KL or the clipping fired, or the update has no exemplars.
+    None if no rule about ratios, KL or clipping fired, or no such update has exemplars.
     """
-    moved = [incident for incident in incidents if _about_the_move(rules[incident.rule])]
-    for incident in sorted(moved, key=lambda i: i.severity != Severity.CRITICAL):
-        rows = (
-            runs.table("ratio_exemplars")
-            .filter((pl.col("update") == incident.onset_update) & (pl.col("scope").fill_null("update") == "update"))
-            .sort("head", "place")
-            .collect()
-        )
-        if rows.height:
-            heads = rows.get_column("head").fill_null("").unique().to_list()
-            if len(heads) > 1:  # every head has its own worst; the joint ratio is what the loss used
-                rows = rows.filter(pl.col("head").fill_null("") == ("" if "" in heads else sorted(heads)[0]))
-            return _exemplars(rows, incident, rules[incident.rule], firings)
+    relevant = [incident for incident in incidents if _reads_policy_change(rules[incident.rule])]
+    for incident in sorted(relevant, key=lambda i: i.severity != Severity.CRITICAL):
+        by_head = exemplars_by_head(run, incident.onset_update)
+        # Every head has its own worst transitions; the joint ratio is what the loss used.
+        head = JOINT if JOINT in by_head else min(by_head, default=JOINT)
+        if worst := ratio_of_head(head, {}, by_head.get(head, ())).worst:
+            return _exemplars(worst, incident, rules[incident.rule], firings)
     return None
 
 
-def _exemplars(rows: pl.DataFrame, incident: Incident, rule: Rule, firings: pl.DataFrame) -> Exemplars:
+def _exemplars(worst: Sequence[WorstTransition], incident: Incident, rule: Rule, firings: pl.DataFrame) -> Exemplars:
     side = _side(rule)
-    log_ratio = pl.col("log_ratio")
-    own = rows
-    if side is not None:
-        own = rows.filter(log_ratio > 0 if side == "above" else log_ratio < 0).filter(log_ratio.is_not_nan())
-        own = own if own.height else rows
-        side = side if own.height < rows.height or _all(rows, side) else None
-    shown = own.head(SHOWN)
+    on_side = [transition for transition in worst if side is not None and _became(transition) == side]
+    if not on_side:  # the rule reads both sides, or nothing was recorded on its own
+        side, on_side = None, list(worst)
+    shown = on_side[:SHOWN]
     return Exemplars(
         update=incident.onset_update,
-        why=f"where {incident.rule} began",
-        summary=_summary(shown, own.height, rows.height, side),
-        missing=_missing(rows, incident, rule, firings),
-        rows=_shown(shown),
+        why=f"at the onset of {incident.rule}",
+        summary=_summary(shown, len(on_side), len(worst), side),
+        missing=_missing(worst, incident, rule, firings),
+        rows=[asdict(transition) | {"ratio": transition.ratio} for transition in shown],
     )
 
 
-def _about_the_move(rule: Rule) -> bool:
-    """Whether the rule watches how far an update moved the policy."""
-    return any(name.startswith(_MOVED) for condition in rule.conditions for name in condition.signal.inputs)
+def _reads_policy_change(rule: Rule) -> bool:
+    return any(name.startswith(_POLICY_CHANGE) for condition in rule.conditions for name in condition.signal.inputs)
 
 
 def _side(rule: Rule) -> Side | None:
-    """On which side of ratio 1 the transitions are that made the rule fire; None for both."""
+    """Whether the rule fires for actions that became more or less likely; None for both."""
     if all(set(c.signal.inputs) <= _LARGEST and c.test is Test.ABOVE for c in rule.conditions):
-        return "above"
+        return "more"
     if all(set(c.signal.inputs) <= _SMALLEST and c.test is Test.BELOW for c in rule.conditions):
-        return "below"
+        return "less"
     return None
 
 
-def _all(rows: pl.DataFrame, side: Side) -> bool:
-    values = rows.get_column("log_ratio")
-    return bool(((values > 0) & values.is_not_nan() if side == "above" else values < 0).all())
+def _became(transition: WorstTransition) -> Side | None:
+    return "more" if transition.log_ratio > 0 else "less" if transition.log_ratio < 0 else None
 
 
-def _missing(rows: pl.DataFrame, incident: Incident, rule: Rule, firings: pl.DataFrame) -> str:
-    """A sentence where the ratio that the rule fired on is not among the transitions that were kept."""
+def _missing(worst: Sequence[WorstTransition], incident: Incident, rule: Rule, firings: pl.DataFrame) -> str:
+    """Say so if the ratio that the rule fired on is not among the recorded transitions."""
     column = rule.conditions[0].signal.column
     if len(rule.conditions) != 1 or column not in _LARGEST | _SMALLEST or rule.conditions[0].drift is not None:
         return ""
-    fired = firings.filter(
-        (pl.col("rule") == incident.rule)
-        & (pl.col("key") == incident.key)
-        & (pl.col("update") == incident.onset_update)
-    ).get_column("value")
+    onset = {"rule": incident.rule, "key": incident.key, "update": incident.onset_update}
+    fired = firings.filter(**onset).get_column("value")
     value = fired.item(0) if len(fired) else None
     if value is None or math.isnan(value):
         return ""
-    logs = [one for one in rows.get_column("log_ratio").to_list() if one is not None]
-    kept = logs if column.startswith("log_") else [_exp(one) for one in logs]
-    if any(one == value or math.isclose(one, value, rel_tol=1e-3, abs_tol=1e-12) for one in kept):
+    recorded = [one.log_ratio if column.startswith("log_") else one.ratio for one in worst]
+    if any(one == value or math.isclose(one, value, rel_tol=1e-3, abs_tol=1e-12) for one in recorded):
         return ""
     return (
-        f"The value the rule fired on, {column} = {format_number(value)}, is not among them: what is kept are the "
-        f"{rows.height} transitions that moved furthest in either direction."
+        f"The value that fired, {column} = {format_number(value)}, is not among them: recorded are the {len(worst)} "
+        "transitions that moved furthest in either direction."
     )
 
 
-def _summary(shown: pl.DataFrame, own: int, kept: int, side: Side | None) -> str:
-    """How many of what was kept are shown, and what they have in common."""
-    n = shown.height
+def _summary(shown: Sequence[WorstTransition], on_side: int, recorded: int, side: Side | None) -> str:
+    """Say how many of the recorded transitions are shown, and what they have in common."""
+    n = len(shown)
+    facts = []
     if side is not None:
-        likely = "more" if side == "above" else "less"
-        whose = f"the furthest of the {own} that" if n < own else "those that"
-        text = f"{n} of the {kept} worst transitions, {whose} had become {likely} likely"
-        if own == kept:
-            text = f"{n} of the {kept} worst transitions, all of which had become {likely} likely"
-        facts = []
+        text = f"{n} of the {recorded} worst transitions, "
+        text += (
+            "all of which"
+            if on_side == recorded
+            else f"the furthest of {on_side} that"
+            if n < on_side
+            else "those that"
+        )
+        text += f" became {side} likely"
     else:
-        text = f"{n} of the {kept} worst transitions" if n < kept else f"All {n} transitions that were kept"
-        text = "The one transition that was kept" if kept == 1 else text
-        log_ratios = shown.get_column("log_ratio")
-        fell, rose = int((log_ratios < 0).sum()), int((log_ratios.is_not_nan() & (log_ratios > 0)).sum())
-        facts = [f"{fell} had become less likely and {rose} more likely"]
-        if n in (fell, rose):
-            facts = [f"{'it' if n == 1 else 'all'} had become {'less' if fell else 'more'} likely"]
-        if unusable := int(log_ratios.is_nan().sum()):
-            facts.append(f"{unusable} had a ratio that is not a number")
-    actions = [tuple(action) for action in shown.get_column("action").to_list() if action is not None]
-    if actions and all(len(action) == 1 for action in actions):
+        text = f"{n} of the {recorded} worst transitions" if n < recorded else f"All {n} recorded transitions"
+        text = "The one recorded transition" if recorded == 1 else text
+        became = Counter(_became(transition) for transition in shown)
+        whole = next((way for way in ("less", "more") if became[way] == n), None)
+        if whole is not None:
+            facts.append(f"{'it' if n == 1 else 'all'} became {whole} likely")
+        else:
+            facts.append(f"{became['less']} became less likely and {became['more']} more likely")
+        if unusable := sum(math.isnan(transition.log_ratio) for transition in shown):
+            facts.append(f"{unusable} with a ratio of NaN")
+    actions = [transition.action for transition in shown if transition.action is not None]
+    if n > 1 and actions and all(len(action) == 1 for action in actions):
         common, times = Counter(actions).most_common(1)[0]
-        if n > 1 and times > 0.75 * n:
+        if times > 0.75 * n:
             facts.append(f"{'all' if times == n else times} took action {format_number(common[0])}")
-    epochs = shown.get_column("epoch").drop_nulls()
-    if len(epochs):
-        low, high = int(epochs.min()), int(epochs.max())  # type: ignore[arg-type]
-        facts.append(f"met in epoch {low}" if low == high else f"met in epochs {low} to {high}")
+    epochs = [transition.epoch for transition in shown if transition.epoch is not None]
+    if epochs:
+        low, high = min(epochs), max(epochs)
+        facts.append(f"from epoch {low}" if low == high else f"from epochs {low} to {high}")
     return f"{text}: {'; '.join(facts)}." if facts else f"{text}."
-
-
-def _shown(rows: pl.DataFrame) -> list[dict[str, Any]]:
-    where = ("place", "epoch", "minibatch", "env", "env_step", "index", "action")
-    names = (*where, "old_log_prob", "new_log_prob", "log_ratio", "advantage", "value", "value_target")
-    return [
-        {name: row[name] for name in names} | {"ratio": None if row["log_ratio"] is None else _exp(row["log_ratio"])}
-        for row in rows.iter_rows(named=True)
-    ]
-
-
-def _exp(log_ratio: float) -> float:
-    return math.inf if log_ratio > 709.0 else math.exp(log_ratio)

@@ -1,14 +1,15 @@
-"""What a report says, as data: drawn from a replay and the runs it looked at, before any page is written.
+"""What a report says, as data: drawn from a replay and its runs before any page is written.
 
-`findings` answers, for each run and in the order a person asks: what broke first, which incidents there were, what
-other thresholds change, what the worst transitions were, what could not be judged, and what the recording lacks.
+`findings` answers, for each run and in the order a person asks: what failed first, which incidents there were, what
+other thresholds change, what the worst transitions were, which rules had no data, and what the recording lacks.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import polars as pl
@@ -23,15 +24,23 @@ from esper_analytics.formatting import (
     format_time,
     format_value,
 )
-from esper_analytics.plots.figures import RunFrames, short_names
-from esper_analytics.postmortem.caveats import doubts_of, told_of
+from esper_analytics.plots.run_frames import RunFrames, short_names
+from esper_analytics.postmortem.caveats import read_caveats
 from esper_analytics.postmortem.exemplars import worst_transitions
-from esper_analytics.postmortem.grouping import differing, grouped
-from esper_analytics.postmortem.model import Difference, Doubt, Findings, FirstFiring, Incident, RunFindings, Unjudged
-from esper_analytics.postmortem.notices import not_compared
-from esper_analytics.postmortem.recording import ending_of, recording_state
-from esper_analytics.postmortem.rules_used import evidence_of, in_words, rules_name, unchanged
+from esper_analytics.postmortem.model import (
+    Difference,
+    Findings,
+    FirstFiring,
+    Incident,
+    IncidentGroup,
+    RuleCoverage,
+    RunFindings,
+    SettingDifference,
+)
+from esper_analytics.postmortem.recording import describe_not_compared, describe_recording, ending_of
+from esper_analytics.postmortem.rules_used import base_rules, describe_rules, evidence_of
 from esper_analytics.postmortem.verdict import verdict
+from esper_analytics.runs import Runs
 from esper_recorder.contract.rules.model import Condition, Rule, Severity, Test
 from esper_recorder.contract.rules.ruleset import RuleSet
 from esper_recorder.contract.rules.signal import UPDATE_TABLE, Reason
@@ -39,6 +48,8 @@ from esper_recorder.contract.tables import columns
 from esper_recorder.storage.traces import traces_of
 
 Against = Result | Literal["live"]
+
+NOT_RECORDED = "not recorded"
 
 
 def findings(result: Result, against: Against | None = None) -> Findings:
@@ -48,124 +59,113 @@ def findings(result: Result, against: Against | None = None) -> Findings:
         result: the replay.
         against: another replay of the same runs, or `live`: the alarms the runs raised themselves.
     """
-    changed = None
-    if against is not None:
-        changed = diff_with_live(result, live_alarms(result.runs)) if against == "live" else diff(against, result)
+    changes: pl.DataFrame | None = None
+    not_compared: set[str] = set()
+    if against == "live":
+        changes, not_compared = diff_with_live(result, live_alarms(result.runs)), set(runs_without_rules(result.runs))
+    elif against is not None:
+        changes = diff(against, result)
     listing = {row["run_id"]: row for row in result.runs.table("runs").collect().iter_rows(named=True)}
-    names = Counter(row["name"] for row in listing.values())
-    labels = short_names({run_id: row["name"] for run_id, row in listing.items()})
-    doubts = doubts_of(result.runs)
-    alone = set(runs_without_rules(result.runs)) if against == "live" else set()
-    found = []
-    for run_id, rules in result.rules_by_run.items():
-        row = listing[run_id]
-        name = row["name"] if names[row["name"]] == 1 else run_id
-        own = told_of(doubts.get(run_id, ()), rules)
-        found.append(_of_run(result, run_id, (name, labels[run_id]), row, rules, changed, own, run_id not in alone))
-    order = sorted(found, key=_badness, reverse=True)
+    names = short_names({run_id: row["name"] for run_id, row in listing.items()})
+    caveats = read_caveats(result.runs, result.rules_by_run)
+    runs = []
+    for run_id in result.rules_by_run:
+        run = replace(
+            _run_findings(result, names[run_id], listing[run_id]),
+            caveats=caveats[run_id],
+            differences=[] if changes is None else _differences(changes.filter(pl.col("run_id") == run_id)),
+            compared=run_id not in not_compared,
+        )
+        runs.append(replace(run, verdict=verdict(run)))
+    runs.sort(key=lambda run: (run.failed, -1 if run.severity is None else Severity(run.severity).rank), reverse=True)
     problems = [problem.told for problem in result.runs.problems]
-    problems += not_compared(result.runs) if against == "live" else ()
-    return Findings(order, _name_of(against), differing(order), problems)
+    problems += describe_not_compared(result.runs) if against == "live" else ()
+    return Findings(runs, _against_text(against), _setting_differences(runs), problems)
 
 
-def _badness(run: RunFindings) -> tuple[bool, int]:
-    return run.broken, -1 if run.severity is None else Severity(run.severity).rank
-
-
-def _of_run(
-    result: Result,
-    run_id: str,
-    names: tuple[str, str],
-    row: Mapping[str, Any],
-    rules: RuleSet,
-    changed: pl.DataFrame | None,
-    doubts: list[Doubt],
-    compared: bool,
-) -> RunFindings:
-    runs, (name, label) = result.runs[run_id], names
-    manifest = result.runs.manifest(run_id)
-    incidents = result.incidents.filter(pl.col("run_id") == run_id)
-    frames = RunFrames(
+def run_frames(runs: Runs, run_id: str, name: str, result: Result | None = None) -> RunFrames:
+    """Read what the figures of one run are drawn from, with the incidents of a replay if there is one."""
+    run = runs[run_id]
+    return RunFrames(
         name=name,
-        label=label,
-        updates=runs.table("ppo_updates").collect(),
-        episodes=runs.table("episodes").collect(),
-        incidents=incidents,
-        rules=rules,
+        updates=run.table("ppo_updates").collect(),
+        episodes=run.table("episodes").collect(),
+        incidents=None if result is None else result.incidents.filter(pl.col("run_id") == run_id),
+        rules=None if result is None else result.rules_by_run[run_id],
     )
+
+
+def _run_findings(result: Result, name: str, row: Mapping[str, Any]) -> RunFindings:
+    """Everything about one run but its verdict, its caveats and what other rules change."""
+    run_id = row["run_id"]
+    runs, manifest, rules = result.runs[run_id], result.runs.manifest(run_id), result.rules_by_run[run_id]
+    frames = run_frames(result.runs, run_id, name, result)
     frame = frames.frame
     by_name = {rule.name: rule for rule in rules.rules}
-    firings = result.firings.filter(pl.col("run_id") == run_id)
-    base = unchanged(rules, result, run_id)
+    of_run = pl.col("run_id") == run_id
+    firings = result.firings.filter(of_run)
+    base = base_rules(rules, result, run_id)
     evidence = {rule.name: evidence_of(rule, rules, base) for rule in rules.rules}
-    first = _first(firings, by_name, evidence)
-    after = _Later(frame, firings, by_name)
-    found = [_incident(one, by_name, row["updates"], after) for one in incidents.iter_rows(named=True)]
-    unread, partly = _coverage(result.coverage.filter(pl.col("run_id") == run_id), by_name, frame)
+    incidents = _incidents(result.incidents.filter(of_run), firings, by_name, frame, row["updates"])
+    never, partly = _coverage(result.coverage.filter(of_run), by_name, frame)
     ending = ending_of(row["ended"], manifest)
-    severities = [Severity(incident.severity) for incident in found]
-    worst = max(severities, key=lambda s: s.rank, default=None)
-    ran_with = result.ran_with[run_id]
+    worst = max((Severity(incident.severity) for incident in incidents), key=lambda s: s.rank, default=None)
     last = frame.tail(1).to_dicts()[0] if frame.height else {}
     returns = frame.get_column("episode_return").drop_nulls() if "episode_return" in frame.columns else pl.Series([])
+    folder = result.runs.folder(run_id)
     return RunFindings(
         run_id=run_id,
         name=name,
-        verdict=verdict(frame.height, row["updates"], ending, first, found, unread, len(rules.rules), doubts),
         severity=None if worst is None else str(worst),
         ended=ending.how,
         error=ending.error,
-        state=recording_state(runs, manifest, row, frame, ending),
+        recording=describe_recording(runs, row, frame),
         complete=row["complete"],
         updates=row["updates"],
         steps=last.get("step"),
         progress=row["progress"],
         last_return=returns.item(-1) if len(returns) else None,
-        trainer=row["trainer"] or "not told",
+        trainer=row["trainer"] or NOT_RECORDED,
         started=format_time(row["started"]),
         duration=format_duration(last.get("elapsed_s") if row["attempts"] == 1 else None),
-        first=first,
-        incidents=found,
-        grouped=grouped(found, by_name),
-        unread=unread,
-        partly=partly,
-        doubts=doubts,
+        first_firings=_first_firings(firings, by_name, evidence),
+        incidents=incidents,
+        grouped=_group(incidents, by_name),
+        never_evaluated=never,
+        partly_evaluated=partly,
         rules_count=len(rules.rules),
-        exemplars=worst_transitions(runs, found, by_name, firings),
-        differences=_differences(changed, run_id),
-        compared=compared,
+        exemplars=worst_transitions(runs, incidents, by_name, firings),
         config=_texts(manifest.config) if isinstance(manifest.config, Mapping) else {},
         versions=_texts(manifest.versions),
-        host=manifest.host or "not told",
-        platform=manifest.platform or "not told",
-        level=manifest.level or "not told",
-        definition=manifest.definition or "not told",
+        host=manifest.host or NOT_RECORDED,
+        platform=manifest.platform or NOT_RECORDED,
+        level=manifest.level or NOT_RECORDED,
+        definition=manifest.definition or NOT_RECORDED,
         rules=rules.name,
         rules_sha256=rules.sha256,
-        held_against=in_words(rules, base),
+        evaluated_with=describe_rules(rules, base),
         overrides=_texts(rules.overrides),
-        ran_with=_ran_with(ran_with, rules),
-        traces=[str(result.runs.folder(run_id) / trace) for trace in traces_of(result.runs.folder(run_id))],
+        recorded_with=_recorded_with(result.ran_with[run_id], rules),
+        traces=[str(folder / trace) for trace in traces_of(folder)],
         ending=ending,
         frames=frames,
     )
 
 
-# --- what broke -----------------------------------------------------------------------------------------------------
+# --- what failed ------------------------------------------------------------------------------------------------------
 
 
-def _first(firings: pl.DataFrame, rules: Mapping[str, Rule], evidence: Mapping[str, str]) -> list[FirstFiring]:
-    """The first firing of each rule, in the order of time; of one update the severest first."""
-    found: dict[str, FirstFiring] = {}
+def _first_firings(firings: pl.DataFrame, rules: Mapping[str, Rule], evidence: Mapping[str, str]) -> list[FirstFiring]:
+    """The first firing of each rule by update; within an update the most severe first."""
+    first: dict[str, FirstFiring] = {}
     fired = set(firings.get_column("rule").unique())
     for row in firings.sort("update", maintain_order=True).iter_rows(named=True):
-        known = found.get(row["rule"])
-        if known is not None:
-            if known.update == row["update"] and row["key"]:
-                known.keys.append(row["key"])
-            continue
         rule = rules[row["rule"]]
-        found[row["rule"]] = FirstFiring(
+        if rule.name in first:
+            if first[rule.name].update == row["update"] and row["key"]:
+                first[rule.name].keys.append(row["key"])
+            continue
+        first[rule.name] = FirstFiring(
             update=row["update"],
             progress=row["progress"],
             phase=row["phase"],
@@ -177,50 +177,65 @@ def _first(firings: pl.DataFrame, rules: Mapping[str, Rule], evidence: Mapping[s
             value=row["value"],
             threshold=row["threshold"],
             evidence=evidence[rule.name],
-            note=_silence(rule, rules, fired),
+            note=_inhibition(rule, rules.values(), fired),
         )
-    return sorted(found.values(), key=lambda f: (f.update, -Severity(f.severity).rank))
+    return sorted(first.values(), key=lambda firing: (firing.update, -Severity(firing.severity).rank))
 
 
-def _silence(rule: Rule, rules: Mapping[str, Rule], fired: Set[str]) -> str:
-    """Which rule is silent where another fires; told at the other where it never fired itself."""
+def _inhibition(rule: Rule, rules: Iterable[Rule], fired: Set[str]) -> str:
+    """Say which rule inhibits which: at the inhibited rule, or at the other if the inhibited one never fired."""
     if rule.inhibited_by in fired:
-        return f"{rule.name} stays silent while {rule.inhibited_by} fires."
-    milder = [one.name for one in rules.values() if one.inhibited_by == rule.name and one.name not in fired]
-    return (
-        f"{format_list(milder)} stay{'s' if len(milder) == 1 else ''} silent while {rule.name} fires." if milder else ""
-    )
+        return f"{rule.name} is inhibited while {rule.inhibited_by} fires."
+    inhibited = [other.name for other in rules if other.inhibited_by == rule.name and other.name not in fired]
+    is_are = "is" if len(inhibited) == 1 else "are"
+    return f"{format_list(inhibited)} {is_are} inhibited while {rule.name} fires." if inhibited else ""
 
 
-class _Later:
-    """Whether the rule that silences another took over right after it."""
+def _incidents(
+    incidents: pl.DataFrame, firings: pl.DataFrame, rules: Mapping[str, Rule], frame: pl.DataFrame, last: int
+) -> list[Incident]:
+    following = dict(pairwise(frame.get_column("update")))
+    fired = set(firings.select("rule", "key", "update").iter_rows())
+    found = []
+    for row in incidents.drop("run_id").iter_rows(named=True):
+        rule = rules[row["rule"]]
+        outcome = "firing at the end" if row["last_update"] >= last else "unknown: not evaluated again"
+        if (rule.inhibited_by, row["key"], following.get(row["last_update"])) in fired:
+            outcome = f"inhibited by {rule.inhibited_by}"
+        elif row["recovered"]:
+            outcome = "recovered"
+        comparison = _comparison(rule, row["peak_value"], row["threshold"])
+        found.append(Incident(**row, comparison=comparison, outcome=outcome))
+    return found
 
-    def __init__(self, frame: pl.DataFrame, firings: pl.DataFrame, rules: Mapping[str, Rule]) -> None:
-        self._updates = frame.get_column("update").to_list()
-        above = {rule.inhibited_by for rule in rules.values()} - {None}
-        own = firings.filter(pl.col("rule").is_in(sorted(str(name) for name in above)))
-        self._fired = set(own.select("rule", "key", "update").iter_rows())
 
-    def took_over(self, rule: Rule, key: str, last: int) -> str | None:
-        """The rule that fired at the next update."""
-        following = next((update for update in self._updates if update > last), None)
-        return rule.inhibited_by if (rule.inhibited_by, key, following) in self._fired else None
+def _group(incidents: Sequence[Incident], rules: Mapping[str, Rule]) -> list[IncidentGroup]:
+    """Fold incidents of one rule with the same onset, end, firings and outcome for several keys into one."""
+    groups: dict[tuple[Any, ...], list[Incident]] = {}
+    for one in incidents:
+        course = (one.rule, one.severity, one.onset_update, one.last_update, one.updates, one.threshold, one.outcome)
+        groups.setdefault(course, []).append(one)
+    found = []
+    for group in groups.values():
+        rule = rules[group[0].rule]
+        keys = [one.key for one in group if one.key]
+        what = f"{len(keys)} {rule.key or 'key'}s" if len(keys) > 1 else ""
+        found.append(IncidentGroup(_worst_peak(group, rule), keys, what))
+    return found
 
 
-def _incident(row: Mapping[str, Any], rules: Mapping[str, Rule], last: int, later: _Later) -> Incident:
-    values = {name: row[name] for name in row if name != "run_id"}
-    rule = rules[row["rule"]]
-    comparison = _comparison(rule, row["peak_value"], row["threshold"])
-    outcome = "firing at the end" if row["last_update"] >= last else "not known: not looked at again"
-    if other := later.took_over(rule, row["key"], row["last_update"]):
-        outcome = f"gave way to {other}"
-    elif row["recovered"]:
-        outcome = "no longer firing"
-    return Incident(**values, comparison=comparison, outcome=outcome)
+def _worst_peak(group: Sequence[Incident], rule: Rule) -> Incident:
+    """The incident whose peak is furthest beyond the threshold; the first if the peaks do not compare."""
+    finite = [one for one in group if one.peak_value is not None and one.peak_value == one.peak_value]
+    tests = {condition.test for condition in rule.conditions}
+    if not finite or len(tests) != 1:
+        return group[0]
+    choose = min if Test.BELOW in tests else max
+    return choose(finite, key=lambda one: one.peak_value or 0.0)
 
 
 def _reads(rule: Rule) -> str:
-    """What a rule looks at: `ratio_max`, `drift of grad_norm`."""
+    """What a rule reads: `ratio_max`, `drift of grad_norm`."""
     return " or ".join(dict.fromkeys(_signal(condition) for condition in rule.conditions))
 
 
@@ -234,56 +249,54 @@ def _signal(condition: Condition) -> str:
 
 
 def _comparison(rule: Rule, value: float | None, threshold: float | None) -> str:
-    """`9.35 > 5`; the sign is that of the rule's comparison, not of the numbers."""
-    tests = {condition.test for condition in rule.conditions}
-    if threshold is None or tests == {Test.NONFINITE}:
+    """`9.35 > 5`, or `4 vs 5` for a value that only a rule with `keep` still fires at."""
+    tests = {condition.test for condition in rule.conditions} - {Test.NONFINITE}
+    if threshold is None or not tests:
         return format_number(value) if value is not None else "not finite"
-    if tests - {Test.NONFINITE} == {Test.ABOVE}:
+    sign = "vs"
+    if value is not None and tests == {Test.ABOVE} and value > threshold:
         sign = ">"
-    elif tests - {Test.NONFINITE} == {Test.BELOW}:
+    elif value is not None and tests == {Test.BELOW} and value < threshold:
         sign = "<"
-    else:
-        sign = "against"
-    # A rule that is kept after it fired goes on at values that are no longer beyond the threshold.
-    beyond = value is not None and ((sign == ">" and value > threshold) or (sign == "<" and value < threshold))
-    return f"{format_number(value)} {sign if beyond else 'against'} {format_number(threshold)}"
+    return f"{format_number(value)} {sign} {format_number(threshold)}"
 
 
-# --- what could not be judged, and what is missing ------------------------------------------------------------------
+# --- which rules had no data ------------------------------------------------------------------------------------------
 
 
 def _coverage(
     coverage: pl.DataFrame, rules: Mapping[str, Rule], frame: pl.DataFrame
-) -> tuple[list[Unjudged], list[Unjudged]]:
-    """(rules that never could look, those that could not always), in the order of the rules."""
-    found = []
-    looked = dict(coverage.group_by("rule").agg(pl.col("evaluated").sum()).iter_rows())
-    for (name, reason), rows in coverage.filter(pl.col("reason") != "").group_by("rule", "reason", maintain_order=True):
+) -> tuple[list[RuleCoverage], list[RuleCoverage]]:
+    """(rules that were never evaluated, those that were not at every update), in the order of the rules."""
+    never: list[RuleCoverage] = []
+    partly: list[RuleCoverage] = []
+    evaluated = dict(coverage.group_by("rule").agg(pl.col("evaluated").sum()).iter_rows())
+    groups = coverage.filter(pl.col("reason") != "").group_by("rule", "reason", maintain_order=True)
+    place = {name: i for i, name in enumerate(rules)}
+    for (name, reason), rows in sorted(groups, key=lambda group: place[str(group[0][0])]):
         rule = rules[str(name)]
-        words, calm = (str(reason), False) if looked[rule.name] else _why_never(rule, str(reason), frame)
-        found.append(
-            Unjudged(
+        text, expected = (str(reason), False) if evaluated[name] else _why_never(rule, str(reason), frame)
+        (partly if evaluated[name] else never).append(
+            RuleCoverage(
                 rule=rule.name,
                 keys=[key for key in rows.get_column("key") if key],
                 severity=str(rule.severity),
                 reads=_reads(rule),
                 evaluated=int(rows.get_column("evaluated").sum()),
                 abstained=int(rows.get_column("abstained").sum()),
-                reason=words,
-                calm=calm,
+                reason=text,
+                expected=expected,
             )
         )
-    place = {name: i for i, name in enumerate(rules)}
-    found.sort(key=lambda one: place[one.rule])
-    return [one for one in found if not looked[one.rule]], [one for one in found if looked[one.rule]]
+    return never, partly
 
 
 def _why_never(rule: Rule, reason: str, frame: pl.DataFrame) -> tuple[str, bool]:
-    """Why a rule never could look, and whether that is as it should be."""
+    """Why a rule was never evaluated, and whether that is expected of this run."""
     if Reason.NO_TABLE in reason:
         return reason, True
     if re.fullmatch(rf"{Reason.WARMING_UP}( \(\d+\))?", reason) and frame.height:
-        return f"{reason}: {format_count(frame.height, 'update')} in the run are too few for it", True
+        return f"{reason}: the run is too short, with {format_count(frame.height, 'update')}", True
     if not reason.startswith(Reason.NOT_MEASURED) or not _measured(frame, "entropy"):
         return reason, False
     declared = {column.name: column for column in columns(UPDATE_TABLE)}
@@ -292,7 +305,7 @@ def _why_never(rule: Rule, reason: str, frame: pl.DataFrame) -> tuple[str, bool]
             null = declared[name].null if name in declared else ""
             if "not applicable to continuous actions" not in null or _measured(frame, name):
                 return reason, False
-            reason = f"not applicable or not measured; what NULL in {name} means: {null}"
+            reason = f"not applicable or not measured; NULL in {name} means: {null}"
     return reason, reason.startswith("not applicable or")
 
 
@@ -300,40 +313,47 @@ def _measured(frame: pl.DataFrame, column: str) -> bool:
     return column in frame.columns and frame.get_column(column).null_count() < frame.height
 
 
-# --- what it was held against ---------------------------------------------------------------------------------------
+# --- other rules, other runs ------------------------------------------------------------------------------------------
 
 
-def _differences(changed: pl.DataFrame | None, run_id: str) -> list[Difference]:
-    if changed is None:
-        return []
-    rows = (
-        changed.filter(pl.col("run_id") == run_id)
-        .group_by("rule", "key", "change", maintain_order=True)
-        .agg(
-            pl.col("update").n_unique().alias("updates"),
-            pl.col("update").min().alias("first_update"),
-            pl.col("update").max().alias("last_update"),
-        )
+def _differences(changes: pl.DataFrame) -> list[Difference]:
+    update = pl.col("update")
+    rows = changes.group_by("rule", "key", "change", maintain_order=True).agg(
+        update.n_unique().alias("updates"),
+        update.min().alias("first_update"),
+        update.max().alias("last_update"),
     )
     return [Difference(**row) for row in rows.iter_rows(named=True)]
 
 
-def _name_of(against: Against | None) -> str | None:
-    if against is None:
-        return None
-    if against == "live":
-        return "the alarms the runs raised themselves"
-    names = {rules_name(rules) for rules in against.rules_by_run.values()}
-    return format_list(sorted(names))
+def _against_text(against: Against | None) -> str | None:
+    if against is None or against == "live":
+        return None if against is None else "the alarms the runs raised themselves"
+    return format_list(sorted({describe_rules(rules) for rules in against.rules_by_run.values()}))
 
 
-def _ran_with(ran_with: tuple[str | None, str] | None, rules: RuleSet) -> str:
+def _recorded_with(ran_with: tuple[str | None, str] | None, rules: RuleSet) -> str:
     if ran_with is None:
-        return "The run itself ran without rules."
+        return "Recorded without rules."
     profile, sha256 = ran_with
     if sha256 == rules.sha256:
-        return f"The run itself ran with the same rules ({profile})."
-    return f"The run itself ran with other rules: {profile}, sha256 {sha256}."
+        return f"Recorded with the same rules ({profile})."
+    return f"Recorded with other rules: {profile}, sha256 {sha256}."
+
+
+def _setting_differences(runs: Sequence[RunFindings]) -> list[SettingDifference]:
+    """The settings with two values or more, those that every run recorded first; an absent one is not a value."""
+    configured = [run for run in runs if run.config]
+    found = []
+    for key in dict.fromkeys(key for run in configured for key in run.config):
+        values: dict[str, list[str]] = {}
+        for run in configured:
+            if key in run.config:
+                values.setdefault(run.config[key], []).append(run.name)
+        if len(values) > 1:
+            absent = [run.name for run in configured if key not in run.config]
+            found.append(SettingDifference(key, [*values.items(), *([(NOT_RECORDED, absent)] if absent else [])]))
+    return sorted(found, key=lambda setting: NOT_RECORDED in dict(setting.values))
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:

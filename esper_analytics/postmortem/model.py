@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from esper_analytics.plots.figures import RunFrames
+from esper_analytics.plots.run_frames import RunFrames
 from esper_analytics.postmortem.recording import Ending
 from esper_recorder.contract.rules.model import Severity
 
@@ -26,14 +26,14 @@ class FirstFiring:
     value: float | None
     threshold: float | None
     evidence: str
-    """Why the shipped threshold is what it is; it says so where another was put in its place."""
+    """The reason for the shipped threshold; it names that threshold if another was set."""
     note: str
-    """Which rule is silent where this one, or the one above it, fires."""
+    """Which rule inhibits this one, or is inhibited by it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """One row of `Result.incidents`, with what the rule reads."""
+    """A row of `Result.incidents`."""
 
     rule: str
     key: str
@@ -48,12 +48,12 @@ class Incident:
     phase: str | None
     recovered: bool
     outcome: str
-    """`no longer firing`, `firing at the end`, which rule took over, or that this one could not look again."""
+    """`recovered`, `firing at the end`, which rule inhibited it, or that it was not evaluated again."""
 
 
 @dataclass(frozen=True, slots=True)
 class IncidentGroup:
-    """Incidents of one rule that began, fired and ended alike for several keys, with the worst of their peaks."""
+    """Incidents of one rule with the same course for several keys, represented by the one with the worst peak."""
 
     incident: Incident
     keys: list[str]
@@ -74,8 +74,8 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Unjudged:
-    """A rule that could not look at every update."""
+class RuleCoverage:
+    """A rule that was not evaluated at every update."""
 
     rule: str
     keys: list[str]
@@ -84,15 +84,15 @@ class Unjudged:
     evaluated: int
     abstained: int
     reason: str
-    calm: bool
-    """There was nothing to look at: the run is too short for it, or the rule does not apply to its actions."""
+    expected: bool
+    """The run is too short for the rule, or the rule does not apply to it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Doubt:
-    """A row of the view `run_confounders` that makes the verdict doubtful: an alarm of nothing, a blind rule.
+class Caveat:
+    """A row of the view `run_confounders` that qualifies the verdict.
 
-    `updates`, `first_update` and `last_update` are None where it concerns the run as a whole.
+    `updates`, `first_update` and `last_update` are None if it concerns the run as a whole.
     """
 
     confounder: str
@@ -101,36 +101,36 @@ class Doubt:
     first_update: int | None
     last_update: int | None
     rules: list[str]
-    """The rules, fired or silent, that say nothing there."""
+    """The rules that prove nothing there, whether they fire or not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exemplars:
-    """The transitions whose probability moved furthest in one update."""
+    """The transitions of one update whose probability moved furthest."""
 
     update: int
     why: str
     summary: str
     missing: str
-    """A sentence where the value the rule fired on is not that of a transition shown."""
+    """Says so if the value that fired is not that of a recorded transition."""
     rows: list[dict[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunFindings:
     """Everything a report says about one run."""
 
     run_id: str
     name: str
-    verdict: str
+    verdict: str = ""
     severity: str | None
     """The worst of its incidents."""
     ended: str
     """`finished`, `raised`, `interrupted` (Ctrl-C), `killed`, `live` or `unknown`."""
     error: str | None
     """What it raised, shortened."""
-    state: list[str]
-    """Sentences on how the run ended and what its recording lacks."""
+    recording: list[str]
+    """How the run ended and what its recording lacks."""
     complete: bool
     updates: int
     steps: int | None
@@ -139,19 +139,18 @@ class RunFindings:
     trainer: str
     started: str
     duration: str
-    first: list[FirstFiring]
+    first_firings: list[FirstFiring]
     incidents: list[Incident]
-    grouped: list[IncidentGroup]
-    """The same incidents, those that are alike for several keys as one."""
-    unread: list[Unjudged]
-    """Rules that never once could look."""
-    partly: list[Unjudged]
-    doubts: list[Doubt]
+    grouped: list[IncidentGroup] = field(repr=False)
+    """The same incidents, one per rule and course."""
+    never_evaluated: list[RuleCoverage]
+    partly_evaluated: list[RuleCoverage]
+    caveats: list[Caveat] = field(default_factory=list)
     rules_count: int
     exemplars: Exemplars | None
-    differences: list[Difference]
-    compared: bool
-    """Whether there was something to compare with: a run without rules of its own has no live alarms."""
+    differences: list[Difference] = field(default_factory=list)
+    compared: bool = True
+    """False if there was nothing to compare with: a run without rules has no live alarms."""
     config: dict[str, str]
     versions: dict[str, str]
     host: str
@@ -160,10 +159,11 @@ class RunFindings:
     definition: str
     rules: str
     rules_sha256: str
-    held_against: str
-    """The rules in words: `default, with ratio_explosion.above = 2 instead of 10`."""
+    evaluated_with: str
+    """The rules as text: `default with ratio_explosion.above = 2 instead of 10`."""
     overrides: dict[str, str]
-    ran_with: str
+    recorded_with: str
+    """Which rules the run itself ran with."""
     traces: list[str]
     """The profiler's traces in the run's folder."""
     ending: Ending
@@ -172,38 +172,38 @@ class RunFindings:
     @property
     def counts(self) -> dict[str, int]:
         """Incidents by severity, the worst first."""
-        found = Counter(incident.severity for incident in self.incidents)
-        return {str(severity): found[str(severity)] for severity in reversed(Severity)}
+        counts = Counter(incident.severity for incident in self.incidents)
+        return {str(severity): counts[str(severity)] for severity in reversed(Severity)}
 
     @property
-    def judged(self) -> bool:
-        """Whether at least one rule could look at least once."""
-        return self.updates > 0 and len({rule.rule for rule in self.unread}) < self.rules_count
+    def evaluated(self) -> bool:
+        """Whether at least one rule was evaluated at least once."""
+        return self.updates > 0 and len({rule.rule for rule in self.never_evaluated}) < self.rules_count
 
     @property
-    def broken(self) -> bool:
-        """Something critical happened, or the training ended with an error."""
+    def failed(self) -> bool:
+        """Whether something critical happened, or the training ended with an error."""
         return self.severity == Severity.CRITICAL or self.ended == "raised"
 
     @property
-    def blind(self) -> list[Unjudged]:
-        """The rules that never could look although they should have been able to."""
-        return [one for one in self.unread if not one.calm]
+    def without_data(self) -> list[RuleCoverage]:
+        """The rules that had no data although they apply."""
+        return [rule for rule in self.never_evaluated if not rule.expected]
 
     @property
-    def calm(self) -> list[Unjudged]:
-        """The rules that never looked, as there was nothing for them."""
-        return [one for one in self.unread if one.calm]
+    def not_applicable(self) -> list[RuleCoverage]:
+        """The rules that do not apply to this run."""
+        return [rule for rule in self.never_evaluated if rule.expected]
 
     @property
-    def broke(self) -> FirstFiring | None:
+    def first_failure(self) -> FirstFiring | None:
         """The first critical firing, else the first of any severity."""
-        critical = [one for one in self.first if one.severity == Severity.CRITICAL]
-        return next(iter([*critical, *self.first]), None)
+        critical = [firing for firing in self.first_firings if firing.severity == Severity.CRITICAL]
+        return next(iter([*critical, *self.first_firings]), None)
 
 
 @dataclass(frozen=True, slots=True)
-class Differing:
+class SettingDifference:
     """A setting that is not the same in all runs."""
 
     key: str
@@ -216,8 +216,8 @@ class Findings:
     """Everything a report says."""
 
     runs: list[RunFindings]
+    """The worst first."""
     against: str | None
-    differing: list[Differing]
-    """The settings that are not the same in all runs."""
+    settings: list[SettingDifference]
     problems: list[str]
     """Files that were left out, each with the reason."""

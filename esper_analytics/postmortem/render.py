@@ -1,6 +1,8 @@
-"""The report: a post-mortem a person can act on, as one HTML file, as Markdown with its plots beside it, or as JSON.
+"""The report: a post-mortem a person can act on, as one HTML file, as Markdown with a folder of plots, or as JSON.
 
-The HTML needs no network and no script: style and plots are in it. All three say what `findings` found.
+Covers: the HTML needs no network and no script, style and plots are in it; text from a run is never markup; nothing is
+written into a recorded run.
+Does not cover: what is said (`findings`, `verdict`), how a figure is drawn (`plots`).
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib import metadata, resources
@@ -21,41 +23,38 @@ import jinja2
 from markupsafe import Markup
 
 from esper_analytics.detection.replay import Result
-from esper_analytics.errors import UsageError
+from esper_analytics.errors import UsageError, writing
 from esper_analytics.formatting import format_list, format_number, format_percent, format_time, to_json
 from esper_analytics.plots import figures
 from esper_analytics.plots.panels import PANELS, Panel
-from esper_analytics.postmortem.badges import badges, tone
 from esper_analytics.postmortem.findings import Against, findings
 from esper_analytics.postmortem.model import Findings, RunFindings
-from esper_analytics.postmortem.recording import cut_short
+from esper_analytics.postmortem.recording import interrupted_updates
+from esper_analytics.postmortem.verdict import badges, tone
 from esper_analytics.runs import open as open_runs
 from esper_recorder.contract.rules.ruleset import profiles
 from esper_recorder.storage.atomic import atomic_file, check_writable
 
 MOST_RUNS: Final = 12
-"""Runs with a section of their own, the worst first; the others are in the overview."""
+"""Runs with a section, the worst first; the others are in the overview only."""
 
 MOST_INCIDENTS: Final = 40
 """Incidents listed in a section."""
 
 ALWAYS_SHOWN: Final = ("return", "ratio", "kl", "explained_variance")
-"""The curves of a run that nothing critical happened to; others only where something fired."""
+"""The curves shown of a run that did not fail; others only if something fired there."""
 
 
 def report(
     result: Result, path: str | os.PathLike[str], *, against: Against | None = None, command: str | None = None
 ) -> Path:
-    """Write the report of a replay.
+    """Write the report of a replay and return its path.
 
     Args:
-        result: what the rules found.
-        path: FILE.html, FILE.md (its plots go into `FILE-plots/`) or FILE.json.
-        against: another replay of the same runs, or `live`: what changes is told too.
-        command: the command line that makes this report again; composed from the replay where it is not given.
-
-    Returns:
-        The path.
+        result: the replay.
+        path: FILE.html, FILE.md (its plots go to the folder `FILE-plots`) or FILE.json.
+        against: another replay of the same runs, or `live`, to report what changes.
+        command: the command line that reproduces the report. Default: composed from the replay.
 
     Raises:
         UsageError: an unknown suffix, a path that cannot be written or lies in a recorded run, nothing to compare with.
@@ -63,62 +62,52 @@ def report(
     path = Path(path)
     write = _writer(path)
     command = compose_command(result, path, against) if command is None else command
-    try:
+    with writing(path):
         write(findings(result, against), path, command, datetime.now(UTC))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
     return path
 
 
 def plots_folder(path: Path) -> Path:
-    """Where the plots of a report in Markdown are put: beside it."""
+    """Return the folder of a Markdown report's plots."""
     return path.with_name(f"{path.stem}-plots")
 
 
 def check_path(path: Path) -> None:
-    """Raises UsageError where `report` would not write to the path: told before the work, not after it."""
+    """Raise UsageError if `report` could not write to the path; for checking before a long replay."""
     _writer(path)
-    try:
+    with writing(path):
         check_writable(path)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 def compose_command(result: Result, path: Path, against: Against | None = None) -> str:
-    """The command line that makes the report again; empty where the rules are neither shipped nor the runs' own."""
-    words = ["esper", "report", str(result.runs.path)]
+    """Compose the command line that reproduces the report; empty if the rules are neither shipped nor the runs' own."""
+    arguments = ["esper", "report", str(result.runs.path)]
     if result.runs.ids != open_runs(result.runs.path).ids:
-        words += [word for run_id in result.runs.ids for word in ("--run", run_id)]
-    rules = _rule_words(result)
-    if rules is None:
+        arguments += [argument for run_id in result.runs.ids for argument in ("--run", run_id)]
+    rules = _rules_arguments(result)
+    other = ["", "live"] if against == "live" else [] if against is None else _rules_arguments(against)
+    if rules is None or other is None or (against is not None and len(other) != 2):
         return ""
-    words += rules
-    if against == "live":
-        words += ["--against", "live"]
-    elif against is not None:
-        other = _rule_words(against)
-        if other is None or len(other) != 2:
-            return ""
-        words += ["--against", other[1]]
-    return shlex.join([*words, "-o", str(path)])
+    arguments += [*rules, *(("--against", other[1]) if other else ())]
+    return shlex.join([*arguments, "-o", str(path)])
 
 
-def _rule_words(result: Result) -> list[str] | None:
-    own = {run_id: ran for run_id, ran in result.ran_with.items() if ran is not None}
+def _rules_arguments(result: Result) -> list[str] | None:
     overrides = {json.dumps(dict(rules.overrides), sort_keys=True): rules for rules in result.rules_by_run.values()}
     if len(overrides) != 1:
         return None
-    sets = [f"{key}={to_json(value)}" for key, value in next(iter(overrides.values())).overrides.items()]
-    changes = [word for one in sets for word in ("--set", one)]
+    [changed] = overrides.values()
+    values = [argument for k, v in changed.overrides.items() for argument in ("--set", f"{k}={to_json(v)}")]
     names = {rules.name for rules in result.rules_by_run.values()}
     if len(names) == 1 and names <= set(profiles()):
-        return ["--rules", names.pop(), *changes]
-    if not changes and all(own.get(run_id, (None, None))[1] == r.sha256 for run_id, r in result.rules_by_run.items()):
+        return ["--rules", names.pop(), *values]
+    own = {run_id: ran for run_id, ran in result.ran_with.items() if ran is not None}
+    if not values and all(own.get(run_id, (None, None))[1] == r.sha256 for run_id, r in result.rules_by_run.items()):
         return []
     return None
 
 
-# --- what a page shows of a run -------------------------------------------------------------------------------------
+# --- what a page shows of a run ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,19 +121,18 @@ class Picture:
     image: Markup
 
 
-class _Page:
+class RunSection:
     """What the templates see of a run: its findings, and the plots."""
 
-    def __init__(self, run: RunFindings, *, shown: bool, pictures: Any, timeline: Any = None) -> None:
+    def __init__(self, run: RunFindings, place: int, pictures: Any = None, timeline: Any = None) -> None:
         self.findings = run
-        self.shown = shown
+        self.shown = place <= MOST_RUNS
         self.pictures = pictures
         self.timeline = timeline
-        self.short = not run.broken
         self.badges = badges(run)
         self.tone = tone(run)
-        self.whole_error = run.ending.more
-        self.cut_short = bool(cut_short(run.frames.frame))
+        self.whole_error = run.ending.whole
+        self.cut_short = bool(interrupted_updates(run.frames.updates))
         self.unmeasured = [panel.title for panel in run.frames.unmeasured] if run.updates else []
         chosen = {panel.name for panel in _chosen(run)}
         self.left_out = [panel.title for panel in run.frames.panels if panel.name not in chosen]
@@ -155,7 +143,7 @@ class _Page:
 
 def _chosen(run: RunFindings) -> list[Panel]:
     """The panels a run's section shows."""
-    if run.broken or not run.judged:
+    if run.failed or not run.evaluated:
         return list(run.frames.panels)
     return [panel for panel in run.frames.panels if panel.name in ALWAYS_SHOWN or run.frames.marks(panel)]
 
@@ -169,93 +157,87 @@ def _marked(run: RunFindings, panel: Panel) -> str:
 
 
 def _pictures(run: RunFindings, place: int) -> list[Picture]:
-    found = []
+    pictures = []
     for panel in _chosen(run):
         alt = f"{panel.title} of {run.name} over its updates"
         image = figures.as_svg(figures.single(run.frames, panel), f"r{place}-{panel.name}", alt)
-        found.append(Picture(panel.title, panel.caption, _marked(run, panel), Markup(image)))
-    return found
+        pictures.append(Picture(panel.title, panel.caption, _marked(run, panel), Markup(image)))
+    return pictures
 
 
 def _compared(runs: Sequence[RunFindings]) -> list[Picture]:
-    chosen = [run.frames for run in runs if run.updates][: len(figures.RUN_COLOURS)]
-    if len(chosen) < 2:
-        return []
-    found = []
+    frames = [run.frames for run in runs if run.updates][: len(figures.RUN_COLOURS)]
+    pictures: list[Picture] = []
+    if len(frames) < 2:
+        return pictures
     for panel in PANELS:
-        if panel.name in figures.COMPARED[:4] and any(panel in run.panels for run in chosen):
+        if panel.name in figures.COMPARED[:4] and any(panel in run.panels for run in frames):
             title = panel.title if len(panel.lines) == 1 else f"{panel.title}, {panel.lines[0].label}"
-            alt = f"{title} of {format_list([run.name for run in chosen])}"
-            image = figures.as_svg(figures.compare_single(chosen, panel), f"c-{panel.name}", alt)
-            found.append(Picture(title, "", "", Markup(image)))
-    return found
+            alt = f"{title} of {format_list([run.name for run in frames])}"
+            image = figures.as_svg(figures.compare_single(frames, panel), f"c-{panel.name}", alt)
+            pictures.append(Picture(title, "", "", Markup(image)))
+    return pictures
 
 
-# --- formats --------------------------------------------------------------------------------------------------------
+# --- formats ----------------------------------------------------------------------------------------------------------
 
 Writer = Callable[[Findings, Path, str, datetime], None]
 
 
 def _html(found: Findings, path: Path, command: str, now: datetime) -> None:
-    pages = []
+    sections = []
     for place, run in enumerate(found.runs, 1):
-        if place > MOST_RUNS:
-            pages.append(_Page(run, shown=False, pictures=[]))
-            continue
-        prefix, alt = f"r{place}-timeline", f"When which rule fired in {run.name}"
-        timeline = Markup(figures.as_svg(figures.timeline(run.frames), prefix, alt)) if run.incidents else None
-        pages.append(_Page(run, shown=True, pictures=_pictures(run, place), timeline=timeline))
-    context = _context(found, pages, command, now) | {"link": _linker(path)}
-    compared = [run.frames for run in found.runs if run.updates]
-    context |= {"css": Markup(_resource("report.css")), "compared": _compared(found.runs)}
-    context |= {"colours": figures.run_colours(compared)}
-    _place(path, _environment(html=True).get_template("report.html.j2").render(context))
+        pictures, timeline = None, None
+        if place <= MOST_RUNS:
+            pictures = _pictures(run, place)
+            prefix, alt = f"r{place}-timeline", f"When which rule fired in {run.name}"
+            timeline = Markup(figures.as_svg(figures.timeline(run.frames), prefix, alt)) if run.incidents else None
+        sections.append(RunSection(run, place, pictures, timeline))
+    context = _context(found, sections, path, command, now)
+    colours = figures.run_colours([run.frames for run in found.runs if run.updates])
+    context |= {"css": Markup(_resource("report.css")), "compared": _compared(found.runs), "colours": colours}
+    _write(path, _environment(html=True).get_template("report.html.j2").render(context))
 
 
 def _markdown(found: Findings, path: Path, command: str, now: datetime) -> None:
     folder = plots_folder(path)
-    pages = []
+    sections = []
     for place, run in enumerate(found.runs, 1):
-        picture = None
+        link = None
         if place <= MOST_RUNS and run.frames.panels:
             folder.mkdir(exist_ok=True)
-            # The name comes from the run: nothing in it may lead out of the folder.
+            # The run_id comes from the run: a separator in it must not lead out of the folder.
             picture = folder / (re.sub(r"[^A-Za-z0-9_-]", "-", run.run_id) + ".png")
             figures.save(figures.postmortem(run.frames), picture)
-        link = f"{folder.name}/{picture.name}".replace(" ", "%20") if picture else None
-        pages.append(_Page(run, shown=place <= MOST_RUNS, pictures=link))
-    context = _context(found, pages, command, now) | {"link": _linker(path)}
-    _place(path, _environment(html=False).get_template("report.md.j2").render(context))
-
-
-def _linker(path: Path) -> Callable[[str], str]:
-    """From a file's path to a link in the report at `path`: relative, so that both may be moved together."""
-    folder = path.resolve().parent
-    return lambda file: quote(Path(os.path.relpath(Path(file).resolve(), folder)).as_posix())
+            link = f"{folder.name}/{picture.name}".replace(" ", "%20")
+        sections.append(RunSection(run, place, link))
+    context = _context(found, sections, path, command, now)
+    _write(path, _environment(html=False).get_template("report.md.j2").render(context))
 
 
 def _json(found: Findings, path: Path, command: str, now: datetime) -> None:
     names = [f.name for f in fields(RunFindings) if f.name not in ("frames", "ending", "grouped")]
     runs = []
     for run in found.runs:
-        facts = {name: getattr(run, name) for name in names}
-        facts |= {
-            name: [asdict(one) for one in facts[name]]
-            for name in ("first", "incidents", "unread", "partly", "doubts", "differences")
-        }
-        facts["exemplars"] = None if run.exemplars is None else asdict(run.exemplars)
-        runs.append(facts | {"counts": run.counts, "judged": run.judged, "broken": run.broken})
+        facts = {name: _as_data(getattr(run, name)) for name in names}
+        runs.append(facts | {"counts": run.counts, "evaluated": run.evaluated, "failed": run.failed})
     whole = {
         "title": _title(found),
         "written": now.isoformat(timespec="seconds"),
         "esper_analytics": _version(),
         "command": command or None,
         "against": found.against,
-        "differing": {one.key: dict(one.values) for one in found.differing},
+        "settings": {setting.key: dict(setting.values) for setting in found.settings},
         "problems": found.problems,
         "runs": runs,
     }
-    _place(path, json.dumps(to_json(whole), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    _write(path, json.dumps(to_json(whole), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _as_data(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_data(item) for item in value]
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else value
 
 
 _FORMATS: Final[Mapping[str, Writer]] = {".html": _html, ".md": _markdown, ".json": _json}
@@ -269,66 +251,62 @@ def _writer(path: Path) -> Writer:
         raise UsageError(f"{path} is a folder; a report is a file.")
     if not path.resolve().parent.is_dir():
         raise UsageError(f"There is no folder {path.resolve().parent} to write {path.name} to.")
-    within = next((folder for folder in path.resolve().parents if (folder / "run.json").is_file()), None)
-    if within is not None:
-        raise UsageError(f"{path} lies in the recorded run {within.name}, which is not written to. Save it elsewhere.")
     return _FORMATS[path.suffix.lower()]
 
 
-def _context(found: Findings, pages: Sequence[_Page], command: str, now: datetime) -> dict[str, Any]:
+def _context(
+    found: Findings, sections: Sequence[RunSection], path: Path, command: str, now: datetime
+) -> dict[str, Any]:
+    folder = path.resolve().parent
+    evaluated_with: dict[str, list[str]] = {}
+    for run in found.runs:
+        evaluated_with.setdefault(run.evaluated_with, []).append(run.name)
     return {
         "title": _title(found),
-        "runs": pages,
-        "runs_shown": min(len(pages), MOST_RUNS),
-        "not_shown": max(len(pages) - MOST_RUNS, 0),
+        "runs": sections,
+        "runs_shown": min(len(sections), MOST_RUNS),
+        "not_shown": max(len(sections) - MOST_RUNS, 0),
         "most_incidents": MOST_INCIDENTS,
         "against": found.against,
-        "differing": found.differing,
-        "held_against": _held_against(found.runs),
+        "settings": found.settings,
+        "rules": [(text, names if len(evaluated_with) > 1 else []) for text, names in evaluated_with.items()],
         "problems": found.problems,
         "command": command,
         "written": format_time(now),
         "version": _version(),
+        # Relative, so that a report and its runs may be moved together.
+        "link": lambda file: quote(Path(os.path.relpath(Path(file).resolve(), folder)).as_posix()),
     }
 
 
 def _title(found: Findings) -> str:
     if len(found.runs) == 1:
         return f"Post-mortem of {found.runs[0].name}"
-    broken = sum(run.broken for run in found.runs)
-    unknown = sum(not run.judged and not run.broken for run in found.runs)
-    parts = [f"{n} {what}" for n, what in ((broken, "broken"), (unknown, "not judged")) if n] or ["none broken"]
-    for how in ("interrupted", "killed"):
-        n = sum(run.ended == how and not run.broken for run in found.runs)
-        parts += [f"{n} {how}"] if n else []
+    others = [run for run in found.runs if not run.failed]
+    counts = [(len(found.runs) - len(others), "failed"), (sum(not run.evaluated for run in others), "not evaluated")]
+    parts = [f"{n} {what}" for n, what in counts if n] or ["none failed"]
+    ended = [(sum(run.ended == how for run in others), how) for how in ("interrupted", "killed")]
+    parts += [f"{n} {how}" for n, how in ended if n]
     return f"Post-mortem of {len(found.runs)} runs: {', '.join(parts)}"
-
-
-def _held_against(runs: Sequence[RunFindings]) -> list[tuple[str, list[str]]]:
-    """(rules in words, names of the runs they judged); no names where they judged all."""
-    found: dict[str, list[str]] = {}
-    for run in runs:
-        found.setdefault(run.held_against, []).append(run.name)
-    return [(words, names if len(found) > 1 else []) for words, names in found.items()]
 
 
 def _version() -> str:
     return metadata.version("esper-analytics")
 
 
-def _place(path: Path, text: str) -> None:
+def _write(path: Path, text: str) -> None:
     with atomic_file(path) as file:
         file.write(text.encode())
 
 
-# --- templates ------------------------------------------------------------------------------------------------------
+# --- templates --------------------------------------------------------------------------------------------------------
 
 
 def _environment(*, html: bool) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_resource),
         autoescape=html,
-        finalize=None if html else _markdown_text,
+        finalize=None if html else _escape_markdown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -337,7 +315,7 @@ def _environment(*, html: bool) -> jinja2.Environment:
     environment.filters |= {
         "number": format_number,
         "percent": format_percent,
-        "listed": lambda words, most=6: format_list(list(words), most=most),
+        "listed": _listed,
         "action": _action,
         "raw": Markup,
         "indented": _indented,
@@ -345,8 +323,8 @@ def _environment(*, html: bool) -> jinja2.Environment:
     return environment
 
 
-def _resource(name: str) -> str:
-    return (resources.files("esper_analytics.reports") / name).read_text(encoding="utf-8")
+def _listed(items: Iterable[str], most: int = 6) -> str:
+    return format_list(list(items), most=most)
 
 
 def _action(action: Sequence[float] | None) -> str:
@@ -354,12 +332,16 @@ def _action(action: Sequence[float] | None) -> str:
 
 
 def _indented(text: str) -> Markup:
-    """Text as a block of code in Markdown, where nothing in it is markup."""
+    """Indent text to a code block of Markdown, where nothing is markup."""
     return Markup("\n".join(f"    {line}" for line in text.splitlines()))
 
 
-def _markdown_text(value: Any) -> Any:
-    """Text that Markdown and the HTML it becomes show as it is, on one line; `raw` text stays."""
+def _resource(name: str) -> str:
+    return (resources.files("esper_analytics.reports") / name).read_text(encoding="utf-8")
+
+
+def _escape_markdown(value: Any) -> Any:
+    """Escape text so that Markdown, and the HTML it becomes, show it literally on one line; `raw` text stays."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     text = re.sub(r"[\\`*\[\]|]", r"\\\g<0>", re.sub(r"[\r\n\t]+", " ", value))

@@ -34,6 +34,8 @@ class WorstTransition:
     epoch: int | None = None
     minibatch: int | None = None
     advantage: float | None = None
+    value: float | None = None
+    value_target: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -133,7 +135,7 @@ def ratio_of_head(head: str, statistics: Mapping[str, Any], exemplars: Iterable[
 
 def _transition(place: int, row: Mapping[str, Any]) -> WorstTransition:
     action = row.get("action")
-    told = {name: row.get(name) for name in ("old_log_prob", "new_log_prob", "advantage")}
+    told = {name: row.get(name) for name in ("old_log_prob", "new_log_prob", "advantage", "value", "value_target")}
     whole = {name: row.get(name) for name in ("index", "env", "env_step", "epoch", "minibatch")}
     return WorstTransition(
         place=place,

@@ -20,7 +20,7 @@ import esper_analytics as ea
 from esper_analytics.cli.options import VIEWS
 from esper_analytics.cli.output import FORMATS
 from esper_analytics.plots.registry import PLOTS
-from esper_analytics.postmortem.notices import endings
+from esper_analytics.postmortem.recording import describe_endings
 from esper_analytics.runs import open as open_runs
 from esper_analytics.sql.files import questions, views
 from esper_recorder.contract.rules.model import Severity
@@ -259,12 +259,12 @@ class TestSeveralRunsOfOneName:
     def test_the_newest_is_taken_and_told(self, root):
         manifest = {"started": "2026-02-01T00:00:00Z", "run_id": "a-20260201T000000Z-abc124"}
         write_run(root, "a", updates=[{}], manifest=manifest)
-        told = "2 runs are named a; the newest, a-20260201T000000Z-abc124, is taken\n"
+        told = "2 runs are named a; using the newest, a-20260201T000000Z-abc124\n"
         result = esper("show", root, "--run", "a", "--format", "json")
         assert json.loads(result.stdout)["run"]["run_id"] == manifest["run_id"]
         assert result.stderr == told
         assert esper("replay", root, "--run", "a", "--rules", "default").stderr.startswith(told)
-        assert "is taken" not in esper("show", root, "--run", "b").stderr
+        assert "using the newest" not in esper("show", root, "--run", "b").stderr
 
 
 class TestNothingFound:
@@ -277,7 +277,7 @@ class TestNothingFound:
         write_run(tmp_path, "still", updates=[{}] * 2)
         result = esper("replay", tmp_path, "--format", "csv")
         assert result.stdout.count("\n") == 1
-        assert "no incidents in 5 updates of 2 runs under the rules default\n" in result.stderr
+        assert "no incidents in 5 updates of 2 runs with the rules default\n" in result.stderr
         assert (
             "no firings in 3 updates of 1 run" in esper("replay", tmp_path, "--run", "calm", "--show", "firings").stderr
         )
@@ -292,7 +292,7 @@ class TestNothingFound:
         assert "ended" not in esper("replay", root, "--run", "d").stderr
 
     def test_such_a_line_is_as_long_as_the_terminal_is_wide(self, root):
-        [line] = endings(open_runs(root), 40)
+        [line] = describe_endings(open_runs(root), 40)
         assert len(line) <= 40 and line.endswith("…")
 
 

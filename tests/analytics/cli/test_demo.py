@@ -106,8 +106,8 @@ class TestForReal:
 
     def test_the_report_finds_the_wrecked_run_and_nothing_critical_in_the_healthy_one(self, demo_folder):
         text = Words((demo_folder / "report.html").read_text(encoding="utf-8")).text
-        assert "Post-mortem of 2 runs: 1 broken" in text
-        assert text.index("wrecked: The first thing that broke was") < text.index("healthy: Nothing")
+        assert "Post-mortem of 2 runs: 1 failed" in text
+        assert text.index("wrecked: First failure: ") < text.index("healthy: Nothing")
 
     def test_another_threshold_changes_the_outcome(self, demo_folder):
         runs = ea.open(demo_folder / "runs")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.analytics.postmortem.recorded_runs import RULES, quiet, wrecked
+from tests.analytics.postmortem.recorded_runs import RULES, healthy, wrecked
 from tests.support import esper
 
 
@@ -18,7 +18,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     wrecked(tmp_path / "runs")
-    quiet(tmp_path / "runs")
+    healthy(tmp_path / "runs")
     (tmp_path / "rules.toml").write_text(RULES.text)
     return tmp_path
 
@@ -37,7 +37,7 @@ class TestReport:
         assert f"report written to {name}" in done.stderr
         text = (root / name).read_text()
         assert "ratio_explosion" in text
-        assert "quiet" in text
+        assert "healthy" in text
 
     def test_a_rule_that_could_never_look_is_told_beside_it_too(self, root):
         assert "policy_std_gone" in run("report runs --rules rules.toml -o r.json").stderr
@@ -125,11 +125,11 @@ class TestPlot:
         done = run("plot runs --kind compare -o p.svg")
         assert done.exit_code == 0, done.stderr
         assert ">wrecked<" in (root / "p.svg").read_text()
-        assert ">quiet<" in (root / "p.svg").read_text()
+        assert ">healthy<" in (root / "p.svg").read_text()
 
     def test_more_runs_than_there_are_colours_are_refused(self, root):
         for n in range(7):
-            quiet(root / "runs", f"more-{n}")
+            healthy(root / "runs", f"more-{n}")
         done = run("plot runs --kind compare -o p.svg")
         assert done.exit_code == 2
         assert "9 runs are too many for one figure; it holds 8." in done.stderr

@@ -86,10 +86,10 @@ def test_a_run_without_rules_is_left_out_of_the_comparison_with_live_alarms_and_
     write_run(tmp_path, "bare", updates=updates(1.0, 99.0))  # default fires at 99, and nothing was there to raise it
     done = esper("replay", str(tmp_path), "--against", "live", "--format", "json")
     assert json.loads(done.stdout) == []
-    assert "bare-20260101T000000Z-abc123: left out of the comparison: it ran with no rules" in done.stderr
+    assert "bare-20260101T000000Z-abc123: not compared: it ran without rules" in done.stderr
     found = findings(ea.replay(tmp_path), "live")
     assert {run.name: (run.compared, run.differences) for run in found.runs} == {"a": (True, []), "bare": (False, [])}
-    assert any("left out of the comparison" in problem for problem in found.problems)
+    assert any("not compared" in problem for problem in found.problems)
     write_run(tmp_path / "others", "b", updates=rows)
     write_run(tmp_path / "others", "c", updates=rows)
     done = esper("replay", str(tmp_path / "others"), "--against", "live", code=2)

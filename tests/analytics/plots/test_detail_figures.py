@@ -1,4 +1,4 @@
-"""The figures that look closer: what is given to their axes, and the sentence where a run has not recorded it."""
+"""Detailed figures: what is drawn on their axes, and the message if a run has not recorded it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from esper_analytics.errors import UsageError
 from esper_analytics.plots import detail_figures
-from esper_analytics.plots.figures import RunFrames
+from esper_analytics.plots.run_frames import RunFrames
 from esper_recorder.contract.histogram import log_ratio_bin_count, log_ratio_bins
 from tests.builders import write_run
 from tests.support import esper
@@ -41,12 +41,12 @@ def run_of(**columns: list[float | None]) -> RunFrames:
 
 
 def counts(**bins: int) -> list[int]:
-    """A histogram with so many transitions at `at_N`, N places above ratio 1, or `under_N` below it."""
-    found = [0] * log_ratio_bin_count()
-    for name, many in bins.items():
+    """A histogram with these counts in the bins `at_N`, N above that of ratio 1, or `under_N` below it."""
+    histogram = [0] * log_ratio_bin_count()
+    for name, count in bins.items():
         side, place = name.split("_")
-        found[MIDDLE + int(place) * (1 if side == "at" else -1)] = many
-    return found
+        histogram[MIDDLE + int(place) * (1 if side == "at" else -1)] = count
+    return histogram
 
 
 def lines(axes) -> dict[str, list[float]]:
@@ -54,35 +54,35 @@ def lines(axes) -> dict[str, list[float]]:
 
 
 class TestRatio:
-    def test_an_update_recorded_by_minibatches_is_the_sum_of_them_and_a_missing_one_is_empty(self):
+    def test_histograms_of_minibatches_are_summed_and_a_missing_update_is_empty(self):
         rows = [
             (1, None, "", counts(at_0=3, at_5=1)),
-            (1, 1, "", counts(at_0=100)),  # already in the whole update's
+            (1, 1, "", counts(at_0=100)),  # already counted in the whole update's
             (3, 1, "", counts(at_0=1)),
             (3, 2, "", counts(under_2=1)),
             (3, 2, "slot", counts(at_9=50)),  # of one head, not of the joint ratio
         ]
-        updates, shares = detail_figures.ratio_shares(table(rows, HISTOGRAMS))
+        updates, fractions = detail_figures.ratio_fractions(table(rows, HISTOGRAMS))
         assert updates.tolist() == [1, 3]
-        assert (shares[MIDDLE, 0], shares[MIDDLE + 5, 0]) == (0.75, 0.25)
-        assert np.isnan(shares[:, 1]).all()
-        assert (shares[MIDDLE, 2], shares[MIDDLE - 2, 2], shares[:, 2].sum()) == (0.5, 0.5, 1.0)
+        assert (fractions[MIDDLE, 0], fractions[MIDDLE + 5, 0]) == (0.75, 0.25)
+        assert np.isnan(fractions[:, 1]).all()
+        assert (fractions[MIDDLE, 2], fractions[MIDDLE - 2, 2], fractions[:, 2].sum()) == (0.5, 0.5, 1.0)
 
-    def test_a_ratio_lies_in_the_place_of_its_bin(self):
+    def test_a_ratio_is_drawn_within_its_bin(self):
         bins = log_ratio_bins()
         for log_ratio in (-40.0, -3.0, -0.25, -1e-9, 0.0, 1e-9, 1e-5, 0.3, 31.0, 40.0):
-            [place] = detail_figures.place_of(np.exp(np.array([log_ratio])))
+            [place] = detail_figures.bin_position(np.exp(np.array([log_ratio])))
             low, high = bins[round(float(place))]
             assert low <= log_ratio <= high, log_ratio
-        inf, zero, nan = detail_figures.place_of(np.array([math.inf, 0.0, NAN]))
+        inf, zero, nan = detail_figures.bin_position(np.array([math.inf, 0.0, NAN]))
         assert (inf, zero) == (log_ratio_bin_count() - 1, 0) and math.isnan(nan)
 
-    def test_the_extremes_the_clip_range_and_the_worst_transitions_are_drawn_where_they_lie(self):
+    def test_extremes_clip_range_and_worst_transitions_are_drawn_at_their_bins(self):
         run = run_of(ratio_max=[1.5, math.inf], ratio_min=[0.5, None], clip_range=[0.2, 0.2])
         exemplars = [(1, "", "update", 1, 0.4), (1, "", "update", 2, 0.1), (2, "", "minibatch", 1, 9.0)]
         histograms = table([(1, None, "", counts(at_0=1)), (2, None, "", counts(at_0=1))], HISTOGRAMS)
         axes = detail_figures.ratio(run, histograms, table(exemplars, EXEMPLARS)).axes[0]
-        place = detail_figures.place_of
+        place = detail_figures.bin_position
         drawn = lines(axes)
         np.testing.assert_allclose(drawn["largest"], place(np.array([1.5, math.inf])))
         np.testing.assert_allclose(drawn["smallest"], place(np.array([0.5, NAN])))
@@ -104,21 +104,21 @@ class TestGradients:
         (3, 1, "c", None),
     )
 
-    def test_a_layers_norm_is_that_of_the_last_step_in_the_order_of_the_network(self):
+    def test_layers_are_in_network_order_with_the_norm_of_the_last_step(self):
         names, updates, norms = detail_figures.layer_norms(table([*self.ROWS], LAYERS))
         assert (names, updates.tolist()) == (["a", "b"], [1, 3])
         np.testing.assert_equal(norms, [[2.0, NAN, NAN], [0.5, NAN, 0.25]])
 
-    def test_the_norms_before_and_after_clipping_are_over_those_of_the_layers(self):
+    def test_the_norms_before_and_after_clipping_are_drawn_above_the_layers(self):
         run = run_of(grad_norm=[3.0, 1.0], grad_norm_clipped=[0.5, 0.5])
         upper, lower, *_ = detail_figures.gradients(run, table([*self.ROWS], LAYERS)).axes
         assert lines(upper)["mean before"] == [3.0, 1.0] and lines(upper)["mean after"] == [0.5, 0.5]
         assert [text.get_text() for text in lower.get_yticklabels()] == ["a", "b"]
 
-    def test_only_the_layers_with_the_largest_norms_have_a_row_and_the_title_counts_the_others(self):
+    def test_layers_with_small_norms_are_omitted_and_counted_in_the_title(self):
         many = [(1, 1, f"l{n}", float(n + 1)) for n in range(detail_figures.MOST_LAYERS + 2)]
         axes = detail_figures.gradients(run_of(policy_loss=[0.0]), table(many, LAYERS)).axes[0]
-        assert "; 2 more, whose norms are smaller, are left out" in axes.get_title(loc="left")
+        assert "; 2 more with smaller norms are omitted" in axes.get_title(loc="left")
         assert axes.get_yticklabels()[0].get_text() == "l2"
 
 
@@ -130,22 +130,22 @@ class TestHeads:
         return table(list(rows), schema)
 
     def test_each_head_is_a_line_of_each_panel_that_was_measured(self):
-        own = self.rows(
+        rows = self.rows(
             (1, "op", 0.9, 0.8, 1.5, None), (1, "slot", 0.3, 0.1, 1.1, None), (2, "op", 0.7, 0.6, NAN, None)
         )
-        entropy, ratio = detail_figures.heads(run_of(policy_loss=[0.0, 0.0]), own).axes
+        entropy, ratio = detail_figures.heads(run_of(policy_loss=[0.0, 0.0]), rows).axes
         assert lines(entropy)["op"] == [0.9, 0.7] and lines(entropy)["slot"][0] == 0.3
         assert lines(ratio)["op"][0] == 1.5
 
-    def test_where_only_the_entropy_over_all_transitions_is_told_the_title_says_so(self):
-        own = self.rows((1, "op", None, 0.8, None, None), (2, "op", None, 0.6, None, None))
-        [axes] = detail_figures.heads(run_of(policy_loss=[0.0, 0.0]), own).axes
+    def test_the_title_says_if_the_entropy_is_over_all_transitions(self):
+        rows = self.rows((1, "op", None, 0.8, None, None), (2, "op", None, 0.6, None, None))
+        [axes] = detail_figures.heads(run_of(policy_loss=[0.0, 0.0]), rows).axes
         assert lines(axes)["op"] == [0.8, 0.6]
         assert axes.get_title(loc="left") == "Entropy by head, normalised, over all transitions"
 
 
 class TestPhases:
-    def test_the_times_of_a_phase_add_up_over_an_update_and_the_longest_come_first(self):
+    def test_times_of_a_phase_are_summed_by_update_and_the_longest_phase_comes_first(self):
         rows = [(1, "val", 500.0), (1, "train", 1500.0), (1, "train", 500.0), (2, "train", 3000.0), (2, "val", None)]
         names, times = detail_figures.phase_times(table(rows, PROFILES))
         assert names == ["train", "val"]
@@ -159,7 +159,7 @@ class TestPhases:
 
 
 @pytest.mark.parametrize(
-    ("kind", "sentence"),
+    ("kind", "message"),
     [
         ("ratio", "has recorded no histogram of its ratios (table ratio_histograms)"),
         ("gradients", "has recorded no gradient norm, neither of all parameters nor of a layer"),
@@ -167,25 +167,25 @@ class TestPhases:
         ("phases", "has recorded no time of its phases (rollout_s, update_s, table phase_profiles)"),
     ],
 )
-def test_a_run_that_has_not_recorded_it_is_a_sentence_and_exit_code_two(
-    tmp_path: Path, kind: str, sentence: str
+def test_a_run_that_lacks_the_table_ends_with_a_message_and_exit_code_2(
+    tmp_path: Path, kind: str, message: str
 ) -> None:
     write_run(tmp_path / "runs", "bare", updates=[{"approx_kl": 0.01}])
     done = esper("plot", str(tmp_path / "runs"), "--kind", kind, "-o", str(tmp_path / "p.png"), code=2)
-    assert sentence in done.stderr
+    assert message in done.stderr
     assert not (tmp_path / "p.png").exists()
 
 
-def test_a_closer_look_is_at_one_run(tmp_path: Path) -> None:
+def test_a_detailed_figure_is_of_one_run(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_run(tmp_path, name, updates=[{"rollout_s": 1.0, "update_s": 2.0}])
-    words = ["plot", str(tmp_path), "--kind", "phases", "-o", str(tmp_path / "p.png")]
-    done = esper(*words, code=2)
+    arguments = ["plot", str(tmp_path), "--kind", "phases", "-o", str(tmp_path / "p.png")]
+    done = esper(*arguments, code=2)
     assert "A plot of kind phases is of one run, and there are 2" in done.stderr
-    esper(*words, "--run", "a")
+    esper(*arguments, "--run", "a")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_nothing_recorded_of_one_kind_names_the_run() -> None:
+def test_the_message_names_the_run() -> None:
     with pytest.raises(UsageError, match=r"^r has recorded no histogram"):
         detail_figures.ratio(run_of(ratio_max=[1.0]), table([], HISTOGRAMS), table([], EXEMPLARS))

@@ -1,4 +1,4 @@
-"""Figures: what is given to their axes, and that the same figure is the same file."""
+"""Figures: what is drawn on their axes, and that the same figure is the same file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import polars as pl
 import pytest
 
 from esper_analytics.detection.incidents import INCIDENT_COLUMNS
-from esper_analytics.plots import figures
+from esper_analytics.plots import detail_figures, figures
 from esper_analytics.plots.panels import PANELS
-from esper_analytics.plots.registry import SUFFIXES
+from esper_analytics.plots.registry import PLOTS, SUFFIXES
+from esper_analytics.plots.run_frames import RunFrames, short_names
 from esper_recorder.contract.rules.ruleset import load_profile
 from tests.analytics.postmortem.recorded_runs import RULES
 
@@ -36,10 +37,8 @@ def incident(rule: str, onset: int, last: int, severity: str = "critical", **val
     return row | values
 
 
-def run_of(updates: pl.DataFrame, *incidents: dict[str, Any], **given) -> figures.RunFrames:
-    return figures.RunFrames(
-        "r", updates, incidents=pl.DataFrame(incidents, schema=INCIDENT_COLUMNS), rules=RULES, **given
-    )
+def run_of(updates: pl.DataFrame, *incidents: dict[str, Any], **options) -> RunFrames:
+    return RunFrames("r", updates, incidents=pl.DataFrame(incidents, schema=INCIDENT_COLUMNS), rules=RULES, **options)
 
 
 def line(axes, label: str) -> list[list[float]]:
@@ -52,30 +51,30 @@ def labels(axes) -> list[str]:
     return [str(one.get_label()) for one in axes.get_lines()]
 
 
-def axes_of(panel: str, run: figures.RunFrames):
+def axes_of(panel: str, run: RunFrames):
     return figures.single(run, PANEL[panel]).axes[0]
 
 
 class TestLines:
-    def test_what_was_not_measured_is_a_gap_and_never_a_zero(self):
+    def test_a_value_that_was_not_measured_is_a_gap_not_a_zero(self):
         axes = axes_of("clip", run_of(frame(clip_fraction=[0.1, None, 0.3, 0.2])))
         x, y = line(axes, "clip fraction")
         assert x == [1, 2, 3, 4]
         np.testing.assert_equal(y, [0.1, NAN, 0.3, 0.2])
 
-    def test_updates_that_are_missing_break_the_line(self):
+    def test_missing_updates_break_the_line(self):
         axes = axes_of("clip", run_of(frame(update=[1, 2, 5], clip_fraction=[0.1, 0.2, 0.3])))
         x, y = line(axes, "clip fraction")
         assert x == [1, 2, 4.5, 5]
         np.testing.assert_equal(y, [0.1, 0.2, NAN, 0.3])
 
-    def test_a_point_without_neighbours_is_drawn_as_a_point(self):
+    def test_an_isolated_value_is_drawn_as_a_point(self):
         axes = axes_of("clip", run_of(frame(clip_fraction=[None, 0.2, None])))
-        assert line(axes, "_lone") == [[2], [0.2]]
+        assert line(axes, "_isolated") == [[2], [0.2]]
 
     def test_one_update_is_a_point(self):
         axes = axes_of("kl", run_of(frame(approx_kl=[0.02])))
-        assert line(axes, "_lone") == [[1], [0.02]]
+        assert line(axes, "_isolated") == [[1], [0.02]]
         assert axes.get_xlim() == (0.5, 1.5)
 
     def test_nan_and_infinities_have_marks_at_the_edges(self):
@@ -84,7 +83,7 @@ class TestLines:
         assert line(axes, "_above") == [[3], [0.97]]
         assert line(axes, "_below") == [[5], [0.03]]
 
-    def test_what_is_beyond_a_clipped_axis_has_a_mark(self):
+    def test_a_value_beyond_a_clipped_axis_has_a_mark(self):
         # the axis of explained variance ends at -1: two values are below
         axes = axes_of("explained_variance", run_of(frame(explained_variance=[0.5, -7.0, -1.5, 0.9])))
         assert line(axes, "_below")[0] == [2, 3]
@@ -96,7 +95,7 @@ class TestLines:
         assert line(axes, "_below") == [[2], [0.03]]
         np.testing.assert_equal(line(axes, "smallest")[1], [0.9, NAN])
 
-    def test_a_setting_is_a_dashed_line_where_it_was_told(self):
+    def test_a_recorded_setting_is_a_dashed_line(self):
         axes = axes_of("kl", run_of(frame(approx_kl=[0.01, 0.02], target_kl=[0.015, 0.015])))
         assert line(axes, "target")[1] == [0.015, 0.015]
         assert "target" not in labels(axes_of("kl", run_of(frame(approx_kl=[0.01], target_kl=[None]))))
@@ -104,7 +103,7 @@ class TestLines:
     @pytest.mark.parametrize(
         ("values", "scale"), [([0.01, 0.5], "linear"), ([0.01, 5.0], "log"), ([0.0, 5.0], "linear")]
     )
-    def test_the_kl_is_logarithmic_only_where_it_spans_two_orders_of_magnitude(self, values, scale):
+    def test_the_kl_axis_is_logarithmic_only_over_two_orders_of_magnitude(self, values, scale):
         assert axes_of("kl", run_of(frame(approx_kl=values))).get_yscale() == scale
 
     def test_a_zero_among_values_of_many_magnitudes_does_not_flatten_them(self):
@@ -112,11 +111,11 @@ class TestLines:
         assert axes.get_yscale() == "log"
         assert line(axes, "_below") == [[2], [0.03]]
 
-    def test_what_is_far_below_zero_keeps_the_axis_linear(self):
+    def test_a_value_far_below_zero_keeps_the_axis_linear(self):
         assert axes_of("kl", run_of(frame(approx_kl=[0.001, -3.0, 5.0]))).get_yscale() == "linear"
 
     @pytest.mark.parametrize("values", [[1e7, 3e7], [1e-9, 3e-9], [1e6, 1e6 + 1], [-2e8, 5e8]])
-    def test_no_power_of_ten_stands_apart_from_the_numbers_of_an_axis(self, values):
+    def test_tick_labels_are_written_out_without_an_offset(self, values):
         figure = figures.single(
             run_of(frame(explained_variance=[0.1, 0.2], return_std=values)), PANEL["explained_variance"]
         )
@@ -126,7 +125,7 @@ class TestLines:
         shown = [text.get_text() for text in figure.axes[1].get_yticklabels()]
         assert len(set(shown)) == len(shown)
 
-    def test_an_update_that_was_cut_short_is_a_hollow_point(self):
+    def test_an_update_cut_short_is_a_hollow_point(self):
         updates = frame(approx_kl=[0.1, 0.2, 0.3]).with_columns(interrupted=pl.Series([None, False, True]))
         axes = axes_of("kl", run_of(updates))
         assert line(axes, "_cut") == [[3], [0.3]]
@@ -159,12 +158,12 @@ class TestEpisodes:
 
 
 class TestIncidents:
-    def test_an_incident_is_marked_in_the_panel_of_what_its_rule_reads_and_in_no_other(self):
+    def test_an_incident_is_marked_only_in_the_panel_of_its_rules_signal(self):
         run = run_of(frame(ratio_max=[1.0, 9.0, 9.0], approx_kl=[0.1, 0.1, 0.1]), incident("ratio_explosion", 2, 3))
         assert [(m.onset, m.last) for m in run.marks(PANEL["ratio"])] == [(2, 3)]
         assert run.marks(PANEL["kl"]) == []
 
-    def test_its_updates_are_shaded_and_its_peak_ringed(self):
+    def test_its_updates_are_shaded_and_its_peak_is_circled(self):
         run = run_of(frame(ratio_max=[1.0, 9.0, 8.0, 1.0]), incident("ratio_explosion", 2, 3))
         axes = axes_of("ratio", run)
         span: Any
@@ -172,7 +171,7 @@ class TestIncidents:
         assert (span.get_x(), span.get_width()) == (1.5, 2.0)
         assert line(axes, "_peak") == [[2], [9.0]]
 
-    def test_where_two_overlap_the_severer_is_shown(self):
+    def test_the_more_severe_of_two_overlapping_incidents_is_shown(self):
         run = run_of(
             frame(ratio_max=[1.0] * 5),
             incident("ratio_explosion", 3, 3),
@@ -182,7 +181,7 @@ class TestIncidents:
         assert [(s.get_x(), s.get_width()) for s in spans] == [(1.5, 1.0), (2.5, 1.0), (3.5, 1.0)]
         assert spans[0].get_facecolor() == spans[2].get_facecolor() != spans[1].get_facecolor()
 
-    def test_every_incident_has_a_vertical_where_it_begins_above_the_shades(self):
+    def test_every_onset_has_a_vertical_above_the_shading(self):
         run = run_of(
             frame(ratio_max=[1.0] * 5),
             incident("ratio_explosion", 2, 5),
@@ -211,7 +210,7 @@ class TestIncidents:
             ([5.2] * 3 + [9.0] * 3 + [5.2] * 3, "center"),
         ],
     )
-    def test_the_name_of_a_threshold_stands_where_the_curve_leaves_room(self, ratios, side):
+    def test_a_threshold_is_labelled_where_the_curve_is_far_away(self, ratios, side):
         axes = axes_of("ratio", run_of(frame(ratio_max=ratios), incident("ratio_explosion", 1, 9)))
         [label] = [text for text in axes.texts if text.get_text() == "ratio_explosion 5"]
         assert label.get_horizontalalignment() == side
@@ -221,8 +220,8 @@ class TestIncidents:
         assert "_threshold" not in labels(axes_of("explained_variance", run))
 
     @pytest.mark.parametrize(("target", "expected"), [(None, 1), (0.01, 0)])
-    def test_a_threshold_relative_to_a_setting_is_a_line_only_where_the_setting_is_absent(self, target, expected):
-        run = figures.RunFrames(
+    def test_a_threshold_relative_to_a_setting_is_a_line_only_without_the_setting(self, target, expected):
+        run = RunFrames(
             "r",
             frame(approx_kl=[0.1, 0.9], target_kl=[target, target]),
             incidents=pl.DataFrame([incident("kl_extreme", 2, 2)], schema=INCIDENT_COLUMNS),
@@ -230,7 +229,7 @@ class TestIncidents:
         )
         assert labels(axes_of("kl", run)).count("_threshold") == expected
 
-    def test_keys_that_fired_alike_are_one_row_of_the_timeline(self):
+    def test_keys_with_the_same_course_share_a_row_of_the_timeline(self):
         run = run_of(
             frame(ratio_max=[1.0] * 9),
             *(incident("layer_gradient", 2, 3, key=key) for key in "abc"),
@@ -240,7 +239,7 @@ class TestIncidents:
         assert "layer_gradient (3 layers) (critical)" in words
         assert "layer_gradient · d (critical)" in words
 
-    def test_the_timeline_has_a_bar_for_each_and_a_row_for_each_rule(self):
+    def test_the_timeline_has_a_bar_per_incident_and_a_row_per_rule(self):
         run = run_of(
             frame(ratio_max=[1.0] * 9),
             incident("ratio_explosion", 2, 3),
@@ -262,12 +261,12 @@ class TestPhases:
         assert 2.5 in [one.get_xdata()[0] for one in axes_of("ratio", run).get_lines()]
 
     @pytest.mark.parametrize("progress", [None, NAN])
-    def test_without_progress_there_are_none(self, progress):
+    def test_without_progress_there_are_no_boundaries(self, progress):
         assert run_of(frame(ratio_max=[1.0], progress=[progress])).boundaries == []
 
 
 class TestPanels:
-    def test_a_panel_nothing_was_measured_for_is_left_out_and_named(self):
+    def test_a_panel_without_values_is_omitted_and_named(self):
         run = run_of(frame(approx_kl=[0.1], clip_fraction=[None], entropy=[1.2]))
         assert [panel.name for panel in run.panels] == ["kl", "entropy_nats"]
         assert "clip" in [panel.name for panel in run.unmeasured]
@@ -276,8 +275,8 @@ class TestPanels:
     def test_a_column_that_is_nan_was_measured(self):
         assert [panel.name for panel in run_of(frame(approx_kl=[NAN])).panels] == ["kl"]
 
-    def test_a_run_with_nothing_is_a_page_that_says_so(self):
-        empty = figures.RunFrames("r", pl.DataFrame(schema={"update": pl.Int64}))
+    def test_a_run_without_values_is_a_page_that_says_so(self):
+        empty = RunFrames("r", pl.DataFrame(schema={"update": pl.Int64}))
         words = [text.get_text() for text in figures.postmortem(empty).texts]
         assert "Nothing that could be drawn was measured." in words
         figures.timeline(run_of(frame(ratio_max=[1.0])))
@@ -292,7 +291,7 @@ class TestPanels:
         figure = figures.postmortem(run)
         figure.draw_without_rendering()
         words = [text.get_text() for text in figure.legends[0].get_texts()]
-        assert words == ["critical incident", "threshold", "peak", "not a number", "beyond the axis"]
+        assert words == ["critical incident", "threshold", "peak", "NaN", "beyond the axis"]
         box = figure.legends[0].get_window_extent()
         assert box.x0 > 5 and box.x1 < figure.bbox.width - 5 and box.y0 > 5
 
@@ -300,8 +299,8 @@ class TestPanels:
 class TestCompare:
     def test_each_run_has_its_line_and_its_colour(self):
         runs = [
-            figures.RunFrames("a", frame(approx_kl=[0.1, 0.2])),
-            figures.RunFrames("b", frame(approx_kl=[0.3, None, 0.5])),
+            RunFrames("a", frame(approx_kl=[0.1, 0.2])),
+            RunFrames("b", frame(approx_kl=[0.3, None, 0.5])),
         ]
         figure = figures.compare(runs)
         axes = next(a for a in figure.axes if a.get_title(loc="left") == "Approximate KL")
@@ -310,15 +309,15 @@ class TestCompare:
         assert axes.get_xlim()[1] >= 3
         assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
 
-    def test_a_run_that_did_not_measure_it_is_not_in_the_panel(self):
-        runs = [figures.RunFrames("a", frame(approx_kl=[0.1])), figures.RunFrames("b", frame(approx_kl=[None]))]
+    def test_a_run_without_values_is_not_in_the_panel(self):
+        runs = [RunFrames("a", frame(approx_kl=[0.1])), RunFrames("b", frame(approx_kl=[None]))]
         figure = figures.compare(runs)
-        assert labels(figure.axes[0]) == ["run a", "_lone"]
+        assert labels(figure.axes[0]) == ["run a", "_isolated"]
 
-    def test_long_names_take_lines_of_their_own_and_no_height_from_the_panels(self):
+    def test_long_names_take_more_lines_but_no_height_from_the_panels(self):
         heights, width = [], 0.0
         for name in ("a", "a-rather-long-name-of-a-run-on-some-environment-with-its-settings"):
-            runs = [figures.RunFrames(f"{name}-{n}", frame(approx_kl=[0.1, 0.2])) for n in range(8)]
+            runs = [RunFrames(f"{name}-{n}", frame(approx_kl=[0.1, 0.2])) for n in range(8)]
             figure = figures.compare(runs)
             figure.draw_without_rendering()
             box = figure.axes[0].get_window_extent()
@@ -330,27 +329,27 @@ class TestCompare:
 
     def test_a_single_panel_leaves_the_names_to_the_page(self):
         runs = [
-            figures.RunFrames("a", frame(approx_kl=[0.1]), label="x"),
-            figures.RunFrames("b", frame(approx_kl=[0.1])),
+            RunFrames("x", frame(approx_kl=[0.1])),
+            RunFrames("b", frame(approx_kl=[0.1])),
         ]
         assert figures.compare_single(runs, PANEL["kl"]).axes[0].get_legend() is None
         assert [name for _, name in figures.run_colours(runs)] == ["x", "b"]
 
-    def test_runs_of_one_name_are_told_apart_by_the_end_of_their_id(self):
+    def test_runs_of_one_name_are_named_with_the_end_of_their_id(self):
         names = {"hot-20260101T000000Z-abc123": "hot", "hot-20260102T000000Z-def456": "hot", "b-1": "b"}
-        assert list(figures.short_names(names).values()) == ["hot abc123", "hot def456", "b"]
+        assert list(short_names(names).values()) == ["hot abc123", "hot def456", "b"]
         same_end = {"hot-1-x": "hot", "hot-2-x": "hot"}
-        assert list(figures.short_names(same_end).values()) == ["hot-1-x", "hot-2-x"]
+        assert list(short_names(same_end).values()) == ["hot-1-x", "hot-2-x"]
 
-    def test_a_name_is_shown_as_it_is(self, tmp_path):
+    def test_a_name_is_shown_literally(self, tmp_path):
         names = ["_hidden", r"$\frac{$", "<b>&amp;"]
-        figure = figures.compare([figures.RunFrames(name, frame(approx_kl=[0.1, 0.2])) for name in names])
+        figure = figures.compare([RunFrames(name, frame(approx_kl=[0.1, 0.2])) for name in names])
         figures.save(figure, tmp_path / "p.svg")
         assert [text.get_text() for text in figure.legends[0].get_texts()] == names
-        figures.save(figures.postmortem(figures.RunFrames(names[1], frame(approx_kl=[0.1]))), tmp_path / "q.svg")
+        figures.save(figures.postmortem(RunFrames(names[1], frame(approx_kl=[0.1]))), tmp_path / "q.svg")
 
-    def test_runs_that_measured_nothing_are_a_page_that_says_so(self):
-        figure = figures.compare([figures.RunFrames("a", pl.DataFrame(schema={"update": pl.Int64}))])
+    def test_runs_without_values_are_a_page_that_says_so(self):
+        figure = figures.compare([RunFrames("a", pl.DataFrame(schema={"update": pl.Int64}))])
         assert [text.get_text() for text in figure.texts] == ["Nothing that could be drawn was measured."]
 
 
@@ -366,7 +365,7 @@ class TestFiles:
         figures.save(figures.postmortem(run_of(frame(approx_kl=[0.1]))), tmp_path / "A.PNG")
         assert (tmp_path / "A.PNG").read_bytes().startswith(b"\x89PNG")
 
-    def test_an_svg_in_a_page_has_ids_of_its_own_and_says_what_it_shows(self):
+    def test_an_svg_in_a_page_has_prefixed_ids_and_a_label(self):
         run = run_of(frame(ratio_max=[1.0, 9.0], ratio_min=[0.5, 0.1]))
         svg = figures.as_svg(figures.single(run, PANEL["ratio"]), "p1", 'A "ratio" <of> r')
         assert svg.startswith("<svg")
@@ -374,7 +373,7 @@ class TestFiles:
         assert 'id="p1-' in svg
         assert "http" not in svg.replace("http://www.w3.org/", "")
 
-    def test_drawing_leaves_the_style_of_the_caller_as_it_was(self):
+    def test_drawing_restores_the_callers_style(self):
         before = dict(mpl.rcParams)
         figures.postmortem(run_of(frame(approx_kl=[0.1])))
         assert dict(mpl.rcParams) == before
@@ -384,3 +383,13 @@ class TestFiles:
             run_python("import sys, esper_analytics.plots.figures; print('matplotlib.pyplot' in sys.modules)")
             == "False\n"
         )
+
+    def test_the_registry_loads_neither_matplotlib_nor_polars(self, run_python):
+        code = "import sys, esper_analytics.plots.registry; print({'matplotlib', 'polars'} & set(sys.modules))"
+        assert run_python(code) == "set()\n"
+
+    def test_every_kind_of_plot_names_the_function_that_draws_it(self):
+        nothing = RunFrames("r", frame(approx_kl=[0.1]))
+        assert PLOTS["postmortem"].draw(nothing).axes and PLOTS["compare"].draw([nothing]).axes
+        for kind in ("ratio", "gradients", "heads", "phases"):
+            assert callable(getattr(detail_figures, PLOTS[kind].name))

@@ -1,4 +1,4 @@
-"""Small runs with everything a report speaks of, and the rules they are held against."""
+"""Small runs with everything a report covers, and the rules they are evaluated with."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def _settings(row: dict[str, Any], update: int) -> dict[str, Any]:
 
 
 def wrecked(root: Path, **changes: Any) -> Path:
-    """A run that breaks at update 3, with episodes, exemplars, layers, and a gap."""
-    given: dict[str, Any] = {
+    """A run that fails at update 3, with episodes, exemplars, layers, and a gap."""
+    defaults: dict[str, Any] = {
         "updates": [_settings(row, update) for update, row in enumerate(WRECKED, 1)],
         "total_updates": 8,
         "tables": {
@@ -114,13 +114,13 @@ def wrecked(root: Path, **changes: Any) -> Path:
             ],
         },
     }
-    return write_run(root, **{"name": "wrecked", **given, **changes})
+    return write_run(root, **{"name": "wrecked", **defaults, **changes})
 
 
-def quiet(root: Path, name: str = "quiet", **changes: Any) -> Path:
-    """Three updates to which nothing happens."""
+def healthy(root: Path, name: str = "healthy", **changes: Any) -> Path:
+    """Three healthy updates."""
     row = {"ratio_max": 1.1, "ratio_min": 0.9, "approx_kl": 0.01, "explained_variance": 0.5, "return_std": 3.0}
     row |= {"policy_std": 0.5}
     layers = [{"update": u, "minibatch": 1, "layer": "w", "has_grad": True, "grad_norm": 1.0} for u in (1, 2, 3)]
-    given: dict[str, Any] = {"updates": [row] * 3, "total_updates": 3, "tables": {"gradient_layers": layers}}
-    return write_run(root, **{"name": name, **given, **changes})
+    defaults: dict[str, Any] = {"updates": [row] * 3, "total_updates": 3, "tables": {"gradient_layers": layers}}
+    return write_run(root, **{"name": name, **defaults, **changes})

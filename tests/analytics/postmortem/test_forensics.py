@@ -1,4 +1,4 @@
-"""`esper forensics`: what happened around an update, with what is absent said."""
+"""`esper forensics`: what happened around an update, and what was not recorded."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ def exploded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_the_update_where_the_ratio_exploded_is_found_and_the_guilty_head_named(exploded: Path):
+def test_the_update_of_the_ratio_explosion_is_chosen_and_the_guilty_head_named(exploded: Path):
     found = examine(ea.open(exploded), "hot")
     assert found.update == 2
     story = " ".join(found.story)
     assert "stopped early in epoch 3 of 4 planned" in story
-    assert "minibatch 3 of 3 is the worst" in story
+    assert "Minibatch 3 of 3 is the worst" in story
     assert "The head 'slot' has log ratios that are not finite" in story
-    assert "The first minibatch of it with a number that is not finite is 3." in story
+    assert "The first minibatch with a non-finite value is 3." in story
     assert "the gradient of bias" in story
     assert {"ratio_explosion", "nonfinite_log_ratio"} <= {one["rule"] for one in found.fired}
 
 
-def test_the_worst_transitions_of_each_head_are_there_although_the_update_stopped_early(exploded: Path):
+def test_an_update_that_stopped_early_has_the_worst_transitions_of_each_head(exploded: Path):
     found = examine(ea.open(exploded), "hot", 2)
     slot = [one for one in found.transitions if one["head"] == "slot"]
     assert math.isnan(slot[0]["log_ratio"]) and slot[0]["action"] == (3.0,)
@@ -72,13 +72,13 @@ def test_the_worst_transitions_of_each_head_are_there_although_the_update_stoppe
     assert op["ratio_max"] == pytest.approx(math.exp(0.02), rel=1e-6)
 
 
-def test_a_ratio_at_a_clamp_is_said_to_be_censored(exploded: Path):
+def test_a_ratio_at_a_clamp_is_reported_as_censored(exploded: Path):
     story = examine(ea.open(exploded), "hot", 2).story
-    assert any("head 'slot'" in text and "±20" in text and "any larger" in text for text in story)
+    assert any("head 'slot'" in text and "±20" in text and "may be larger" in text for text in story)
     assert not any("±" in text for text in examine(ea.open(exploded), "hot", 1).story)
 
 
-def test_the_updates_before_and_after_are_beside_it(exploded: Path):
+def test_the_updates_before_and_after_are_shown(exploded: Path):
     assert [one["update"] for one in examine(ea.open(exploded), "hot", 2).around] == [1, 2, 3]
     assert [one["update"] for one in examine(ea.open(exploded), "hot", 1).around] == [1, 2, 3]
 
@@ -88,14 +88,14 @@ def test_a_layer_that_is_not_finite_comes_first(exploded: Path):
     assert layers[0]["layer"] == "bias" and layers[0]["grad_nan"] == 1
 
 
-def test_what_was_not_recorded_is_said(tmp_path: Path):
+def test_what_was_not_recorded_is_listed(tmp_path: Path):
     write_run(tmp_path, "bare", updates=[{"ratio_max": 1.0}, {"ratio_max": 50.0}], rules=None)
     found = examine(ea.open(tmp_path), "bare")
     assert found.update == 2 and found.minibatches == found.transitions == found.layers == ()
-    told = " ".join(found.absent)
-    assert "No row of its minibatches" in told and "No row of its action heads" in told
-    assert "None of its worst transitions" in told and "No gradient of its layers" in told
-    assert "Whether it stopped early was not recorded." in told
+    absent = " ".join(found.absent)
+    assert "No minibatch rows" in absent and "No action head rows" in absent
+    assert "No worst transitions" in absent and "No layer gradients" in absent
+    assert "Whether the update stopped early was not recorded." in absent
     assert found.story == ()
 
 
@@ -108,30 +108,30 @@ def test_a_head_that_did_not_move_is_not_called_guilty(tmp_path: Path):
 def test_heads_without_a_ratio_are_not_called_unrecorded(tmp_path: Path):
     heads = [{"head": "op", "entropy_normalized_all": 0.5}]
     write_run(tmp_path, "old", updates=[{"ratio_max": 1.0}], tables={"heads": heads})
-    told = examine(ea.open(tmp_path), "old", 1).absent
-    assert "Its action heads have rows but no ratio, so none can be named." in told
-    assert not any(text.startswith("No row of its action heads") for text in told)
+    absent = examine(ea.open(tmp_path), "old", 1).absent
+    assert "The action heads have rows but no ratio, so no head can be blamed." in absent
+    assert not any(text.startswith("No action head rows") for text in absent)
 
 
-def test_figures_of_the_trainer_that_are_not_finite_are_named(tmp_path: Path):
+def test_nonfinite_metrics_of_the_trainer_are_named(tmp_path: Path):
     row = {"nonfinite_fields": ["explained_variance"], "return_variance_low": True}
     write_run(tmp_path, "esper", updates=[row])
     assert examine(ea.open(tmp_path), "esper", 1).story == (
-        "Not finite among the figures of the trainer: explained_variance.",
-        "Its returns hardly vary, so its explained variance says nothing.",
+        "Not finite among the trainer's metrics: explained_variance.",
+        "The returns hardly vary, so the explained variance means nothing.",
     )
 
 
-def test_rows_that_were_lost_are_not_called_unrecorded(tmp_path: Path):
+def test_dropped_rows_are_not_called_unrecorded(tmp_path: Path):
     gap = {"update": 1, "table_name": "minibatches", "reason": "queue_full", "first_update": 1, "last_update": 1}
     write_run(tmp_path, "gap", updates=[{"ratio_max": 50.0}], tables={"gaps": [gap]})
     assert any(
-        text == "Rows of minibatches were lost around it: queue full."
+        text == "Rows of minibatches around the update were dropped: queue full."
         for text in examine(ea.open(tmp_path), "gap").absent
     )
 
 
-def test_of_many_minibatches_those_around_the_worst_are_shown(tmp_path: Path):
+def test_only_the_minibatches_around_the_worst_are_shown_of_many(tmp_path: Path):
     minibatches = [
         {"minibatch": i, "log_ratio_max": 4.0 if i == 50 else 0.01, "log_ratio_min": 0.0, "ratio_max": 1.0}
         for i in range(1, 101)
@@ -140,33 +140,33 @@ def test_of_many_minibatches_those_around_the_worst_are_shown(tmp_path: Path):
     found = examine(ea.open(tmp_path), "long")
     shown = [one["minibatch"] for one in found.minibatches]
     assert len(shown) == 24 and 50 in shown and shown == sorted(shown)
-    assert "Of its 100 minibatches, 24 are shown: those around the worst." in found.absent
+    assert "24 of 100 minibatches are shown: those around the worst." in found.absent
 
 
 def test_a_run_in_which_nothing_fired_asks_for_an_update(tmp_path: Path):
     write_run(tmp_path, "calm", updates=[{"ratio_max": 1.0}, {"ratio_max": 1.1}])
-    with pytest.raises(UsageError, match=r"No rule fired in the run .*--update N; there is 1–2\."):
+    with pytest.raises(UsageError, match=r"No rule fired in the run .*--update N; it has 1–2\."):
         examine(ea.open(tmp_path), "calm")
     assert examine(ea.open(tmp_path), "calm", 2).update == 2
 
 
-def test_an_update_that_is_not_there_is_met_with_those_that_are(tmp_path: Path):
+def test_an_unknown_update_lists_the_recorded_ones(tmp_path: Path):
     write_run(tmp_path, "calm", updates=[{"ratio_max": 1.0}, {"ratio_max": 1.1}])
-    with pytest.raises(UsageError, match=r"no recorded update 9; there is 1–2\."):
+    with pytest.raises(UsageError, match=r"no recorded update 9; it has 1–2\."):
         examine(ea.open(tmp_path), "calm", 9)
 
 
-def test_a_run_without_updates_has_nothing_to_look_at(tmp_path: Path):
+def test_a_run_without_updates_cannot_be_examined(tmp_path: Path):
     write_run(tmp_path, "empty")
     with pytest.raises(UsageError, match="has no recorded update"):
         examine(ea.open(tmp_path), "empty")
 
 
 class TestCommand:
-    def run(self, *words: str) -> str:
-        return esper("forensics", *words).stdout
+    def run(self, *arguments: str) -> str:
+        return esper("forensics", *arguments).stdout
 
-    def test_it_prints_sentences_and_tables(self, exploded: Path):
+    def test_it_prints_text_and_tables(self, exploded: Path):
         text = self.run(str(exploded))
         assert "What happened" in text and "The worst transitions" in text and "slot" in text
 
@@ -179,10 +179,10 @@ class TestCommand:
         text = (tmp_path / "hot.md").read_text(encoding="utf-8")
         assert text.startswith("# hot-") and "| head |" in text
 
-    def test_csv_is_one_value_a_row(self, exploded: Path):
+    def test_csv_has_one_row_per_value(self, exploded: Path):
         lines = self.run(str(exploded), "--format", "csv").splitlines()
         assert lines[0] == "section,number,name,value"
-        assert "update,1,stopped_early,True" in lines
+        assert "update,1,stopped_early,true" in lines
 
     def test_an_unknown_update_ends_with_exit_code_2(self, exploded: Path):
         result = esper("forensics", str(exploded), "--update", "99", code=2)
@@ -195,4 +195,4 @@ def test_every_section_is_in_every_form(exploded: Path):
     assert set(as_frame(found).get_column("section")) <= sections
     assert set(as_frame(found).get_column("section")) >= sections - {"absent"}
     text = "\n".join(as_lines(found))
-    assert all(f"\n{title}\n" in text for title in ("What fired", "Its minibatches", "Its ratios", "Layers"))
+    assert all(f"\n{title}\n" in text for title in ("What fired", "Minibatches", "Ratios", "Layers"))

@@ -1,4 +1,4 @@
-"""The report in a real browser: it renders, nothing sticks out on a phone, and nothing is fetched."""
+"""The report in a real browser: it renders, fits a phone, and fetches nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import esper_analytics as ea
-from tests.analytics.postmortem.recorded_runs import RULES, quiet, wrecked
+from tests.analytics.postmortem.recorded_runs import RULES, healthy, wrecked
 
 
 @pytest.fixture(scope="module")
@@ -19,23 +19,23 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report over two runs."""
     folder = tmp_path_factory.mktemp("report")
     wrecked(folder / "runs", manifest={"host": "<script>document.title = 'hacked'</script>"})
-    quiet(folder / "runs")
+    healthy(folder / "runs")
     return ea.report(ea.replay(folder / "runs", RULES), folder / "report.html")
 
 
-def browse(chromium: list[str], profile: Path, *words: str) -> str:
+def browse(chromium: list[str], profile: Path, *arguments: str) -> str:
     done = subprocess.run(
-        [*chromium, f"--user-data-dir={profile}", *words], capture_output=True, text=True, timeout=120, check=False
+        [*chromium, f"--user-data-dir={profile}", *arguments], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
 
-def test_the_browser_sees_all_of_it(chromium, page, tmp_path):
+def test_the_browser_renders_every_section_and_plot(chromium, page, tmp_path):
     dom = browse(chromium, tmp_path, "--dump-dom", page.as_uri())
-    assert "<title>Post-mortem of 2 runs: 1 broken</title>" in dom
+    assert "<title>Post-mortem of 2 runs: 1 failed</title>" in dom
     assert dom.count('<section class="run"') == 2
-    # Both runs' curves, the comparison and the timeline are elements of the SVG name space, with lines in them.
+    # Both runs' curves, the comparison and the timeline are SVG elements with lines in them.
     assert len(re.findall(r'<svg[^>]*class="plot"', dom)) >= 10
     assert dom.count("<path") > 100
     assert "<script" not in dom
