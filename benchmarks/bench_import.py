@@ -94,8 +94,8 @@ def once(who: str, path: Path) -> dict[str, Any]:
             from esper_analytics.importers.esper_jsonl import import_file
 
             began = time.perf_counter()
-            [(_, report)] = import_file(path, out)
-            assert not report.losses, report.losses
+            [outcome] = import_file(path, out)
+            assert not outcome.report.problems, outcome.report.problems
         seconds = time.perf_counter() - began
         return {"seconds": seconds, "bytes": sum(file.stat().st_size for file in out.rglob("*") if file.is_file())}
 

@@ -85,7 +85,7 @@ def copy_runs(root: Path, source: Path, count: int, updates: int) -> list[Path]:
     work = root.parent / f"work {source.name}"
     work.mkdir()
     text = pa.input_stream(str(source), compression="zstd").read()
-    first = import_file(source, work / "runs")[0][0]
+    first = import_file(source, work / "runs")[0]
     imported = work / "runs" / first.run_id
     recorded = sum(pq.read_metadata(part).num_rows for part in (imported / "ppo_updates").glob("*.parquet"))
     times, rest = divmod(updates, recorded)

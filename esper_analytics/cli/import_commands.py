@@ -18,10 +18,10 @@ from esper_analytics.errors import DataError
 
 if TYPE_CHECKING:
     from esper_analytics.importers.load_report import LoadReport
-    from esper_analytics.importers.run_writer import Stored
+    from esper_analytics.importers.run_writer import ImportOutcome
 
 _Progress = Callable[[int, int], None] | None
-_Import = Callable[[Sequence[str], Path, _Progress], list[tuple["Stored", "LoadReport"]]]
+_Import = Callable[[Sequence[str], Path, _Progress], list["ImportOutcome"]]
 
 
 SOURCES = {
@@ -67,8 +67,8 @@ def _command(module: str) -> Callable[..., None]:
     ) -> None:
         import_files: _Import = importlib.import_module(module).import_files
         with _megabytes_bar() as progress:
-            imported = import_files(sources, to, progress)
-        _report(imported, to, form, output, strict)
+            outcomes = import_files(sources, to, progress)
+        _report(outcomes, to, form, output, strict)
 
     return import_source
 
@@ -85,11 +85,7 @@ def _megabytes_bar() -> Iterator[_Progress]:
 
 
 def _report(
-    imported: Sequence[tuple[Stored, LoadReport]],
-    to: Path,
-    form: OutputFormat | None,
-    output: Path | None,
-    strict: bool,
+    outcomes: Sequence[ImportOutcome], to: Path, form: OutputFormat | None, output: Path | None, strict: bool
 ) -> None:
     """Print the load reports, and say what became of each run.
 
@@ -97,27 +93,28 @@ def _report(
     """
     from esper_analytics.importers.load_report import report_frame
 
-    if all(stored.what == "empty" for stored, _ in imported):
-        raise DataError(_nothing([report for _, report in imported]))
-    emit(report_frame({stored.run_id: report for stored, report in imported if stored.run_id}), form, output)
+    if all(outcome.status == "empty" for outcome in outcomes):
+        raise DataError(_nothing([outcome.report for outcome in outcomes]))
+    emit(report_frame({outcome.run_id: outcome.report for outcome in outcomes if outcome.run_id}), form, output)
     incomplete = False
-    for stored, report in imported:
-        match stored.what:
+    for outcome in outcomes:
+        run_id, report = outcome.run_id, outcome.report
+        match outcome.status:
             case "unchanged":
-                narrate(f"{stored.run_id}: is in {to} already, from the same content; left as it is")
+                narrate(f"{run_id}: is in {to} already, from the same content; left as it is")
             case "shorter":
-                narrate(f"{stored.run_id}: {report.source} has less of this run than {to} already; left as it is")
+                narrate(f"{run_id}: {report.source} has less of this run than {to} already; left as it is")
             case "replaced":
-                narrate(f"{stored.run_id}: imported again, since {report.source} has changed")
+                narrate(f"{run_id}: imported again, since {report.source} has changed")
             case "imported":
-                narrate(f"{stored.run_id}: imported from {report.source}")
+                narrate(f"{run_id}: imported from {report.source}")
             case "empty":
                 narrate(f"{report.source}: left out, since it has nothing to import")
-        narrate(*(f"{stored.run_id}: {note}" for note in report.notes))
-        if losses := report.losses:
+        narrate(*(f"{run_id}: {note}" for note in report.notes))
+        if problems := report.problems:
             incomplete = True
-            where = f'; `esper sql {to} "SELECT * FROM raw_events"` shows them' if report.reasons else ""
-            narrate(f"{stored.run_id or report.source}: {', '.join(losses)}{where}")
+            hint = f'; `esper sql {to} "SELECT * FROM raw_events"` shows them' if report.reasons else ""
+            narrate(f"{run_id or report.source}: {', '.join(problems)}{hint}")
     if incomplete and strict:
         raise DataError("Not everything found its column (--strict).")
 

@@ -1,11 +1,11 @@
 """Esper's `events.jsonl` as runs: every line read is accounted for.
 
-A file may hold several runs: one for each `TRAINING_STARTED` in each `group_id`. The mapping of an event to rows is
-`esper_recorder.esper`, which the trainer's own backend shares. A line that is no event, or repeats the `event_id` of an
-earlier line, is kept whole in `raw_events`; so is each value that no column takes.
+A file may hold several runs: one for each `TRAINING_STARTED` in each `group_id`. The mapping of events to rows is
+`esper_recorder.esper.field_map`, as for the trainer's own backend. A line that is not an event, or repeats the
+`event_id` of an earlier line, is kept whole in `raw_events`; so is each value that has no column.
 
-A long file is read in blocks, which worker processes map side by side. Where a block's events belong follows from the
-few lines before it that move the clock; the reading process looks for those.
+A long file is read in blocks, which worker processes map in parallel. To place a block's events a worker needs the
+clock as the lines before leave it: the reading process decodes the few of them that move it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from array import array
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -32,10 +33,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from esper_analytics.errors import DataError
-from esper_analytics.importers.json_lines import NoJson, as_text, decode, whole_lines
+from esper_analytics.importers.json_lines import InvalidJson, decode, line_text, whole_lines
 from esper_analytics.importers.load_report import LoadReport
-from esper_analytics.importers.run_writer import Origin, RunWriter, Stored, by_update, imported_run_id
-from esper_analytics.importers.sources import Source, find_sources, plain_name
+from esper_analytics.importers.run_writer import (
+    ImportOutcome,
+    Origin,
+    RunWriter,
+    by_update,
+    data_errors,
+    imported_run_id,
+)
+from esper_analytics.importers.sources import Progress, Source, base_name, find_sources, track_progress
 from esper_recorder.contract.rules.ruleset import load_profile
 from esper_recorder.contract.tables import columns
 from esper_recorder.esper.field_map.event_batch import NO_EVENT, Block
@@ -48,54 +56,44 @@ from esper_recorder.storage.parquet import arrow_type
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 FORMAT = "esper-jsonl"
 NO_EVENT_KIND = "(no event)"
-_PLAIN_NAMES = ("events", "telemetry")  # a file of this name is told apart by its folder
-_TURNING = tuple(f'"{kind}"'.encode() for kind in CLOCK_EVENTS)
-
-Progress = Callable[[int, int], None]
+_COMMON_NAMES = ("events", "telemetry")  # a file of this name is told from others by its folder
+_CLOCK_WORDS = tuple(f'"{kind}"'.encode() for kind in CLOCK_EVENTS)
 
 
-def import_files(words: Sequence[str], root: Path, progress: Progress | None = None) -> list[tuple[Stored, LoadReport]]:
-    """Import the files that `words` mean into the folder of runs `root`.
+def import_files(patterns: Sequence[str], to: Path, progress: Progress | None = None) -> list[ImportOutcome]:
+    """Import the runs of Esper's files into the folder of runs `to`.
 
     Args:
-        progress: called with the bytes read so far, of all files, and how many there are.
+        patterns: files, folders (every file below with one of the `ENDINGS` is read), or glob patterns.
 
-    Returns what became of each run, and its load report.
-
-    Raises UsageError: a word means no file, or `root` cannot be written to. OSError: the disk is full.
+    Raises:
+        UsageError: there is no such file, or `to` cannot be written to.
+        DataError: the disk does not take a run, or a worker process was killed.
     """
-    paths = find_sources(words, ENDINGS)
-    sizes = [path.stat().st_size for path in paths]
-    imported: list[tuple[Stored, LoadReport]] = []
-    for number, path in enumerate(paths):
-        before = sum(sizes[:number])
-        told = None if progress is None else lambda done, before=before: progress(before + done, sum(sizes))
-        imported += import_file(path, root, told)
-    return imported
+    files = find_sources(patterns, lambda name: name.endswith(ENDINGS), f"ending in {', '.join(ENDINGS)}")
+    return [outcome for file, update in track_progress(files, progress) for outcome in import_file(file, to, update)]
 
 
-def import_file(
-    path: Path, root: Path, progress: Callable[[int], None] | None = None
-) -> list[tuple[Stored, LoadReport]]:
-    """Import one file; see `import_files`."""
+def import_file(path: Path, to: Path, progress: Callable[[int], None] | None = None) -> list[ImportOutcome]:
+    """Import the runs of one file; `progress` is called with the bytes read. Raises as `import_files`."""
     repeats: dict[int, int] = {}
     while True:
         with ExitStack() as stack:
-            loading = _Loading(path, root, stack, repeats, progress)
+            stack.enter_context(data_errors(path))
+            file_pass = _FilePass(path, to, stack, repeats, progress)
             try:
-                loading.load()
-                if not loading.found_repeats:
-                    return loading.publish()
+                file_pass.load()
+                if not file_pass.repeats_found:
+                    return file_pass.publish()
             except BrokenProcessPool as error:
-                message = f"A process that read {path} was ended from outside, perhaps for want of memory."
+                message = f"A process that read {path} was killed from outside, perhaps because memory ran out."
                 raise DataError(f"{message} Nothing of it was stored.") from error
-            except OSError as error:
-                raise DataError(f"{path} could not be imported: {error}. Nothing of it was stored.") from error
-            repeats = loading.found_repeats  # they must not have rows, so it is loaded again without them
+            # Repeated lines must not have rows, and are found only when all were read: load again without them.
+            repeats = file_pass.repeats_found
 
 
 @dataclass(slots=True)
-class _Piece:
+class _RunPart:
     """What a block of lines holds of one run."""
 
     first_line: int
@@ -105,8 +103,8 @@ class _Piece:
     report: LoadReport = field(default_factory=LoadReport)
 
 
-class _Loading:
-    """One pass over a file: blocks to workers, what they make of them to the writers of the runs."""
+class _FilePass:
+    """One pass over a file: blocks go to the workers, and their rows to the writer of each run."""
 
     def __init__(
         self,
@@ -118,13 +116,13 @@ class _Loading:
     ) -> None:
         self.source = Source(path)
         self.root = root
-        self.found_repeats: dict[int, int] = {}
+        self.repeats_found: dict[int, int] = {}
         self._stack = stack
         self._repeats = repeats
         self._progress = progress
-        self._runs: dict[RunKey, _Piece] = {}
+        self._runs: dict[RunKey, _RunPart] = {}
         self._writers: dict[RunKey, RunWriter] = {}
-        self._ids: list[pa.Table] = []
+        self._event_ids: list[pa.Table] = []
         self._sha256 = ""
         self._descriptor: int | None = None
 
@@ -135,74 +133,73 @@ class _Loading:
             clock, line, offset = Clock(), 1, 0
             for block, last in whole_lines(self._hashed(digest)):
                 place = None if self._descriptor is None else BlockPlace(self._descriptor, offset, len(block))
-                for pieces in workers.hand_in(block, place, line, deepcopy(clock), last, self._repeats):
-                    self._take(pieces)
+                for parts in workers.submit(block, place, line, deepcopy(clock), last, self._repeats):
+                    self._add(parts)
                 line += block.count(b"\n")
                 offset += len(block)
                 advance(clock, block)
                 if self._progress is not None:
-                    self._progress(self.source.taken)
-            for pieces in workers.results():
-                self._take(pieces)
+                    self._progress(self.source.bytes_read)
+            for parts in workers.results():
+                self._add(parts)
         self._sha256 = digest.hexdigest()
         if not self._repeats:
-            self.found_repeats = _repeats_of(self._ids)
+            self.repeats_found = _find_repeats(self._event_ids)
 
-    def publish(self) -> list[tuple[Stored, LoadReport]]:
-        """Make the runs visible; a file without any event is none."""
+    def publish(self) -> list[ImportOutcome]:
+        """Make the runs visible; a file without any event makes none."""
         if all(run.report.tallies.keys() <= {NO_EVENT_KIND} for run in self._runs.values()):
             report = LoadReport(source=str(self.source.path), damage=self.source.damage)
             for run in self._runs.values():
                 report.join(run.report)
             if report.read and not report.damage:
                 report.damage = "no line of it is an event of Esper"
-            return [(Stored("", "empty"), report)]
-        published = []
+            return [ImportOutcome("", "empty", report)]
+        outcomes = []
         for number, (key, run) in enumerate(sorted(self._runs.items(), key=lambda item: item[1].first_line), 1):
-            report = run.report
-            report.source = str(self.source.path)
-            report.damage = self.source.damage
-            origin = Origin(FORMAT, str(self.source.path), self._sha256, report.read, number)
+            run.report.source = str(self.source.path)
+            run.report.damage = self.source.damage
+            origin = Origin(FORMAT, str(self.source.path), self._sha256, run.report.read, number)
             profile = run.facts.profile
             rules = None if profile is None else (profile, load_profile(profile).text)
             manifest = self._manifest(key, run.facts)
-            published.append((self._writers[key].publish(manifest, origin, report, rules=rules), report))
-        return published
+            outcomes.append(self._writers[key].publish(manifest, origin, run.report, rules=rules))
+        return outcomes
 
     def _hashed(self, digest: Any) -> Iterator[bytes]:
         for block in self.source.blocks():
             if self._descriptor is None and self.source.descriptor is not None:
-                self._descriptor = os.dup(self.source.descriptor)  # the processes may be behind with reading
+                # Workers may still read blocks after the source has closed its file.
+                self._descriptor = os.dup(self.source.descriptor)
                 self._stack.callback(os.close, self._descriptor)
             digest.update(block)
             yield block
 
-    def _take(self, pieces: Mapping[RunKey, _Piece]) -> None:
-        for key, piece in pieces.items():
+    def _add(self, parts: Mapping[RunKey, _RunPart]) -> None:
+        for key, part in parts.items():
             run = self._runs.get(key)
             if run is None:
-                run = self._runs[key] = piece
-                run_id = imported_run_id(self._name(key), piece.facts.started, piece.first_text)
+                self._runs[key] = part
+                run_id = imported_run_id(self._name(key), part.facts.started, part.first_text)
                 self._writers[key] = self._stack.enter_context(RunWriter(self.root, run_id))
             else:
-                run.facts.join(piece.facts)
-                run.report.join(piece.report)
-            for table, rows in piece.tables.items():
+                run.facts.join(part.facts)
+                run.report.join(part.report)
+            for table, rows in part.tables.items():
                 self._writers[key].write(table, rows)
-            told = piece.tables.get("events")
-            if told is not None and "event_id" in told.schema.names and not self._repeats:
-                self._ids.append(told.select(["line", "event_id"]))
-            piece.tables = {}
+            events = part.tables.get("events")
+            if events is not None and "event_id" in events.schema.names and not self._repeats:
+                self._event_ids.append(events.select(["line", "event_id"]))
+            part.tables = {}
 
     def _name(self, key: RunKey) -> str:
-        name = plain_name(self.source.path)
-        if name in _PLAIN_NAMES:
+        name = base_name(self.source.path)
+        if name in _COMMON_NAMES:
             name = self.source.path.parent.name or name
         group, number = key
         return "-".join([name, *([group] if group != "default" else []), *([str(number)] if number > 1 else [])])
 
     def _manifest(self, key: RunKey, facts: RunFacts) -> Manifest:
-        trainer = {"name": "esper", "generation": facts.generation, "group_id": key[0]}
         attempt = Attempt(
             started=facts.started,
             ended=facts.last_time if facts.finished else None,
@@ -213,7 +210,7 @@ class _Loading:
             run_id="",
             name=self._name(key),
             started=facts.started,
-            trainer=trainer,
+            trainer={"name": "esper", "generation": facts.generation, "group_id": key[0]},
             definition="esper",
             config=None if facts.config is None else to_jsonable(facts.config),
             total_updates=facts.total_updates,
@@ -221,27 +218,27 @@ class _Loading:
         )
 
 
-def _repeats_of(ids: Sequence[pa.Table]) -> dict[int, int]:
-    """Line -> the earlier line whose event_id it repeats."""
-    if not ids:
+def _find_repeats(event_ids: Sequence[pa.Table]) -> dict[int, int]:
+    """Return line -> the earlier line whose event_id it repeats."""
+    if not event_ids:
         return {}
-    told = pa.concat_tables(ids)
-    told = told.filter(pc.is_valid(told.column("event_id")))
-    lines, event_ids = (told.column(name).to_pylist() for name in ("line", "event_id"))
-    if len(set(event_ids)) == len(event_ids):
+    events = pa.concat_tables(event_ids)
+    events = events.filter(pc.is_valid(events.column("event_id")))
+    lines, ids = (events.column(name).to_pylist() for name in ("line", "event_id"))
+    if len(set(ids)) == len(ids):
         return {}
     first: dict[str, int] = {}
     repeats = {}
-    for line, event_id in sorted(zip(lines, event_ids, strict=True)):
+    for line, event_id in sorted(zip(lines, ids, strict=True)):
         if first.setdefault(event_id, line) != line:
             repeats[line] = first[event_id]
     return repeats
 
 
 def advance(clock: Clock, block: bytes) -> None:
-    """Move the clock past a block of lines. Only those that may turn it are decoded."""
+    """Move the clock past a block of lines; only those that may move it are decoded."""
     starts = set()
-    for word in _TURNING:
+    for word in _CLOCK_WORDS:
         at = block.find(word)
         while at >= 0:
             starts.add(block.rfind(b"\n", 0, at) + 1)
@@ -250,7 +247,7 @@ def advance(clock: Clock, block: bytes) -> None:
         end = block.find(b"\n", start)
         try:
             event = decode(block[start : end if end >= 0 else len(block)])
-        except NoJson:
+        except InvalidJson:
             continue
         if is_event(event) and event["event_type"] in CLOCK_EVENTS:
             clock.place(event)
@@ -260,14 +257,14 @@ def advance(clock: Clock, block: bytes) -> None:
 
 
 class BlockPlace(NamedTuple):
-    """Where a block lies in a file that is open: handed to a process instead of it, which is far less to send."""
+    """Where a block lies in an open file: sent to a worker instead of the block, which is far larger."""
 
     descriptor: int
     offset: int
     length: int
 
     def read(self) -> bytes:
-        """The block. Raises OSError where it is not there any more."""
+        """Return the block. Raises OSError if the file has become shorter."""
         block = os.pread(self.descriptor, self.length, self.offset)
         if len(block) < self.length:
             raise OSError("it became shorter while it was read")
@@ -276,51 +273,43 @@ class BlockPlace(NamedTuple):
 
 def map_block(
     block: bytes | BlockPlace, first_line: int, clock: Clock, last: bool, repeats: Mapping[int, int]
-) -> dict[RunKey, _Piece]:
-    """What some lines hold, by run.
+) -> dict[RunKey, _RunPart]:
+    """Return what some lines hold, by run.
 
     Args:
-        block: whole lines, or where they are; the last of a file may lack its newline.
+        block: whole lines, or their place; the last line of a file may lack its newline.
         first_line: the number of the first.
-        clock: as the lines before have left it.
-        last: the file ends with the block.
+        clock: as the lines before leave it.
+        last: whether the file ends with the block.
         repeats: lines to leave out -> the earlier line they repeat.
     """
     lines = (block if isinstance(block, bytes) else block.read()).split(b"\n")
     torn = len(lines) if last and lines[-1] else None
     if not lines[-1]:
         lines.pop()
-    pieces: dict[RunKey, _Piece] = {}
-    entries: dict[RunKey, list[PlacedEvent]] = {}
-    raw: dict[RunKey, list[dict[str, Any]]] = {}
+    parts: dict[RunKey, _RunPart] = {}
+    events: dict[RunKey, list[PlacedEvent]] = defaultdict(list)
+    raw: dict[RunKey, list[dict[str, Any]]] = defaultdict(list)
 
-    def piece_of(key: RunKey, position: int) -> _Piece:
-        if key not in pieces:
-            pieces[key] = _Piece(first_line + position, lines[position])
-        return pieces[key]
+    def part_of(key: RunKey, position: int) -> _RunPart:
+        if key not in parts:
+            parts[key] = _RunPart(first_line + position, lines[position])
+        return parts[key]
 
     def reject(position: int, reason: str, kind: str | None) -> None:
         key, update = clock.collecting()
-        piece = piece_of(key, position)
-        piece.report.of(kind or NO_EVENT_KIND).rejected += 1
-        piece.report.reasons[reason] += 1
-        raw.setdefault(key, []).append(
-            {
-                "line": first_line + position,
-                "update": update,
-                "key": "",
-                "event_type": kind,
-                "reason": reason,
-                "text": as_text(lines[position]),
-            }
-        )
+        report = part_of(key, position).report
+        report.tally(kind or NO_EVENT_KIND).rejected += 1
+        report.reasons[reason] += 1
+        identity = {"line": first_line + position, "update": update, "key": "", "event_type": kind}
+        raw[key].append({**identity, "reason": reason, "text": line_text(lines[position])})
 
     for position, line in enumerate(lines):
         try:
             event = decode(line)
-        except NoJson:
+        except InvalidJson:
             if not line.strip():
-                piece_of(clock.last, position).report.blank += 1
+                part_of(clock.last, position).report.blank += 1
             else:
                 reject(position, "torn" if position + 1 == torn else "not_json", None)
             continue
@@ -332,36 +321,32 @@ def map_block(
             reject(position, "repeated", event["event_type"])
             continue
         training, update = clock.place(event)
-        if training.key not in entries:
-            piece_of(training.key, position)
-            entries[training.key] = []
-        entries[training.key].append(PlacedEvent(number, event, training, update))
+        part = part_of(training.key, position)
+        events[training.key].append(PlacedEvent(number, event, training, update))
         if event["event_type"] in FACT_EVENTS:
-            pieces[training.key].facts.add(event, update)
-    for key, piece in pieces.items():
-        _finish(piece, entries.get(key, []), raw.get(key, []), lambda number: as_text(lines[number - first_line]))
-    return pieces
+            part.facts.add(event, update)
+    for key, part in parts.items():
+        _finish(part, events[key], raw[key], lambda number: line_text(lines[number - first_line]))
+    return parts
 
 
 def _finish(
-    piece: _Piece, entries: Sequence[PlacedEvent], raw: Sequence[Mapping[str, Any]], text_of: Callable[[int], str]
+    part: _RunPart, events: Sequence[PlacedEvent], raw: Sequence[Mapping[str, Any]], text_of: Callable[[int], str]
 ) -> None:
-    """Rows and tallies of a run's events in a block."""
-    mapped = map_events(entries)
-    for name, counts in (("typed", mapped.typed), ("kept", mapped.kept), ("rejected", mapped.rejected)):
-        for kind, count in counts.items():
-            tally = piece.report.of(kind)
-            setattr(tally, name, getattr(tally, name) + count)
-    for kind, count in mapped.values_rejected.items():
-        piece.report.of(kind).values_rejected += count
-    piece.report.reasons.update(mapped.reasons)
-    for block in mapped.blocks.get("raw_events", ()):
-        if block["key"] == [""]:
+    """Map a run's events in a block, and count them."""
+    rows = map_events(events)
+    part.report.count("typed", rows.typed)
+    part.report.count("kept", rows.kept)
+    part.report.count("rejected", rows.rejected)
+    part.report.count("values_rejected", rows.values_rejected)
+    part.report.reasons.update(rows.reasons)
+    for block in rows.blocks.get("raw_events", ()):
+        if block["key"] == [""]:  # a whole event is kept as its line, to the byte
             block["text"] = [text_of(line) for line in block["line"]]
     if raw:
-        mapped.add("raw_events", {name: [row[name] for row in raw] for name in raw[0]})
+        rows.add("raw_events", {name: [row[name] for row in raw] for name in raw[0]})
     arrays: _Arrays = {}
-    piece.tables = {table: _as_arrow(table, blocks, arrays) for table, blocks in mapped.blocks.items()}
+    part.tables = {table: _as_arrow(table, blocks, arrays) for table, blocks in rows.blocks.items()}
 
 
 _Arrays = dict[tuple[int, str], pa.Array]
@@ -372,30 +357,30 @@ def _as_arrow(table: str, blocks: Sequence[Block], arrays: _Arrays) -> pa.Table:
     declared = {column.name: column for column in columns(table)}
     tables = []
     for block in blocks:
-        made = []
+        block_arrays = []
         for name, values in block.items():
             key = (id(values), declared[name].type)
             if key not in arrays:
                 arrays[key] = _array(values, arrow_type(declared[name]))
-            made.append(arrays[key])
-        tables.append(pa.Table.from_arrays(made, names=list(block)))
-    # In order here, side by side, most of the part will be in order when it is put together.
+            block_arrays.append(arrays[key])
+        tables.append(pa.Table.from_arrays(block_arrays, names=list(block)))
+    # Sorted here, in parallel, the rows are nearly sorted when a part is written.
     return by_update(pa.concat_tables(tables, promote_options="default").combine_chunks())
 
 
 def _array(values: Sequence[Any], type_: pa.DataType) -> pa.Array:
-    """Values of a column; several times faster than `pa.array` where all are numbers, or all are one."""
+    """Make a column; several times faster than `pa.array` if all values are numbers, or all are the same."""
     first = values[0]
-    code = _PACKED.get(type_)
+    code = _ARRAY_CODES.get(type_)
     if code is not None and first is not None:
-        with suppress(TypeError):  # there is a None further on
+        with suppress(TypeError):  # one of the values is None
             return pa.Array.from_buffers(type_, len(values), [None, pa.py_buffer(array(code, values))])
     elif (first is None or type(first) is str) and values.count(first) == len(values):
         return pa.repeat(pa.scalar(first, type_), len(values))
     return pa.array(values, type=type_, from_pandas=False)
 
 
-_PACKED = {pa.int64(): "q", pa.timestamp("us", tz="UTC"): "q", pa.float64(): "d"}
+_ARRAY_CODES = {pa.int64(): "q", pa.timestamp("us", tz="UTC"): "q", pa.float64(): "d"}
 
 
 # --- worker processes -------------------------------------------------------------------------------------------------
@@ -403,30 +388,29 @@ _PACKED = {pa.int64(): "q", pa.timestamp("us", tz="UTC"): "q", pa.float64(): "d"
 _FORKS = sys.platform == "linux"
 
 
-def _begin_worker() -> None:
-    """What a worker process does first."""
-    gc.disable()  # nothing here refers to itself, and looking for it takes a third of the time
+def _initialize_worker() -> None:
+    gc.disable()  # nothing here is cyclic, and searching for cycles takes a third of the time
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that reads
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
-def _end_with_parent(parent: int) -> None:
+def _exit_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 class _Workers:
-    """Maps blocks: in this process as long as there are few, else in as many processes as there are processors."""
+    """Maps blocks: in this process as long as there are few, then in one process per processor."""
 
     PATIENCE = 2
-    """Blocks after which it is worth to start processes."""
+    """Blocks after which starting processes pays off."""
 
     def __init__(self) -> None:
         self._processes = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, 4)
         self._pool: ProcessPoolExecutor | None = None
         self._waiting: list[tuple[bytes, BlockPlace | None, tuple[Any, ...]]] = []
-        self._running: list[Future[dict[RunKey, _Piece]]] = []
+        self._running: list[Future[dict[RunKey, _RunPart]]] = []
 
     def __enter__(self) -> _Workers:
         return self
@@ -435,29 +419,30 @@ class _Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def hand_in(self, block: bytes, place: BlockPlace | None, *told: Any) -> Iterator[dict[RunKey, _Piece]]:
-        """Have `map_block` called; yields results, in the order of the blocks, as soon as enough are on their way.
+    def submit(self, block: bytes, place: BlockPlace | None, *arguments: Any) -> Iterator[dict[RunKey, _RunPart]]:
+        """Have `map_block` called; yield results in the order of the blocks, once enough blocks are in progress.
 
         Args:
-            place: where the block lies in an open file, if it does.
-            told: what `map_block` takes besides.
+            place: of the block in an open file, if it lies in one.
+            arguments: the further arguments of `map_block`.
         """
-        self._waiting.append((block, place, told))
+        self._waiting.append((block, place, arguments))
         if self._pool is None and self._processes > 1 and len(self._waiting) > self.PATIENCE:
             context = multiprocessing.get_context("fork" if _FORKS else "spawn")
-            self._pool = ProcessPoolExecutor(self._processes, mp_context=context, initializer=_begin_worker)
+            self._pool = ProcessPoolExecutor(self._processes, mp_context=context, initializer=_initialize_worker)
         if self._pool is not None:
-            for held, there, more in self._waiting:
-                # A process that is forked has the file open too.
-                self._running.append(self._pool.submit(map_block, there if there and _FORKS else held, *more))
+            for waiting_block, waiting_place, rest in self._waiting:
+                # Only a forked process shares the open file.
+                task = waiting_place if waiting_place and _FORKS else waiting_block
+                self._running.append(self._pool.submit(map_block, task, *rest))
             self._waiting.clear()
             while len(self._running) > 2 * self._processes:
                 yield self._running.pop(0).result()
 
-    def results(self) -> Iterator[dict[RunKey, _Piece]]:
-        """What is still to come, in the order of the blocks."""
+    def results(self) -> Iterator[dict[RunKey, _RunPart]]:
+        """Yield the remaining results, in the order of the blocks."""
         while self._running:
             yield self._running.pop(0).result()
         while self._waiting:
-            block, _, told = self._waiting.pop(0)
-            yield map_block(block, *told)
+            block, _, arguments = self._waiting.pop(0)
+            yield map_block(block, *arguments)

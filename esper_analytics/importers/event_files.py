@@ -1,9 +1,9 @@
 """Read one TensorBoard event file to its end, whatever is damaged in it.
 
 An event file is a sequence of records: length (8 bytes), its checksum (4), an `Event` protobuf, its checksum (4), all
-little endian; a checksum is a masked CRC-32C. The loader of the `tensorboard` package stops at the first damaged record
-and does not say so; here a damaged record is counted and the next one is looked for. What a record holds is read with
-the package's own protobufs. TensorFlow is not needed, and not loaded where it is there.
+little endian; a checksum is a masked CRC-32C. The loader of the `tensorboard` package silently stops at the first
+damaged record; this one counts it and finds the next. The content of a record is parsed with the package's protobufs.
+TensorFlow is not needed, and not loaded even if it is installed.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from esper_analytics.errors import UsageError
-from esper_analytics.importers.logged import Logged
+from esper_analytics.importers.scalar_rows import Scalar
 
 MARK = "tfevents"
-"""What the name of every event file holds."""
+"""Every event file has this in its name."""
 
 _HEADER = 12
 _FOOTER = 4
-# A length that is not zero and below 4 GB, at any position: no record is longer, and none is empty.
+# At any position, a length between 1 byte and 4 GB: no record is empty or longer.
 _MAYBE_LENGTH = re.compile(rb"(?=(?!\0{4}).{4}\0{4})", re.DOTALL)
-_KINDS = {"histo": "histograms", "image": "images", "scalars": "scalars that are no number"}
-_TEXT_SUFFIX = "/text_summary"  # torch's SummaryWriter adds it to the tag of a text
+_KINDS = {"histo": "histograms", "image": "images", "scalars": "scalars that are not a number"}
+_TEXT_SUFFIX = "/text_summary"  # torch's SummaryWriter appends it to the tag of a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Text:
     tag: str
     text: str
     record: int
-    """Where it stood in its file, counted from 1."""
+    """The number of its record in the file, from 1."""
 
 
 @dataclass(slots=True)
@@ -48,29 +48,29 @@ class EventFile:
     path: Path
     sha256: str
     """Of its content."""
-    values: list[Logged] = field(default_factory=list)
-    """The scalars, in the order they were written."""
+    scalars: list[Scalar] = field(default_factory=list)
+    """In the order they were written."""
     texts: list[Text] = field(default_factory=list)
     hparams: dict[str, Any] = field(default_factory=dict)
-    """Hyperparameters, as `SummaryWriter.add_hparams` and SB3's `HParam` write them."""
+    """Hyperparameters of `SummaryWriter.add_hparams` and SB3's `HParam`."""
     records: int = 0
-    """Records that are whole."""
-    kept_out: Counter[str] = field(default_factory=Counter)
-    """Kind of summary that no table holds (histograms, images, ...) -> how many."""
+    """Complete records."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Kind of summary that no table is meant for (histograms, images, ...) -> how many."""
     damaged: int = 0
-    """Stretches of records that could not be read."""
+    """Stretches of bytes that are not readable records."""
     skipped_bytes: int = 0
     """Bytes in those."""
     unreadable: str | None = None
     """Why the file could not be opened."""
     torn_bytes: int = 0
-    """Bytes of a last record that was not wholly written."""
+    """Bytes of an incomplete last record."""
     first_time: float | None = None
     """Wall clock of the first record, in seconds since 1970."""
 
 
 def need_tensorboard() -> None:
-    """Raises UsageError, saying what to install, where the package `tensorboard` is not there."""
+    """Raise UsageError, saying what to install, if the package `tensorboard` is missing."""
     try:
         import tensorboard.compat.proto.event_pb2  # noqa: F401
     except ImportError as error:
@@ -81,74 +81,73 @@ def need_tensorboard() -> None:
 
 
 def read_event_file(path: Path, progress: Callable[[int], None] | None = None) -> EventFile:
-    """Every scalar of one event file, and a count of all else.
+    """Read every scalar of one event file, and count all else.
 
     Args:
-        path: the file. Its bytes up to the end it has now are read.
-        progress: called with the number of bytes read, now and then.
+        progress: called from time to time with the number of bytes read.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     from google.protobuf.message import DecodeError
     from tensorboard.compat.proto.event_pb2 import Event
 
     data = path.read_bytes()
-    found = EventFile(path, hashlib.sha256(data).hexdigest())
-    for start, record in _records(data, found):
+    content = EventFile(path, hashlib.sha256(data).hexdigest())
+    for start, record in _records(data, content):
         event = Event()
         try:
             event.ParseFromString(record)
         except DecodeError:
-            found.damaged += 1
-            found.skipped_bytes += len(record) + _HEADER + _FOOTER
+            content.damaged += 1
+            content.skipped_bytes += len(record) + _HEADER + _FOOTER
             continue
-        found.records += 1
-        if found.first_time is None:
-            found.first_time = event.wall_time
+        content.records += 1
+        if content.first_time is None:
+            content.first_time = event.wall_time
         for value in event.summary.value:
-            _take(value, event, found)
-        if progress is not None and found.records % 1000 == 0:
+            _add_summary(value, event, content)
+        if progress is not None and content.records % 1000 == 0:
             progress(start)
     if progress is not None:
         progress(len(data))
-    return found
+    return content
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
-def _records(data: bytes, found: EventFile) -> Iterator[tuple[int, bytes]]:
-    """(position, record) of every record whose checksums are right; what is between them is counted in `found`."""
+def _records(data: bytes, content: EventFile) -> Iterator[tuple[int, bytes]]:
+    """Yield (position, record) of every record with valid checksums; count the bytes between them in `content`."""
     position = 0
     while position < len(data):
         length = _length_at(data, position)
         if length is None:
-            # Without its length there is no telling where the record ends.
+            # Without a valid length the end of the record is unknown: scan for the next header.
             following = _next_header(data, position + 1)
             if following is None and len(data) - position < _HEADER:
-                found.torn_bytes += len(data) - position
+                content.torn_bytes += len(data) - position
                 return
-            found.damaged += 1
+            content.damaged += 1
             following = len(data) if following is None else following
-            found.skipped_bytes += following - position
+            content.skipped_bytes += following - position
             position = following
             continue
         end = position + _HEADER + length + _FOOTER
         if end > len(data):
-            found.torn_bytes += len(data) - position
+            content.torn_bytes += len(data) - position
             return
         record = data[position + _HEADER : end - _FOOTER]
         if _checksum(record) == _unsigned(data, end - _FOOTER):
             yield position, record
         else:
-            found.damaged += 1
-            found.skipped_bytes += end - position
+            content.damaged += 1
+            content.skipped_bytes += end - position
         position = end
 
 
 def _length_at(data: bytes, position: int) -> int | None:
-    """The length of the record that begins there; None where that is no header."""
+    """The length of the record that begins at a position; None if there is no valid header."""
     header = data[position : position + 8]
     if len(data) - position < _HEADER or _checksum(header) != _unsigned(data, position + 8):
         return None
@@ -157,9 +156,9 @@ def _length_at(data: bytes, position: int) -> int | None:
 
 
 def _next_header(data: bytes, start: int) -> int | None:
-    """Where the next header begins, from `start` on; None where there is none."""
-    places = (found.start() for found in _MAYBE_LENGTH.finditer(data, start))
-    return next((place for place in places if _length_at(data, place) is not None), None)
+    """The position of the next valid header, from `start` on; None if there is none."""
+    positions = (candidate.start() for candidate in _MAYBE_LENGTH.finditer(data, start))
+    return next((position for position in positions if _length_at(data, position) is not None), None)
 
 
 def _unsigned(data: bytes, position: int) -> int:
@@ -174,29 +173,29 @@ def _checksum(data: bytes) -> int:
     return checksum
 
 
-# --- what a record holds ----------------------------------------------------------------------------------------------
+# --- content of a record ----------------------------------------------------------------------------------------------
 
 
-def _take(value: Any, event: Any, found: EventFile) -> None:
+def _add_summary(value: Any, event: Any, content: EventFile) -> None:
     kind = value.WhichOneof("value")
     plugin = value.metadata.plugin_data.plugin_name
     number = value.simple_value if kind == "simple_value" else None
     if kind == "tensor" and plugin == "scalars":
         number = _number(value.tensor)
     if plugin == "hparams":
-        found.kept_out["hparams"] += 1
-        found.hparams |= _hyperparameters(value.metadata.plugin_data.content)
+        content.left_out["hparams"] += 1
+        content.hparams |= _hyperparameters(value.metadata.plugin_data.content)
     elif number is not None:
-        found.values.append(Logged(value.tag, event.step, number, found.records, event.wall_time))
+        content.scalars.append(Scalar(value.tag, event.step, number, content.records, event.wall_time))
     elif kind == "tensor" and plugin == "text":
         tag = value.tag.removesuffix(_TEXT_SUFFIX)
-        found.texts.append(Text(tag, _text(value.tensor), found.records))
+        content.texts.append(Text(tag, _text(value.tensor), content.records))
     else:
-        found.kept_out[_KINDS.get(plugin or kind or "", plugin or kind or "empty summaries")] += 1
+        content.left_out[_KINDS.get(plugin or kind or "", plugin or kind or "empty summaries")] += 1
 
 
 def _number(tensor: Any) -> float | None:
-    """The only element of a tensor of one number."""
+    """The only element of a tensor; None if it has several, or none that is a number."""
     from tensorboard.util.tensor_util import make_ndarray
 
     try:
@@ -210,7 +209,7 @@ def _text(tensor: Any) -> str:
 
 
 def _hyperparameters(content: bytes) -> dict[str, Any]:
-    """The hyperparameters in the data of the hparams plugin; nothing where it holds none."""
+    """Read the data of the hparams plugin; empty if it has no hyperparameters."""
     from google.protobuf.message import DecodeError
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -219,5 +218,7 @@ def _hyperparameters(content: bytes) -> dict[str, Any]:
         data.ParseFromString(content)
     except DecodeError:
         return {}
-    told = data.session_start_info.hparams
-    return {name: getattr(told[name], told[name].WhichOneof("kind") or "number_value") for name in sorted(told)}
+    hparams = data.session_start_info.hparams
+    return {
+        name: getattr(hparams[name], hparams[name].WhichOneof("kind") or "number_value") for name in sorted(hparams)
+    }

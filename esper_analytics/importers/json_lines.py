@@ -1,4 +1,4 @@
-"""JSON lines, read strictly where they are strict and tolerantly where trainers are not."""
+"""JSON lines, read strictly if they are strict and tolerantly where trainers are not."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import orjson
 
 
-class NoJson(ValueError):
-    """A line is no JSON text."""
+class InvalidJson(ValueError):
+    """A line is not JSON."""
 
 
 def decode(line: bytes) -> Any:
-    """The value of one line. The tokens NaN, Infinity and -Infinity, which are no JSON, are read as such.
+    """Read the value of one line, with the tokens NaN, Infinity and -Infinity, which JSON does not have.
 
-    A whole number beyond 64 bits is read as a float. Raises NoJson.
+    An integer beyond 64 bits is read as a float. Raises InvalidJson.
     """
     try:
         return orjson.loads(line)
@@ -26,19 +26,19 @@ def decode(line: bytes) -> Any:
         text = line.decode()
         value = json.loads(text)
         if "\\ud" in text.lower():
-            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is not text
     except (ValueError, RecursionError) as error:
-        raise NoJson(str(error)) from error
+        raise InvalidJson(str(error)) from error
     return value
 
 
-def as_text(line: bytes) -> str:
-    """A line as text; bytes that are no UTF-8 are written as `\\xff`."""
+def line_text(line: bytes) -> str:
+    """Decode a line; bytes that are not UTF-8 are written as `\\xff`."""
     return line.decode(errors="backslashreplace")
 
 
 def whole_lines(blocks: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
-    """Blocks that end at the end of a line, and whether it is the end of the source, where the newline may lack."""
+    """Cut blocks at the end of a line; the last one, marked True, may lack its newline."""
     rest = b""
     for block in blocks:
         end = block.rfind(b"\n") + 1

@@ -1,10 +1,10 @@
-"""What each library calls the figures it logs of a PPO update, and which of our columns mean the same.
+"""The tags under which each library logs a PPO update, and the columns that mean the same.
 
-    found = recognise(tags)
-    found.columns["train/entropy_loss"]        # Tag(column="entropy", factor=-1.0, ...)
+    match = match_library(tags)
+    match.columns["train/entropy_loss"]        # Tag(column="entropy", factor=-1.0, ...)
 
-A library is recognised by its tags alone. A tag is mapped only where the column means the same, at most after a factor;
-`definition` says whose definition a figure follows where libraries differ. Every other tag is kept as a scalar.
+A library is recognised by its tags alone. A tag is mapped only to a column of the same meaning, at most after a factor;
+`definition` says whose definition a metric follows if libraries differ. Every other tag is kept as a scalar.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """One tag that has a column of `ppo_updates`."""
+    """A tag that has a column of `ppo_updates`."""
 
     tag: str
     column: str
     meaning: str
-    """What exactly the library logs under it."""
+    """What exactly the library logs."""
     factor: float = 1.0
     """The column is the logged value times this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One hyperparameter that has a column of `ppo_updates`: the same in every update."""
+    """A hyperparameter that has a column of `ppo_updates`, the same in every update."""
 
     name: str
     column: str
@@ -40,31 +40,31 @@ class Library:
     definition: str
     """The value of `definition` in the rows of an imported run."""
     name: str
-    needs: frozenset[str]
-    """Tags that nobody else writes: it is this library where all of them are. Each makes an update when it is met."""
+    signature: frozenset[str]
+    """Tags of no other library: a run with all of them is this library's, and values with one of them are an update."""
     tags: tuple[Tag, ...]
     step_is_update: bool = False
     """It logs at the number of its update, from 0; all others log at environment steps."""
     late: bool = False
-    """It logs an update's figures when the next rollout has been collected, together with figures of that rollout."""
+    """It logs an update after the next rollout was collected, together with the statistics of that rollout."""
     any_prefix: bool = False
-    """Its users choose what stands before the last slash of a tag."""
+    """Its users choose the part of a tag before the last slash."""
     episode_return: str | None = None
-    """The tag that has each finished episode's return, where there is one."""
+    """The tag of each finished episode's return."""
     episode_length: str | None = None
     other_axis: str | None = None
-    """Tags that end in this are logged at steps of another kind."""
+    """The ending of tags that are logged at steps of another kind."""
     hyperparameters: str | None = None
-    """The text that holds its hyperparameters, a Markdown table of two columns."""
+    """The tag of the text with its hyperparameters, a Markdown table of two columns."""
     total_steps: str | None = None
-    """The hyperparameter that tells how many environment steps the training has."""
+    """The hyperparameter with the number of environment steps of the training."""
     settings: tuple[Setting, ...] = ()
 
 
 SB3 = Library(
     definition="sb3",
     name="Stable-Baselines3",
-    needs=frozenset({"train/approx_kl", "train/clip_fraction"}),
+    signature=frozenset({"train/approx_kl", "train/clip_fraction"}),
     late=True,
     tags=(
         Tag("train/approx_kl", "approx_kl", "k3, mean over the minibatches of the last epoch"),
@@ -84,7 +84,7 @@ SB3 = Library(
 CLEANRL = Library(
     definition="cleanrl",
     name="CleanRL",
-    needs=frozenset({"losses/old_approx_kl", "losses/clipfrac"}),
+    signature=frozenset({"losses/old_approx_kl", "losses/clipfrac"}),
     tags=(
         Tag("losses/approx_kl", "approx_kl", "k3 of the last minibatch"),
         Tag("losses/clipfrac", "clip_fraction", "mean over the minibatches of all epochs"),
@@ -111,7 +111,7 @@ CLEANRL = Library(
 RSL_RL = Library(
     definition="rsl_rl",
     name="rsl_rl",
-    needs=frozenset({"Loss/surrogate"}),
+    signature=frozenset({"Loss/surrogate"}),
     step_is_update=True,
     other_axis="/time",
     tags=(
@@ -128,7 +128,7 @@ RSL_RL = Library(
 TORCHRL = Library(
     definition="torchrl",
     name="TorchRL",
-    needs=frozenset({"loss_objective", "loss_critic"}),
+    signature=frozenset({"loss_objective", "loss_critic"}),
     any_prefix=True,
     tags=(
         Tag("kl_approx", "approx_kl", "k1, averaged as the user's loop does"),
@@ -146,35 +146,35 @@ LIBRARIES = (SB3, CLEANRL, RSL_RL, TORCHRL)
 
 
 @dataclass(frozen=True, slots=True)
-class Recognised:
-    """A library as one run's tags show it."""
+class LibraryMatch:
+    """A library, and its tags as one run has them."""
 
     library: Library
     columns: Mapping[str, Tag] = field(default_factory=dict)
-    """Tag as written -> what it is, for the tags that have a column."""
-    makes_update: frozenset[str] = frozenset()
-    """The tags, as written, that only an update brings."""
+    """Tag as written, with its prefix -> what it is, for the tags that have a column."""
+    update_tags: frozenset[str] = frozenset()
+    """The library's signature, as written."""
 
 
-def recognise(tags: Collection[str]) -> Recognised | None:
-    """The library that wrote a run with these tags; None where it is none of those that are known.
+def match_library(tags: Collection[str]) -> LibraryMatch | None:
+    """Return the library that wrote a run with these tags; None if it is none of the `LIBRARIES`.
 
-    Where tags of several are there (one folder for two trainings), it is the one with more of its tags.
+    If one folder was used for two trainings, it is the library with more of its tags.
     """
-    found = [one for library in LIBRARIES for one in _fits(library, set(tags))]
-    return max(found, key=lambda one: len(one.columns), default=None)
+    matches = [match for library in LIBRARIES for match in _matches(library, set(tags))]
+    return max(matches, key=lambda match: len(match.columns), default=None)
 
 
-def _fits(library: Library, tags: set[str]) -> list[Recognised]:
+def _matches(library: Library, tags: set[str]) -> list[LibraryMatch]:
     prefixes = [""]
     if library.any_prefix:
         prefixes = sorted({tag.rpartition("/")[0] + "/" if "/" in tag else "" for tag in tags})
     return [
-        Recognised(
+        LibraryMatch(
             library,
             {prefix + tag.tag: tag for tag in library.tags if prefix + tag.tag in tags},
-            frozenset(prefix + tag for tag in library.needs),
+            frozenset(prefix + tag for tag in library.signature),
         )
         for prefix in prefixes
-        if all(prefix + tag in tags for tag in library.needs)
+        if all(prefix + tag in tags for tag in library.signature)
     ]

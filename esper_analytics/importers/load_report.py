@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from esper_analytics.formatting import format_count
 from esper_recorder.storage.atomic import atomic_file
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ class Tally:
     """How many entries of one kind were read, and where they went: read = typed + kept + rejected + left_out."""
 
     typed: int = 0
-    """Entries that are in the columns made for them."""
+    """Entries that are in columns made for them."""
     kept: int = 0
-    """Entries of a known kind that has no columns, kept as they are (in `raw_events` or `scalars`)."""
+    """Entries of a known kind without columns, kept as they are (in `raw_events` or `scalars`)."""
     rejected: int = 0
     """Entries that could not be understood; in `raw_events` with their line and the reason."""
     left_out: int = 0
@@ -36,13 +37,8 @@ class Tally:
     def read(self) -> int:
         return self.typed + self.kept + self.rejected + self.left_out
 
-    def add(self, other: Tally) -> None:
-        """Count what another part of the same source holds."""
-        self.typed += other.typed
-        self.kept += other.kept
-        self.rejected += other.rejected
-        self.left_out += other.left_out
-        self.values_rejected += other.values_rejected
+
+REPORT_COLUMNS = ("run_id", "kind", "read", *(column.name for column in fields(Tally)))
 
 
 @dataclass(slots=True)
@@ -53,24 +49,31 @@ class LoadReport:
     tallies: dict[str, Tally] = field(default_factory=dict)
     """By kind of entry."""
     reasons: Counter[str] = field(default_factory=Counter)
-    """Why something is in `raw_events`: reason -> rows."""
+    """Rows of `raw_events` by reason."""
     rows: dict[str, int] = field(default_factory=dict)
     """Rows written, by table."""
     blank: int = 0
-    """Empty lines, which say nothing and are not counted among the entries."""
+    """Empty lines, which are not counted among the entries."""
     damage: str | None = None
-    """Why the source could not be read to its end, or not all of it."""
+    """Why the source, or a part of it, could not be read."""
     notes: list[str] = field(default_factory=list)
-    """What a reader of the rows should know, though nothing was lost by it; parts of a sentence."""
+    """What a reader of the rows should know, though nothing is missing; each is a clause."""
 
-    def of(self, kind: str) -> Tally:
-        """The tally of a kind of entry."""
+    def tally(self, kind: str) -> Tally:
+        """Return the tally of a kind of entry, to add to."""
         return self.tallies.setdefault(kind, Tally())
 
+    def count(self, outcome: str, entries: Mapping[str, int]) -> None:
+        """Add entries, by kind, to one count of their tallies."""
+        for kind, number in entries.items():
+            tally = self.tally(kind)
+            setattr(tally, outcome, getattr(tally, outcome) + number)
+
     def join(self, later: LoadReport) -> None:
-        """Count what another part of the same source holds."""
+        """Add the entries of another part of the same source."""
         for kind, tally in later.tallies.items():
-            self.of(kind).add(tally)
+            for name, number in asdict(tally).items():
+                self.count(name, {kind: number})
         self.reasons.update(later.reasons)
         self.blank += later.blank
 
@@ -79,37 +82,26 @@ class LoadReport:
         return sum(tally.read for tally in self.tallies.values())
 
     @property
-    def losses(self) -> list[str]:
-        """What did not arrive in a column, or is not there at all, as parts of a sentence; empty where nothing is."""
+    def problems(self) -> list[str]:
+        """What did not arrive in a column, or not at all; each is a clause."""
         rejected = sum(tally.rejected for tally in self.tallies.values())
         values = sum(tally.values_rejected for tally in self.tallies.values())
-        parts = []
+        problems = []
         if rejected:
-            parts.append(f"{rejected:,} of {self.read:,} {'entry' if self.read == 1 else 'entries'} not understood")
+            problems.append(f"{rejected:,} of {format_count(self.read, 'entry', 'entries')} not understood")
         if values:
-            parts.append(f"{values:,} {'value' if values == 1 else 'values'} without a column")
+            problems.append(f"{format_count(values, 'value')} without a column")
         if self.damage:
-            parts.append(self.damage)
-        return parts
+            problems.append(self.damage)
+        return problems
 
     def records(self) -> list[dict[str, Any]]:
-        """A row per kind of entry, as `REPORT_COLUMNS` without the run_id; the most frequent first."""
+        """Return one row per kind of entry, as `REPORT_COLUMNS` without the run_id; the most frequent first."""
         kinds = sorted(self.tallies.items(), key=lambda item: (-item[1].read, item[0]))
-        return [
-            {
-                "kind": kind,
-                "read": tally.read,
-                "typed": tally.typed,
-                "kept": tally.kept,
-                "rejected": tally.rejected,
-                "left_out": tally.left_out,
-                "values_rejected": tally.values_rejected,
-            }
-            for kind, tally in kinds
-        ]
+        return [{"kind": kind, "read": tally.read, **asdict(tally)} for kind, tally in kinds]
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain data, as `load_report.json` holds it."""
+        """Return the report as `load_report.json` holds it."""
         return {
             "source": self.source,
             "read": self.read,
@@ -122,11 +114,8 @@ class LoadReport:
         }
 
 
-REPORT_COLUMNS = ("run_id", "kind", "read", "typed", "kept", "rejected", "left_out", "values_rejected")
-
-
 def report_frame(reports: Mapping[str, LoadReport]) -> pl.DataFrame:
-    """The reports of some runs, by run_id, as one frame: a row per run and kind of entry."""
+    """Return the reports of some runs, by run_id, as one frame: one row per run and kind of entry."""
     import polars as pl
 
     rows = [{"run_id": run_id, **record} for run_id, report in reports.items() for record in report.records()]
@@ -142,7 +131,7 @@ def write_report(folder: Path, report: LoadReport) -> None:
 
 
 def read_report(folder: Path) -> dict[str, Any] | None:
-    """A run's load report as plain data; None where it was not imported, or the file cannot be read."""
+    """Return a run's load report as plain data; None if the run was not imported, or the file cannot be read."""
     try:
         data = json.loads((folder / REPORT_FILE).read_bytes())
     except (OSError, ValueError):

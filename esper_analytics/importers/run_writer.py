@@ -1,7 +1,8 @@
-"""A run that is being imported: written out of sight, and made visible as a whole or not at all.
+"""A run that is being imported: written to a hidden folder of RUNS, and made visible by a rename.
 
-The rows go to a hidden folder in RUNS, which is renamed when all of them, `run.json` and the load report are on disk.
-What an import that was killed left behind is removed by the next one.
+Covers: a run appears as a whole or not at all; the same content is imported once; a source that has grown replaces its
+run; what a killed import left behind is removed by the next one.
+Does not cover: two imports of one run at the same time, of which either may win.
 """
 
 from __future__ import annotations
@@ -35,27 +36,27 @@ from esper_recorder.storage.parquet import arrow_schema, write_part
 from esper_recorder.storage.run_folder import keep_rules
 
 PART_BYTES = 256 * 2**20
-"""Rows held in memory before they become a part."""
+"""Size of the rows in memory at which they become parts."""
 
 _WRITERS = 4
-"""Parts written at a time."""
+"""Parts written in parallel."""
 
 _HIDDEN = ".import-"
 _UNKNOWN_START = "00000000T000000Z"
 
 
 def imported_run_id(name: str, started: datetime | None, identity: bytes) -> str:
-    """The run_id of an imported run: the same whenever the same run is imported, also when its file has grown.
+    """Return the run_id of an imported run: the same each time it is imported, also after its file has grown.
 
     Args:
-        name: what the run is called; what a file name should not hold becomes `-`.
-        started: when it began, None where that is not known.
-        identity: what tells the run from all others and does not change as it grows, such as its first event.
+        name: the run's name; characters that a file name should not hold become `-`.
+        started: when it began, if that is known.
+        identity: what distinguishes the run from all others and stays the same as it grows, such as its first event.
     """
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:100] or "run"
+    safe_name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:100] or "run"
     moment = f"{started.astimezone(UTC):%Y%m%dT%H%M%SZ}" if started else _UNKNOWN_START
     characters = base64.b32encode(hashlib.sha256(identity).digest()).decode().lower()[:6]
-    return f"{plain}-{moment}-{characters}"
+    return f"{safe_name}-{moment}-{characters}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,34 +71,44 @@ class Origin:
     entries: int
     """Lines, events or scalars of this run."""
     part: int = 1
-    """Which of the source's runs, counted from 1."""
+    """The number of the run in its source, from 1."""
 
     def as_json(self) -> dict[str, Any]:
-        """As `run.json` holds it."""
+        """Return what `run.json` holds."""
         return dataclasses.asdict(self) | {"importer": f"esper-analytics {version('esper-analytics')}"}
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """What became of a run that was handed in."""
+class ImportOutcome:
+    """What became of one run of a source."""
 
     run_id: str
-    what: Literal["imported", "replaced", "unchanged", "shorter", "empty"]
-    """`replaced`: its source has grown. `unchanged`: it was there. `shorter`: what is there holds more, and stays.
-    `empty`: there is nothing to import, and no run_id."""
+    """Empty if there was nothing to import."""
+    status: Literal["imported", "replaced", "unchanged", "shorter", "empty"]
+    """`replaced`: its source has grown. `unchanged`: RUNS has this content. `shorter`: RUNS has more of the run."""
+    report: LoadReport
+
+
+@contextlib.contextmanager
+def data_errors(source: Path) -> Iterator[None]:
+    """Raise an OSError as a DataError that names the source."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{source} could not be imported: {error}. Nothing of it was stored.") from error
 
 
 class RunWriter:
-    """Writes one imported run. End it with `publish`; leaving the block without one discards everything.
+    """Writes one imported run. End it with `publish`; leaving the block without that discards everything.
 
-    Raises UsageError where RUNS cannot be written to.
+    Raises UsageError if RUNS cannot be written to.
     """
 
     def __init__(self, root: Path, run_id: str) -> None:
         self.root = root
         self.run_id = run_id
         self.rows: dict[str, int] = {}
-        self._held: dict[tuple[str, int], list[pa.Table]] = {}
+        self._buffered: dict[tuple[str, int], list[pa.Table]] = {}
         self._bytes = 0
         self._seq = 0
         self._published = False
@@ -122,93 +133,83 @@ class RunWriter:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def write(self, table: str, rows: pa.Table | Mapping[str, Sequence[Any]], *, attempt: int = 1) -> None:
-        """Take rows of a table; run_id, attempt and rank are filled in.
+        """Add rows of a table; run_id, attempt and rank are filled in.
 
         Args:
             table: name of a table of the contract.
-            rows: columns by name, of one length; a column not given is NULL.
-            attempt: the attempt they are of.
+            rows: columns by name, of one length; a missing column is NULL.
+            attempt: the attempt they belong to.
 
-        Raises OSError where the disk does not take them.
+        Raises OSError if they cannot be written.
         """
-        data = rows if isinstance(rows, pa.Table) else _as_table(table, rows)
+        data = rows if isinstance(rows, pa.Table) else columns_to_table(table, rows)
         if not data.num_rows:
             return
         self.rows[table] = self.rows.get(table, 0) + data.num_rows
-        self._held.setdefault((table, attempt), []).append(data)
+        self._buffered.setdefault((table, attempt), []).append(data)
         self._bytes += data.nbytes
         if self._bytes >= PART_BYTES:
             self._flush()
 
     def publish(
-        self,
-        manifest: Manifest,
-        origin: Origin,
-        report: LoadReport,
-        *,
-        rules: tuple[str | None, str] | None = None,
-    ) -> Stored:
+        self, manifest: Manifest, origin: Origin, report: LoadReport, *, rules: tuple[str | None, str] | None = None
+    ) -> ImportOutcome:
         """Make the run visible, with its manifest, its load report and the rules its trainer ran with.
 
         Args:
-            manifest: who the run was; run_id, schema version, source and rules are filled in.
+            manifest: of the run; run_id, schema version, source and rules are filled in.
             rules: (profile or None, text of the rules).
 
-        Raises OSError where the disk does not take it; DataError where what is on disk is not what was handed in.
+        Raises OSError if it cannot be written; DataError if the disk does not hold what was written to it.
         """
-        before = find_imported(self.root, self.run_id)
-        if before is not None and before[1].get("sha256") == origin.sha256:
-            return Stored(self.run_id, "unchanged")
-        if before is not None and int(before[1].get("entries") or 0) > origin.entries:
-            return Stored(self.run_id, "shorter")
+        previous = find_imported(self.root, self.run_id)
+        if previous is not None and previous[1].get("sha256") == origin.sha256:
+            return ImportOutcome(self.run_id, "unchanged", report)
+        if previous is not None and int(previous[1].get("entries") or 0) > origin.entries:
+            return ImportOutcome(self.run_id, "shorter", report)
         self._flush()
         self._check()
-        sha256 = keep_rules(self.folder, rules[1]) if rules else None
         report.rows = dict(self.rows)
         write_report(self.folder, report)
-        write_manifest(
-            self.folder,
-            dataclasses.replace(
-                manifest,
-                run_id=self.run_id,
-                schema_version=SCHEMA_VERSION,
-                source=origin.as_json(),
-                rules_profile=rules[0] if rules else None,
-                rules_sha256=sha256,
-            ),
+        manifest = dataclasses.replace(
+            manifest,
+            run_id=self.run_id,
+            schema_version=SCHEMA_VERSION,
+            source=origin.as_json(),
+            rules_profile=rules[0] if rules else None,
+            rules_sha256=keep_rules(self.folder, rules[1]) if rules else None,
         )
-        self._put_in_place(self.root / self.run_id if before is None else before[0])
-        return Stored(self.run_id, "imported" if before is None else "replaced")
-
-    # --- within -----------------------------------------------------------------------------------------------------
+        write_manifest(self.folder, manifest)
+        self._move_into_place(self.root / self.run_id if previous is None else previous[0])
+        return ImportOutcome(self.run_id, "imported" if previous is None else "replaced", report)
 
     def _flush(self) -> None:
-        """Write what is held as one part per table and attempt."""
-        held, self._held, self._bytes = self._held, {}, 0
-        if not held:
+        """Write the buffered rows as one part per table and attempt."""
+        buffered, self._buffered, self._bytes = self._buffered, {}, 0
+        if not buffered:
             return
         self._seq += 1
         with ThreadPoolExecutor(_WRITERS) as writers:
-            for written in [writers.submit(self._write, *key, pieces) for key, pieces in held.items()]:
-                written.result()
+            for write in [writers.submit(self._write, *key, pieces) for key, pieces in buffered.items()]:
+                write.result()
 
     def _write(self, table: str, attempt: int, pieces: Sequence[pa.Table]) -> None:
-        """Write one part. It compresses, and waits for the disk, while others are at it."""
-        whole = pa.concat_tables(pieces, promote_options="default")
+        """Write one part; compression and the disk run in parallel with the other parts."""
+        rows = pa.concat_tables(pieces, promote_options="default")
         path = self.folder / table / RowFileName(attempt, 0, self._seq).part
-        write_part(path, table, _identified(table, whole, self.run_id, attempt), compact=True)
+        write_part(path, table, _complete(table, rows, self.run_id, attempt), compact=True)
 
     def _check(self) -> None:
-        """What the parts say they hold is what was handed in."""
+        """Raise DataError unless the parts have as many rows as were written."""
         import pyarrow.parquet as pq
 
-        there: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for path in self.folder.glob("*/part-*.parquet"):
-            there[path.parent.name] = there.get(path.parent.name, 0) + int(pq.read_metadata(path).num_rows)
-        if there != self.rows:
+            counts[path.parent.name] = counts.get(path.parent.name, 0) + int(pq.read_metadata(path).num_rows)
+        if counts != self.rows:
             raise DataError(f"{self.folder} does not hold the rows that were written to it. Check the disk and retry.")
 
-    def _put_in_place(self, final: Path) -> None:
+    def _move_into_place(self, final: Path) -> None:
         aside = self.root / f"{self.folder.name}.before"
         if final.exists():
             final.rename(aside)
@@ -227,56 +228,47 @@ class RunWriter:
 
 
 def find_imported(root: Path, run_id: str) -> tuple[Path, dict[str, Any]] | None:
-    """The folder under RUNS that holds an imported run, and its manifest's `source`; None where there is none."""
-    for folder in _run_folders(root):
+    """Return the folder under RUNS that holds an imported run, and its manifest's `source`; None if there is none."""
+    for path in sorted(root.glob(f"*/{MANIFEST_FILE}")):
+        if path.parent.name.startswith("."):
+            continue
         with contextlib.suppress(ManifestError):
-            manifest = read_manifest(folder)
+            manifest = read_manifest(path.parent)
             if manifest.run_id == run_id:
-                return folder, dict(manifest.source or {})
+                return path.parent, dict(manifest.source or {})
     return None
 
 
-def _run_folders(root: Path) -> Iterator[Path]:
-    if root.is_dir():
-        yield from (path.parent for path in sorted(root.glob(f"*/{MANIFEST_FILE}")) if path.parent.name[:1] != ".")
-
-
-def _as_table(table: str, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
-    given = {name: values for name, values in columns.items() if name not in ("run_id", "attempt", "rank")}
-    return columns_to_table(table, given)
-
-
-def _identified(table: str, rows: pa.Table, run_id: str, attempt: int) -> pa.Table:
-    """The rows with all columns of the contract in their order, and who they are of."""
-    known = {"run_id": run_id, "attempt": attempt, "rank": 0}
-    have = set(rows.schema.names)
+def _complete(table: str, rows: pa.Table, run_id: str, attempt: int) -> pa.Table:
+    """Add the run's identity and the missing columns, in the order of the contract."""
+    identity = {"run_id": run_id, "attempt": attempt, "rank": 0}
+    present = set(rows.schema.names)
     columns = []
     for column in arrow_schema(table):
-        if column.name in known:
-            columns.append(pa.repeat(pa.scalar(known[column.name], column.type), rows.num_rows))
-        elif column.name in have:
+        if column.name in identity:
+            columns.append(pa.repeat(pa.scalar(identity[column.name], column.type), rows.num_rows))
+        elif column.name in present:
             columns.append(rows.column(column.name))
         else:
             columns.append(pa.nulls(rows.num_rows, column.type))
-    whole = pa.Table.from_arrays(columns, schema=arrow_schema(table))
-    return by_update(whole)
+    return by_update(pa.Table.from_arrays(columns, schema=arrow_schema(table)))
 
 
 def by_update(rows: pa.Table) -> pa.Table:
-    """The rows in the order of their updates: footers tell a part's first and last."""
+    """Sort rows by update: the footer of a part says which updates it spans."""
     updates = rows.column("update").drop_null().to_numpy()
     return rows.sort_by([("update", "ascending")]) if (updates[1:] < updates[:-1]).any() else rows
 
 
 def _remove_abandoned(root: Path) -> None:
-    """Remove what imports left behind that were killed. Those still at work hold the lock of their folder."""
+    """Remove the folders of killed imports. A live import holds the lock of its folder."""
     for folder in root.glob(f"{_HIDDEN}*"):
         if folder.is_dir() and not is_locked(folder):
-            # A run that was moved aside and not replaced any more goes back to where it was.
+            # Killed between its two renames, an import has moved a run aside and not replaced it: the run goes back.
             with contextlib.suppress(ManifestError, OSError):
                 if folder.name.endswith(".before"):
-                    home = root / read_manifest(folder).run_id
-                    if not home.exists():
-                        folder.rename(home)
+                    original = root / read_manifest(folder).run_id
+                    if not original.exists():
+                        folder.rename(original)
                         continue
             shutil.rmtree(folder, ignore_errors=True)

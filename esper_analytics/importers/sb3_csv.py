@@ -1,7 +1,7 @@
-"""The progress.csv of Stable-Baselines3 in: each file is a run.
+"""The progress.csv of Stable-Baselines3: each file is a run.
 
-SB3 writes a row at each dump of its logger, and writes the file anew with a longer header when a name comes up for the
-first time: rows of before have empty cells for it. An empty cell was not logged. The wall clock is not kept.
+SB3 writes a row at each dump of its logger. When a name comes up for the first time it rewrites the file with a longer
+header, and earlier rows have empty cells for it. An empty cell was not logged. The wall clock is not in the file.
 """
 
 from __future__ import annotations
@@ -9,16 +9,14 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
 from esper_analytics.errors import UsageError
-from esper_analytics.importers.load_report import LoadReport
-from esper_analytics.importers.logged import Logged, Session
-from esper_analytics.importers.run_writer import Stored
-from esper_analytics.importers.scalar_runs import Raw, ScalarRun, store
-from esper_analytics.importers.sources import Source, find_files, plain_name
+from esper_analytics.importers.run_writer import ImportOutcome
+from esper_analytics.importers.scalar_rows import Scalar, Session
+from esper_analytics.importers.scalar_runs import RawEntry, ScalarRun, import_run
+from esper_analytics.importers.sources import Progress, Source, base_name, find_sources, track_progress
 
 FORMAT = "sb3-csv"
 FILE = "progress.csv"
@@ -29,114 +27,83 @@ _ELAPSED = "time/time_elapsed"
 _ITERATIONS = "time/iterations"
 _GROUPS = ("time/", "train/", "rollout/", "eval/")
 
-Progress = Callable[[int, int], None]
 
-
-def import_files(words: Sequence[str], to: Path, progress: Progress | None = None) -> list[tuple[Stored, LoadReport]]:
-    """Import the runs that progress.csv files hold.
+def import_files(patterns: Sequence[str], to: Path, progress: Progress | None = None) -> list[ImportOutcome]:
+    """Import the runs of progress.csv files into the folder of runs `to`.
 
     Args:
-        words: files of any name, folders (every progress.csv below is read), or glob patterns.
-        to: the folder of runs.
-        progress: called with bytes read and of how many.
-
-    Returns:
-        For each run, what became of it and its load report.
+        patterns: files of any name, folders (every progress.csv below is read), or glob patterns.
 
     Raises:
-        UsageError: there is no such file, or `to` cannot be written.
+        UsageError: there is no such file, or `to` cannot be written to.
         DataError: the disk does not take a run.
     """
-    files = find_files(words, lambda name: name in _NAMES, f"named {FILE}")
-    sizes = [file.stat().st_size for file in files]
-    imported = []
-    for number, file in enumerate(files, 1):
-        imported.append(store(_run(file), to))
-        if progress is not None:
-            progress(sum(sizes[:number]), sum(sizes))
-    return imported
+    files = find_sources(patterns, lambda name: name in _NAMES, f"named {FILE}")
+    return [import_run(_read_run(file), to) for file, _ in track_progress(files, progress)]
 
 
-@dataclass(slots=True)
-class _Content:
-    """What one file holds."""
-
-    values: list[Logged] = field(default_factory=list)
-    raw: list[Raw] = field(default_factory=list)
-    damage: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    first_row: str = ""
-    """The cells of the first row that are not empty: they stay as they are when columns are added."""
-
-
-def _run(file: Path) -> ScalarRun:
-    content = _Content()
+def _read_run(file: Path) -> ScalarRun:
+    name = file.parent.name if file.name in _NAMES else base_name(file)
+    run = ScalarRun(FORMAT, name, file, by_line=True)
     data = b""
     try:
         source = Source(file)
         data = b"".join(source.blocks())
         if source.damage:
-            content.damage.append(source.damage)
+            run.damage.append(source.damage)
     except UsageError as error:
-        content.damage.append(str(error).rstrip("."))
+        run.damage.append(str(error).rstrip("."))
+    run.sha256 = hashlib.sha256(data).hexdigest()
+    scalars: list[Scalar] = []
+    run.sessions = [Session(scalars)]
     if data:
-        _read(data, content)
-    name = file.parent.name if file.name in _NAMES else plain_name(file)
-    return ScalarRun(
-        format=FORMAT,
-        name=name,
-        source=file,
-        identity=f"{name} {content.first_row}".encode(),
-        sha256=hashlib.sha256(data).hexdigest(),
-        sessions=[Session(content.values)],
-        by_line=True,
-        raw=content.raw,
-        damage=content.damage,
-        notes=content.notes,
-    )
+        _read_lines(data.decode("utf-8-sig", "backslashreplace").split("\n"), run, scalars)
+    return run
 
 
-def _read(data: bytes, content: _Content) -> None:
-    lines = data.decode("utf-8-sig", "backslashreplace").split("\n")
+def _read_lines(lines: Sequence[str], run: ScalarRun, scalars: list[Scalar]) -> None:
     header = _cells(lines[0]) or []
     if not any(name.startswith(_GROUPS) for name in header):
-        content.damage.append(f"it is no {FILE} of Stable-Baselines3: its first line names no column such as {_STEP}")
+        run.damage.append(f"it is not a {FILE} of Stable-Baselines3: its first line names no column such as {_STEP}")
         return
     if len(set(header)) < len(header):
         twice = next(name for name, times in Counter(header).items() if times > 1)
-        content.damage.append(f"its first line names the column {twice} twice")
+        run.damage.append(f"its first line names the column {twice} twice")
         return
     iterations: list[float] = []
+    first_row = ""
     for number, line in enumerate(lines[1:], 2):
         if number == len(lines):
             if line:
-                content.raw.append(Raw(number, "row", line, "torn"))
+                run.raw.append(RawEntry(number, "row", line, "torn"))
             break
         cells = _cells(line)
         if cells is None or len(cells) != len(header):
-            content.raw.append(Raw(number, "row", line, "no_event"))
+            run.raw.append(RawEntry(number, "row", line, "no_event"))
             continue
         row = {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
-        content.first_row = content.first_row or repr(sorted(row.items()))
+        first_row = first_row or repr(sorted(row.items()))
         numbers = {name: _number(cell) for name, cell in row.items()}
         step, elapsed = numbers.get(_STEP), numbers.get(_ELAPSED)
         if (iteration := numbers.get(_ITERATIONS)) is not None:
             iterations.append(iteration)
         for name, value in numbers.items():
             if value is None:
-                content.raw.append(Raw(number, name, row[name], "no_table", key=name))
+                run.raw.append(RawEntry(number, name, row[name], "no_table", key=name))
             else:
-                whole = int(step) if step is not None and step.is_integer() else None
-                content.values.append(Logged(name, whole, value, number, elapsed=elapsed))
+                integer_step = int(step) if step is not None and step.is_integer() else None
+                scalars.append(Scalar(name, integer_step, value, number, elapsed=elapsed))
+    # Without its empty cells the first row stays the same when columns are added.
+    run.identity = f"{run.name} {first_row}".encode()
     if iterations and iterations[0] > 1:
-        content.notes.append(
-            f"it was logged once in {iterations[0]:.0f} iterations only (log_interval): updates are counted as they "
-            "were logged"
+        run.notes.append(
+            f"it was logged once in {iterations[0]:.0f} iterations only (log_interval): updates count as they were "
+            "logged"
         )
 
 
 def _cells(line: str) -> list[str] | None:
-    """The cells of a line; None where its quotes do not fit together."""
+    """Split a line into its cells; None if its quotes do not match."""
     try:
         return next(csv.reader([line.removesuffix("\r")], strict=True), [])
     except csv.Error:
@@ -144,7 +111,7 @@ def _cells(line: str) -> list[str] | None:
 
 
 def _number(cell: str) -> float | None:
-    """The number in a cell; None where it holds a text."""
+    """Read the number in a cell; None if it is text."""
     try:
         return None if "_" in cell else float(cell)
     except ValueError:

@@ -11,55 +11,73 @@ import pyarrow as pa
 from esper_analytics.errors import UsageError
 
 BLOCK_BYTES = 8 * 2**20
-_PIECE_BYTES = 2**16  # what is lost before the place where a compressed file is damaged is at most so much
+_PIECE_BYTES = 2**16  # a damaged compressed file is read up to at most this far before the damage
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
 
-
-def find_sources(words: Sequence[str], endings: Sequence[str]) -> list[Path]:
-    """The files that the words of SOURCE mean, in the order of the words, each once.
-
-    Args:
-        words: files (of any name), folders (all files below with one of the `endings`), or glob patterns of both.
-        endings: how a file's name ends that is looked for in a folder, such as `.jsonl`.
-
-    Raises UsageError: a word means no file.
-    """
-    return find_files(words, lambda name: name.endswith(tuple(endings)), f"ending in {', '.join(endings)}")
+Progress = Callable[[int, int], None]
+"""Called with the bytes read so far, and how many all files have."""
 
 
-def find_files(words: Sequence[str], fits: Callable[[str], bool], wanted: str) -> list[Path]:
-    """As `find_sources`, where more than its ending tells a file.
+def find_sources(patterns: Sequence[str], is_source: Callable[[str], bool], description: str) -> list[Path]:
+    """Return the files that SOURCE means, each once, in the order of the patterns.
 
     Args:
-        fits: whether a file of this name is looked for in a folder.
-        wanted: such files in words, to follow "there is no file".
+        patterns: files (of any name), folders (searched with all below them), or glob patterns of both.
+        is_source: whether a file of this name is a source, for the files of a folder.
+        description: what such a file is, to follow "There is no file".
 
-    Raises UsageError: a word means no file.
+    Raises UsageError if a pattern matches no file.
     """
-    found: dict[Path, None] = {}
-    for word in words:
-        places = [Path(word)] if Path(word).exists() else sorted(map(Path, glob.glob(word, recursive=True)))
-        if not places:
-            kind = "No file fits" if glob.has_magic(word) else "There is no file or folder"
-            raise UsageError(f"{kind} {word}. SOURCE is a file, a folder or a pattern.")
-        files = [file for place in places for file in _files_at(place, fits)]
+    sources: dict[Path, None] = {}
+    for pattern in patterns:
+        paths = [Path(pattern)] if Path(pattern).exists() else sorted(map(Path, glob.glob(pattern, recursive=True)))
+        if not paths:
+            problem = "No file matches" if glob.has_magic(pattern) else "There is no file or folder"
+            raise UsageError(f"{problem} {pattern}. SOURCE is a file, a folder or a pattern.")
+        files = [file for path in paths for file in _files_at(path, is_source)]
         if not files:
-            where = f"the folder {word}" if len(places) == 1 else f"what fits {word}"
-            raise UsageError(f"There is no file {wanted} in {where}.")
-        found.update(dict.fromkeys(file.absolute() for file in files))
-    return list(found)
+            searched = f"the folder {pattern}" if len(paths) == 1 else f"what matches {pattern}"
+            raise UsageError(f"There is no file {description} in {searched}.")
+        sources.update(dict.fromkeys(file.absolute() for file in files))
+    return list(sources)
 
 
-def _files_at(place: Path, fits: Callable[[str], bool]) -> list[Path]:
-    if not place.is_dir():
-        return [place] if place.is_file() else []
-    return sorted(file for file in place.rglob("*") if fits(file.name) and file.is_file())
+def _files_at(path: Path, is_source: Callable[[str], bool]) -> list[Path]:
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    return sorted(file for file in path.rglob("*") if is_source(file.name) and file.is_file())
 
 
-def plain_name(path: Path) -> str:
-    """A file's name without the endings of compression and format.
+def track_progress(
+    files: Sequence[Path], progress: Progress | None
+) -> Iterator[tuple[Path, Callable[[int], None] | None]]:
+    """Yield each file with a function to call with the bytes read of it; the end of a file is reported without it."""
+    sizes = [_size(file) for file in files]
+    done, total = 0, sum(sizes)
+    for file, size in zip(files, sizes, strict=True):
+        if progress is None:
+            yield file, None
+            continue
 
-    >>> plain_name(Path("a/run_1.jsonl.zst"))
+        def report(read: int, before: int = done) -> None:
+            progress(before + read, total)
+
+        yield file, report
+        done += size
+        progress(done, total)
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
+def base_name(path: Path) -> str:
+    """Return a file's name without the endings of compression and format.
+
+    >>> base_name(Path("a/run_1.jsonl.zst"))
     'run_1'
     """
     return path.name.removesuffix(path.suffix if path.suffix in _CODECS else "").rsplit(".", 1)[0]
@@ -69,35 +87,29 @@ class Source:
     """A file's content, decompressed, in blocks.
 
     Attributes:
-        size: bytes of the file as it lies on disk.
-        taken: bytes of it that have been read.
-        descriptor: of the open file while its blocks are read, if they lie in it as they are; None where it is
-            compressed.
-        damage: what kept it from being read to its end, in words; None where nothing did.
+        bytes_read: bytes of the file, as it lies on disk, that have been read.
+        descriptor: the open file's, while blocks are read that lie in it unchanged; None if it is compressed.
+        damage: why it could not be read to its end; None if it could.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.damage: str | None = None
-        self.taken = 0
+        self.bytes_read = 0
         self.descriptor: int | None = None
-        try:
-            self.size = path.stat().st_size
-        except OSError as error:
-            raise UsageError(f"{path} cannot be read: {error.strerror or error}.") from error
 
     def blocks(self, size: int = BLOCK_BYTES) -> Iterator[bytes]:
-        """The content in blocks of about `size` bytes. What comes after damage is left out, and `damage` says so.
+        """Yield the content in blocks of about `size` bytes, up to its end or to where it is damaged.
 
-        Raises UsageError: the file cannot be opened.
+        Raises UsageError if the file cannot be opened.
         """
-        self.damage, self.taken = None, 0
+        self.damage, self.bytes_read = None, 0
         try:
             file = pa.OSFile(str(self.path), "rb")
         except OSError as error:
             raise UsageError(f"{self.path} cannot be read: {error}.") from error
         codec = _CODECS.get(self.path.suffix)
-        done = 0
+        decompressed = 0
         with file:
             self.descriptor = file.fileno() if codec is None else None
             stream = file if codec is None else pa.CompressedInputStream(file, codec)
@@ -106,13 +118,12 @@ class Source:
                 try:
                     piece = stream.read(size if codec is None else _PIECE_BYTES)
                 except (OSError, pa.ArrowException) as error:
-                    self.damage = (
-                        f"the file is damaged or cut off: it can be read up to byte {done:,} of its content ({error})"
-                    )
+                    place = f"it can be read up to byte {decompressed:,} of its content ({error})"
+                    self.damage = f"the file is damaged or cut off: {place}"
                     piece = b""
-                done += len(piece)
+                decompressed += len(piece)
                 pieces.append(piece)
-                self.taken = file.tell()
+                self.bytes_read = file.tell()
                 if sum(map(len, pieces)) >= size or not piece:
                     if block := b"".join(pieces):
                         yield block

@@ -16,7 +16,7 @@ import esper_analytics as ea
 from esper_analytics.importers import esper_jsonl
 from esper_recorder.contract.rules.evaluator import RuleEvaluator
 from esper_recorder.contract.rules.ruleset import load_profile
-from tests.esper_files import EXCERPTS, WHOLE, content, imported
+from tests.esper_files import EXCERPTS, WHOLE, content, import_run
 from tests.support import esper
 
 PROFILES = {"esper_2025-12": "esper-2025-12", "esper_2026-06": "esper-2026-06"}
@@ -41,8 +41,8 @@ def series(rows: Any) -> Counter[tuple[int, str, str]]:
 def check(path: Path, folder: Path) -> list[dict[str, Any]]:
     """Both evaluators, from Python and from the command line, against what was raised live; returns the alarms."""
     profile = profile_of(path)
-    [(stored, report)] = esper_jsonl.import_file(path, folder)
-    assert report.losses == []
+    [stored] = esper_jsonl.import_file(path, folder)
+    assert stored.report.problems == []
     runs = ea.open(folder)
     assert runs.list()["run_id"].to_list() == [stored.run_id]
     rows = runs.table("alarms").collect().to_dicts()
@@ -99,7 +99,7 @@ def test_a_run_killed_between_an_update_and_its_alarms_is_compared_up_to_there(p
     last_alarm = max(place for place, line in enumerate(told) if b'"anomaly_type"' in line)
     batch = json.loads(told[last_alarm])["data"]["batch"]
     torn = told[last_alarm + 1][:100]
-    folder, report = imported(b"".join(told[: last_alarm + 1]) + torn, tmp_path)
+    folder, report = import_run(b"".join(told[: last_alarm + 1]) + torn, tmp_path)
     assert report.read == last_alarm + 2
     runs = ea.open(folder)
     alone = runs.table("alarms").filter(pl.col("update") == batch).collect().height

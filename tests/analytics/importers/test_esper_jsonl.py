@@ -19,16 +19,11 @@ from esper_analytics.errors import DataError, UsageError
 from esper_analytics.importers import esper_jsonl, sources
 from esper_analytics.importers.esper_jsonl import import_file, import_files
 from esper_analytics.importers.load_report import LoadReport
-from tests.esper_files import ALL_KINDS, DATA, WHOLE, content, events, imported, imports, lines
-from tests.support import esper
+from tests.esper_files import ALL_KINDS, WHOLE, content, event, events, import_run, import_runs, lines
+from tests.support import DATA, esper
 
 STARTED = {"event_type": "TRAINING_STARTED", "event_id": "start", "timestamp": "2026-01-01T00:00:00+00:00"}
 OLD, NEW = (DATA / f"all_kinds_{date}.jsonl.zst" for date in ("2025-12", "2026-06"))
-
-
-def event(kind: str, number: int, data: dict[str, Any] | None = None, **envelope: Any) -> dict[str, Any]:
-    time = f"2026-01-01T00:00:{number:02d}+00:00"
-    return {"event_type": kind, "event_id": f"e{number}", "timestamp": time, "data": data or {}, **envelope}
 
 
 def raw(folder: Path) -> list[tuple[int, str, str]]:
@@ -47,14 +42,15 @@ class TestAccounting:
     @pytest.mark.parametrize("path", [*ALL_KINDS, *WHOLE], ids=lambda path: path.name)
     def test_as_many_events_are_stored_of_each_kind_as_there_are_lines_of_it(self, path: Path, tmp_path: Path) -> None:
         kinds = Counter(event["event_type"] for event in events(path))
-        [(_, report)] = import_file(path, tmp_path)
+        [outcome] = import_file(path, tmp_path)
+        report = outcome.report
         runs = ea.open(tmp_path)
         stored = runs.sql("SELECT event_type, count(*) FROM events GROUP BY 1").rows()
         assert dict(stored) == kinds
         read = Counter[str]()
         for record in report.records():
             read[record["kind"].partition("/")[0]] += record["typed"]
-        assert (read, report.losses, report.reasons) == (kinds, [], Counter())
+        assert (read, report.problems, report.reasons) == (kinds, [], Counter())
         rows = {"epochs": "EPOCH_COMPLETED", "batches": "BATCH_EPOCH_COMPLETED", "ppo_updates": "PPO_UPDATE_COMPLETED"}
         for table, kind in rows.items():
             assert runs.table(table).collect().height == kinds[kind]
@@ -64,7 +60,7 @@ class TestAccounting:
         text = lines(STARTED)[:-1].encode()
         strange = [b"no json", b"[1]", b'{"a": 1}', b'{"event_type": 5}', b"\xff\xfe", b'"\\ud800"', b"", b"  "]
         last = b'{"event_type": "EPOCH_COMPL'
-        run, report = imported(b"\n".join([text, *strange, last]), tmp_path)
+        run, report = import_run(b"\n".join([text, *strange, last]), tmp_path)
         assert raw(run) == [
             (2, "", "not_json"),
             (3, "", "no_event"),
@@ -76,51 +72,51 @@ class TestAccounting:
         ]
         texts = ea.open(run).table("raw_events").sort("line").collect()["text"].to_list()
         assert texts == ["no json", "[1]", '{"a": 1}', '{"event_type": 5}', "\\xff\\xfe", '"\\ud800"', last.decode()]
-        assert (report.read, report.blank, report.of("(no event)").rejected) == (8, 2, 7)
+        assert (report.read, report.blank, report.tally("(no event)").rejected) == (8, 2, 7)
 
     def test_a_last_line_without_its_newline_counts_where_it_is_whole(self, tmp_path: Path) -> None:
-        run, report = imported(lines(STARTED, event("EPOCH_COMPLETED", 1, {"env_id": 0}))[:-1], tmp_path)
+        run, report = import_run(lines(STARTED, event("EPOCH_COMPLETED", 1, {"env_id": 0}))[:-1], tmp_path)
         assert ea.open(run).table("epochs").collect().height == 1
-        assert report.losses == []
+        assert report.problems == []
 
     def test_nan_and_infinity_tokens_are_read_as_such(self, tmp_path: Path) -> None:
         data = {"batch": 1, "explained_variance": math.nan, "ratio_max": math.inf, "ratio_min": -math.inf}
-        run, report = imported(lines(STARTED, event("PPO_UPDATE_COMPLETED", 1, data)), tmp_path)
+        run, report = import_run(lines(STARTED, event("PPO_UPDATE_COMPLETED", 1, data)), tmp_path)
         [row] = ea.open(run).table("ppo_updates").collect().to_dicts()
         assert math.isnan(row["explained_variance"])
         assert (row["ratio_max"], row["ratio_min"]) == (math.inf, -math.inf)
-        assert report.losses == []
+        assert report.problems == []
 
     def test_a_line_that_repeats_an_event_is_kept_and_counts_once(self, tmp_path: Path) -> None:
         update = event("PPO_UPDATE_COMPLETED", 1, {"batch": 1})
-        run, report = imported(lines(STARTED, update, STARTED, update, event("EPOCH_COMPLETED", 2)), tmp_path)
+        run, report = import_run(lines(STARTED, update, STARTED, update, event("EPOCH_COMPLETED", 2)), tmp_path)
         assert raw(run) == [(3, "", "repeated"), (4, "", "repeated")]
         runs = ea.open(run)
         assert runs.table("ppo_updates").collect().height == 1
         assert runs.table("events").collect().height == 3
-        assert (report.read, report.of("PPO_UPDATE_COMPLETED").read) == (5, 2)
+        assert (report.read, report.tally("PPO_UPDATE_COMPLETED").read) == (5, 2)
 
     def test_events_without_any_id_repeat_none(self, tmp_path: Path) -> None:
         update = {"event_type": "PPO_UPDATE_COMPLETED", "data": {"batch": 1}}
-        run, report = imported(lines(update, update), tmp_path)
+        run, report = import_run(lines(update, update), tmp_path)
         assert ea.open(run).table("events_all").collect()["event_id"].to_list() == [None, None]
         assert (report.read, raw(run)) == (2, [])
 
     def test_an_unknown_event_is_kept_as_it_was_written(self, tmp_path: Path) -> None:
         text = '{"event_type":"NEW_THING",  "event_id":"q", "data":{"big":123456789012345678901234567890,"x":NaN}}'
-        run, report = imported(f"{lines(STARTED)}{text}\n", tmp_path)
+        run, report = import_run(f"{lines(STARTED)}{text}\n", tmp_path)
         assert ea.open(run).table("raw_events").collect()["text"].to_list() == [text]
-        assert report.losses == ["1 of 2 entries not understood"]
+        assert report.problems == ["1 of 2 entries not understood"]
 
     @pytest.mark.parametrize("ending", ["", ".gz"])
     def test_blocks_mapped_in_other_processes_give_the_same_rows(
         self, ending: str, tmp_path: Path, monkeypatch: Any
     ) -> None:
         data = content(NEW) + b"no json\n" + content(NEW).splitlines(keepends=True)[9]
-        whole, told = imported(data, tmp_path / "whole", "same.jsonl")
+        whole, told = import_run(data, tmp_path / "whole", "same.jsonl")
         in_small_blocks(monkeypatch)
         stored = gzip.compress(data) if ending else data
-        pieces, also = imported(stored, tmp_path / "pieces", f"same.jsonl{ending}")
+        pieces, also = import_run(stored, tmp_path / "pieces", f"same.jsonl{ending}")
         assert told.to_json() | {"source": ""} == also.to_json() | {"source": ""}
         one, other = ea.open(whole), ea.open(pieces)
         assert one.rows_of(one.ids[0]) == other.rows_of(other.ids[0])
@@ -149,7 +145,7 @@ class TestRuns:
     def test_the_generation_is_recognised_by_content_and_the_run_keeps_its_rules(
         self, path: Path, profile: str, tmp_path: Path
     ) -> None:
-        run, _ = imported(content(path), tmp_path, "anything.log")
+        run, _ = import_run(content(path), tmp_path, "anything.log")
         runs = ea.open(run)
         rules = runs.rules_text(runs.ids[0])
         assert rules is not None and rules[0] == profile
@@ -169,7 +165,7 @@ class TestRuns:
             "also finished": event("TRAINING_COMPLETED", 1),
         }
         for ended, last in ends.items():
-            run, _ = imported(lines(STARTED, last), tmp_path / ended)
+            run, _ = import_run(lines(STARTED, last), tmp_path / ended)
             assert ea.open(run).list()["ended"].to_list() == [ended.removeprefix("also ")]
 
     def test_each_training_and_each_group_of_a_file_is_a_run(self, tmp_path: Path) -> None:
@@ -185,7 +181,7 @@ class TestRuns:
             again,
             event("PPO_UPDATE_COMPLETED", 4, update | {"ratio_max": 2.0}),
         )
-        names = [stored.run_id.rsplit("-", 2)[0] for stored, _ in imports(text, tmp_path / "night", "events.jsonl")]
+        names = [outcome.run_id.rsplit("-", 2)[0] for outcome in import_runs(text, tmp_path / "night", "events.jsonl")]
         assert names == ["night", "night-B", "night-2"]
         runs = ea.open(tmp_path / "night" / "runs")
         rows = runs.table("events").group_by("run_id").len().sort("len").collect()["len"].to_list()
@@ -193,24 +189,24 @@ class TestRuns:
 
     def test_the_same_file_is_not_imported_twice_and_a_grown_one_replaces_the_run(self, tmp_path: Path) -> None:
         first = lines(STARTED, event("PPO_UPDATE_COMPLETED", 1, {"batch": 1}))
-        [(stored, _)] = imports(first, tmp_path)
-        assert stored.what == "imported"
-        [(again, report)] = imports(first, tmp_path)
-        assert (again.what, again.run_id, report.read) == ("unchanged", stored.run_id, 2)
+        [stored] = import_runs(first, tmp_path)
+        assert stored.status == "imported"
+        [again] = import_runs(first, tmp_path)
+        assert (again.status, again.run_id, again.report.read) == ("unchanged", stored.run_id, 2)
         grown = first + lines(event("PPO_UPDATE_COMPLETED", 2, {"batch": 2}))
-        [(replaced, _)] = imports(grown, tmp_path)
-        assert (replaced.what, replaced.run_id) == ("replaced", stored.run_id)
+        [replaced] = import_runs(grown, tmp_path)
+        assert (replaced.status, replaced.run_id) == ("replaced", stored.run_id)
         runs = ea.open(tmp_path / "runs")
         assert (len(runs), runs.table("ppo_updates").collect().height) == (1, 2)
-        [(shorter, _)] = imports(first, tmp_path)
-        assert shorter.what == "shorter"
+        [shorter] = import_runs(first, tmp_path)
+        assert shorter.status == "shorter"
         assert runs.table("ppo_updates").collect().height == 2
 
     def test_the_same_content_compressed_is_the_same_run(self, tmp_path: Path) -> None:
         text = lines(STARTED, event("PPO_UPDATE_COMPLETED", 1, {"batch": 1}))
-        [(plain, _)] = imports(text, tmp_path, "a.jsonl")
-        [(packed, _)] = imports(gzip.compress(text.encode()), tmp_path, "a.jsonl.gz")
-        assert (packed.what, packed.run_id) == ("unchanged", plain.run_id)
+        [plain] = import_runs(text, tmp_path, "a.jsonl")
+        [packed] = import_runs(gzip.compress(text.encode()), tmp_path, "a.jsonl.gz")
+        assert (packed.status, packed.run_id) == ("unchanged", plain.run_id)
 
     def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing(self, tmp_path: Path, monkeypatch: Any) -> None:
         def full(*_: Any, **__: Any) -> None:
@@ -218,7 +214,7 @@ class TestRuns:
 
         monkeypatch.setattr("esper_analytics.importers.run_writer.write_part", full)
         with pytest.raises(DataError, match="No space left on device"):
-            imported(content(OLD), tmp_path)
+            import_run(content(OLD), tmp_path)
         assert [*(tmp_path / "runs").glob("*")] == []
 
 
@@ -235,15 +231,15 @@ class TestSources:
             (tmp_path / name).write_bytes(data)
         words = [str(tmp_path), str(tmp_path / "*.jsonl"), str(tmp_path / "a.jsonl")]
         told: list[tuple[int, int]] = []
-        found = import_files(words, tmp_path / "runs", lambda done, total: told.append((done, total)))
-        assert [Path(report.source).name for _, report in found] == ["a.jsonl", "b.jsonl.gz", "c.jsonl.zst"]
+        outcomes = import_files(words, tmp_path / "runs", lambda done, total: told.append((done, total)))
+        assert [Path(outcome.report.source).name for outcome in outcomes] == ["a.jsonl", "b.jsonl.gz", "c.jsonl.zst"]
         assert told[-1][0] == told[-1][1] > 0
         assert [done for done, _ in told] == sorted(done for done, _ in told)
 
     @pytest.mark.parametrize("word", ["nothing.jsonl", "*.nothing", "empty"])
     def test_a_word_that_means_no_file_ends_in_a_sentence(self, word: str, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
-        with pytest.raises(UsageError, match=r"There is no file|No file fits"):
+        with pytest.raises(UsageError, match=r"There is no file|No file matches"):
             import_files([str(tmp_path / word)], tmp_path / "runs")
 
     @pytest.mark.parametrize("ending", ["zst", "gz"])
@@ -251,7 +247,7 @@ class TestSources:
         self, ending: str, tmp_path: Path
     ) -> None:
         whole = NEW.read_bytes() if ending == "zst" else gzip.compress(content(NEW))
-        run, report = imported(whole[: len(whole) - 2_000], tmp_path, f"a.jsonl.{ending}")
+        run, report = import_run(whole[: len(whole) - 2_000], tmp_path, f"a.jsonl.{ending}")
         assert report.damage is not None and "damaged or cut off" in report.damage
         assert 0 < report.read < len(content(NEW).splitlines())
         stored = ea.open(run).table("events").collect().height
@@ -269,10 +265,11 @@ class TestSources:
     def test_a_file_without_an_event_makes_no_run(self, text: str, damage: str | None, tmp_path: Path) -> None:
         file = tmp_path / "a.jsonl"
         file.write_text(text)
-        [(stored, report)] = import_files([str(file)], tmp_path / "runs")
-        assert (stored.what, report.damage) == ("empty", damage)
+        [outcome] = import_files([str(file)], tmp_path / "runs")
+        assert (outcome.status, outcome.report.damage) == ("empty", damage)
         assert [*tmp_path.glob("runs/*")] == []
-        assert "nothing to import in" in esper("import", "esper-jsonl", file, "--to", tmp_path / "runs", code=3).stderr
+        result = esper("import", "esper-jsonl", file, "--to", tmp_path / "runs", code=3)
+        assert "nothing to import in" in result.stderr
 
 
 class TestCommand:
@@ -313,8 +310,8 @@ class TestCommand:
 
 def test_a_report_says_what_was_lost_and_nothing_where_nothing_was() -> None:
     report = LoadReport()
-    assert report.losses == []
-    report.of("a").typed = 1
-    report.of("a").values_rejected = 2
-    report.of("b").rejected = 3
-    assert report.losses == ["3 of 4 entries not understood", "2 values without a column"]
+    assert report.problems == []
+    report.tally("a").typed = 1
+    report.tally("a").values_rejected = 2
+    report.tally("b").rejected = 3
+    assert report.problems == ["3 of 4 entries not understood", "2 values without a column"]

@@ -16,7 +16,7 @@ from esper_recorder.esper.field_map.event_batch import EventRows, column_types
 from esper_recorder.esper.field_map.event_mapping import PlacedEvent, map_events
 from esper_recorder.esper.field_map.event_values import microseconds, misfits
 from esper_recorder.esper.field_map.update_clock import Clock
-from tests.esper_files import ALL_KINDS, EXCERPTS, WHOLE, Event, events
+from tests.esper_files import ALL_KINDS, EXCERPTS, WHOLE, Event, event, events
 
 Rows = list[dict[str, Any]]
 
@@ -101,16 +101,16 @@ def test_every_value_of_every_event_is_in_a_row_made_of_it(path: Path) -> None:
     assert not result.reasons, "something was not typed"
     held = findable(result)
     looked_for = 0
-    for event in all_events:
-        if event is started:
+    for sent in all_events:
+        if sent is started:
             continue
-        found = held[microseconds(event["timestamp"])]
-        found = found | config if "anomaly_type" in event["data"] else found
-        for where, value in leaves(event):
+        found = held[microseconds(sent["timestamp"])]
+        found = found | config if "anomaly_type" in sent["data"] else found
+        for where, value in leaves(sent):
             if any(name in NOT_LOOKED_FOR for name in where):
                 continue
             looked_for += 1
-            assert any(form in found for form in forms(where, value)), (event["event_type"], where, value)
+            assert any(form in found for form in forms(where, value)), (sent["event_type"], where, value)
     assert looked_for > 3 * len(all_events)
 
 
@@ -119,15 +119,15 @@ def test_no_value_hides_behind_another_that_is_equal(path: Path) -> None:
     """Each event again with every number and text replaced by one of its own: each is found, typed or kept."""
     seen = set()
     unique = 1_000_003
-    for event in events(path):
-        data = event["data"]
-        shape = (event["event_type"], data.get("kind"), data.get("phase"), bool(data.get("seeds")), data.get("style"))
-        if event["event_type"] == "TRAINING_STARTED" or shape in seen:
+    for sent in events(path):
+        data = sent["data"]
+        shape = (sent["event_type"], data.get("kind"), data.get("phase"), bool(data.get("seeds")), data.get("style"))
+        if sent["event_type"] == "TRAINING_STARTED" or shape in seen:
             continue
         seen.add(shape)
-        changed = deepcopy(event)
+        changed = deepcopy(sent)
         expected: list[tuple[Any, Any]] = []
-        for where, value in leaves(event["data"]):
+        for where, value in leaves(sent["data"]):
             if where[-1] in ("kind", "batch", "batch_idx", "anomaly_type") or isinstance(value, bool):
                 continue
             unique += 1
@@ -144,7 +144,7 @@ def test_no_value_hides_behind_another_that_is_equal(path: Path) -> None:
         kept = "\n".join(row["text"] for row in rows(result, "raw_events"))
         for where, new in expected:
             told = any(form in held for form in forms(where, new)) or str(new) in kept
-            assert told, (event["event_type"], where, new)
+            assert told, (sent["event_type"], where, new)
 
 
 @pytest.mark.parametrize("path", ALL_KINDS, ids=lambda path: path.name)
@@ -166,10 +166,6 @@ def test_every_column_that_the_layout_names_is_declared() -> None:
         assert {*columns, *kind.envelope.values(), *kind.constants} <= set(column_types(kind.table)), kind.table
 
 
-def event(kind: str, data: dict[str, Any] | None, **envelope: Any) -> Event:
-    return {"event_type": kind, "event_id": "x", "timestamp": "2026-01-01T00:00:00+00:00", "data": data, **envelope}
-
-
 class TestMeaning:
     def test_what_esper_calls_grad_norm_is_measured_after_clipping_and_its_entropy_is_a_weighted_sum(self) -> None:
         told = {
@@ -180,26 +176,26 @@ class TestMeaning:
             "lr": 1e-4,
             "batch": 3,
         }
-        [row] = rows(mapped([event("PPO_UPDATE_COMPLETED", told | {"batch": 3})]), "ppo_updates")
+        [row] = rows(mapped([event("PPO_UPDATE_COMPLETED", 1, told | {"batch": 3})]), "ppo_updates")
         assert (row["grad_norm_clipped"], row["grad_norm"], row["entropy_weighted_sum"]) == (0.5, 7.0, 8.0)
         assert (row["approx_kl"], row["learning_rate"], row["update"], row["definition"]) == (0.01, 1e-4, 3, "esper")
         assert "entropy" not in row and "ratio_max" not in row, "an absent key is NULL"
 
     def test_a_key_that_is_null_is_null_like_one_that_is_absent(self) -> None:
         told = {"batch": 1, "ratio_max": None, "never_heard_of": None}
-        result = mapped([event("PPO_UPDATE_COMPLETED", told)])
+        result = mapped([event("PPO_UPDATE_COMPLETED", 1, told)])
         assert "ratio_max" not in rows(result, "ppo_updates")[0]
         assert not result.reasons
 
     def test_nan_and_infinities_stay_what_they_are_and_are_named(self) -> None:
         told = {"batch": 1, "explained_variance": math.nan, "ratio_max": math.inf, "value_loss": 1.0}
-        [row] = rows(mapped([event("PPO_UPDATE_COMPLETED", told)]), "ppo_updates")
+        [row] = rows(mapped([event("PPO_UPDATE_COMPLETED", 1, told)]), "ppo_updates")
         assert math.isnan(row["explained_variance"]) and row["ratio_max"] == math.inf
         assert row["nonfinite_fields"] == ["explained_variance", "ratio_max"]
 
     def test_progress_is_episodes_done_of_those_planned_and_null_where_none_are_told(self) -> None:
-        update = event("PPO_UPDATE_COMPLETED", {"batch": 1}, epoch=30)
-        [row] = rows(mapped([event("TRAINING_STARTED", {"n_episodes": 120}), update]), "ppo_updates")
+        update = event("PPO_UPDATE_COMPLETED", 1, {"batch": 1}, epoch=30)
+        [row] = rows(mapped([event("TRAINING_STARTED", 1, {"n_episodes": 120}), update]), "ppo_updates")
         assert row["progress"] == 30 / 120
         [row] = rows(mapped([update]), "ppo_updates")
         assert row["progress"] is None
@@ -210,7 +206,7 @@ class TestMeaning:
             {"batch": 2, "early_stop_epoch": 3},
             {"batch": 3},
         ]
-        result = mapped([event("PPO_UPDATE_COMPLETED", data) for data in told])
+        result = mapped([event("PPO_UPDATE_COMPLETED", 1, data) for data in told])
         stopped = {row["update"]: row.get("stopped_early") for row in rows(result, "ppo_updates")}
         assert stopped == {1: False, 2: True, 3: None}
 
@@ -220,7 +216,7 @@ class TestMeaning:
             {**placeholders, "batch": 1, "skipped": False, "update_skipped": True},  # the optimizer was not asked
             {**placeholders, "batch": 2, "skipped": True},
         ]
-        result = mapped([event("PPO_UPDATE_COMPLETED", data, epoch=4) for data in told])
+        result = mapped([event("PPO_UPDATE_COMPLETED", 1, data, epoch=4) for data in told])
         updates = {row["update"]: row for row in rows(result, "ppo_updates")}
         assert updates[1]["grad_norm_clipped"] == 0.0 and updates[1]["nonfinite_fields"] == []
         assert set(updates[2]) == {"update", "time", "definition", "progress"}
@@ -233,7 +229,7 @@ class TestMeaning:
     def test_a_whole_number_written_as_a_float_is_one_and_any_other_float_is_not(self) -> None:
         told = [2.0, 1.5, math.nan, math.inf, 2.0**60, 3]
         events_ = [
-            event("PPO_UPDATE_COMPLETED", {"batch": batch, "early_stop_epoch": epoch})
+            event("PPO_UPDATE_COMPLETED", 1, {"batch": batch, "early_stop_epoch": epoch})
             for batch, epoch in enumerate(told, 1)
         ]
         result = mapped(events_)
@@ -255,7 +251,7 @@ class TestMeaning:
             "head_nan_detected": {"op": True, "third": False},
             "head_value_grad_norm": 1.5,
         }
-        result = mapped([event("PPO_UPDATE_COMPLETED", told)])
+        result = mapped([event("PPO_UPDATE_COMPLETED", 1, told)])
         heads = {row["head"]: row for row in rows(result, "heads")}
         assert set(heads) == {"my_head", "op", "third"}
         assert heads["my_head"]["entropy_normalized_all"] == 0.5 and heads["my_head"]["nan_found"] is None
@@ -273,15 +269,15 @@ class TestMeaning:
     )
     def test_an_alarm_of_a_head_has_the_head_as_its_key(self, told: str, rule: str, key: str) -> None:
         data = {"anomaly_type": told, "batch": 4, "episode": 8, "total_episodes": 80, "detail": "d"}
-        result = mapped([event("RATIO_EXPLOSION_DETECTED", data, epoch=8, severity="warning")])
+        result = mapped([event("RATIO_EXPLOSION_DETECTED", 1, data, epoch=8, severity="warning")])
         [row] = rows(result, "alarms")
         assert (row["rule"], row["key"], row["update"], row["severity"]) == (rule, key, 4, "warning")
         assert (row["progress"], row["detail"]) == (0.1, "d")
 
     def test_an_alarm_for_want_of_an_update_belongs_to_the_batch_being_collected(self) -> None:
         data = {"anomaly_type": "ppo_finiteness_skip", "batch": 0, "episode": 0, "total_episodes": 80}
-        closed = event("BATCH_EPOCH_COMPLETED", {"batch_idx": 6}, epoch=24)
-        result = mapped([closed, event("NUMERICAL_INSTABILITY_DETECTED", data)])
+        closed = event("BATCH_EPOCH_COMPLETED", 1, {"batch_idx": 6}, epoch=24)
+        result = mapped([closed, event("NUMERICAL_INSTABILITY_DETECTED", 1, data)])
         [row] = rows(result, "alarms")
         assert (row["rule"], row["update"], row["progress"]) == ("ppo_finiteness_skip", 7, None)
         assert not result.values_rejected
@@ -289,7 +285,7 @@ class TestMeaning:
     def test_the_diagnostic_of_a_ratio_explosion_is_kept_as_it_is_and_no_loss(self) -> None:
         diagnostic = {"worst_ratio_values": [6.4], "logit_diff_max": 1.8}
         data = {"anomaly_type": "ratio_explosion", "batch": 1, "ratio_diagnostic": diagnostic}
-        result = mapped([event("RATIO_EXPLOSION_DETECTED", data)])
+        result = mapped([event("RATIO_EXPLOSION_DETECTED", 1, data)])
         [raw] = rows(result, "raw_events")
         assert (raw["key"], raw["reason"], json.loads(raw["text"])) == (
             "data.ratio_diagnostic",
@@ -306,7 +302,7 @@ class TestMeaning:
             "strategy": "full",
             "compute_time_ms": 0.5,
         }
-        first, second = rows(mapped([event("COUNTERFACTUAL_MATRIX_COMPUTED", data)]), "counterfactuals")
+        first, second = rows(mapped([event("COUNTERFACTUAL_MATRIX_COMPUTED", 1, data)]), "counterfactuals")
         assert (first["configuration"], first["slots"], first["active"], first["accuracy"]) == (1, ["a", "b"], [], 1.0)
         assert (second["configuration"], second["active"], second["accuracy"]) == (2, ["b"], 2.0)
 
@@ -319,7 +315,7 @@ class TestMeaning:
             "params_added": 9,
             "more": 1,
         }
-        result = mapped([event("SEED_FOSSILIZED", data, seed_id="s", slot_id="r0c0")])
+        result = mapped([event("SEED_FOSSILIZED", 1, data, seed_id="s", slot_id="r0c0")])
         [row] = rows(result, "slots")
         assert (row["event"], row["seed"], row["params"], row["improvement"]) == ("fossilized", "s", 9, 1.5)
         assert [(raw["key"], raw["reason"]) for raw in rows(result, "raw_events")] == [("data.more", "no_column")]
@@ -331,7 +327,7 @@ class TestWhatFitsNoColumn:
         return {row["key"]: (row["reason"], json.loads(row["text"])) for row in found}
 
     def test_an_unknown_key_is_kept_and_the_rest_is_mapped(self) -> None:
-        update = event("PPO_UPDATE_COMPLETED", {"batch": 1, "ratio_max": 2.0, "new": [1, {"a": math.inf}]}, also="x")
+        update = event("PPO_UPDATE_COMPLETED", 1, {"batch": 1, "ratio_max": 2.0, "new": [1, {"a": math.inf}]}, also="x")
         assert self.kept(update) == {
             "data.new": ("unknown_key", [1, {"a": math.inf}]),
             "also": ("unknown_key", "x"),
@@ -340,7 +336,7 @@ class TestWhatFitsNoColumn:
 
     def test_a_value_of_the_wrong_type_is_kept_and_null_in_its_column(self) -> None:
         data = {"batch": 1, "ratio_max": "2", "value_loss": True, "usable_actor_timesteps": 2**53 + 1, "skipped": 1}
-        update = event("PPO_UPDATE_COMPLETED", data, timestamp="yesterday")
+        update = event("PPO_UPDATE_COMPLETED", 1, data, timestamp="yesterday")
         assert self.kept(update) == {
             "data.ratio_max": ("wrong_type", "2"),
             "data.value_loss": ("wrong_type", True),
@@ -387,7 +383,7 @@ class TestWhatFitsNoColumn:
         "kind", [*sorted({name.partition("/")[0] for name in event_kinds.KINDS}), "GOVERNOR_ROLLBACK", "?"]
     )
     def test_an_event_of_any_kind_may_say_nothing_or_nonsense(self, kind: str, data: Any) -> None:
-        result = mapped([event(kind, data)])
+        result = mapped([event(kind) | {"data": data}])
         assert len(rows(result, "events")) == 1
         kept = [row["reason"] for row in rows(result, "raw_events") if row["key"] == "data"]
         assert kept == (["wrong_type"] if data not in (None, {}) else [])
@@ -410,7 +406,7 @@ class TestWhatFitsNoColumn:
             assert len(rows(result, "events")) == len(changed)
 
     def test_a_known_kind_without_a_table_is_kept_whole_and_an_unknown_one_is_a_loss(self) -> None:
-        result = mapped([event("GOVERNOR_ROLLBACK", {"a": 1}), event("NEW_THING", {"b": 2})])
+        result = mapped([event("GOVERNOR_ROLLBACK", 1, {"a": 1}), event("NEW_THING", 1, {"b": 2})])
         kept = {row["event_type"]: (row["key"], row["reason"]) for row in rows(result, "raw_events")}
         assert kept == {"GOVERNOR_ROLLBACK": ("", "no_table"), "NEW_THING": ("", "unknown_event")}
         assert (dict(result.kept), dict(result.rejected)) == ({"GOVERNOR_ROLLBACK": 1}, {"NEW_THING": 1})
@@ -423,18 +419,18 @@ class TestClock:
         return [(training.key[1], update) for training, update in placed]
 
     def test_an_event_without_a_batch_belongs_to_the_one_being_collected(self) -> None:
-        closed = event("BATCH_EPOCH_COMPLETED", {"batch_idx": 1})
-        counts = event("ANALYTICS_SNAPSHOT", {"kind": "action_distribution"})
-        epoch = event("EPOCH_COMPLETED", {})
-        update = event("PPO_UPDATE_COMPLETED", {"batch": 2})
-        profile = event("PHASE_PROFILE_COMPLETED", {"batch_idx": 1})
+        closed = event("BATCH_EPOCH_COMPLETED", 1, {"batch_idx": 1})
+        counts = event("ANALYTICS_SNAPSHOT", 1, {"kind": "action_distribution"})
+        epoch = event("EPOCH_COMPLETED", 1, {})
+        update = event("PPO_UPDATE_COMPLETED", 1, {"batch": 2})
+        profile = event("PHASE_PROFILE_COMPLETED", 1, {"batch_idx": 1})
         assert self.updates(epoch, closed, counts, epoch, profile, update) == [(1, n) for n in (1, 1, 1, 2, 2, 2)]
 
     def test_a_second_training_begins_a_run_and_the_same_line_again_does_not(self) -> None:
-        first = event("TRAINING_STARTED", {}, event_id="a")
-        closed = event("BATCH_EPOCH_COMPLETED", {"batch_idx": 9})
-        second = event("TRAINING_STARTED", {}, event_id="b")
-        assert self.updates(first, first, closed, second, event("EPOCH_COMPLETED", {})) == [
+        first = event("TRAINING_STARTED", 1, {}, event_id="a")
+        closed = event("BATCH_EPOCH_COMPLETED", 1, {"batch_idx": 9})
+        second = event("TRAINING_STARTED", 1, {}, event_id="b")
+        assert self.updates(first, first, closed, second, event("EPOCH_COMPLETED", 1, {})) == [
             (1, 1),
             (1, 1),
             (1, 9),
@@ -444,10 +440,10 @@ class TestClock:
 
     def test_groups_have_clocks_of_their_own(self) -> None:
         clock = Clock()
-        clock.place(event("BATCH_EPOCH_COMPLETED", {"batch_idx": 5}, group_id="a"))
-        training, update = clock.place(event("EPOCH_COMPLETED", {}, group_id="b"))
+        clock.place(event("BATCH_EPOCH_COMPLETED", 1, {"batch_idx": 5}, group_id="a"))
+        training, update = clock.place(event("EPOCH_COMPLETED", 1, {}, group_id="b"))
         assert (training.key, update) == (("b", 1), 1)
 
     @pytest.mark.parametrize("batch", [0, -1, 2**60, True, "3", 1.0, None])
     def test_a_batch_that_can_not_be_is_none(self, batch: Any) -> None:
-        assert self.updates(event("PPO_UPDATE_COMPLETED", {"batch": batch})) == [(1, 1)]
+        assert self.updates(event("PPO_UPDATE_COMPLETED", 1, {"batch": batch})) == [(1, 1)]

@@ -20,7 +20,7 @@ FOUR = VALUES[:-1]
 
 
 def said(file):
-    return [(one.tag, one.step, struct.pack("<f", one.value)) for one in file.values]
+    return [(one.tag, one.step, struct.pack("<f", one.value)) for one in file.scalars]
 
 
 def as_said(values):
@@ -46,7 +46,7 @@ class TestWhole:
         file = read_event_file(path)
         assert said(file) == as_said(VALUES) == theirs
         assert (file.damaged, file.skipped_bytes, file.torn_bytes, file.records) == (0, 0, 0, 6)
-        assert [one.line for one in file.values] == [2, 3, 4, 5, 6], "record 1 is the version of the format"
+        assert [one.line for one in file.scalars] == [2, 3, 4, 5, 6], "record 1 is the version of the format"
         assert file.first_time == STARTED
 
     def test_scalars_of_the_newer_kind_are_read_as_well(self, tmp_path):
@@ -57,8 +57,8 @@ class TestWhole:
                 value = Summary.Value(tag="x", tensor=make_tensor_proto(data), metadata=metadata)
                 file.write(framed(Event(step=7, summary=Summary(value=[value])).SerializeToString()))
         found = read_event_file(path)
-        assert [(one.tag, one.step, one.value) for one in found.values] == [("x", 7, 1.5), ("x", 7, 2.5)]
-        assert found.kept_out == {"scalars that are no number": 1}
+        assert [(one.tag, one.step, one.value) for one in found.scalars] == [("x", 7, 1.5), ("x", 7, 2.5)]
+        assert found.left_out == {"scalars that are not a number": 1}
 
     def test_what_is_no_scalar_is_counted_by_kind(self, tmp_path):
         path = write_log(tmp_path, [("a", 1, 1.0)])
@@ -72,13 +72,13 @@ class TestWhole:
         with path.open("ab") as file:
             file.write(framed(Event(step=1, summary=pictures).SerializeToString()))
         found = read_event_file(path)
-        assert len(found.values) == 1
-        assert found.kept_out == {"histograms": 1, "images": 1, "empty summaries": 1}
+        assert len(found.scalars) == 1
+        assert found.left_out == {"histograms": 1, "images": 1, "empty summaries": 1}
 
     def test_an_empty_file_holds_nothing(self, tmp_path):
         (tmp_path / "tfevents").touch()
         found = read_event_file(tmp_path / "tfevents")
-        assert (found.records, found.values, found.damaged, found.torn_bytes) == (0, [], 0, 0)
+        assert (found.records, found.scalars, found.damaged, found.torn_bytes) == (0, [], 0, 0)
 
 
 NO_TENSORFLOW = """
@@ -86,7 +86,7 @@ import sys
 from pathlib import Path
 from esper_analytics.importers.event_files import read_event_file
 file = read_event_file(Path(sys.argv[1]))
-print(len(file.values), "tensorflow" in sys.modules, "torch" in sys.modules)
+print(len(file.scalars), "tensorflow" in sys.modules, "torch" in sys.modules)
 """
 
 
@@ -149,4 +149,4 @@ class TestDamaged:
         path = tmp_path / "events.out.tfevents.txt"
         path.write_text("step,value\n1,2\n" * 100)
         found = read_event_file(path)
-        assert (found.records, found.values, found.damaged, found.skipped_bytes) == (0, [], 1, 1500)
+        assert (found.records, found.scalars, found.damaged, found.skipped_bytes) == (0, [], 1, 1500)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.esper_files import ALL_KINDS, content, imports
+from tests.esper_files import ALL_KINDS, content, import_runs
 
 FEW, MANY, PART = 40, 2_000, 500
 OWN_ROW = {  # kinds of event that make exactly one row of this table
@@ -127,7 +127,7 @@ def expected_of(data: bytes) -> Expected:
 def check(seed: int, originals: list[bytes], folder: Path) -> None:
     data = mutated(seed, originals)
     expected = expected_of(data)
-    reports = [report for _, report in imports(data, folder)]
+    reports = [outcome.report for outcome in import_runs(data, folder)]
     assert sum(report.read for report in reports) == expected.lines, seed
     rows: Counter[str] = Counter()
     for part in (folder / "runs").glob("*/*/part-*.parquet"):

@@ -46,9 +46,9 @@ def imported(logs, tmp_path_factory):
     runs = {}
     for name in said:
         root = tmp_path_factory.mktemp("runs")
-        [(stored, report)] = tensorboard.import_files([str(folder / name)], root)
-        assert stored.what == "imported"
-        runs[name] = (ea.open(root), report)
+        [outcome] = tensorboard.import_files([str(folder / name)], root)
+        assert outcome.status == "imported"
+        runs[name] = (ea.open(root), outcome.report)
     return runs
 
 
@@ -68,7 +68,7 @@ def test_every_value_that_was_logged_is_in_one_place(logs, imported, library):
     said = by_tag(logs[1][library.definition])
     runs, report = imported[library.definition]
     found = defaultdict(list)
-    mapped = libraries.recognise(said)
+    mapped = libraries.match_library(said)
     assert mapped is not None and mapped.library is library
     for row in rows(runs, "ppo_updates_all"):
         for tag, column in mapped.columns.items():
@@ -83,7 +83,7 @@ def test_every_value_that_was_logged_is_in_one_place(logs, imported, library):
     assert sum(len(values) for values in said.values()) == sum(t.typed + t.kept for t in report.tallies.values()) - (
         1 if library is libraries.CLEANRL else 0  # the text with the hyperparameters
     )
-    assert report.losses == []
+    assert report.problems == []
     assert {row["definition"] for row in rows(runs, "ppo_updates")} == {library.definition}
 
 
@@ -141,7 +141,7 @@ class TestTorchRl:
         assert rows(runs, "ppo_updates")[0]["explained_variance"] is None
         [run] = runs.table("runs").collect().to_dicts()
         assert json.loads(run["config"]) == {"clip_epsilon": 0.2, "env": "walk"}
-        assert report.of("hparams").left_out == 3
+        assert report.tally("hparams").left_out == 3
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 import esper_analytics as ea
 from esper_analytics.errors import UsageError
 from esper_analytics.importers.load_report import LoadReport, Tally, read_report
-from esper_analytics.importers.run_writer import Origin, RunWriter, Stored, imported_run_id
+from esper_analytics.importers.run_writer import ImportOutcome, Origin, RunWriter, imported_run_id
 from esper_recorder.storage.manifest import Attempt, Manifest, read_manifest
 
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)
@@ -23,7 +23,7 @@ RUN_ID = imported_run_id("a run", STARTED, b"first line")
 
 def store(
     root: Path, updates: int, sha256: str, *, run_id: str = RUN_ID, rules: tuple[str | None, str] | None = None
-) -> Stored:
+) -> ImportOutcome:
     manifest = Manifest(run_id=run_id, name="a run", started=STARTED, attempts=(Attempt(how="finished"),))
     report = LoadReport(source="there", tallies={"line": Tally(typed=updates)})
     with RunWriter(root, run_id) as writer:
@@ -39,7 +39,8 @@ def test_the_run_id_is_the_same_for_the_same_beginning_and_another_for_another()
 
 
 def test_a_run_that_was_published_is_read_like_any_other(tmp_path):
-    assert store(tmp_path, 3, "s", rules=("default", "[rules]\n")) == Stored(RUN_ID, "imported")
+    outcome = store(tmp_path, 3, "s", rules=("default", "[rules]\n"))
+    assert (outcome.run_id, outcome.status) == (RUN_ID, "imported")
     runs = ea.open(tmp_path)
     assert runs.table("ppo_updates").select("run_id", "attempt", "rank", "update").collect().rows() == [
         (RUN_ID, 1, 0, update) for update in (1, 2, 3)
@@ -56,11 +57,11 @@ def test_a_run_that_was_published_is_read_like_any_other(tmp_path):
 def test_the_same_content_is_left_as_it_is_and_a_grown_one_replaces_the_run_as_a_whole(tmp_path):
     store(tmp_path, 2, "s")
     before = (tmp_path / RUN_ID / "run.json").stat().st_mtime_ns
-    assert store(tmp_path, 2, "s").what == "unchanged"
+    assert store(tmp_path, 2, "s").status == "unchanged"
     assert (tmp_path / RUN_ID / "run.json").stat().st_mtime_ns == before
-    assert store(tmp_path, 5, "t").what == "replaced"
+    assert store(tmp_path, 5, "t").status == "replaced"
     assert ea.open(tmp_path).table("ppo_updates").collect().height == 5
-    assert store(tmp_path, 4, "u").what == "shorter"
+    assert store(tmp_path, 4, "u").status == "shorter"
     assert ea.open(tmp_path).table("ppo_updates").collect().height == 5
     assert sorted(path.name for path in tmp_path.iterdir()) == [RUN_ID]
 
@@ -68,7 +69,7 @@ def test_the_same_content_is_left_as_it_is_and_a_grown_one_replaces_the_run_as_a
 def test_a_run_whose_folder_was_renamed_is_replaced_where_it_lies(tmp_path):
     store(tmp_path, 2, "s")
     (tmp_path / RUN_ID).rename(tmp_path / "mine")
-    assert store(tmp_path, 3, "t").what == "replaced"
+    assert store(tmp_path, 3, "t").status == "replaced"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
 
 

@@ -22,7 +22,7 @@ from esper_analytics.importers.esper_jsonl import import_file
 from esper_analytics.runs import VIEWS
 from esper_analytics.sql.files import questions, views
 from tests.builders import run_id_of, write_run
-from tests.esper_files import ALL_KINDS, EXCERPTS, WHOLE, content, events, imported
+from tests.esper_files import ALL_KINDS, EXCERPTS, WHOLE, content, events, import_run
 
 NEW, OLD = (next(path for path in EXCERPTS if date in path.name) for date in ("2026-06", "2025-12"))
 ALL_NEW, ALL_OLD = (next(path for path in ALL_KINDS if date in path.name) for date in ("2026-06", "2025-12"))
@@ -438,7 +438,7 @@ def test_confounders_are_listed_with_the_blocking_ones_first(esper, sb3):
 def test_kept_raw_lists_the_lines_that_no_table_could_take(esper, tmp_path):
     assert esper.query("kept_raw").is_empty()
     damaged = content(ALL_NEW) + b"no JSON\nno JSON either\n"
-    imported(damaged, tmp_path)
+    import_run(damaged, tmp_path)
     answer = ea.open(tmp_path / "runs").query("kept_raw")
     assert (answer["times"].sum(), answer["first_line"].min()) == (2, content(ALL_NEW).count(b"\n") + 1)
 

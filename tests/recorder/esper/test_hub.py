@@ -25,7 +25,7 @@ from esper_recorder.esper import HubBackend, hub
 from esper_recorder.esper.field_map.event_values import plain, plain_event
 from esper_recorder.storage.run_folder import RunFolder
 from esper_recorder.storage.sink import ParquetSink
-from tests.esper_files import ALL_KINDS, EXCERPTS, WHOLE, Event, content, events, imported, lines
+from tests.esper_files import ALL_KINDS, EXCERPTS, WHOLE, content, event, events, import_run, lines
 
 IDENTITY = {"run_id", "attempt", "rank", "elapsed_s"}
 
@@ -33,8 +33,8 @@ IDENTITY = {"run_id", "attempt", "rank", "elapsed_s"}
 def recorded(all_events: list[Any], root: Path) -> ea.Runs:
     backend = HubBackend(root)
     backend.start()
-    for event in all_events:
-        backend.emit(event)
+    for sent in all_events:
+        backend.emit(sent)
     backend.close()
     assert backend.dropped == 0
     return ea.open(root)
@@ -67,9 +67,9 @@ class TestAgainstTheImport:
         ours = recorded(all_events, tmp_path / "hub")
         kinds = Counter(event["event_type"] for event in all_events)
         assert dict(ours.sql("SELECT event_type, count(*) FROM events GROUP BY 1").rows()) == kinds
-        folder, report = imported(content(path), tmp_path)
+        folder, report = import_run(content(path), tmp_path)
         theirs = ea.open(folder)
-        assert report.losses == []
+        assert report.problems == []
         for table in TABLES:
             one, other = rows(ours, table), rows(theirs, table)
             assert one == other, table
@@ -79,11 +79,6 @@ class TestAgainstTheImport:
         assert frames[0].equals(frames[1])
         texts = [runs.rules_text(runs.ids[0]) for runs in (ours, theirs)]
         assert texts[0] == texts[1]
-
-
-def event(kind: str, number: int = 1, data: dict[str, Any] | None = None, **envelope: Any) -> Event:
-    time = f"2026-01-01T00:00:{number:02d}+00:00"
-    return {"event_type": kind, "event_id": f"e{number}", "timestamp": time, "data": data or {}, **envelope}
 
 
 STARTED = event("TRAINING_STARTED", 0, {"n_episodes": 8, "n_envs": 4, "max_batches": 2})
@@ -407,7 +402,7 @@ class TestRuns:
             event("EPOCH_COMPLETED", 2, {"env_id": 0}),
             event("PPO_UPDATE_COMPLETED", 3, {"batch": 1, "ratio_max": 1.5}),
         ]
-        folder, _ = imported(lines(*sent), tmp_path)
+        folder, _ = import_run(lines(*sent), tmp_path)
         runs = recorded(sent, tmp_path / "hub")
         for table in ("ppo_updates", "epochs", "events"):
             assert rows(runs, table) == rows(ea.open(folder), table)

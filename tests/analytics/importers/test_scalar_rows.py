@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from esper_analytics.importers.libraries import LIBRARIES, TORCHRL, recognise
-from esper_analytics.importers.logged import Logged, Session, arrange, moment
+from esper_analytics.importers.libraries import LIBRARIES, TORCHRL, match_library
+from esper_analytics.importers.scalar_rows import Scalar, Session, arrange, utc_time
 from esper_recorder.contract.tables import column_names
 
 KL, CLIP, LOSS = "train/approx_kl", "train/clip_fraction", "train/loss"
@@ -16,7 +16,7 @@ KL, CLIP, LOSS = "train/approx_kl", "train/clip_fraction", "train/loss"
 def session(*values, started=None):
     """Values as (tag, step, value); the n-th is in record n, n seconds after the start."""
     return Session(
-        [Logged(tag, step, value, line, time=float(line)) for line, (tag, step, value) in enumerate(values, 1)],
+        [Scalar(tag, step, value, line, time=float(line)) for line, (tag, step, value) in enumerate(values, 1)],
         started,
     )
 
@@ -27,34 +27,35 @@ def update(step, kl=0.5):
 
 
 def arranged(*sessions, hyperparameters=None):
-    tags = {one.tag for each in sessions for one in each.values}
-    return arrange(sessions, recognise(tags), hyperparameters)
+    tags = {one.tag for each in sessions for one in each.scalars}
+    return arrange(sessions, match_library(tags), hyperparameters)
 
 
 def table(result, name, *columns):
     """The rows of a table as tuples, in order."""
-    return [
-        row
-        for attempt, held in sorted(result.columns.get(name, {}).items())
-        for row in zip(*(held.get(column, [None] * len(held["update"])) for column in columns), strict=True)
-    ]
+    rows: list[tuple[object, ...]] = []
+    for attempt, values in sorted(result.columns.get(name, {}).items()):
+        height = len(values["update"])
+        values = values | {"attempt": [attempt] * height}
+        rows += zip(*(values.get(column, [None] * height) for column in columns), strict=True)
+    return rows
 
 
 class TestRecognising:
     @pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.definition)
     def test_each_library_by_its_own_tags(self, library):
-        tags = {tag.tag for tag in library.tags} | library.needs
-        found = recognise(tags)
+        tags = {tag.tag for tag in library.tags} | library.signature
+        found = match_library(tags)
         assert found is not None and found.library is library
 
     def test_none_where_what_tells_it_is_not_there(self):
-        assert recognise([]) is None
-        assert recognise(["train/loss", "train/value_loss", "rollout/ep_rew_mean"]) is None, "SB3, but not its PPO"
-        assert recognise(["charts/episodic_return", "losses/qf1_loss"]) is None, "CleanRL, but not its PPO"
+        assert match_library([]) is None
+        assert match_library(["train/loss", "train/value_loss", "rollout/ep_rew_mean"]) is None, "SB3, but not its PPO"
+        assert match_library(["charts/episodic_return", "losses/qf1_loss"]) is None, "CleanRL, but not its PPO"
 
     @pytest.mark.parametrize("prefix", ["", "losses/", "ppo/train/"])
     def test_torchrl_under_whatever_its_user_writes_before_the_names(self, prefix):
-        found = recognise([prefix + "loss_objective", prefix + "loss_critic", prefix + "kl_approx", "eval/entropy"])
+        found = match_library([prefix + "loss_objective", prefix + "loss_critic", prefix + "kl_approx", "eval/entropy"])
         assert found is not None and found.library is TORCHRL
         assert {tag: one.column for tag, one in found.columns.items()} == {
             prefix + "loss_objective": "policy_loss",
@@ -122,7 +123,7 @@ class TestAttempts:
             (2, 3, 60),
             (2, 4, 80),
         ]
-        assert [(one.attempt, one.from_update, one.updates) for one in result.stretches] == [(1, 1, 3), (2, 2, 3)]
+        assert [(one.attempt, one.from_update, one.updates) for one in result.attempts] == [(1, 1, 3), (2, 2, 3)]
         assert result.superseded == 2
 
     def test_another_file_from_a_later_step_goes_on(self):
@@ -137,14 +138,14 @@ class TestAttempts:
 
     def test_a_file_without_an_update_is_no_attempt(self):
         result = arranged(session(("eval/mean_reward", 5, 1.0)), session(*update(20)), session(("late", 30, 1.0)))
-        assert [(one.attempt, one.updates) for one in result.stretches] == [(1, 1)]
+        assert [(one.attempt, one.updates) for one in result.attempts] == [(1, 1)]
         assert table(result, "scalars", "name", "attempt", "update") == [("eval/mean_reward", 1, 1), ("late", 1, 2)]
 
     def test_rsl_rl_numbers_its_updates_itself(self):
         values = [("Loss/surrogate", iteration, 0.1) for iteration in (500, 501)]
         result = arranged(session(*values))
         assert table(result, "ppo_updates", "update", "step") == [(501, None), (502, None)]
-        assert [(one.from_update, one.updates) for one in result.stretches] == [(501, 2)]
+        assert [(one.from_update, one.updates) for one in result.attempts] == [(501, 2)]
 
 
 class TestScalars:
@@ -166,7 +167,7 @@ class TestScalars:
 
     def test_nothing_makes_nothing(self):
         result = arranged(session())
-        assert (result.columns, result.stretches) == ({}, [])
+        assert (result.columns, result.attempts) == ({}, [])
 
 
 class TestEpisodes:
@@ -198,5 +199,5 @@ class TestEpisodes:
 
 def test_times_come_from_the_wall_clock_and_begin_with_the_file():
     result = arranged(session(*update(20), started=-3.0))
-    assert table(result, "ppo_updates", "time", "elapsed_s") == [(moment(3.0), 6.0)]
-    assert moment(1e300) is None and moment(math.nan) is None and moment(None) is None
+    assert table(result, "ppo_updates", "time", "elapsed_s") == [(utc_time(3.0), 6.0)]
+    assert utc_time(1e300) is None and utc_time(math.nan) is None and utc_time(None) is None
