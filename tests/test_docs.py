@@ -5,7 +5,8 @@ Covers, by the language of a fenced block:
   what `make demo` leaves. A block that calls `make` is not run.
 - `console`, if it begins with `$ ` (every page): lines that begin with `$ ` are commands, the lines below are exactly
   what they print to stdout and stderr. A line `...` stands for any number of lines. The commands of a page run in their
-  order in one folder, where `runs/` is a copy of the recorded runs `CONSOLE_RUNS`: no output rests on a training.
+  order in one folder, where `examples/runs/` is a copy of the recorded runs of that name: no output rests on a
+  training. ESPER_WRITE_GOLDEN=1 writes the output into the pages; read the difference.
 
 Does not cover: blocks of any other kind (`text` is output, other `console` blocks need something a test has not).
 """
@@ -24,10 +25,9 @@ import pytest
 import typer
 
 from esper_recorder.contract.tables import TABLES, column_names
-from tests.support import DATA, ROOT, run_process
+from tests.support import ROOT, run_process
 
 README = ROOT / "README.md"
-CONSOLE_RUNS = DATA / "schema_2" / "runs"
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "recorder/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
@@ -147,8 +147,9 @@ PAGES_WITH_OUTPUT = [page for page in PAGES if console_commands(page.read_text(e
 
 @pytest.mark.parametrize("page", PAGES_WITH_OUTPUT, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_output_that_a_page_shows_is_what_its_commands_print(page, tmp_path):
-    shutil.copytree(CONSOLE_RUNS, tmp_path / "runs")
-    for shown in console_commands(page.read_text(encoding="utf-8")):
+    shutil.copytree(ROOT / "examples" / "runs", tmp_path / "examples" / "runs")
+    text = page.read_text(encoding="utf-8")
+    for shown in console_commands(text):
         done = subprocess.run(
             ["bash", "-c", shown.command],
             cwd=tmp_path,
@@ -159,7 +160,12 @@ def test_the_output_that_a_page_shows_is_what_its_commands_print(page, tmp_path)
             text=True,
             check=False,
         )
-        assert shows(shown.output, done.stdout), f"{page.name}, line {shown.line}: {shown.command}\n{done.stdout}"
+        if os.environ.get("ESPER_WRITE_GOLDEN") and "...\n" not in shown.output:
+            command = f"$ {shown.command}\n"
+            text = text.replace(command + shown.output, command + done.stdout)
+            page.write_text(text, encoding="utf-8")
+        else:
+            assert shows(shown.output, done.stdout), f"{page.name}, line {shown.line}: {shown.command}\n{done.stdout}"
 
 
 class TestCompleteness:
