@@ -68,7 +68,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     built = {}
     for name, folder in FOLDERS.items():
         pip = (sys.executable, "-m", "pip", "wheel", "-v", "--no-build-isolation", "--no-deps", "--no-index")
-        # Compiling to bytecode is off in the tests, and setuptools warns about that.
+        # The tests disable compiling to bytecode, and setuptools warns about that.
         environment = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
         done = run_process(*pip, "-w", target, source / folder, env=environment)
         output = done.stdout + done.stderr

@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.builders import write_run
 runs = Path(sys.argv[sys.argv.index("--out") + 1])
-print("noise that is no progress", flush=True)
+print("noise", flush=True)
 for name in ("healthy", "wrecked"):
     for steps in (50, 100):
         print(name, steps, 100, flush=True)
@@ -33,42 +33,42 @@ for name in ("healthy", "wrecked"):
 
 
 def trainer(then: str = "") -> list[str]:
-    """What records runs in no time, as `python -m esper_recorder.demo` does in a minute."""
+    """A command that records runs at once, in place of `python -m esper_recorder.demo`."""
     return [sys.executable, "-c", TRAINER.format(root=str(ROOT), then=then)]
 
 
-def nothing(name: str, done: int, total: int) -> None:
+def ignore(name: str, done: int, total: int) -> None:
     pass
 
 
 class TestRecord:
-    def test_progress_is_told_as_the_training_prints_it(self, tmp_path):
-        told: list[tuple[str, int, int]] = []
-        run_ids = demo.record(tmp_path / "demo", lambda *words: told.append(words), command=trainer())
-        assert told == [("healthy", 50, 100), ("healthy", 100, 100), ("wrecked", 50, 100), ("wrecked", 100, 100)]
+    def test_progress_is_reported_as_the_training_prints_it(self, tmp_path):
+        progress: list[tuple[str, int, int]] = []
+        run_ids = demo.record(tmp_path / "demo", lambda *step: progress.append(step), command=trainer())
+        assert progress == [("healthy", 50, 100), ("healthy", 100, 100), ("wrecked", 50, 100), ("wrecked", 100, 100)]
         assert run_ids == ["healthy-0", "wrecked-1"]
         assert ea.open(tmp_path / "demo" / "runs").ids == run_ids
 
     def test_a_second_demo_replaces_the_runs_of_the_first_and_leaves_others_alone(self, tmp_path):
-        demo.record(tmp_path, nothing, command=trainer())
+        demo.record(tmp_path, ignore, command=trainer())
         write_run(tmp_path / "runs", "mine", manifest={"run_id": "mine"})
-        run_ids = demo.record(tmp_path, nothing, command=trainer())
+        run_ids = demo.record(tmp_path, ignore, command=trainer())
         assert run_ids == ["healthy-3", "wrecked-4"]
         assert ea.open(tmp_path / "runs").ids == ["healthy-3", "mine", "wrecked-4"]
 
-    def test_what_a_failed_demo_left_is_replaced_by_the_next(self, tmp_path):
+    def test_the_next_demo_replaces_what_a_failed_one_left(self, tmp_path):
         with pytest.raises(DataError, match=r"exit status 3: ValueError: no luck"):
-            demo.record(tmp_path, nothing, command=trainer("sys.stderr.write('ValueError: no luck'); sys.exit(3)"))
+            demo.record(tmp_path, ignore, command=trainer("sys.stderr.write('ValueError: no luck'); sys.exit(3)"))
         assert len(ea.open(tmp_path / "runs").ids) == 2
-        demo.record(tmp_path, nothing, command=trainer())
+        demo.record(tmp_path, ignore, command=trainer())
         assert ea.open(tmp_path / "runs").ids == ["healthy-2", "wrecked-3"]
 
     @pytest.mark.parametrize("text", ["", "[]", '{"runs": 3}', '{"runs": ["../mine", "..", "a/b", "", "."]}'])
-    def test_a_list_that_is_none_deletes_nothing(self, tmp_path, text):
+    def test_a_malformed_list_of_runs_deletes_nothing(self, tmp_path, text):
         write_run(tmp_path / "mine", "x", manifest={"run_id": "x"})
         (tmp_path / "demo").mkdir()
         (tmp_path / "demo" / "demo.json").write_text(text)
-        demo.record(tmp_path / "demo", nothing, command=trainer())
+        demo.record(tmp_path / "demo", ignore, command=trainer())
         assert ea.open(tmp_path / "mine").ids == ["x"]
         assert len(ea.open(tmp_path / "demo" / "runs").ids) == 2
 
@@ -77,15 +77,15 @@ class TestRecord:
         with pytest.raises(
             UsageError, match=r"not installed here: no_such_trainer.*pip install 'esper-analytics\[demo\]'"
         ):
-            demo.record(tmp_path, nothing)
+            demo.record(tmp_path, ignore)
 
-    def test_a_folder_that_cannot_be_made_is_a_sentence(self, tmp_path):
+    def test_a_folder_that_cannot_be_created_is_a_usage_error(self, tmp_path):
         (tmp_path / "file").write_text("")
         with pytest.raises(UsageError, match="cannot be written"):
-            demo.record(tmp_path / "file", nothing, command=trainer())
+            demo.record(tmp_path / "file", ignore, command=trainer())
 
 
-class Words(HTMLParser):
+class VisibleText(HTMLParser):
     def __init__(self, html: str) -> None:
         super().__init__()
         self.text = ""
@@ -96,16 +96,16 @@ class Words(HTMLParser):
 
 
 class TestForReal:
-    """On what `esper demo --out demo` left."""
+    """On the folder that `esper demo --out demo` wrote."""
 
-    def test_it_leaves_two_runs_and_a_report(self, demo_folder):
+    def test_it_writes_two_runs_and_a_report(self, demo_folder):
         runs = ea.open(demo_folder / "runs")
         assert [run_id.split("-")[0] for run_id in runs.ids] == ["healthy", "wrecked"]
         assert set(runs.list().get_column("ended")) == {"finished"}
         assert json.loads((demo_folder / "demo.json").read_text())["runs"] == runs.ids
 
-    def test_the_report_finds_the_wrecked_run_and_nothing_critical_in_the_healthy_one(self, demo_folder):
-        text = Words((demo_folder / "report.html").read_text(encoding="utf-8")).text
+    def test_the_report_finds_the_wrecked_run_and_nothing_in_the_healthy_one(self, demo_folder):
+        text = VisibleText((demo_folder / "report.html").read_text(encoding="utf-8")).text
         assert "Post-mortem of 2 runs: 1 failed" in text
         assert text.index("wrecked: First failure: ") < text.index("healthy: Nothing")
 
@@ -119,7 +119,7 @@ class TestForReal:
         )
         assert table.get_column("new firings").to_list() == counts["n"].to_list()
 
-    def test_the_commands_it_ends_with_run_as_they_stand(self, demo_folder, tmp_path, monkeypatch):
+    def test_the_commands_it_suggests_run_as_written(self, demo_folder, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         (tmp_path / "demo").symlink_to(demo_folder)
         for line in demo.next_commands(Path("demo")):
@@ -127,5 +127,4 @@ class TestForReal:
                 word.replace("demo/wrecked.png", "w.png").replace("demo/review.html", "s.html")
                 for word in shlex.split(line)
             ]
-            done = esper(*words[1:], code=None)
-            assert done.exit_code == 0, f"{line}\n{done.stderr}"
+            esper(*words[1:])

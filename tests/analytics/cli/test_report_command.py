@@ -1,4 +1,4 @@
-"""`esper report` and `esper plot`: what they write, and what they answer to words that are off."""
+"""`esper report` and `esper plot`: what they write, and their messages for invalid arguments."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(line: str):
 
 class TestReport:
     @pytest.mark.parametrize("name", ["r.html", "r.md", "r.json"])
-    def test_it_writes_the_format_of_the_suffix_and_says_where(self, root, name):
+    def test_it_writes_the_format_of_the_suffix_and_names_the_file(self, root, name):
         done = run(f"report runs --rules rules.toml -o {name}")
         assert done.exit_code == 0, done.stderr
         assert done.stdout == ""
@@ -39,7 +39,7 @@ class TestReport:
         assert "ratio_explosion" in text
         assert "healthy" in text
 
-    def test_a_rule_that_could_never_look_is_told_beside_it_too(self, root):
+    def test_a_rule_that_was_never_evaluated_is_reported_on_stderr_too(self, root):
         assert "policy_std_gone" in run("report runs --rules rules.toml -o r.json").stderr
 
     def test_the_command_in_it_makes_the_same_report_again(self, root):
@@ -54,7 +54,7 @@ class TestReport:
         assert one | {"written": ""} == again | {"written": ""}
 
     @pytest.mark.parametrize(
-        ("line", "sentence"),
+        ("line", "message"),
         [
             ("report runs -o r.docx", "r.docx ends in .docx; a report is written to FILE.html, FILE.md, FILE.json."),
             ("report runs --run wreked -o r.html", "There is no run 'wreked'."),
@@ -72,20 +72,20 @@ class TestReport:
             ("plot runs --run wrecked -o nowhere/p.png", "nowhere"),
         ],
     )
-    def test_words_that_are_off_are_answered_with_what_there_is(self, root, line, sentence):
+    def test_invalid_arguments_are_refused_with_the_valid_ones(self, root, line, message):
         done = run(line)
         assert done.exit_code == 2
-        assert sentence in " ".join(done.stderr.split())
+        assert message in " ".join(done.stderr.split())
         assert "Traceback" not in done.stderr
         assert not list(root.glob("r.*")) and not list(root.glob("p.*"))
 
-    def test_a_folder_without_runs_is_a_sentence(self, root):
+    def test_a_folder_without_runs_is_a_data_error(self, root):
         (root / "empty").mkdir()
         done = run("report empty -o r.html")
         assert done.exit_code == 3
         assert "empty" in done.stderr
 
-    def test_a_damaged_file_is_told_and_with_strict_ends_with_3(self, root):
+    def test_a_damaged_file_is_reported_and_with_strict_ends_with_3(self, root):
         (next((root / "runs").glob("wrecked*")) / "ppo_updates" / "part-a1-r0-000009.parquet").write_bytes(b"PAR1")
         assert run("report runs --rules rules.toml -o r.html").exit_code == 0
         done = run("report runs --rules rules.toml -o r.html --strict")
@@ -93,14 +93,14 @@ class TestReport:
         assert "part-a1-r0-000009.parquet" in done.stderr
         assert (root / "r.html").exists()
 
-    def test_a_report_in_markdown_says_where_its_plots_are(self, root):
+    def test_a_report_in_markdown_names_the_folder_of_its_plots(self, root):
         done = run("report runs --rules rules.toml -o r.md")
         assert "report written to r.md, its plots to r-plots" in done.stderr
         assert list((root / "r-plots").glob("*.png"))
 
     @pytest.mark.skipif(not Path("/proc").is_dir(), reason="no folder that nobody can write to")
     @pytest.mark.parametrize("line", ["report runs -o /proc/r.html", "plot runs --run wrecked -o /proc/p.png"])
-    def test_a_place_that_cannot_be_written_is_told_before_any_work(self, root, monkeypatch, line):
+    def test_a_file_that_cannot_be_written_is_refused_before_any_work(self, root, monkeypatch, line):
         monkeypatch.setattr(
             "esper_analytics.cli.report_arguments.replay", lambda *_, **__: pytest.fail("it worked first")
         )
@@ -115,19 +115,19 @@ class TestPlot:
         assert done.exit_code == 0, done.stderr
         assert (root / name).read_bytes().startswith(begins)
 
-    def test_it_shows_the_incidents_under_the_rules_given(self, root):
+    def test_it_shows_the_incidents_of_the_given_rules(self, root):
         run("plot runs --run wrecked --rules rules.toml -o p.svg")
         assert "ratio_explosion (critical)" in (root / "p.svg").read_text()
         run("plot runs --run wrecked --rules rules.toml --set ratio_explosion.above=1e300 --kind postmortem -o q.svg")
         assert "kl_spike (warning)" in (root / "q.svg").read_text()
 
-    def test_runs_are_compared(self, root):
+    def test_compare_draws_several_runs(self, root):
         done = run("plot runs --kind compare -o p.svg")
         assert done.exit_code == 0, done.stderr
         assert ">wrecked<" in (root / "p.svg").read_text()
         assert ">healthy<" in (root / "p.svg").read_text()
 
-    def test_more_runs_than_there_are_colours_are_refused(self, root):
+    def test_more_runs_than_colours_are_refused(self, root):
         for n in range(7):
             healthy(root / "runs", f"more-{n}")
         done = run("plot runs --kind compare -o p.svg")
