@@ -36,7 +36,7 @@ from esper_analytics.sql.files import needed, views
 from esper_analytics.sql.named_queries import Value, bound, question_named
 from esper_recorder.contract.suggest import closest, did_you_mean, suggest
 from esper_recorder.contract.tables import TABLES
-from esper_recorder.storage.listing import PartName, RowFiles
+from esper_recorder.storage.listing import RowFileName, RowFiles
 from esper_recorder.storage.manifest import Manifest, how_it_ended
 
 if TYPE_CHECKING:
@@ -383,7 +383,7 @@ def _uneven_ranks(run: FoundRun, files: RowFiles, footers: Mapping[Path, Footer]
         return
     ends = dict.fromkeys(sorted(files.ranks | told), 0)
     for path in files.parts.get("ppo_updates", ()):
-        if (name := PartName.of(path.name)) is not None:
+        if (name := RowFileName.of_part(path.name)) is not None:
             ends[name.rank] = max(ends[name.rank], footers[path].last_update)
     if (held := files.journal_rows.get("ppo_updates")) is not None:
         for rank, update in zip(held.column("rank").to_pylist(), held.column("update").to_pylist(), strict=True):

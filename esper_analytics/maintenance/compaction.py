@@ -28,7 +28,7 @@ from esper_analytics.maintenance.outcome import Outcome
 from esper_recorder.contract.tables import SCHEMA_VERSION, TABLES, stored_names
 from esper_recorder.storage.arrow_batches import to_table
 from esper_recorder.storage.atomic import sync_folder
-from esper_recorder.storage.listing import PartName, journals_in, parts_in, split_replaced
+from esper_recorder.storage.listing import RowFileName, journals_in, parts_in, split_replaced
 from esper_recorder.storage.lock import maintenance_lock
 from esper_recorder.storage.parquet import arrow_schema, part_writer
 
@@ -84,13 +84,13 @@ def compact_run(run: FoundRun, most_rows: int = MOST_ROWS) -> tuple[bool, list[P
             newest[name.process] = max(name.last, newest.get(name.process, 0))
     barriers: dict[tuple[int, int], list[int]] = defaultdict(list)
     for journal in sorted(journals_in(run.path)):
-        barriers[journal.process].append(journal.seq)
+        barriers[journal.process].append(journal.first)
     changed = False
     problems: list[Problem] = []
     for table, paths in sorted(parts_in(run.path)[0].items()):
         if table not in TABLES:
             continue
-        processes: dict[tuple[int, int], list[PartName]] = defaultdict(list)
+        processes: dict[tuple[int, int], list[RowFileName]] = defaultdict(list)
         for name in split_replaced(paths)[0]:
             if name.last <= newest.get(name.process, 0):
                 processes[name.process].append(name)
@@ -110,13 +110,13 @@ def compact_run(run: FoundRun, most_rows: int = MOST_ROWS) -> tuple[bool, list[P
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    name: PartName
+    name: RowFileName
     path: Path
     rows: int
 
 
 def _groups(
-    run: FoundRun, table: str, parts: Mapping[PartName, Path], barriers: Sequence[int], most_rows: int
+    run: FoundRun, table: str, parts: Mapping[RowFileName, Path], barriers: Sequence[int], most_rows: int
 ) -> Iterator[list[_Part]]:
     """Group adjacent parts of one process to be merged: two or more, of at most `most_rows` rows together.
 
@@ -138,7 +138,7 @@ def _groups(
         yield group
 
 
-def _mergeable(run: FoundRun, table: str, name: PartName, path: Path) -> _Part | None:
+def _mergeable(run: FoundRun, table: str, name: RowFileName, path: Path) -> _Part | None:
     """Return the part if it can be read and holds nothing that this version does not know."""
     footer = read_footer(path, table, run.run_id)
     if footer.problem is not None:
@@ -157,7 +157,7 @@ def _mergeable(run: FoundRun, table: str, name: PartName, path: Path) -> _Part |
 def _merge(table: str, group: Sequence[_Part]) -> None:
     """Write one part of the rows of several, in their order."""
     first, last = group[0].name, group[-1].name
-    target = group[0].path.with_name(PartName(first.attempt, first.rank, first.first, last.last).file)
+    target = group[0].path.with_name(RowFileName(*first.process, first.first, last.last).part)
     expected = sum(part.rows for part in group)
     with part_writer(target, table, arrow_schema(table), compact=True) as merged:
         for piece in _pieces(table, [part.path for part in group]):

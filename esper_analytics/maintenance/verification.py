@@ -27,7 +27,7 @@ from esper_analytics.formatting import format_count
 from esper_analytics.maintenance.outcome import Outcome
 from esper_recorder.contract.tables import TABLES
 from esper_recorder.storage.gaps import ALL_TABLES
-from esper_recorder.storage.listing import PartName, RowFiles, list_row_files, unfinished_files
+from esper_recorder.storage.listing import RowFileName, RowFiles, list_row_files, unfinished_files
 from esper_recorder.storage.manifest import how_it_ended, is_live
 
 _SCHEMA = {
@@ -190,7 +190,7 @@ class _RunCheck:
             self._problem(path, f"its footer can be read, but its rows cannot ({_first_line(error)})", _RESTORE)
             return
         self.rows += content.rows
-        name = PartName.of(path.name)
+        name = RowFileName.of_part(path.name)
         expected = None if name is None else (self.run.run_id, *name.process)
         for run_id, attempt, rank in sorted(content.owners - {expected}, key=str):
             reason = "its name and folder are of another run, attempt or rank than its rows"

@@ -8,11 +8,11 @@ it, each exactly once, and with all of its tables.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,49 +32,33 @@ _UNFINISHED_PART = re.compile(rf"\.({_PART.pattern})(?:\.\d+)?\.tmp")
 _TRIES = 100
 
 
-class RowFileName(NamedTuple):
-    """The identity of a journal and of the parts that replace it."""
-
-    attempt: int
-    rank: int
-    seq: int
-
-    @property
-    def part(self) -> str:
-        return f"part-a{self.attempt}-r{self.rank}-{self.seq:06d}.parquet"
-
-    @property
-    def journal(self) -> str:
-        return f"a{self.attempt}-r{self.rank}-{self.seq:06d}.journal"
-
-    @property
-    def process(self) -> tuple[int, int]:
-        """(attempt, rank) of the process that recorded it."""
-        return self.attempt, self.rank
-
-    @classmethod
-    def of_journal(cls, name: str) -> RowFileName | None:
-        """Parse a journal's file name; None if it is another file's."""
-        match = _JOURNAL.fullmatch(name)
-        return cls(*map(int, match.groups())) if match else None
-
-
-class PartName(NamedTuple):
-    """The identity of a part: it holds the rows of its table from the journals `first` to `last` of one process."""
+@dataclass(frozen=True, order=True, slots=True)
+class RowFileName:
+    """The identity of a journal, or of a part with the rows of the journals `first` to `last` of one process."""
 
     attempt: int
     rank: int
     first: int
-    last: int
+    last: int = 0
+    """`first` if it is not passed."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "last", self.last or self.first)
 
     @property
-    def file(self) -> str:
+    def part(self) -> str:
+        """The part's file name."""
         last = f"-{self.last:06d}" if self.compacted else ""
         return f"part-a{self.attempt}-r{self.rank}-{self.first:06d}{last}.parquet"
 
     @property
+    def journal(self) -> str:
+        """The journal's file name."""
+        return f"a{self.attempt}-r{self.rank}-{self.first:06d}.journal"
+
+    @property
     def compacted(self) -> bool:
-        """Whether it replaces other parts."""
+        """Whether it is a part that replaces other parts."""
         return self.last > self.first
 
     @property
@@ -82,31 +66,29 @@ class PartName(NamedTuple):
         """(attempt, rank) of the process that recorded it."""
         return self.attempt, self.rank
 
-    @property
-    def ends(self) -> set[RowFileName]:
-        """The first and the last journal it replaces."""
-        return {RowFileName(*self.process, seq) for seq in (self.first, self.last)}
-
-    def covers(self, other: PartName | RowFileName) -> bool:
+    def covers(self, other: RowFileName) -> bool:
         """Whether all rows of the other (a part of the same table, or a journal) are in this one."""
-        first, last = (other.first, other.last) if isinstance(other, PartName) else (other.seq, other.seq)
-        return self.process == other.process and self.first <= first and last <= self.last
+        return self.process == other.process and self.first <= other.first and other.last <= self.last
 
     @classmethod
-    def of(cls, name: str) -> PartName | None:
+    def of_journal(cls, name: str) -> RowFileName | None:
+        """Parse a journal's file name; None if it is another file's."""
+        match = _JOURNAL.fullmatch(name)
+        return cls(*map(int, match.groups())) if match else None
+
+    @classmethod
+    def of_part(cls, name: str) -> RowFileName | None:
         """Parse a part's file name; None if it is another file's."""
         match = _PART.fullmatch(name)
-        if match is None:
+        if match is None or (match[4] and int(match[4]) <= int(match[3])):
             return None
-        attempt, rank, first, last = match.groups()
-        part = cls(int(attempt), int(rank), int(first), int(last or first))
-        return part if last is None or part.compacted else None
+        return cls(*map(int, match.groups(default=0)))
 
 
-def split_replaced(parts: Iterable[PartName]) -> tuple[list[PartName], list[PartName]]:
+def split_replaced(parts: Iterable[RowFileName]) -> tuple[list[RowFileName], list[RowFileName]]:
     """Separate the parts of one table from those whose rows are in a compacted one; both in order."""
-    current: list[PartName] = []
-    replaced: list[PartName] = []
+    current: list[RowFileName] = []
+    replaced: list[RowFileName] = []
     names = sorted(parts)
     compacted = [name for name in names if name.compacted]
     for name in names:
@@ -147,10 +129,8 @@ class RowFiles:
 
 def last_sequence(folder: Path, attempt: int, rank: int) -> int:
     """Return the highest sequence number a process has used for a journal or a part; 0 if it has used none."""
-    numbers = [name.seq for name in journals_in(folder) if name.process == (attempt, rank)]
-    for parts in parts_in(folder)[0].values():
-        numbers += [name.last for name in parts if name.process == (attempt, rank)]
-    return max(numbers, default=0)
+    names = itertools.chain(journals_in(folder), *parts_in(folder)[0].values())
+    return max((name.last for name in names if name.process == (attempt, rank)), default=0)
 
 
 def list_row_files(folder: str | Path) -> RowFiles:
@@ -178,7 +158,8 @@ def _list_once(folder: Path) -> RowFiles | None:
     # part that is not in it; if no compacted part came between the first listing and the last, nothing is missing.
     first = journals_in(folder)
     before, _ = parts_in(folder)
-    begun = {end for names in before.values() for name in names for end in name.ends}
+    ends = ((*name.process, seq) for names in before.values() for name in names for seq in (name.first, name.last))
+    begun = {RowFileName(*end) for end in ends}
     contents, unreadable, problems = _read_journals(first)
     second = journals_in(folder)
     parts, foreign = parts_in(folder)
@@ -188,21 +169,21 @@ def _list_once(folder: Path) -> RowFiles | None:
 
     newest: dict[tuple[int, int], int] = {}
     for name in first:
-        newest[name.process] = max(name.seq, newest.get(name.process, 0))
+        newest[name.process] = max(name.first, newest.get(name.process, 0))
     horizon: dict[tuple[int, int], int] = {}  # journals born during the listing, and what follows them, are left out
     for name in second.keys() - first.keys():
-        horizon[name.process] = min(name.seq, horizon.get(name.process, name.seq))
+        horizon[name.process] = min(name.first, horizon.get(name.process, name.first))
 
     def read_from_parts(name: RowFileName) -> bool:
         """Whether the parts of this identity are read (and its journal only for tables that have no part)."""
         if name in contents:
-            return name in begun or name.seq < newest[name.process]
+            return name in begun or name.first < newest[name.process]
         if name in second:
             return name in unreadable
         until = horizon.get(name.process)
-        return (name in begun or name in first) and (until is None or name.seq < until)
+        return (name in begun or name in first) and (until is None or name.first < until)
 
-    chosen: dict[str, list[PartName]] = {}
+    chosen: dict[str, list[RowFileName]] = {}
     replaced: list[Path] = []
     for table, paths in sorted(parts.items()):
         current, superfluous = split_replaced(paths)
@@ -227,7 +208,7 @@ def _list_once(folder: Path) -> RowFiles | None:
     )
 
 
-def _compacted(parts: dict[str, dict[PartName, Path]]) -> set[tuple[str, PartName]]:
+def _compacted(parts: dict[str, dict[RowFileName, Path]]) -> set[tuple[str, RowFileName]]:
     return {(table, name) for table, names in parts.items() for name in names if name.compacted}
 
 
@@ -268,15 +249,15 @@ def journals_in(folder: Path) -> dict[RowFileName, Path]:
     return {name: path for name, path in named if name is not None}
 
 
-def parts_in(folder: Path) -> tuple[dict[str, dict[PartName, Path]], tuple[Path, ...]]:
+def parts_in(folder: Path) -> tuple[dict[str, dict[RowFileName, Path]], tuple[Path, ...]]:
     """List the parts of each table, and the Parquet files whose names are not a part's."""
-    parts: dict[str, dict[PartName, Path]] = {}
+    parts: dict[str, dict[RowFileName, Path]] = {}
     foreign: list[Path] = []
     for table in _entries(folder):
         if table.name in NOT_TABLES or table.name.startswith(".") or not table.is_dir():
             continue
         for path in _entries(table):
-            name = PartName.of(path.name)
+            name = RowFileName.of_part(path.name)
             if name is not None:
                 parts.setdefault(table.name, {})[name] = path
             elif path.suffix == ".parquet" and not path.name.startswith("."):

@@ -21,7 +21,7 @@ import secrets
 import socket
 import string
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -78,25 +78,19 @@ class RunFolder:
         root: str | Path,
         name: str = "run",
         *,
-        trainer: Mapping[str, Any] | None = None,
-        definition: str = "pooled",
-        config: Any = None,
-        versions: Mapping[str, str] | None = None,
-        level: str | None = "normal",
         rules: RulesText | None = None,
-        total_updates: int | None = None,
-        total_steps: int | None = None,
         rank: int = 0,
         run_id: str | None = None,
+        **about: Any,
     ) -> RunFolder:
         """Make the folder of a new run under `root` (made if it does not exist) and take its lock.
 
         Args:
             name: first part of the run's id; characters that a file name should not have become `-`.
-            run_id: the whole id, instead of one made from the name.
-            trainer: `{"name": ...}` and whatever else identifies the trainer.
-            config: anything; what JSON cannot hold is kept as its text.
             rules: those the run is watched with, if it is.
+            run_id: the whole id, instead of one made from the name.
+            about: fields of the manifest: trainer, definition, config (what JSON cannot hold becomes its text),
+                versions, level, total_updates, total_steps.
 
         Raises:
             RunFolderError: the run_id is taken, or is not a name for a folder.
@@ -112,18 +106,9 @@ class RunFolder:
                 raise OSError(f"{path} was locked by another process the moment it was made")
             sync_folder(root)
             attempt = _open_attempt(rank=rank)
-            manifest = Manifest(
-                run_id=path.name,
-                name=name,
-                started=attempt.started,
-                trainer=dict(trainer or {}),
-                definition=definition,
-                config=to_jsonable(config),
-                versions=dict(versions or {}),
-                level=level,
-                total_updates=total_updates,
-                total_steps=total_steps,
-            )
+            about = {"definition": "pooled", "level": "normal", **about}
+            jsonable = {key: to_jsonable(value) for key, value in about.items()}
+            manifest = Manifest(path.name, name, attempt.started, **jsonable)
             return cls._opened(path, manifest, attempt, rules, lock)
 
     @classmethod
@@ -135,7 +120,7 @@ class RunFolder:
         from_update: int | None = None,
         rules: RulesText | None = None,
         rank: int = 0,
-        **changes: Any,
+        **about: Any,
     ) -> RunFolder:
         """Open the next attempt of a run under `root` and take its lock.
 
@@ -143,8 +128,8 @@ class RunFolder:
             run_id: the run's id (or its folder's name, if that was changed).
             from_update: the update the attempt begins with; rows of earlier attempts from there on are superseded.
                 The default continues after the last update that is recorded.
-            changes: new values of the manifest (trainer, definition, config, versions, level, total_updates,
-                total_steps); None keeps the old one.
+            rules: those the attempt is watched with; None keeps the old ones.
+            about: fields of the manifest, as for `create`; None keeps the old value.
 
         Raises:
             RunFolderError: the run does not exist, it is being recorded, or `from_update` is below 1.
@@ -167,7 +152,7 @@ class RunFolder:
                 rank=rank,
                 from_update=from_update if from_update is not None else last_update(path) + 1,
             )
-            changes = {key: to_jsonable(value) for key, value in changes.items() if value is not None}
+            changes = {key: to_jsonable(value) for key, value in about.items() if value is not None}
             return cls._opened(path, dataclasses.replace(manifest, **changes), attempt, rules, lock)
 
     @classmethod
@@ -209,11 +194,7 @@ class RunFolder:
         now = time.monotonic()
         if self._mine and now - self._last_beat >= HEARTBEAT_SECONDS:
             self._last_beat = now
-            path = self.path / HEARTBEAT_FILE
-            try:
-                os.utime(path)
-            except FileNotFoundError:
-                path.touch()
+            (self.path / HEARTBEAT_FILE).touch()
 
     def finish(
         self, how: str, error: str | None = None, updates: int | None = None, dropped: DropCounts | None = None

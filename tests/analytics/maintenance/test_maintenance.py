@@ -176,7 +176,7 @@ class TestCompact:
     def test_parts_beyond_the_most_rows_stay_apart_and_a_second_compaction_finds_nothing(self, tmp_path):
         path = many_parts(tmp_path)
         assert compact(tmp_path, most_rows=5).frame["state"].to_list() == ["compacted"]
-        names = [name.file for name in sorted(parts_in(path)[0]["ppo_updates"])]
+        names = [name.part for name in sorted(parts_in(path)[0]["ppo_updates"])]
         assert names == [
             "part-a1-r0-000001-000005.parquet",
             "part-a1-r0-000006-000010.parquet",
@@ -197,7 +197,7 @@ class TestCompact:
         before = [row[:3] for row in content(path)]
         compact(tmp_path)
         assert [row[:3] for row in content(path)] == before
-        names = [name.file for name in sorted(parts_in(path)[0]["ppo_updates"])]
+        names = [name.part for name in sorted(parts_in(path)[0]["ppo_updates"])]
         assert names == [
             "part-a1-r0-000001-000005.parquet",
             "part-a1-r0-000006.parquet",

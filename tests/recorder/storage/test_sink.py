@@ -18,7 +18,7 @@ import esper_recorder.storage.sink as sink_module
 from esper_analytics.maintenance.recovery import recover_run
 from esper_recorder.contract.tables import TABLES, column_names
 from esper_recorder.storage.journal import JournalWriter
-from esper_recorder.storage.listing import JOURNAL_FOLDER, PartName, RowFileName, last_update, list_row_files
+from esper_recorder.storage.listing import JOURNAL_FOLDER, RowFileName, last_update, list_row_files
 from esper_recorder.storage.sink import DroppedRowsError, MemorySink, ParquetSink, Sink
 from tests.recorder.storage.stored_updates import read_rows, update_rows, updates_in
 
@@ -248,10 +248,10 @@ def test_a_part_counts_although_its_journal_was_overwritten_with_something_else(
 def test_file_names_read_back_and_others_are_refused() -> None:
     name = RowFileName(12, 3, 1_234_567)
     assert RowFileName.of_journal(name.journal) == name
-    assert PartName.of(name.part) == PartName(12, 3, 1_234_567, 1_234_567)
-    merged = PartName(1, 0, 3, 12)
-    assert merged.file == "part-a1-r0-000003-000012.parquet"
-    assert PartName.of(merged.file) == merged
+    assert RowFileName.of_part(name.part) == name
+    merged = RowFileName(1, 0, 3, 12)
+    assert merged.part == "part-a1-r0-000003-000012.parquet"
+    assert RowFileName.of_part(merged.part) == merged
     for odd in (
         "part-a1-r0-1.parquet.tmp",
         ".part-a1-r0-000001.parquet.tmp",
@@ -259,7 +259,7 @@ def test_file_names_read_back_and_others_are_refused() -> None:
         "part-a1-r0-000002-000001.parquet",
         "",
     ):
-        assert PartName.of(odd) is None
+        assert RowFileName.of_part(odd) is None
         assert RowFileName.of_journal(odd) is None
 
 
