@@ -50,7 +50,7 @@ LONG_FILES = (
     "test_import_boundaries.py",
     "test_queries.py",
     "test_sql.py",
-    "test_maintenance.py",
+    "test_interruption.py",
     "test_esper_jsonl.py",
     "test_processes.py",
 )

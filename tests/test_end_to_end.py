@@ -148,7 +148,7 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_training_and_is_logge
     without, _ = train("none", 256)
     assert with_recorder == without
     assert str(tmp_path / "runs") in logged
-    assert "Training goes on" in logged
+    assert "Training continues" in logged
 
 
 @pytest.mark.parametrize("arguments", [("runs",), ("replay",), ("sql", "SELECT 1"), ("report", "-o", "r.html")])

@@ -237,7 +237,7 @@ class Recorder:
         try:
             self._folder = self._open(root, name, config, trainer, resume, from_update, rank, run_id)
         except OSError as error:
-            log.error("Nothing of this training is recorded under %s (%s). Training goes on.", root, error)
+            log.error("Nothing of this training is recorded under %s (%s). Training continues.", root, error)
             return
         self._start_update(self._folder.from_update)
         if self._rules is not None:
@@ -973,7 +973,7 @@ class Recorder:
             return RunFolder.join(root, shared, rank=rank, rules=rules, patience=JOIN_SECONDS)
         if rank:
             log.warning(
-                "Rank %d records into a run of its own. To have one run for all ranks make the Recorder after "
+                "Rank %d records into a separate run. To have one run for all ranks make the Recorder after "
                 "torch.distributed is initialised, or give all of them the same run_id.",
                 rank,
             )

@@ -1,4 +1,4 @@
-"""The levels: what an alarm makes of them, for how long, and what is kept of the time before it."""
+"""The levels: how an alarm raises them, for how long, and what is kept of the time before it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ severity = "critical"
 column = "ratio_max"
 above = 2.0
 
-[rules.off]
+[rules.high]
 severity = "warning"
 column = "ratio_max"
 above = 1.5
@@ -39,7 +39,7 @@ column = "ratio_max"
 take = "first"
 above = 2.0
 """
-"""e^1 = 2.718 is far off, e^0.5 = 1.649 is off."""
+"""e^1 = 2.718 is far off, e^0.5 = 1.649 is high."""
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ class TestAnAlarm:
         sink = MemorySink()
         with Recorder(tmp_path / "runs", sink=sink, rules=rules) as rec:
             record(rec, [0.5, 0.5, 0.0, 0.0])
-        assert [row["rule"] for row in sink.rows("alarms")] == ["off", "off"]
+        assert [row["rule"] for row in sink.rows("alarms")] == ["high", "high"]
         assert set(levels(sink)) == {"normal"}
 
     def test_of_the_severity_asked_for_does(self, tmp_path: Path, rules: Path):
@@ -100,7 +100,7 @@ class TestAnAlarm:
             record(rec, [0.5, 0.0, 0.0, 0.0])
         assert levels(sink) == ["normal", "normal", "debug", "normal"]
 
-    def test_does_nothing_where_none_is_asked_for(self, tmp_path: Path, rules: Path):
+    def test_does_nothing_if_escalation_is_disabled(self, tmp_path: Path, rules: Path):
         sink = MemorySink()
         with Recorder(tmp_path / "runs", sink=sink, rules=rules, escalate=None, level="minimal") as rec:
             record(rec, [1.0, 1.0, 1.0, 0.0])
@@ -119,14 +119,14 @@ def fired(update: int, rule: str = "r", key: str = "", severity: str = "critical
 
 
 class TestOnsets:
-    def test_a_rule_that_flickers_escalates_once_and_again_after_it_was_quiet_for_long(self):
+    def test_a_rule_that_flickers_escalates_once_and_again_after_it_did_not_fire_for_long(self):
         escalation = Escalation(Level.NORMAL, Severity.CRITICAL, 2)
         assert COOLDOWN * 2 == 20
-        met = [update for update in (1, 2, 4, 10, 30, 31, 52, 72) if escalation.note_firings(fired(update))]
-        # quiet for 29 - 10 = 19 updates at 30 (no), for 20 at 52 (yes), for 19 at 72 (no)
-        assert met == [1, 52]
+        onsets = [update for update in (1, 2, 4, 10, 30, 31, 52, 72) if escalation.note_firings(fired(update))]
+        # No firing for 29 - 10 = 19 updates at 30 (no onset), for 20 at 52 (onset), for 19 at 72 (no onset).
+        assert onsets == [1, 52]
 
-    def test_each_rule_and_each_key_has_its_own(self):
+    def test_each_rule_and_each_key_is_counted_separately(self):
         escalation = Escalation(Level.NORMAL, Severity.WARNING, 2)
         assert escalation.note_firings(fired(1, "r", "a"))
         assert escalation.note_firings(fired(2, "r", "b"))
@@ -165,7 +165,8 @@ class TestTheTimeBefore:
         assert {row["backfilled"] for row in rows if row["update"] > 8} == {None}
         assert sink.rows("gaps") == []
 
-    def test_what_was_backfilled_is_the_same_as_what_is_stored_at_once(self, tmp_path: Path, rules: Path):
+from esper_recorder.contract.suggest import suggest
+from esper_recorder.contract.tables import TABLES, column_names, former_names, stored_names
         found = {}
         for level in ("minimal", "normal"):
             sink = MemorySink()
@@ -209,7 +210,7 @@ class TestTheTimeBefore:
         assert levels(sink) == ["minimal"] * 5 + ["debug", "minimal"]
         assert of_minibatches(sink) == {1: 1, 2: 1, 3: 1, 4: 1, 5: 2, 6: 2}
 
-    def test_only_so_many_rows_are_held(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def test_the_number_of_rows_kept_is_bounded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("esper_recorder.escalation.LEAD_UP_ROWS", 5)
         escalation = Escalation(Level.MINIMAL, Severity.CRITICAL, 1)
         for update in range(1, 5):
@@ -257,7 +258,7 @@ class TestTheTimeBefore:
         ({"escalate_updates": 2.5}, "escalate_updates is 2.5"),
     ],
 )
-def test_options_that_are_off_are_told(tmp_path: Path, options: dict[str, Any], words: str):
+def test_invalid_options_are_refused_with_a_message(tmp_path: Path, options: dict[str, Any], words: str):
     with pytest.raises(ValueError, match=words):
         Recorder(tmp_path, **options)
     assert list(tmp_path.iterdir()) == []
@@ -277,6 +278,6 @@ def test_options_that_are_off_are_told(tmp_path: Path, options: dict[str, Any], 
     ],
     ids=lambda values: str(values.type),
 )
-def test_the_rules_read_the_numbers_of_a_column_whatever_it_is_a_part_of(values: pa.Array):
+def test_the_rules_read_the_numbers_of_any_slice_of_a_column(values: pa.Array):
     for part in (values, values[1:], values[1:3], values[3:]):
         assert repr(_as_list(part)) == repr(part.to_pylist())

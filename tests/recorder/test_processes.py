@@ -64,7 +64,7 @@ class TestRanks:
             (rank, update, 16) for rank in (0, 1) for update in (1, 2, 3)
         ]
         sums = {(row["rank"], row["update"]): row["log_ratio_sum"] for row in rows}
-        assert sums[0, 1] != sums[1, 1], "each rank told of its own transitions"
+        assert sums[0, 1] != sums[1, 1], "each rank recorded its transitions"
         manifest = read_manifest(run)
         assert [(a.attempt, a.rank, a.how, a.updates) for a in manifest.attempts] == [
             (1, 0, "finished", 3),
@@ -84,7 +84,7 @@ class TestRanks:
             rec.minibatch(log_ratio=torch.zeros(3))
             rec.end_update()
             run_python(code, str(tmp_path))
-            assert rec.path is not None and how_it_ended(rec.path) == "live", "rank 0 goes on"
+            assert rec.path is not None and how_it_ended(rec.path) == "live", "rank 0 still records"
             with pytest.raises(TimeoutError, match="another process records, or has recorded, rank 1 of this attempt"):
                 RunFolder.join(tmp_path, "shared", rank=1, patience=0.1)
         assert {(row["rank"], row["n"]) for row in read_rows(rec.path, "ppo_updates")} == {(0, 3), (1, 5)}
@@ -118,7 +118,7 @@ class TestRanks:
         rec.end_update()
         rec.close()
         assert rec.run_id is None and list(tmp_path.iterdir()) == []
-        assert "rank 0 did not open the run" in caplog.text and "Training goes on" in caplog.text
+        assert "rank 0 did not open the run" in caplog.text and "Training continues" in caplog.text
 
     def test_a_run_that_is_over_is_not_joined(self, tmp_path: Path):
         with Recorder(tmp_path, run_id="over", rules=None):
@@ -126,7 +126,7 @@ class TestRanks:
         with pytest.raises(TimeoutError, match="rank 0 did not open the run"):
             RunFolder.join(tmp_path, "over", rank=1, patience=0.1)
 
-    def test_without_a_way_to_meet_each_has_a_run_of_its_own_and_says_so(
+    def test_without_a_rendezvous_each_has_a_separate_run_and_logs_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ):
         monkeypatch.setenv("RANK", "2")
@@ -134,10 +134,10 @@ class TestRanks:
         with Recorder(tmp_path, rules=None) as rec:
             rec.end_update()
         assert rec.path is not None and [row["rank"] for row in read_rows(rec.path, "ppo_updates")] == [2]
-        assert "Rank 2 records into a run of its own" in caplog.text
+        assert "Rank 2 records into a separate run" in caplog.text
 
     @pytest.mark.parametrize(("rank", "size"), [("3", "3"), ("-1", "2"), ("one", "2"), ("1", "")])
-    def test_a_variable_that_is_no_torchruns_is_passed_over(
+    def test_a_variable_that_torchrun_did_not_set_is_ignored(
         self, monkeypatch: pytest.MonkeyPatch, rank: str, size: str
     ):
         monkeypatch.setenv("RANK", rank)
@@ -153,11 +153,11 @@ class TestRanks:
             ({"run_id": "a", "resume": "b"}, "both run_id='a' and resume='b' are given"),
         ],
     )
-    def test_options_that_are_off_are_told(self, tmp_path: Path, options: dict[str, Any], words: str):
+    def test_invalid_options_are_refused_with_a_message(self, tmp_path: Path, options: dict[str, Any], words: str):
         with pytest.raises(ValueError, match=words):
             Recorder(tmp_path, rules=None, **options)
 
-    def test_a_run_id_that_is_taken_is_told(self, tmp_path: Path):
+    def test_a_run_id_that_is_taken_is_refused(self, tmp_path: Path):
         Recorder(tmp_path, run_id="mine", rules=None).close()
         with pytest.raises(RunFolderError, match=r"there is a run mine under .* already; give another run_id"):
             Recorder(tmp_path, run_id="mine", rules=None)
@@ -174,7 +174,7 @@ def one_process_group(tmp_path: Path):
 
 @pytest.mark.usefixtures("one_process_group")
 class TestRendezvous:
-    def test_rank_0_tells_and_another_rank_asks_for_the_recorder_of_the_same_place_in_the_order(
+    def test_a_rank_fetches_the_run_that_rank_0_published_for_the_recorder_of_the_same_order(
         self, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setattr("esper_recorder.rendezvous._counters", {})
@@ -183,7 +183,7 @@ class TestRendezvous:
         monkeypatch.setattr("esper_recorder.rendezvous._counters", {})  # another process counts for itself
         assert [Rendezvous("name", 1).fetch() for _ in range(2)] == ["first", "second"]
 
-    def test_rank_0_alone_waits_for_nobody_and_one_that_waits_in_vain_says_so(self, monkeypatch: pytest.MonkeyPatch):
+    def test_rank_0_alone_waits_for_nobody_and_a_rank_that_waits_in_vain_raises(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("esper_recorder.rendezvous.JOIN_SECONDS", 0.1)
         Rendezvous("alone", 0).publish("run")
         with pytest.raises(TimeoutError, match="rank 0 made no recorder of this name within"):
@@ -198,7 +198,7 @@ class TestRendezvous:
             rendezvous.fetch()
         assert "Nothing of this training is recorded" in caplog.text
 
-    def test_a_torch_that_keeps_its_store_elsewhere_is_told(
+    def test_a_torch_that_keeps_its_store_elsewhere_is_logged(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ):
         monkeypatch.delattr("torch.distributed.distributed_c10d._get_default_store")
@@ -311,7 +311,7 @@ class TestASuddenEnd:
         (attempt,) = read_manifest(run).attempts
         assert (attempt.how, attempt.error) == ("raised", "KeyboardInterrupt")
 
-    def test_by_sigterm_is_what_the_system_makes_of_it_and_every_update_that_ended_is_there(self, tmp_path: Path):
+    def test_by_sigterm_ends_the_process_and_every_update_that_ended_is_there(self, tmp_path: Path):
         run, code = self.stopped(tmp_path, signal.SIGTERM)
         assert code == -signal.SIGTERM, "the recorder puts no handler in the trainer's way"
         assert sorted(row["update"] for row in read_rows(run, "ppo_updates")) == [1, 2, 3]
@@ -326,8 +326,8 @@ class TestASuddenEnd:
             raise ZeroDivisionError
         assert rec.path is not None and rec.run_id is not None
         assert [row["update"] for row in read_rows(rec.path, "ppo_updates")] == [1], "no update followed"
-        told = [(row["update"], row["episode"], row["episode_return"]) for row in read_rows(rec.path, "episodes")]
-        assert told == [(2, 1, 3.0), (2, 2, 5.0)]
+        episodes = [(row["update"], row["episode"], row["episode_return"]) for row in read_rows(rec.path, "episodes")]
+        assert episodes == [(2, 1, 3.0), (2, 2, 5.0)]
         (attempt,) = read_manifest(rec.path).attempts
         assert attempt.updates == 1
         with Recorder(tmp_path, rules=None, resume=rec.run_id) as again:

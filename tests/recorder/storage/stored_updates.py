@@ -1,14 +1,16 @@
-"""What the storage tests share: made-up updates, and reading a run's folder back as the analyst's side does."""
+"""What the storage tests share: made-up updates, and reading a run's folder back."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from esper_recorder.storage.listing import RowFiles, list_row_files
+from esper_recorder.storage.sink import Sink
 
 MINIBATCHES = 3
 
@@ -26,6 +28,13 @@ def update_rows(update: int) -> dict[str, dict[str, list[Any]]]:
     }
 
 
+def put(sink: Sink, update: int) -> None:
+    """Write and commit one update."""
+    for table, data in update_rows(update).items():
+        sink.write(table, data)
+    sink.commit(update)
+
+
 def read_rows(folder: Path, table: str, files: RowFiles | None = None) -> list[dict[str, Any]]:
     """All rows of a table, from its parts and from the journals."""
     files = list_row_files(folder) if files is None else files
@@ -36,10 +45,15 @@ def read_rows(folder: Path, table: str, files: RowFiles | None = None) -> list[d
 
 
 def updates_in(folder: Path) -> list[int]:
-    """The updates of a run's folder, each told once, after checking that every table holds each exactly once."""
+    """The updates of a run's folder, after checking that every table holds each exactly once."""
     files = list_row_files(folder)
     updates = Counter(row["update"] for row in read_rows(folder, "ppo_updates", files))
     minibatches = Counter(row["update"] for row in read_rows(folder, "minibatches", files))
     assert set(updates.values()) <= {1}, f"doubled: {[u for u, times in updates.items() if times > 1]}"
     assert minibatches == {update: MINIBATCHES for update in updates}
     return sorted(updates)
+
+
+def updates_in_gaps(gaps: Iterable[Mapping[str, Any]]) -> set[int]:
+    """The updates that rows of the table `gaps` span."""
+    return {update for gap in gaps for update in range(gap["first_update"], gap["last_update"] + 1)}

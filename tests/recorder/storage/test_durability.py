@@ -18,7 +18,7 @@ from esper_analytics.maintenance.recovery import recover_run
 from esper_recorder.storage.listing import list_row_files
 from esper_recorder.storage.manifest import how_it_ended
 from esper_recorder.storage.run_folder import RunFolder
-from tests.recorder.storage.stored_updates import MINIBATCHES, read_rows, update_rows, updates_in
+from tests.recorder.storage.stored_updates import MINIBATCHES, put, read_rows, updates_in, updates_in_gaps
 
 # Records updates until it dies, and prints each update once the writer has committed it.
 TRAIN = """
@@ -46,28 +46,28 @@ folder.finish("finished", updates=last, dropped=writer.dropped)
 @contextmanager
 def training(root: Path, roll_bytes: int, last: int) -> Iterator[tuple[subprocess.Popen[bytes], Path, Path]]:
     """A training process, its run's folder, and the file it prints the number of committed updates to."""
-    told = root / "told.txt"
-    with told.open("wb") as out:
+    printed = root / "printed.txt"
+    with printed.open("wb") as out:
         child = subprocess.Popen(
             [sys.executable, "-c", TRAIN, str(root / "runs"), str(roll_bytes), str(last)], stdout=out
         )
     try:
-        while not told.read_bytes().count(b"\n"):
+        while not printed.read_bytes().count(b"\n"):
             assert child.poll() is None
             time.sleep(0.005)
-        yield child, Path(told.read_text().splitlines()[0]), told
+        yield child, Path(printed.read_text().splitlines()[0]), printed
     finally:
         child.kill()
         child.wait()
 
 
-def committed(told: Path) -> int:
+def committed(printed: Path) -> int:
     """The last whole number the process printed."""
-    lines = told.read_bytes().split(b"\n")[1:-1]
+    lines = printed.read_bytes().split(b"\n")[1:-1]
     return int(lines[-1]) if lines else 0
 
 
-# Forks trainings, with the real Recorder, that each tell when they hand an update over; kills each at its moment.
+# Forks trainings, with the real Recorder, that each write down when they hand an update over; kills each at its moment.
 # A seed's journals are rolled never (within these seconds), now and then, or at every update. The former records to the
 # disk. Rolling makes a dozen fsyncs, for which a busy disk takes longer than an update: where the trainer must not run
 # ahead it is done in memory, for what a SIGKILL leaves is the same there.
@@ -80,10 +80,10 @@ from esper_recorder.storage.sink import ParquetSink
 
 torch.set_num_threads(1)
 
-def train(root, told, roll_bytes, pause):
+def train(root, log, roll_bytes, pause):
     ParquetSink.__init__.__kwdefaults__["roll_bytes"] = roll_bytes
     recorder = Recorder(root, total_updates=1_000_000)
-    file = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for update in range(1, 1_000_000):
         for _ in range(2):
             recorder.minibatch(log_ratio=0.01 * torch.randn(8), advantages=torch.randn(8), entropy=torch.rand(8))
@@ -101,14 +101,14 @@ for seed in map(int, sys.argv[4:]):
         root = disk if roll_bytes == 2**23 else memory
     folder = Path(root, str(seed))
     folder.mkdir()
-    told = folder / "told"
+    log = folder / "log"
     child = os.fork()
     if child == 0:
-        train(folder / "runs", told, roll_bytes, pause)
+        train(folder / "runs", log, roll_bytes, pause)
         os._exit(1)
-    while not told.exists():
+    while not log.exists():
         time.sleep(0.001)
-    while pace == "outrun" and told.read_bytes().count(b"\\n") < 300:
+    while pace == "outrun" and log.read_bytes().count(b"\\n") < 300:
         time.sleep(0.01)
     time.sleep(chance.uniform(0.0, 0.1 if pace == "outrun" else 2.0))
     killed = time.monotonic()
@@ -119,7 +119,7 @@ for seed in map(int, sys.argv[4:]):
 
 
 @dataclass(frozen=True)
-class Killed:
+class KilledTraining:
     """What a training that was killed had handed over, and what is stored of it."""
 
     name: str
@@ -128,21 +128,21 @@ class Killed:
     """Update -> seconds before the kill."""
     stored: list[int]
     dropped: set[int]
-    """Updates that the table `gaps` tells of."""
+    """Updates in the table `gaps`."""
 
     @property
     def older_than_a_second(self) -> set[int]:
         return {update for update, age in self.handed_over.items() if age > 1.0}
 
 
-def kill(pace: str, disk: Path, memory: Path, seeds: Iterable[int]) -> Iterator[Killed]:
-    """Trainings killed at random moments, after checking what holds for each: nothing is doubled, torn or untold."""
+def kill(pace: str, disk: Path, memory: Path, seeds: Iterable[int]) -> Iterator[KilledTraining]:
+    """Kill trainings at random moments. Of each, nothing is doubled, torn, or missing without a gap."""
     command = [sys.executable, "-c", KILLS, pace, str(disk), str(memory), *map(str, seeds)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
         root, killed = Path(line.split()[0]), float(line.split()[1])
-        told = [line.split() for line in (root / "told").read_text().splitlines()]
+        handed_over = [line.split() for line in (root / "log").read_text().splitlines()]
         [folder] = (root / "runs").iterdir()
         assert how_it_ended(folder) == "killed"
         files = list_row_files(folder)
@@ -150,14 +150,14 @@ def kill(pace: str, disk: Path, memory: Path, seeds: Iterable[int]) -> Iterator[
         stored = sorted(row["update"] for row in read_rows(folder, "ppo_updates", files))
         minibatches = sorted(row["update"] for row in read_rows(folder, "minibatches", files))
         gaps = read_rows(folder, "gaps", files)
-        dropped = {u for gap in gaps for u in range(gap["first_update"], gap["last_update"] + 1)}
+        dropped = updates_in_gaps(gaps)
         last = max(stored, default=0)
         assert {gap["reason"] for gap in gaps} <= {"queue_full"}
         assert len(set(stored)) == len(stored), f"{root}: doubled"
         holes = set(range(1, last + 1)) - set(stored)
-        assert holes == {update for update in dropped if update <= last}, f"{root}: holes that are not those told"
+        assert holes == {update for update in dropped if update <= last}, f"{root}: holes that `gaps` does not explain"
         assert minibatches == [update for update in stored for _ in range(2)]
-        yield Killed(root.name, folder, {int(u): killed - float(at) for u, at in told}, stored, dropped)
+        yield KilledTraining(root.name, folder, {int(u): killed - float(at) for u, at in handed_over}, stored, dropped)
         recover_run(folder)
         assert not (folder / "journal").exists()
         assert sorted(row["update"] for row in read_rows(folder, "ppo_updates")) == stored
@@ -168,7 +168,7 @@ def kill(pace: str, disk: Path, memory: Path, seeds: Iterable[int]) -> Iterator[
 
 @pytest.fixture
 def memory(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory, or on the disk where there is none in memory."""
+    """A folder in memory, or on the disk if memory has none."""
     held = Path("/dev/shm")
     if not os.access(held, os.W_OK):
         yield tmp_path
@@ -201,7 +201,7 @@ def test_killed_at_a_hundred_random_moments_no_row_older_than_a_second_is_missin
     check_killed_in_step(tmp_path, memory, range(100, 200))
 
 
-def test_killed_while_it_outruns_the_disk_the_updates_that_are_missing_are_exactly_those_told(
+def test_killed_while_it_outruns_the_disk_the_missing_updates_are_exactly_those_in_gaps(
     tmp_path: Path, memory: Path
 ) -> None:
     """A part at every update, and no pause between updates: most of them are dropped."""
@@ -214,9 +214,9 @@ def test_a_reader_never_misses_or_doubles_an_update_while_the_writer_makes_parts
 ) -> None:
     """`roll_bytes=1`: each commit opens a journal, writes two parts and deletes it, while we read as fast as we can."""
     reads = seen = 0
-    with training(tmp_path, roll_bytes=1, last=150) as (child, folder, told):
+    with training(tmp_path, roll_bytes=1, last=150) as (child, folder, printed):
         while child.poll() is None:
-            sure = committed(told)
+            sure = committed(printed)
             stored = updates_in(folder)
             assert stored == list(range(1, len(stored) + 1))
             assert sure <= len(stored)
@@ -230,9 +230,9 @@ def test_a_reader_never_misses_or_doubles_an_update_while_the_writer_makes_parts
 
 def test_a_reader_racing_a_writer_that_rolls_now_and_then_sees_whole_updates_only(tmp_path: Path) -> None:
     reads = 0
-    with training(tmp_path, roll_bytes=20_000, last=400) as (child, folder, told):
+    with training(tmp_path, roll_bytes=20_000, last=400) as (child, folder, printed):
         while child.poll() is None:
-            sure = committed(told)
+            sure = committed(printed)
             stored = updates_in(folder)
             assert stored == list(range(1, len(stored) + 1))
             assert sure <= len(stored)
@@ -246,7 +246,7 @@ def test_a_reader_between_any_two_steps_of_the_writer_sees_one_consistent_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The writer acts within the reader's listing, at each place; journals are rolled at once, sometimes, or never."""
-    import esper_recorder.storage.listing as reading
+    import esper_recorder.storage.listing as listing
     from esper_recorder.storage.sink import ParquetSink
 
     case = 0
@@ -264,9 +264,7 @@ def test_a_reader_between_any_two_steps_of_the_writer_sees_one_consistent_state(
                         nonlocal update
                         for _ in range(count):
                             update += 1
-                            for table, data in update_rows(update).items():
-                                sink.write(table, data)
-                            sink.commit(update)
+                            put(sink, update)
 
                     train(before)
                     steps = 0
@@ -283,7 +281,7 @@ def test_a_reader_between_any_two_steps_of_the_writer_sees_one_consistent_state(
 
                     with monkeypatch.context() as patch:
                         for name in ("journals_in", "parts_in", "_read_journals"):
-                            patch.setattr(reading, name, stepping(getattr(reading, name)))
+                            patch.setattr(listing, name, stepping(getattr(listing, name)))
                         files = list_row_files(folder)
                     updates = [row["update"] for row in read_rows(folder, "ppo_updates", files)]
                     minibatches = [row["update"] for row in read_rows(folder, "minibatches", files)]

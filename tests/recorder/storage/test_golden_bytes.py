@@ -71,11 +71,11 @@ def test_a_journal_of_today_is_the_golden_one_byte_for_byte(tmp_path: Path) -> N
 
 
 def test_the_golden_journal_holds_the_frames_its_format_describes() -> None:
-    told = [
+    read = [
         (kind, number, payload if kind in (3, 4) else len(payload) > 0)
         for kind, number, payload in frames(JOURNAL.read_bytes())
     ]
-    assert told == [
+    assert read == [
         (1, 0, True),  # the schema of the packed rows of ppo_updates
         (4, 0, struct.pack("<qdq", 1, math.nan, 1) + b"[]"),
         (1, 1, True),  # the schema of the minibatches

@@ -75,7 +75,7 @@ def test_an_empty_journal_and_one_cut_within_its_first_bytes_hold_nothing() -> N
         assert (content.updates, content.batches, content.bytes_ignored) == ((), {}, 0)
 
 
-def test_a_file_that_is_no_journal_is_refused_in_words(path: Path) -> None:
+def test_a_file_that_is_not_a_journal_is_refused_with_a_message(path: Path) -> None:
     path.write_bytes(b"PAR1" * 10)
     with pytest.raises(ValueError, match="is not a journal of esper-recorder"):
         read_journal(path)
@@ -100,15 +100,14 @@ def test_zeros_after_the_last_commit_as_a_power_loss_leaves_them_are_ignored_and
     assert (content.bytes_ignored, content.damage) == (4096, ())
 
 
-def test_any_flipped_byte_is_told_as_damage_or_as_a_tail_and_costs_one_frame_at_most(ten_updates: bytes) -> None:
+def test_any_flipped_byte_is_reported_as_damage_or_as_a_tail_and_costs_one_frame_at_most(ten_updates: bytes) -> None:
     whole = parse_journal(ten_updates)
     chance = random.Random(1)
     for place in chance.sample(range(len(MAGIC), len(ten_updates)), 300):
         data = bytearray(ten_updates)
         data[place] ^= 1 << chance.randrange(8)
         content = parse_journal(bytes(data))
-        lost = whole.rows - content.rows
-        if lost or content.updates != whole.updates:
+        if content.rows != whole.rows or content.updates != whole.updates:
             # A damaged schema takes all rows of its table with it; any other frame only itself (and a last commit the
             # update before it).
             assert content.damage or content.bytes_ignored
@@ -130,7 +129,7 @@ def test_a_flipped_byte_in_the_rows_of_one_table_leaves_all_other_rows(ten_updat
     assert sum(batch.num_rows for batch in content.batches["minibatches"]) == 10 * 3 - 3
 
 
-def test_a_stretch_of_garbage_in_the_middle_is_skipped_and_told(ten_updates: bytes) -> None:
+def test_a_stretch_of_garbage_in_the_middle_is_skipped_and_reported(ten_updates: bytes) -> None:
     middle = len(ten_updates) // 2
     data = ten_updates[:middle] + bytes(1000) + ten_updates[middle + 1000 :]
     content = parse_journal(data)
@@ -160,7 +159,7 @@ def test_a_commit_that_fails_leaves_nothing_and_the_next_one_works(path: Path, m
     assert (content.updates, content.bytes_ignored, content.damage) == ((1, 2, 4), 0, ())
 
 
-def test_a_new_set_of_columns_for_a_table_gets_its_own_schema_and_both_become_one_table(path: Path) -> None:
+def test_a_new_set_of_columns_for_a_table_gets_a_separate_schema_and_both_become_one_table(path: Path) -> None:
     journal = JournalWriter(path)
     journal.commit(1, [("ppo_updates", to_batch("ppo_updates", {"update": [1], "n": [5]}))])
     journal.commit(2, [("ppo_updates", to_batch("ppo_updates", {"update": [2], "loss": [0.5]}))])
@@ -196,7 +195,7 @@ def test_rows_of_several_sets_of_columns_keep_their_order_and_become_few_batches
     assert len(batches) <= math.ceil(60 / chunk)
 
 
-def test_a_schema_that_takes_the_place_of_another_has_a_number_of_its_own(path: Path) -> None:
+def test_a_schema_that_takes_the_place_of_another_has_its_own_number(path: Path) -> None:
     """One table's columns change their type and back; another table's come after."""
     whole = pa.record_batch({"update": pa.array([1], pa.int64())})
     real = pa.record_batch({"update": pa.array([2.5], pa.float64())})
@@ -227,7 +226,7 @@ def test_a_batch_names_the_column_whose_value_does_not_fit() -> None:
         to_batch("ppo_updates", {"update": [1], "n": [float("nan")]})
 
 
-def test_a_batch_of_an_unknown_column_table_or_of_uneven_columns_is_refused_in_words() -> None:
+def test_a_batch_of_an_unknown_column_table_or_of_uneven_columns_is_refused_with_a_message() -> None:
     with pytest.raises(KeyError, match=r"declares no column rato_max. Did you mean ratio_max"):
         to_batch("ppo_updates", {"update": [1], "rato_max": [1.0]})
     with pytest.raises(KeyError, match="declares no table ppo_update"):

@@ -45,26 +45,25 @@ def test_a_packed_row_reads_back_as_the_arrow_batch_of_the_same_values() -> None
         row = some_row(chance)
         packed = pack_row("ppo_updates", row)
         assert packed is not None
-        found = to_table("ppo_updates", [unpack_rows(packed.layout, [packed.data])])
-        assert found.equals(to_table("ppo_updates", [to_batch("ppo_updates", row)])) or repr(found.to_pylist()) == repr(
-            to_table("ppo_updates", [to_batch("ppo_updates", row)]).to_pylist()
-        )  # Arrow holds NaN to be unequal to itself
+        unpacked = to_table("ppo_updates", [unpack_rows(packed.layout, [packed.data])])
+        converted = to_table("ppo_updates", [to_batch("ppo_updates", row)])
+        assert repr(unpacked.to_pylist()) == repr(converted.to_pylist())  # NaN equals NaN here
 
 
 def test_rows_packed_and_not_keep_their_order_in_a_journal(tmp_path: Path) -> None:
     chance = random.Random(1)
     journal = JournalWriter(tmp_path / "a1-r0-000001.journal")
-    given = []
+    batches = []
     for update in range(1, 41):
         row = some_row(chance) | {"update": [update]}
-        given.append(to_batch("ppo_updates", row))
+        batches.append(to_batch("ppo_updates", row))
         packed = pack_row("ppo_updates", row) if chance.random() < 0.7 else None
-        journal.commit(update, [("ppo_updates", packed or given[-1])])
+        journal.commit(update, [("ppo_updates", packed or batches[-1])])
     journal.close()
     content = read_journal(journal.path)
     assert (content.rows, content.updates, content.damage) == (40, tuple(range(1, 41)), ())
-    found = to_table("ppo_updates", content.batches["ppo_updates"]).to_pylist()
-    assert repr(found) == repr(to_table("ppo_updates", given).to_pylist())
+    read = to_table("ppo_updates", content.batches["ppo_updates"]).to_pylist()
+    assert repr(read) == repr(to_table("ppo_updates", batches).to_pylist())
 
 
 @pytest.mark.parametrize(
@@ -84,7 +83,7 @@ def test_rows_packed_and_not_keep_their_order_in_a_journal(tmp_path: Path) -> No
         {"update": [1], "rato_max": [1.0]},
     ],
 )
-def test_what_is_not_one_plain_row_is_left_to_arrow(columns: dict[str, list[Any]]) -> None:
+def test_whatever_is_not_one_row_of_fitting_values_is_left_to_arrow(columns: dict[str, list[Any]]) -> None:
     assert pack_row("ppo_updates", columns) is None
 
 
@@ -99,7 +98,7 @@ def test_a_packed_row_that_is_cut_or_of_another_layout_is_an_error() -> None:
         type(packed.layout)(arrow_schema("ppo_updates"))
 
 
-def test_a_list_that_the_trainer_goes_on_filling_is_packed_as_it_was_each_time() -> None:
+def test_a_list_that_the_trainer_keeps_filling_is_packed_as_it_was_each_time() -> None:
     fields: list[str] = []
     packed = []
     for name in ("loss", "entropy"):

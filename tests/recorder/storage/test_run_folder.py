@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from esper_recorder.storage.lock import acquire_lock, is_locked, release_lock
 from esper_recorder.storage.manifest import DropCounts, ManifestError, how_it_ended, read_manifest
 from esper_recorder.storage.run_folder import RunFolder, RunFolderError
 from esper_recorder.storage.sink import ParquetSink
-from tests.recorder.storage.stored_updates import update_rows
+from tests.recorder.storage.stored_updates import put
 
 Run = Callable[..., str]
+
+ASK = "import sys; from esper_recorder.storage.manifest import how_it_ended; print(how_it_ended(sys.argv[1]))"
 
 HOLD = """
 import sys, time
@@ -62,10 +65,14 @@ def test_a_new_run_has_a_manifest_that_reads_back(tmp_path: Path) -> None:
     assert attempt is not None
     assert (attempt.attempt, attempt.from_update, attempt.pid, attempt.how) == (1, 1, os.getpid(), None)
     assert how_it_ended(folder.path) == "live"
-    folder.finish("finished", updates=3, dropped=DropCounts(rows=2, writes=1, message="no room"))
+    folder.finish("finished", updates=3, dropped=DropCounts(rows=2, writes=1, message="disk full"))
     ended = read_manifest(folder.path).last_attempt
     assert ended is not None
-    assert (ended.how, ended.updates, ended.dropped) == ("finished", 3, DropCounts(rows=2, writes=1, message="no room"))
+    assert (ended.how, ended.updates, ended.dropped) == (
+        "finished",
+        3,
+        DropCounts(rows=2, writes=1, message="disk full"),
+    )
     assert how_it_ended(folder.path) == "finished"
 
 
@@ -133,15 +140,12 @@ def test_asking_in_the_recording_process_does_not_drop_its_lock(tmp_path: Path, 
     folder = RunFolder.create(tmp_path)
     for _ in range(3):
         assert how_it_ended(folder.path) == "live"
-    ask = "import sys; from esper_recorder.storage.manifest import how_it_ended; print(how_it_ended(sys.argv[1]))"
-    assert run_python(ask, str(folder.path)).strip() == "live"
+    assert run_python(ASK, str(folder.path)).strip() == "live"
     folder.release()
-    assert run_python(ask, str(folder.path)).strip() == "killed"
+    assert run_python(ASK, str(folder.path)).strip() == "killed"
 
 
 def test_a_copy_of_a_live_run_is_not_live(tmp_path: Path) -> None:
-    import shutil
-
     folder = RunFolder.create(tmp_path / "runs")
     shutil.copytree(folder.path, tmp_path / "copy")
     assert how_it_ended(tmp_path / "copy") == "killed"
@@ -161,8 +165,7 @@ def test_a_forked_child_neither_holds_nor_drops_the_lock(tmp_path: Path, run_pyt
         finally:
             os._exit(status)
     assert os.waitpid(pid, 0)[1] == 0
-    ask = "import sys; from esper_recorder.storage.manifest import how_it_ended; print(how_it_ended(sys.argv[1]))"
-    assert run_python(ask, str(folder.path)).strip() == "live"
+    assert run_python(ASK, str(folder.path)).strip() == "live"
     folder.release()
 
 
@@ -179,7 +182,7 @@ def test_on_another_host_a_young_heartbeat_is_life_and_an_old_or_future_one_is_n
     assert how_it_ended(folder.path) == "killed"
 
 
-def test_a_broken_manifest_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_a_broken_manifest_is_reported_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"run\.json does not exist, so .* is not a run's folder"):
         read_manifest(tmp_path)
     for text, words in [
@@ -198,7 +201,7 @@ def test_a_broken_manifest_is_told_in_a_sentence(tmp_path: Path) -> None:
             read_manifest(tmp_path)
 
 
-def test_a_manifest_of_only_a_run_id_reads_and_unknown_keys_are_passed_over(tmp_path: Path) -> None:
+def test_a_manifest_with_only_a_run_id_is_read_and_unknown_keys_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"run_id": "a", "colour": "red"}')
     manifest = read_manifest(tmp_path)
     assert (manifest.run_id, manifest.attempts, manifest.config) == ("a", (), None)
@@ -209,9 +212,7 @@ def test_a_resumed_run_opens_the_next_attempt_after_the_last_recorded_update(tmp
     first = RunFolder.create(tmp_path, config={"a": 1}, rules=("default", "x = 1"))
     sink = ParquetSink(first.path, first.attempt)
     for update in (1, 2, 3):
-        for table, data in update_rows(update).items():
-            sink.write(table, data)
-        sink.commit(update)
+        put(sink, update)
     first.release()  # as if it had been killed: no end is written, the rows are in the journal
     second = RunFolder.resume(tmp_path, first.run_id)
     assert (second.attempt, second.from_update, second.path) == (2, 4, first.path)
@@ -276,9 +277,7 @@ def test_ranks_lock_side_by_side_and_any_of_them_keeps_the_run_live(tmp_path: Pa
     assert not is_locked(tmp_path)
 
 
-def test_a_run_whose_folder_is_gone_cannot_tell_its_end_and_lets_the_lock_go(tmp_path: Path) -> None:
-    import shutil
-
+def test_a_run_whose_folder_is_gone_cannot_record_its_end_and_releases_the_lock(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path)
     shutil.rmtree(folder.path)
     with pytest.raises(FileNotFoundError):

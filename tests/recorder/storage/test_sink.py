@@ -20,13 +20,7 @@ from esper_recorder.contract.tables import TABLES, column_names
 from esper_recorder.storage.journal import JournalWriter
 from esper_recorder.storage.listing import JOURNAL_FOLDER, RowFileName, last_update, list_row_files
 from esper_recorder.storage.sink import DroppedRowsError, MemorySink, ParquetSink, Sink
-from tests.recorder.storage.stored_updates import read_rows, update_rows, updates_in
-
-
-def put(sink: Sink, update: int) -> None:
-    for table, data in update_rows(update).items():
-        sink.write(table, data)
-    sink.commit(update)
+from tests.recorder.storage.stored_updates import put, read_rows, update_rows, updates_in
 
 
 def journals(folder: Path) -> list[str]:
@@ -50,7 +44,7 @@ def test_a_memory_sink_gives_rows_with_every_column_of_the_contract() -> None:
     assert sink.tables() == {table: {"ppo_updates": 2, "minibatches": 3}.get(table, 0) for table in TABLES}
 
 
-def test_a_sink_of_ones_own_needs_one_method() -> None:
+def test_a_user_defined_sink_needs_one_method() -> None:
     class Mine(Sink):
         def write(self, table: str, columns: Any) -> None:
             self.seen = table
@@ -222,7 +216,7 @@ def test_a_damaged_journal_is_named_read_as_far_as_it_goes_and_kept(
     assert problem.path.name == journal.name + ".damaged"
 
 
-def test_foreign_files_are_named_and_do_not_stop_the_rest(tmp_path: Path) -> None:
+def test_foreign_files_are_reported_and_do_not_stop_the_rest(tmp_path: Path) -> None:
     sink = ParquetSink(tmp_path)
     put(sink, 1)
     (tmp_path / JOURNAL_FOLDER / "a1-r0-000009.journal").write_bytes(b"not ours at all")
@@ -236,7 +230,7 @@ def test_foreign_files_are_named_and_do_not_stop_the_rest(tmp_path: Path) -> Non
     assert updates_in(tmp_path) == [1]
 
 
-def test_a_part_counts_although_its_journal_was_overwritten_with_something_else(tmp_path: Path) -> None:
+def test_a_part_is_read_although_its_journal_was_overwritten_with_something_else(tmp_path: Path) -> None:
     sink = ParquetSink(tmp_path)
     put(sink, 1)
     sink.close()
@@ -266,7 +260,7 @@ def test_file_names_read_back_and_others_are_refused() -> None:
 # --- disks that fail ------------------------------------------------------------------------------------------------
 
 
-def test_on_a_full_disk_updates_are_refused_whole_and_taken_again_once_there_is_room(
+def test_on_a_full_disk_updates_are_refused_whole_and_accepted_again_once_there_is_space(
     small_disk: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sink_module, "_RETRY_SECONDS", 0.0)
@@ -275,25 +269,25 @@ def test_on_a_full_disk_updates_are_refused_whole_and_taken_again_once_there_is_
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(1_000_000))
     sink = ParquetSink(run)
-    taken = []
+    accepted = []
     for update in range(1, 200):
         try:
             put(sink, update)
         except OSError as error:
             assert not isinstance(error, DroppedRowsError)
             continue
-        taken.append(update)
-    assert 1 <= len(taken) < 199
-    assert updates_in(run) == taken
+        accepted.append(update)
+    assert 1 <= len(accepted) < 199
+    assert updates_in(run) == accepted
     ballast.unlink()
     put(sink, 200)
     sink.close()
-    assert updates_in(run) == [*taken, 200]
+    assert updates_in(run) == [*accepted, 200]
     assert list_row_files(run).problems == ()
     assert not (run / JOURNAL_FOLDER).exists()
 
 
-def test_a_file_size_limit_starts_a_new_journal_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_file_size_limit_starts_a_new_journal_and_drops_nothing(tmp_path: Path) -> None:
     sink = ParquetSink(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
@@ -307,7 +301,7 @@ def test_a_file_size_limit_starts_a_new_journal_and_loses_nothing(tmp_path: Path
     assert len(list_row_files(tmp_path).parts["ppo_updates"]) > 1
 
 
-def test_when_parts_cannot_be_written_the_rows_stay_in_journals_and_are_told_once(
+def test_if_parts_cannot_be_written_the_rows_stay_in_journals_and_one_warning_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
@@ -336,7 +330,7 @@ def test_when_parts_cannot_be_written_the_rows_stay_in_journals_and_are_told_onc
         (1000, 3, [1, 2, 3]),  # far more than a hundred wait after one
     ],
 )
-def test_committed_updates_wait_ten_seconds_for_their_fsync_or_one_where_they_are_a_hundred(
+def test_committed_updates_wait_ten_seconds_for_their_fsync_or_one_if_there_are_a_hundred(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_second: int, seconds: int, expected: list[int]
 ) -> None:
     now = 0.0
@@ -355,7 +349,7 @@ def test_committed_updates_wait_ten_seconds_for_their_fsync_or_one_where_they_ar
     assert synced == [*expected, seconds + 60], "after a pause there is nothing to wait for"
 
 
-def test_an_fsync_that_fails_is_told_and_the_rows_count_as_stored(
+def test_an_fsync_that_fails_is_logged_and_the_rows_count_as_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(self: Any) -> None:
@@ -370,7 +364,7 @@ def test_an_fsync_that_fails_is_told_and_the_rows_count_as_stored(
     assert updates_in(tmp_path) == [1, 2]
 
 
-def test_a_journal_deleted_meanwhile_is_told_with_its_rows_and_recording_goes_on(tmp_path: Path) -> None:
+def test_a_journal_deleted_meanwhile_is_reported_with_its_rows_and_recording_continues(tmp_path: Path) -> None:
     sink = ParquetSink(tmp_path)
     put(sink, 1)
     put(sink, 2)
@@ -423,7 +417,9 @@ def test_another_rank_may_remove_the_empty_journal_folder_at_any_step_and_nothin
     assert removed >= 3
 
 
-def test_a_run_folder_deleted_or_replaced_by_a_file_is_told_at_every_update_and_not_made_again(tmp_path: Path) -> None:
+def test_a_run_folder_deleted_or_replaced_by_a_file_is_reported_at_every_update_and_not_made_again(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     sink = ParquetSink(folder)

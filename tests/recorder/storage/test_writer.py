@@ -17,7 +17,7 @@ from esper_recorder.storage.manifest import how_it_ended, read_manifest
 from esper_recorder.storage.run_folder import RunFolder
 from esper_recorder.storage.sink import MemorySink, ParquetSink, Sink
 from esper_recorder.storage.writer import Writer
-from tests.recorder.storage.stored_updates import read_rows, update_rows, updates_in
+from tests.recorder.storage.stored_updates import read_rows, update_rows, updates_in, updates_in_gaps
 
 
 class Gate(MemorySink):
@@ -50,20 +50,22 @@ def test_every_update_put_is_committed_in_order(tmp_path: Path) -> None:
     folder.finish("finished", updates=50, dropped=writer.dropped)
 
 
-def test_when_the_queue_is_full_the_oldest_go_and_one_gap_tells_them(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_queue_drops_the_oldest_updates_and_one_gap_records_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     sink = Gate()
     writer = Writer(sink, capacity=3)
     writer.put(1, update_rows(1))
     assert sink.entered.wait(60)
-    for update in range(2, 10):  # 1 is being written; 2..9 come, room for three: 2..6 go
+    for update in range(2, 10):  # 1 is being written; 2..9 come, three may wait: 2..6 go
         writer.put(update, update_rows(update))
     assert (writer.dropped.updates, writer.dropped.rows) == (5, 5 * 4)
     sink.open.set()
     assert writer.close()
     assert sink.updates == [1, 7, 8, 9]
     (gap,) = sink.rows("gaps")
-    told = {name: gap[name] for name in ("table_name", "reason", "first_update", "last_update", "rows", "update")}
-    assert told == {
+    recorded = {name: gap[name] for name in ("table_name", "reason", "first_update", "last_update", "rows", "update")}
+    assert recorded == {
         "table_name": "*",
         "reason": "queue_full",
         "first_update": 2,
@@ -108,10 +110,10 @@ class Broken(Sink):
 
     def write(self, table: str, columns: Any) -> None:
         self.tried += 1
-        raise RuntimeError("no such thing")
+        raise RuntimeError("out of order")
 
     def commit(self, update: int) -> None:
-        raise RuntimeError("neither this")
+        raise RuntimeError("nor this")
 
     def tick(self) -> None:
         raise RuntimeError("nor this")
@@ -123,7 +125,7 @@ class Broken(Sink):
         raise KeyboardInterrupt
 
 
-def test_a_sink_that_raises_each_time_is_counted_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sink_that_raises_each_time_is_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     sink = Broken()
     writer = Writer(sink)
     for update in range(1, 31):
@@ -134,7 +136,7 @@ def test_a_sink_that_raises_each_time_is_counted_and_told_once(caplog: pytest.Lo
     assert (writer.committed, writer.dropped.updates) == (0, 30)
     assert writer.dropped.rows == 30 * 4  # each row once, although both its write and the commit failed
     assert caplog.text.count("Not everything can be recorded") == 1
-    assert "RuntimeError: no such thing" in caplog.text
+    assert "RuntimeError: out of order" in caplog.text
 
 
 def test_gaps_of_a_sink_that_works_again_are_stored_with_the_next_update() -> None:
@@ -158,7 +160,7 @@ def test_gaps_of_a_sink_that_works_again_are_stored_with_the_next_update() -> No
     assert (writer.dropped.updates, writer.dropped.rows, writer.dropped.writes) == (3, 12, 3)
 
 
-def test_rows_that_fit_no_table_cost_that_table_only() -> None:
+def test_rows_that_fit_no_table_cost_only_that_table() -> None:
     sink = MemorySink()
     writer = Writer(sink)
     writer.put(1, {**update_rows(1), "minibatches": {"update": [1, 1], "n": ["a", "b"]}})
@@ -183,17 +185,14 @@ def test_a_job_that_fails_is_a_gap_of_its_update() -> None:
     writer = Writer(sink, identity=lambda update: {"run_id": "me", "attempt": 7, "update": update})
     writer.put(1, job)
     writer.put(2, lambda: 5)  # type: ignore[arg-type,return-value]
-    writer.report_gap(3, "reduce_failed", detail="told by the recorder")
+    writer.report_gap(3, "reduce_failed", detail="reported by the recorder")
     writer.report_gap(3, "reduce_failed", table="episodes", rows=2)
     writer.put(4, update_rows(4))
     writer.close()
     assert sink.updates[-1] == 4
     gaps = sink.rows("gaps")
     assert {gap["run_id"] for gap in gaps} == {"me"} and {gap["attempt"] for gap in gaps} == {7}
-    covered = {
-        u for gap in gaps if gap["table_name"] == "*" for u in range(gap["first_update"], gap["last_update"] + 1)
-    }
-    assert covered == {1, 2, 3}
+    assert updates_in_gaps(gap for gap in gaps if gap["table_name"] == "*") == {1, 2, 3}
     assert [gap["rows"] for gap in gaps if gap["table_name"] == "episodes"] == [2]
     assert (writer.committed, writer.dropped.updates, writer.dropped.rows) == (1, 3, 2)
 
@@ -235,7 +234,7 @@ def test_a_capacity_below_one_is_refused() -> None:
         Writer(MemorySink(), capacity=0)
 
 
-def test_a_folder_removed_while_training_is_told_and_training_goes_on(
+def test_a_folder_removed_while_training_is_logged_and_training_continues(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = RunFolder.create(tmp_path)
@@ -254,7 +253,7 @@ def test_a_folder_removed_while_training_is_told_and_training_goes_on(
     assert not folder.path.exists()
 
 
-def test_a_full_disk_is_told_in_the_log_and_in_the_manifest_and_nothing_stored_is_doubled(
+def test_a_full_disk_is_reported_in_the_log_and_the_manifest_and_nothing_stored_is_doubled(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, small_disk: Path
 ) -> None:
     folder = RunFolder.create(small_disk)
@@ -264,19 +263,18 @@ def test_a_full_disk_is_told_in_the_log_and_in_the_manifest_and_nothing_stored_i
     for update in range(1, 300):
         writer.put(update, update_rows(update))
         writer.flush()
-    lost = writer.dropped.updates
-    assert lost > 0
+    dropped = writer.dropped.updates
+    assert dropped > 0
     ballast.unlink()
     writer.put(300, update_rows(300))
     writer.close(how="finished")
     folder.finish("finished", updates=300, dropped=writer.dropped)
     assert "Check that the disk has space" in caplog.text
     stored = updates_in(folder.path)
-    gaps = read_rows(folder.path, "gaps")
-    missing = {u for gap in gaps for u in range(gap["first_update"], gap["last_update"] + 1)}
+    missing = updates_in_gaps(read_rows(folder.path, "gaps"))
     assert set(stored) | missing == set(range(1, 301)) and not set(stored) & missing
     attempt = read_manifest(folder.path).last_attempt
-    assert attempt is not None and attempt.dropped.updates == len(missing) == lost
+    assert attempt is not None and attempt.dropped.updates == len(missing) == dropped
 
 
 # --- processes ------------------------------------------------------------------------------------------------------
@@ -300,16 +298,16 @@ def run_child(code: str, root: Path, **kwargs: Any) -> subprocess.CompletedProce
     )
 
 
-def test_a_process_that_ends_without_closing_stores_what_it_was_given(tmp_path: Path) -> None:
+def test_a_process_that_ends_without_closing_stores_what_was_put(tmp_path: Path) -> None:
     done = run_child("", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     (folder,) = tmp_path.iterdir()
     assert updates_in(folder) == list(range(1, 21))
     assert not (folder / "journal").exists()
-    assert how_it_ended(folder) == "killed"  # nobody told an end
+    assert how_it_ended(folder) == "killed"  # it did not record an end
 
 
-def test_an_exception_and_ctrl_c_in_the_trainer_store_what_was_given(tmp_path: Path) -> None:
+def test_an_exception_and_ctrl_c_in_the_trainer_store_what_was_put(tmp_path: Path) -> None:
     for name, code, status in [
         ("raised", "raise RuntimeError('trainer')", 1),
         ("interrupted", "os.kill(os.getpid(), signal.SIGINT); time.sleep(60)", -signal.SIGINT),
