@@ -1,18 +1,19 @@
-"""What a row of `ppo_updates` costs: CPU time and bytes, against other ways of writing the same values.
+"""What a row of `ppo_updates` costs: CPU time and bytes, beside other ways of writing the same values.
 
 The rows are those of a real PPO training (Stable-Baselines3, CartPole-v1), repeated with every number changed a
 little. They come at 1, 10 and 1000 a second; the seconds are simulated, so that what a writer does once a second or
-once in ten minutes (the journal's fsync, making parts) is in proportion. A buffered file is never synced, and what is
-in the buffer dies with its process; the recorder's rows outlive the process at once, and the loss of power after ten
-seconds (or one, where they are a hundred). Each writer runs in a process of its own, in
+once in ten minutes (the journal's fsync, making parts) is in proportion. Each writer runs in a separate process, in
 turn, and is measured from the first row to the end of its `close`, all its threads.
+
+The promises differ: a buffered file is never synced, and its buffer dies with its process; the recorder's rows survive
+the process at once, and the loss of power after ten seconds (or one, if a hundred wait).
 
 * `esper`: the recorder's sink. `bytes` is what lies on the disk at the end; `written` adds the journals that were
   deleted when they had become parts.
-* `jsonl`: `json.dumps` to a buffered file, a line a row, NULL left out.
+* `jsonl`: `json.dumps` to a buffered file, one line per row, NULL left out.
 * `tensorboard`: torch's SummaryWriter, `add_scalar` for every number.
 * `trackio`: `trackio.log` to its local database. It needs a Pillow older than the one pinned here, so it may run in
-  an environment of its own: --trackio-python. Without one that works the result says why it was not measured.
+  another environment: --trackio-python. If it cannot run, the result says why it was not measured.
 
     python benchmarks/bench_rows.py [--turns 5] [--rows 600 6000 10000] [--trackio-python PATH]
 """
@@ -39,10 +40,10 @@ from typing import Any
 RATES = (1, 10, 1000)
 WRITERS = ("esper", "jsonl", "tensorboard", "trackio")
 SLOW = {"tensorboard": 1_000, "trackio": 600}
-"""Writers whose cost a row does not depend on how many there are: so many rows are enough."""
+"""Writers whose cost per row does not depend on the number of rows -> the number that is enough."""
 
 Row = dict[str, Any]
-Measured = dict[str, float]
+Measurement = dict[str, float]
 
 
 def real_rows(path: Path) -> None:
@@ -67,7 +68,7 @@ def real_rows(path: Path) -> None:
 
 
 def many_rows(base: Sequence[Row], count: int, rate: int) -> Iterator[Row]:
-    """So many rows, at so many a second, made from some real ones."""
+    """Make `count` rows, `rate` a second, from some real ones."""
     chance = random.Random(1)
     start = datetime(2026, 1, 1, tzinfo=UTC)
     for number in range(1, count + 1):
@@ -93,13 +94,13 @@ class Meter:
 
 
 def blocks(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    """Rows as they come, some at once: fresh from being made, as they are in a training."""
+    """Group rows in small blocks: fresh from being made, as they are in a training."""
     while block := list(itertools.islice(rows, 50)):
         yield block
 
 
 class _Clock:
-    """Stands for the module `time` where the sink asks it: seconds pass with the rows."""
+    """Replaces the module `time` in the sink: seconds pass with the rows."""
 
     now = 0.0
 
@@ -108,7 +109,7 @@ class _Clock:
         return cls.now
 
 
-def write_esper(rows: Iterator[Row], folder: Path, rate: int) -> Measured:
+def write_esper(rows: Iterator[Row], folder: Path, rate: int) -> Measurement:
     from esper_recorder.storage import sink as sink_module
 
     vars(sink_module)["time"] = _Clock
@@ -133,7 +134,7 @@ def write_esper(rows: Iterator[Row], folder: Path, rate: int) -> Measured:
     return {"cpu_s": meter.spent, "bytes": _bytes(folder), "written": _bytes(folder) + journal_bytes}
 
 
-def write_jsonl(rows: Iterator[Row], folder: Path, rate: int) -> Measured:
+def write_jsonl(rows: Iterator[Row], folder: Path, rate: int) -> Measurement:
     dumps = json.dumps
     meter = Meter()
     with (folder / "rows.jsonl").open("w") as file:
@@ -146,10 +147,10 @@ def write_jsonl(rows: Iterator[Row], folder: Path, rate: int) -> Measured:
     return {"cpu_s": meter.spent, "bytes": _bytes(folder)}
 
 
-def write_tensorboard(rows: Iterator[Row], folder: Path, rate: int) -> Measured:
+def write_tensorboard(rows: Iterator[Row], folder: Path, rate: int) -> Measurement:
     from torch.utils.tensorboard import SummaryWriter
 
-    made = list(rows)  # its thread writes when it likes, which is measured too
+    made = list(rows)  # its thread writes at any time, which is measured too
     began = time.process_time()
     writer = SummaryWriter(str(folder))
     for number, row in enumerate(made, 1):
@@ -160,7 +161,7 @@ def write_tensorboard(rows: Iterator[Row], folder: Path, rate: int) -> Measured:
     return {"cpu_s": time.process_time() - began, "bytes": _bytes(folder)}
 
 
-def write_trackio(rows: Iterator[Row], folder: Path, rate: int) -> Measured:
+def write_trackio(rows: Iterator[Row], folder: Path, rate: int) -> Measurement:
     os.environ |= {"TRACKIO_DIR": str(folder), "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
     import trackio
 
@@ -173,7 +174,7 @@ def write_trackio(rows: Iterator[Row], folder: Path, rate: int) -> Measured:
     return {"cpu_s": time.process_time() - began, "bytes": _bytes(folder)}
 
 
-WRITE: dict[str, Callable[[Iterator[Row], Path, int], Measured]] = {
+WRITE: dict[str, Callable[[Iterator[Row], Path, int], Measurement]] = {
     "esper": write_esper,
     "jsonl": write_jsonl,
     "tensorboard": write_tensorboard,
@@ -185,32 +186,32 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def measure(writer: str, base: Path, count: int, rate: int) -> Measured:
-    """One writer in this process: CPU microseconds and bytes a row."""
+def measure(writer: str, base: Path, count: int, rate: int) -> Measurement:
+    """Measure one writer in this process: CPU microseconds and bytes per row."""
     count = min(count, SLOW.get(writer, count))
     rows = many_rows(pickle.loads(base.read_bytes()), count, rate)
     with tempfile.TemporaryDirectory() as folder:
         if writer == "esper":
             first = many_rows(pickle.loads(base.read_bytes()), 2, rate)
-            write_esper(first, Path(folder), rate)  # what is done once in a process: schemas, the first part
+            write_esper(first, Path(folder), rate)  # work done once per process: schemas, the first part
     gc.collect()
-    gc.freeze()  # the rows themselves are no business of the collector's
+    gc.freeze()  # the collector should not visit the rows
     with tempfile.TemporaryDirectory() as folder:
-        found = WRITE[writer](rows, Path(folder), rate)
-    return {"cpu_us": found.pop("cpu_s") * 1e6 / count, **{name: value / count for name, value in found.items()}}
+        result = WRITE[writer](rows, Path(folder), rate)
+    return {"cpu_us": result.pop("cpu_s") * 1e6 / count, **{name: value / count for name, value in result.items()}}
 
 
-def run(python: str, writer: str, base: Path, count: int, rate: int) -> Measured | str:
-    """The same in a process of its own; in words why there is none."""
+def run(python: str, writer: str, base: Path, count: int, rate: int) -> Measurement | str:
+    """Measure one writer in a separate process. Returns the reason as text if that fails."""
     command = [python, "-W", "ignore", __file__, "--measure", writer, str(base), str(count), str(rate)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     if done.returncode:
-        return (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-    found: Measured = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+        return (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]
+    measurement: Measurement = json.loads(done.stdout.strip().splitlines()[-1])
+    return measurement
 
 
 def main() -> None:
@@ -226,7 +227,7 @@ def main() -> None:
         writer, base, count, rate = arguments.measure
         print(json.dumps(measure(writer, Path(base), int(count), int(rate))))
         return
-    found: dict[tuple[int, str], list[Measured]] = {}
+    measurements: dict[tuple[int, str], list[Measurement]] = {}
     absent: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "rows.pickle"
@@ -239,14 +240,13 @@ def main() -> None:
                     if isinstance(measured, str):
                         absent[writer] = measured
                     else:
-                        found.setdefault((rate, writer), []).append(measured)
+                        measurements.setdefault((rate, writer), []).append(measured)
     rows: list[dict[str, Any]] = []
     for rate in RATES:
-        middle = {
-            writer: {name: statistics.median(m[name] for m in found[rate, writer]) for name in found[rate, writer][0]}
-            for writer in WRITERS
-            if (rate, writer) in found
-        }
+        middle: dict[str, Measurement] = {}
+        for writer in WRITERS:
+            if turns := measurements.get((rate, writer)):
+                middle[writer] = {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
         for writer, values in middle.items():
             row = {"rows_per_second": rate, "writer": writer} | {k: round(v, 1) for k, v in values.items()}
             if writer != "jsonl":

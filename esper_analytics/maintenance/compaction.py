@@ -37,15 +37,6 @@ MOST_ROWS = 1_000_000
 _PIECE_BYTES = 32 * 2**20  # a row group's size in memory, and about what a compaction holds at once
 _BATCH_ROWS = 16_384
 
-_SCHEMA = {
-    "run_id": pl.String,
-    "state": pl.String,
-    "parts_before": pl.Int64,
-    "parts": pl.Int64,
-    "bytes_before": pl.Int64,
-    "bytes": pl.Int64,
-    "folder": pl.String,
-}
 _LEFT = "It stays unchanged; `esper verify` says more"
 
 
@@ -70,8 +61,18 @@ def compact(root: Path, *, most_rows: int = MOST_ROWS) -> Outcome:
             state = "failed"
             problems.append(Problem(run.path, f"it could not be compacted ({error})", "Nothing is lost", partly=True))
         parts, size = _size(run.path)
-        rows.append((run.run_id, state, parts_before, parts, bytes_before, size, str(run.path)))
-    return Outcome(pl.DataFrame(rows, schema=_SCHEMA, orient="row"), tuple(problems))
+        rows.append(
+            {
+                "run_id": run.run_id,
+                "state": state,
+                "parts_before": parts_before,
+                "parts": parts,
+                "bytes_before": bytes_before,
+                "bytes": size,
+                "folder": str(run.path),
+            }
+        )
+    return Outcome(pl.DataFrame(rows), tuple(problems))
 
 
 def compact_run(run: FoundRun, most_rows: int = MOST_ROWS) -> tuple[bool, list[Problem]]:
@@ -160,13 +161,13 @@ def _merge(table: str, group: Sequence[_Part]) -> None:
     target = group[0].path.with_name(RowFileName(*first.process, first.first, last.last).part)
     expected = sum(part.rows for part in group)
     with part_writer(target, table, arrow_schema(table), compact=True) as merged:
-        for piece in _pieces(table, [part.path for part in group]):
-            merged.write(piece)
+        for batches in _pieces([part.path for part in group]):
+            merged.write(to_table(table, batches))
         if merged.rows != expected:
             raise ValueError(f"{merged.rows} rows were read, and the footers say {expected}")
 
 
-def _pieces(table: str, paths: Sequence[Path]) -> Iterator[pa.Table]:
+def _pieces(paths: Sequence[Path]) -> Iterator[list[pa.RecordBatch]]:
     """Read the rows of some files in pieces, each for one row group."""
     batches: list[pa.RecordBatch] = []
     size = 0
@@ -176,10 +177,10 @@ def _pieces(table: str, paths: Sequence[Path]) -> Iterator[pa.Table]:
                 batches.append(batch)
                 size += batch.nbytes
                 if size >= _PIECE_BYTES:
-                    yield to_table(table, batches)
+                    yield batches
                     batches, size = [], 0
     if batches:
-        yield to_table(table, batches)
+        yield batches
 
 
 def _remove_replaced(run: FoundRun, table: str) -> bool:

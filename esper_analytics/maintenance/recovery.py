@@ -26,15 +26,6 @@ from esper_recorder.storage.lock import maintenance_lock
 from esper_recorder.storage.manifest import is_live
 from esper_recorder.storage.rollover import roll
 
-_SCHEMA = {
-    "run_id": pl.String,
-    "state": pl.String,
-    "journals": pl.Int64,
-    "rows": pl.Int64,
-    "torn_bytes": pl.Int64,
-    "temporaries": pl.Int64,
-    "folder": pl.String,
-}
 _DAMAGED = "Nothing more can be read from it; delete it once nobody needs it"
 _AGAIN = "Fix that and recover again; until then it is read from its journal"
 
@@ -59,9 +50,9 @@ def recover(root: Path) -> Outcome:
             state = "failed"
             problems.append(Problem(run.path, f"it could not be recovered ({error})", _AGAIN, partly=True))
         problems += (Problem(file.path, file.reason, _DAMAGED, partly=True) for file in recovery.problems)
-        counts = recovery.journals, recovery.rows, recovery.torn_bytes, recovery.temporaries
-        rows.append((run.run_id, state, *counts, str(run.path)))
-    return Outcome(pl.DataFrame(rows, schema=_SCHEMA, orient="row"), tuple(problems))
+        counts = {name: getattr(recovery, name) for name in ("journals", "rows", "torn_bytes", "temporaries")}
+        rows.append({"run_id": run.run_id, "state": state, **counts, "folder": str(run.path)})
+    return Outcome(pl.DataFrame(rows), tuple(problems))
 
 
 @dataclass(slots=True)

@@ -30,19 +30,6 @@ from esper_recorder.storage.gaps import ALL_TABLES
 from esper_recorder.storage.listing import RowFileName, RowFiles, list_row_files, unfinished_files
 from esper_recorder.storage.manifest import how_it_ended, is_live
 
-_SCHEMA = {
-    "run_id": pl.String,
-    "ended": pl.String,
-    "updates": pl.Int64,
-    "missing": pl.Int64,
-    "explained_missing": pl.Int64,
-    "rows": pl.Int64,
-    "files": pl.Int64,
-    "torn_bytes": pl.Int64,
-    "problems": pl.Int64,
-    "complete": pl.Boolean,
-    "folder": pl.String,
-}
 _RECOVER = "`esper recover` finishes it"
 _COMPACT = "`esper compact` removes what is left over"
 _RESTORE = "Restore it from a copy, or move it away"
@@ -90,7 +77,7 @@ def verify(root: Path, only: Collection[str] | None = None) -> Outcome:
                 "folder": str(run.path),
             }
         )
-    return Outcome(pl.DataFrame(rows, schema=_SCHEMA), tuple(problems))
+    return Outcome(pl.DataFrame(rows), tuple(problems))
 
 
 def _copies(runs: Sequence[FoundRun]) -> Iterator[Problem]:

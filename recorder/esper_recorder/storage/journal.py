@@ -133,7 +133,7 @@ class JournalWriter:
             else:
                 # Keyed by the columns' names: hashing a schema of a hundred columns costs more than writing its row.
                 number = self._number((table, tuple(batch.schema.names), _ROWS), batch.schema, fresh, pieces)
-                pieces += _frame(_ROWS, number, _serialized(batch))
+                pieces += _frame(_ROWS, number, _encode(batch))
                 rows += batch.num_rows
         pieces += _frame(_COMMITTED, 0, _COMMIT.pack(update, rows))
         data = b"".join(pieces)  # in one piece, for one write
@@ -334,17 +334,16 @@ def _one_batch(rows: list[pa.RecordBatch | PackedRow]) -> pa.RecordBatch:
     return pa.concat_batches([batch for batch in rows if not isinstance(batch, PackedRow)])
 
 
-def _serialized(batch: pa.RecordBatch) -> pa.Buffer:
+def _encode(batch: pa.RecordBatch) -> pa.Buffer:
     """Encode a batch as an IPC message; compress a large one, since fresh memory to hold it would cost more."""
     if batch.nbytes < _LARGE:
         return batch.serialize()
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as stream:
         stream.write_batch(batch)
-        end = sink.tell()
-    reader = pa.BufferReader(sink.getvalue())
-    pa.ipc.read_message(reader)  # the schema, which the journal holds once
-    return reader.read_buffer(end - reader.tell())
+    written = sink.getvalue()  # the schema, which the journal holds once, the batch, and 8 bytes that end the stream
+    start = batch.schema.serialize().size
+    return written.slice(start, written.size - start - 8)
 
 
 def _frame(kind: int, number: int, payload: pa.Buffer | bytes) -> list[pa.Buffer | bytes]:

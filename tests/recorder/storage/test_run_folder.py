@@ -68,11 +68,8 @@ def test_a_new_run_has_a_manifest_that_reads_back(tmp_path: Path) -> None:
     folder.finish("finished", updates=3, dropped=DropCounts(rows=2, writes=1, message="disk full"))
     ended = read_manifest(folder.path).last_attempt
     assert ended is not None
-    assert (ended.how, ended.updates, ended.dropped) == (
-        "finished",
-        3,
-        DropCounts(rows=2, writes=1, message="disk full"),
-    )
+    assert (ended.how, ended.updates) == ("finished", 3)
+    assert ended.dropped == DropCounts(rows=2, writes=1, message="disk full")
     assert how_it_ended(folder.path) == "finished"
 
 

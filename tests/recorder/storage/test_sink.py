@@ -417,7 +417,7 @@ def test_another_rank_may_remove_the_empty_journal_folder_at_any_step_and_nothin
     assert removed >= 3
 
 
-def test_a_run_folder_deleted_or_replaced_by_a_file_is_reported_at_every_update_and_not_made_again(
+def test_a_deleted_run_folder_is_reported_at_every_update_and_not_made_again(
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "run"
