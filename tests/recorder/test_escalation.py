@@ -165,17 +165,16 @@ class TestTheTimeBefore:
         assert {row["backfilled"] for row in rows if row["update"] > 8} == {None}
         assert sink.rows("gaps") == []
 
-from esper_recorder.contract.suggest import suggest
-from esper_recorder.contract.tables import TABLES, column_names, former_names, stored_names
-        found = {}
+    def test_backfilled_rows_are_the_same_as_rows_stored_at_once(self, tmp_path: Path, rules: Path):
+        recorded = {}
         for level in ("minimal", "normal"):
             sink = MemorySink()
             with Recorder(tmp_path / "runs", sink=sink, rules=rules, level=level) as rec:
                 record(rec, [0.1, 0.2, 1.0])
-            own = {"run_id", "time", "elapsed_s", "backfilled"}
-            found[level] = [{k: v for k, v in row.items() if k not in own} for row in sink.rows("minibatches")]
-        assert len(found["normal"]) == 6
-        assert found["minimal"] == found["normal"]
+            varying = {"run_id", "time", "elapsed_s", "backfilled"}
+            recorded[level] = [{k: v for k, v in row.items() if k not in varying} for row in sink.rows("minibatches")]
+        assert len(recorded["normal"]) == 6
+        assert recorded["minimal"] == recorded["normal"]
 
     def test_a_second_alarm_stores_nothing_twice(self, tmp_path: Path, rules: Path):
         sink = MemorySink()
