@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from esper_analytics.errors import UsageError
-from esper_analytics.importers.scalar_rows import Scalar
+from esper_analytics.importers.scalar_rows import ScalarValue
 
 MARK = "tfevents"
 """Every event file has this in its name."""
@@ -48,7 +48,7 @@ class EventFile:
     path: Path
     sha256: str
     """Of its content."""
-    scalars: list[Scalar] = field(default_factory=list)
+    scalars: list[ScalarValue] = field(default_factory=list)
     """In the order they were written."""
     texts: list[Text] = field(default_factory=list)
     hparams: dict[str, Any] = field(default_factory=dict)
@@ -186,7 +186,7 @@ def _add_summary(value: Any, event: Any, content: EventFile) -> None:
         content.left_out["hparams"] += 1
         content.hparams |= _hyperparameters(value.metadata.plugin_data.content)
     elif number is not None:
-        content.scalars.append(Scalar(value.tag, event.step, number, content.records, event.wall_time))
+        content.scalars.append(ScalarValue(value.tag, event.step, number, content.records, event.wall_time))
     elif kind == "tensor" and plugin == "text":
         tag = value.tag.removesuffix(_TEXT_SUFFIX)
         content.texts.append(Text(tag, _text(value.tensor), content.records))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from esper_analytics.errors import UsageError
 from esper_analytics.importers.run_writer import ImportOutcome
-from esper_analytics.importers.scalar_rows import Scalar, Session
+from esper_analytics.importers.scalar_rows import ScalarValue, Session
 from esper_analytics.importers.scalar_runs import RawEntry, ScalarRun, import_run
 from esper_analytics.importers.sources import Progress, Source, base_name, find_sources, track_progress
 
@@ -54,14 +54,14 @@ def _read_run(file: Path) -> ScalarRun:
     except UsageError as error:
         run.damage.append(str(error).rstrip("."))
     run.sha256 = hashlib.sha256(data).hexdigest()
-    scalars: list[Scalar] = []
+    scalars: list[ScalarValue] = []
     run.sessions = [Session(scalars)]
     if data:
         _read_lines(data.decode("utf-8-sig", "backslashreplace").split("\n"), run, scalars)
     return run
 
 
-def _read_lines(lines: Sequence[str], run: ScalarRun, scalars: list[Scalar]) -> None:
+def _read_lines(lines: Sequence[str], run: ScalarRun, scalars: list[ScalarValue]) -> None:
     header = _cells(lines[0]) or []
     if not any(name.startswith(_GROUPS) for name in header):
         run.damage.append(f"it is not a {FILE} of Stable-Baselines3: its first line names no column such as {_STEP}")
@@ -92,7 +92,7 @@ def _read_lines(lines: Sequence[str], run: ScalarRun, scalars: list[Scalar]) -> 
                 run.raw.append(RawEntry(number, name, row[name], "no_table", key=name))
             else:
                 integer_step = int(step) if step is not None and step.is_integer() else None
-                scalars.append(Scalar(name, integer_step, value, number, elapsed=elapsed))
+                scalars.append(ScalarValue(name, integer_step, value, number, elapsed=elapsed))
     # Without its empty cells the first row stays the same when columns are added.
     run.identity = f"{run.name} {first_row}".encode()
     if iterations and iterations[0] > 1:

@@ -28,7 +28,7 @@ Place = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Scalar:
+class ScalarValue:
     """One value under one tag."""
 
     tag: str
@@ -46,7 +46,7 @@ class Scalar:
 class Session:
     """What one process logged."""
 
-    scalars: Sequence[Scalar]
+    scalars: Sequence[ScalarValue]
     """In the order it logged them."""
     started: float | None = None
     """Wall clock when it opened its log, seconds since 1970."""
@@ -155,7 +155,7 @@ class _Group:
     update: int = 0
 
 
-def _group(scalars: Sequence[Scalar], match: LibraryMatch | None, by_line: bool) -> tuple[list[_Group], list[int]]:
+def _group(scalars: Sequence[ScalarValue], match: LibraryMatch | None, by_line: bool) -> tuple[list[_Group], list[int]]:
     """Return the updates among the values, and the indices of all other values."""
     if match is None:
         return [], list(range(len(scalars)))
@@ -210,7 +210,7 @@ class _Numbering:
 
 
 def _places(
-    scalars: Sequence[Scalar], groups: Sequence[_Group], library: Library, numbering: _Numbering
+    scalars: Sequence[ScalarValue], groups: Sequence[_Group], library: Library, numbering: _Numbering
 ) -> list[Place]:
     """Return the place of every value: the update it was logged with, or before."""
     find = bisect.bisect_right if library.late else bisect.bisect_left
@@ -255,7 +255,7 @@ def _axis(updates: Sequence[tuple[int | None, int]]) -> tuple[list[int], list[in
 class _Identity:
     """Makes the columns that every row begins with."""
 
-    def __init__(self, scalars: Sequence[Scalar], places: Sequence[Place], started: float | None) -> None:
+    def __init__(self, scalars: Sequence[ScalarValue], places: Sequence[Place], started: float | None) -> None:
         self._scalars = scalars
         self._places = places
         self._starts: dict[int, float] = {}
@@ -297,7 +297,7 @@ def _finite_number(value: Any) -> float | None:
 
 
 def _update_columns(
-    group: _Group, scalars: Sequence[Scalar], total_steps: float | None, match: LibraryMatch
+    group: _Group, scalars: Sequence[ScalarValue], total_steps: float | None, match: LibraryMatch
 ) -> dict[str, Any]:
     values = {tag: scalars[index].value for tag, index in group.indices.items()}
     tags = match.columns
@@ -312,7 +312,7 @@ def _update_columns(
 
 
 def _add_episodes(
-    scalars: Sequence[Scalar],
+    scalars: Sequence[ScalarValue],
     candidates: Sequence[int],
     library: Library,
     identity: _Identity,

@@ -28,7 +28,7 @@ from esper_analytics.formatting import (
 from esper_analytics.postmortem.exemplars import SHOWN, exemplars_by_head
 from esper_analytics.runs import Runs
 from esper_recorder.contract.rules.model import Severity
-from esper_recorder.contract.worst_transitions import JOINT, RatioDiagnostic, in_words, ratio_of_head
+from esper_recorder.contract.worst_transitions import JOINT, RatioDiagnostic, describe, ratio_of_head
 
 AROUND: Final = 2
 """Updates shown before and after."""
@@ -296,7 +296,7 @@ def _story(
     nonfinite = [minibatch["minibatch"] for minibatch in minibatches if minibatch["nonfinite_count"]]
     if nonfinite:
         yield f"The first minibatch with a non-finite value is {nonfinite[0]}."
-    yield from in_words(diagnostic)
+    yield from describe(diagnostic)
     yield from _clamped(diagnostic)
     names = ("grad_nan", "grad_posinf", "grad_neginf")
     broken = layers.filter(pl.any_horizontal((pl.col(name) > 0).fill_null(False) for name in names))

@@ -41,6 +41,10 @@ class BadCall(ValueError):
     """What a training loop handed over cannot be recorded as it is; the message says why."""
 
 
+class BadType(BadCall, TypeError):
+    """An argument is of a type that the call does not take."""
+
+
 @dataclass(frozen=True, slots=True)
 class HeadLayout:
     """Action heads that bring the same fields."""
@@ -165,6 +169,12 @@ def only_tensors(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if value is not None and not isinstance(value, Tensor):
             raise BadCall(f"{name} is {_shown(value)}; give a tensor")
+
+
+def check_type(name: str, value: Any, types: type | tuple[type, ...], wanted: str) -> None:
+    """Raise BadType unless a value is of one of the types; True and False are not numbers."""
+    if not isinstance(value, types) or isinstance(value, bool):
+        raise BadType(f"{name} is {_shown(value)}; give {wanted}")
 
 
 def _plain(value: Any, kind: str) -> Any:

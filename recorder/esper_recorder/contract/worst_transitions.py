@@ -1,7 +1,8 @@
-"""What made a ratio explode: the worst transitions of the joint ratio and of each head, non-finite first.
+"""What made a ratio explode: ranks and describes the worst transitions of the joint ratio and of each head.
 
-One shape for both sides: the trainer makes it from tensors (`instruments.ratios`), the desk from the recorded tables.
-Both hold the same k worst transitions.
+Covers: one shape for both sides. The trainer makes it from tensors (`instruments.ratio_diagnostic`), analytics from the
+recorded tables; both have the same k worst transitions, non-finite first.
+Does not cover: choosing those k, which happens on the device (`reductions.ratios.worst`).
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from typing import Any, Final
 
 ABOVE: Final = 5.0
 BELOW: Final = 0.1
-"""The reviews' ratio explosion and collapse, as in the profile `esper-review`."""
+"""The thresholds of ratio explosion and collapse, as in the profile `esper-review`."""
 
 JOINT: Final = ""
-"""The name of the joint ratio where heads have theirs."""
+"""The name of the joint ratio among those of heads."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorstTransition:
-    """One transition whose probability moved far. What was not told is None."""
+    """One transition whose probability moved far. What was not recorded is None."""
 
     place: int
     log_ratio: float
@@ -34,8 +35,6 @@ class WorstTransition:
     epoch: int | None = None
     minibatch: int | None = None
     advantage: float | None = None
-    value: float | None = None
-    value_target: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -52,9 +51,9 @@ class RatioOfHead:
 
     Attributes:
         head: its name; empty for the joint ratio.
-        n: transitions it is over; None where that was not recorded.
+        n: transitions it is over, if that was recorded.
         nonfinite: how many of their log ratios are NaN or infinite.
-        ratio_min, ratio_max: NaN where all are.
+        ratio_min, ratio_max: NaN if all are.
         log_ratio_rms: of the finite ones.
         worst: NaN first, then infinities, then by |log ratio|.
     """
@@ -69,11 +68,16 @@ class RatioOfHead:
 
     @property
     def severity(self) -> tuple[int, float]:
-        """Greater is worse: first by what is not finite, then by the furthest move in nats, to either side."""
-        sizes = [_size(one.log_ratio) for one in self.worst]
-        sizes += [_size(_log(ratio)) for ratio in (self.ratio_min, self.ratio_max) if ratio is not None]
-        broken = bool(self.nonfinite) or any(not math.isfinite(one.log_ratio) for one in self.worst)
-        return int(broken), max(sizes, default=0.0)
+        """A sort key, greater is worse: first whether anything is not finite, then the furthest move in nats."""
+        moves = [_size(transition.log_ratio) for transition in self.worst]
+        moves += [_size(_log(ratio)) for ratio in (self.ratio_min, self.ratio_max) if ratio is not None]
+        broken = bool(self.nonfinite) or any(not math.isfinite(transition.log_ratio) for transition in self.worst)
+        return int(broken), max(moves, default=0.0)
+
+    def is_beyond(self, above: float, below: float) -> bool:
+        """Whether the ratio is not finite, or strictly outside the thresholds."""
+        high, low = self.ratio_max, self.ratio_min
+        return bool(self.severity[0] or (high is not None and high > above) or (low is not None and low < below))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,7 @@ class RatioDiagnostic:
     """The ratios of some minibatches, the joint one first.
 
     Attributes:
-        above, below: the thresholds it was asked with; strict.
+        above, below: the thresholds of explosion and collapse; strict.
     """
 
     ratios: tuple[RatioOfHead, ...]
@@ -89,30 +93,23 @@ class RatioDiagnostic:
     below: float = BELOW
 
     @property
-    def guilty(self) -> RatioOfHead | None:
-        """The head that is worst by `severity`, the first of equals; None where no heads were told or none moved."""
-        heads = [one for one in self.ratios if one.head != JOINT]
-        worst = max(heads, key=lambda one: one.severity, default=None)
+    def worst_head(self) -> RatioOfHead | None:
+        """The head with the greatest severity, the first of equals; None if there are no heads or none moved."""
+        heads = [ratio for ratio in self.ratios if ratio.head != JOINT]
+        worst = max(heads, key=lambda ratio: ratio.severity, default=None)
         return None if worst is None or worst.severity == (0, 0.0) else worst
 
     @property
     def exploded(self) -> tuple[str, ...]:
         """The ratios (heads; empty for the joint one) that are not finite or beyond a threshold."""
-        return tuple([one.head for one in self.ratios if self._beyond(one)])
-
-    def _beyond(self, one: RatioOfHead) -> bool:
-        high, low = one.ratio_max, one.ratio_min
-        return bool(
-            one.severity[0] or (high is not None and high > self.above) or (low is not None and low < self.below)
-        )
+        return tuple([ratio.head for ratio in self.ratios if ratio.is_beyond(self.above, self.below)])
 
 
 def ratio_of_head(head: str, statistics: Mapping[str, Any], exemplars: Iterable[Mapping[str, Any]]) -> RatioOfHead:
-    """One ratio from its row of statistics and its rows of `ratio_exemplars`; both by the contract's column names.
+    """Make one ratio of its row of statistics and its rows of `ratio_exemplars`, named as the contract's columns.
 
     Args:
-        head: its name.
-        statistics: a row of `heads`, or of `ppo_updates` or `minibatches` for the joint ratio; empty where none was
+        statistics: a row of `heads`, or for the joint ratio of `ppo_updates` or `minibatches`; empty if none was
             recorded.
         exemplars: in any order.
     """
@@ -133,16 +130,34 @@ def ratio_of_head(head: str, statistics: Mapping[str, Any], exemplars: Iterable[
     )
 
 
+def describe(diagnostic: RatioDiagnostic) -> Sequence[str]:
+    """Return the diagnosis as sentences, if there is anything to say."""
+    sentences = []
+    broken = sum(ratio.nonfinite or 0 for ratio in diagnostic.ratios if ratio.head == JOINT)
+    if broken:
+        sentences.append(f"{broken} of its log ratios {'is' if broken == 1 else 'are'} not finite.")
+    worst = diagnostic.worst_head
+    if worst is not None and worst.head in diagnostic.exploded:
+        not_finite, nats = worst.severity
+        what = "has log ratios that are not finite" if not_finite else f"moved furthest, by up to {nats:.3g} nats"
+        sentences.append(f"The head {worst.head!r} {what}.")
+    elif any(ratio.head != JOINT for ratio in diagnostic.ratios):
+        sentences.append(f"No head's ratio lies above {diagnostic.above:g} or below {diagnostic.below:g}.")
+    return sentences
+
+
 def _transition(place: int, row: Mapping[str, Any]) -> WorstTransition:
     action = row.get("action")
-    told = {name: row.get(name) for name in ("old_log_prob", "new_log_prob", "advantage", "value", "value_target")}
-    whole = {name: row.get(name) for name in ("index", "env", "env_step", "epoch", "minibatch")}
+    # Rows made from tensors have every value as a float.
+    integers = {name: row.get(name) for name in ("index", "env", "env_step", "epoch", "minibatch")}
     return WorstTransition(
         place=place,
         log_ratio=row["log_ratio"],
+        old_log_prob=row.get("old_log_prob"),
+        new_log_prob=row.get("new_log_prob"),
+        advantage=row.get("advantage"),
         action=None if action is None else tuple(action),
-        **told,
-        **{name: None if value is None else int(value) for name, value in whole.items()},
+        **{name: None if value is None else int(value) for name, value in integers.items()},
     )
 
 
@@ -159,19 +174,3 @@ def _log(ratio: float) -> float:
     if math.isnan(ratio) or ratio < 0:
         return math.nan
     return math.log(ratio) if ratio > 0 else -math.inf
-
-
-def in_words(diagnostic: RatioDiagnostic) -> Sequence[str]:
-    """The diagnosis in a sentence or two; nothing where there is nothing to say."""
-    lines = []
-    broken = sum(one.nonfinite or 0 for one in diagnostic.ratios if one.head == JOINT)
-    if broken:
-        lines.append(f"{broken} of its log ratios {'is' if broken == 1 else 'are'} not finite.")
-    guilty = diagnostic.guilty
-    if guilty is not None and guilty.head in diagnostic.exploded:
-        not_finite, moved = guilty.severity
-        told = "has log ratios that are not finite" if not_finite else f"moved furthest, by up to {moved:.3g} nats"
-        lines.append(f"The head {guilty.head!r} {told}.")
-    elif any(one.head != JOINT for one in diagnostic.ratios):
-        lines.append(f"No head's ratio lies above {diagnostic.above:g} or below {diagnostic.below:g}.")
-    return lines

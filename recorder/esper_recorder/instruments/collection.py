@@ -1,4 +1,4 @@
-"""How much telemetry a trainer collects: a level, and what an alarm raises it to."""
+"""How much telemetry a trainer collects: a level, and how long an alarm raises it."""
 
 from __future__ import annotations
 
@@ -13,33 +13,32 @@ from esper_recorder.escalation import UPDATES, Escalation
 from esper_recorder.levels import COLLECTED, Collected, Level
 
 TelemetryLevel = Level
-"""The recorder's levels, under the name Esper's trainers know them by."""
+"""The recorder's levels, under the name that Esper's trainers use."""
 
 
-def _least(of: str) -> Level:
-    return next(level for level in Level if getattr(COLLECTED[level], of))
+def _lowest_level(category: str) -> Level:
+    return next(level for level in Level if getattr(COLLECTED[level], category))
 
 
 CATEGORIES: Final[Mapping[str, Level]] = MappingProxyType(
     {
         "updates": Level.MINIMAL,
-        **{one.name: _least(one.name) for one in fields(Collected)},
+        **{category.name: _lowest_level(category.name) for category in fields(Collected)},
         "ops_normal": Level.NORMAL,
         "debug": Level.DEBUG,
     }
 )
-"""What can be asked for, and the least level that collects it: what `levels.COLLECTED` tells of, and the two kinds that
-Esper's trainers ask for."""
+"""Category -> the lowest level that collects it: those of `levels.COLLECTED`, and two that Esper's trainers use."""
 
 
 @dataclass(frozen=True, slots=True)
 class CollectionConfig:
-    """How much is collected. It never changes; what an alarm changes is in the `Escalation` it makes.
+    """How much is collected. It never changes; what an alarm changes is the state of an `Escalation`.
 
     Attributes:
-        level: where nothing happened; a name will do.
+        level: without an alarm; a name is accepted.
         escalate: the mildest severity of an alarm that raises the level to DEBUG for a while, or None.
-        escalate_updates: for how many PPO updates. A further alarm sets it anew and does not add to it.
+        escalate_updates: for how many PPO updates. A further alarm restarts the count and does not add to it.
 
     Raises:
         ValueError: an unknown level or severity, or a number of updates below 1.
@@ -50,30 +49,30 @@ class CollectionConfig:
     escalate_updates: int = UPDATES
 
     def __post_init__(self) -> None:
-        Escalation.from_options(self.level, self.escalate, self.escalate_updates)  # the recorder's own checks
+        self.escalation()  # the recorder's own checks
         object.__setattr__(self, "level", Level.parse(self.level))
         object.__setattr__(self, "escalate", None if self.escalate is None else Severity(self.escalate))
 
     def should_collect(self, category: str, *, level: Level | None = None) -> bool:
-        """Whether something is collected.
+        """Whether a category is collected.
 
         Args:
             category: one of `CATEGORIES`.
-            level: the level of the update, as `Escalation.next_level` gave it; this configuration's own where left out.
+            level: of the update, as `Escalation.next_level` returned it; the default is this configuration's.
 
         Raises:
-            ValueError: the category is not known; the near-by ones are named.
+            ValueError: the category is unknown.
         """
         if category not in CATEGORIES:
             raise ValueError(f"there is no category {category!r}. {suggest(category, CATEGORIES, kind='categories')}")
         return (self.level if level is None else level) >= CATEGORIES[category]
 
     def escalation(self) -> Escalation:
-        """A state of its own for one training; the recorder makes one like it of `recorder_arguments`."""
+        """Make a separate state for one training; a recorder makes its own from `recorder_arguments`."""
         return Escalation.from_options(self.level, self.escalate, self.escalate_updates)
 
     def recorder_arguments(self) -> dict[str, Any]:
-        """What to give a `Recorder` so that it collects as configured."""
+        """Return the arguments of a `Recorder` that collects as configured."""
         return {
             "level": self.level,
             "escalate": None if self.escalate is None else str(self.escalate),

@@ -1,4 +1,4 @@
-"""What each layer's gradient looks like, at one transfer to the host."""
+"""Statistics of each layer's gradient, with one transfer to the host."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import Final
 
 import torch
 
-from esper_recorder.contract.metrics import derive_layer
-from esper_recorder.instruments.measurement import Figures, Measurement, gradients_of, named_parameters
+from esper_recorder.instruments.measurement import Measurement, TensorStatistics, gradients_of, named_parameters
 
 SMALL: Final = 1e-6
-"""Elements of less than this, by absolute value, are small."""
+"""An element is small if its absolute value is below this."""
 
 LARGE: Final = 10.0
-"""Elements of more than this, by absolute value, are large."""
+"""An element is large if its absolute value is above this."""
 
 
 class GradientState(StrEnum):
@@ -30,16 +29,16 @@ class GradientState(StrEnum):
 class LayerGradientStats:
     """The gradient of one parameter tensor.
 
-    Moments are over its finite elements, NaN where there is none. Of a parameter without elements nothing but its name
-    and its counts is measured; the rest is None.
+    Moments are over its finite elements, NaN if it has none. A parameter without elements has only its name and counts;
+    all else is None.
 
     Attributes:
         grad_std: over the population (divided by n, not by n - 1).
-        grad_min, grad_max: of its numbers, infinities included; NaN where all are NaN.
-        zero_fraction: share of the elements that are exactly zero.
-        small_fraction: share with |g| < `SMALL`, strictly, zeros included. Counted, not read from the recorded
-            histogram: `SMALL` and `LARGE` are no powers of two, so a histogram can only bound them.
-        large_fraction: share with |g| > `LARGE`, strictly, infinities included.
+        grad_min, grad_max: infinities included; NaN if all elements are NaN.
+        zero_fraction: of elements that are exactly zero.
+        small_fraction: of elements with |g| < `SMALL`, strictly, zeros included. They are counted, because the
+            recorded histogram could only bound them: its edges are powers of two.
+        large_fraction: of elements with |g| > `LARGE`, strictly, infinities included.
     """
 
     layer_name: str
@@ -61,7 +60,7 @@ class LayerGradients:
     """The gradients of a model.
 
     Attributes:
-        layers: of the parameters that have a gradient, in the model's order.
+        layers: of the parameters with a gradient, in the model's order.
         without_gradient: the names of the others.
     """
 
@@ -70,54 +69,45 @@ class LayerGradients:
 
     @property
     def state(self) -> GradientState:
-        """A model of which no parameter has a gradient is not one without parameters."""
+        """Distinguishes a model whose parameters have no gradient from one without parameters."""
         if self.layers:
             return GradientState.MEASURED
         return GradientState.NO_GRADIENTS if self.without_gradient else GradientState.NO_PARAMETERS
 
 
 def collect_per_layer_gradients(model: torch.nn.Module) -> LayerGradients:
-    """Measure the gradients of a model as they stand.
+    """Measure the current gradients of a model.
 
-    Gradients may be of any floating type and layout, and on several devices; all figures come to the host in one
+    Gradients may have any floating type and layout, and lie on several devices; all statistics come to the host in one
     transfer, and nothing the size of the model is allocated.
 
     Raises:
-        TypeError: `model` is no module, or a gradient is complex.
+        TypeError: `model` is not a module, or a gradient is complex.
     """
     parameters = named_parameters(model)
     gradients = gradients_of(parameters)
-    for name, gradient in gradients.items():
-        if gradient.is_complex():
-            raise TypeError(
-                f"the gradient of {name} is {gradient.dtype}: complex numbers have no order, so neither a least nor a "
-                "greatest; keep the parameter as torch.view_as_real of it"
-            )
-    measured = Measurement(gradients, below=SMALL, above=LARGE)
+    measurement = Measurement(
+        {f"the gradient of {name}": gradient for name, gradient in gradients.items()}, below=SMALL, above=LARGE
+    )
+    statistics = (of_tensor for _, of_tensor in measurement.statistics())
     return LayerGradients(
-        layers=tuple([_stats(name, figures) for name, figures in measured.figures()]),
+        layers=tuple([_layer(name, of_tensor) for name, of_tensor in zip(gradients, statistics, strict=True)]),
         without_gradient=tuple([name for name, _ in parameters if name not in gradients]),
     )
 
 
-def _stats(name: str, figures: Figures) -> LayerGradientStats:
-    derived = derive_layer(figures)
-    n = int(figures["n"])
-
-    def share(count: str) -> float | None:
-        return figures[count] / n if n else None
-
+def _layer(name: str, gradient: TensorStatistics) -> LayerGradientStats:
     return LayerGradientStats(
         layer_name=name,
-        param_count=n,
-        grad_norm=derived["grad_norm"],
-        grad_mean=derived["grad_mean"],
-        grad_std=derived["grad_std"],
-        grad_min=figures["grad_min"] if n else None,
-        grad_max=figures["grad_max"] if n else None,
-        zero_fraction=share("grad_zero"),
-        small_fraction=share("below"),
-        large_fraction=share("above"),
-        nan_count=int(figures["grad_nan"]),
-        inf_count=int(figures["grad_posinf"] + figures["grad_neginf"]),
+        param_count=gradient.n,
+        grad_norm=gradient.norm,
+        grad_mean=gradient.mean,
+        grad_std=gradient.std,
+        grad_min=gradient.min,
+        grad_max=gradient.max,
+        zero_fraction=gradient.fraction(gradient.zeros),
+        small_fraction=gradient.fraction(gradient.below),
+        large_fraction=gradient.fraction(gradient.above),
+        nan_count=gradient.nan_count,
+        inf_count=gradient.inf_count,
     )

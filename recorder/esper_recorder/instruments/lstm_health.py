@@ -1,14 +1,15 @@
-"""Health of a recurrent policy's hidden and cell state, at one transfer to the host."""
+"""Health of a recurrent policy's hidden and cell state, with one transfer to the host."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from torch import Tensor
 
+from esper_recorder.arguments import BadCall, BadType, check_type
 from esper_recorder.capture.transfer import Transfer
-from esper_recorder.contract.metrics import root_mean_square
+from esper_recorder.contract.metrics import derive_state
 from esper_recorder.reductions.recurrent import state_statistics
 
 MAX_RMS: Final = 10.0
@@ -17,12 +18,12 @@ MIN_RMS: Final = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class StateHealth:
-    """One state. Root mean squares are over its finite elements and do not grow with batch or width.
+    """One state. Root mean squares are over its finite elements, and independent of batch size and width.
 
     Attributes:
-        rms: of the whole state; NaN where no element is finite.
-        env_rms_max: the largest root mean square of one environment; NaN likewise.
-        abs_max: the largest absolute finite element; NaN likewise.
+        rms: of the whole state; NaN if no element is finite, like the next two.
+        env_rms_max: the largest root mean square of one environment.
+        abs_max: the largest absolute value of a finite element.
     """
 
     rms: float
@@ -36,8 +37,8 @@ class StateHealth:
 class LSTMHealth:
     """The hidden and the cell state.
 
-    A state is healthy at exactly a threshold: it explodes where one environment's root mean square is above `max_rms`,
-    and vanishes where that of the whole state is below `min_rms`, both strictly.
+    A state explodes if the root mean square of one environment is above `max_rms`, and vanishes if that of the whole
+    state is below `min_rms`. Both are strict: at exactly a threshold it is healthy.
     """
 
     hidden: StateHealth
@@ -47,12 +48,12 @@ class LSTMHealth:
 
     @property
     def has_nan(self) -> bool:
-        """A NaN in either state."""
+        """Whether either state has a NaN."""
         return bool(self.hidden.nan_count or self.cell.nan_count)
 
     @property
     def has_inf(self) -> bool:
-        """An infinity in either state."""
+        """Whether either state has an infinity."""
         return bool(self.hidden.inf_count or self.cell.inf_count)
 
     @property
@@ -67,7 +68,7 @@ class LSTMHealth:
 
     @property
     def is_healthy(self) -> bool:
-        """All finite, none exploding or vanishing."""
+        """Whether all is finite, and neither state explodes or vanishes."""
         return not (self.has_nan or self.has_inf or self.exploding or self.vanishing)
 
     @property
@@ -78,35 +79,26 @@ class LSTMHealth:
 def compute_lstm_health(
     state: tuple[Tensor, Tensor] | None, *, max_rms: float = MAX_RMS, min_rms: float = MIN_RMS
 ) -> LSTMHealth | None:
-    """Look at the state of an LSTM: (hidden, cell), each [layers, envs, width]. None where there is no state.
+    """Measure the state of an LSTM: (hidden, cell), each [layers, envs, width]. None without a state.
 
     Raises:
-        TypeError: `state` is no pair of tensors.
-        ValueError: a state has no elements, which is no health and no sickness.
+        TypeError: `state` is not a pair of tensors.
+        ValueError: a state has no elements, and so is neither healthy nor sick.
     """
     if state is None:
         return None
-    if not isinstance(state, tuple | list) or len(state) != 2 or not all(isinstance(one, Tensor) for one in state):
-        raise TypeError(f"state is {_shown(state)}; give the pair (hidden, cell) of tensors")
-    hidden, cell = (state_statistics(one) for one in state)
-    host = Transfer({"h": hidden.values, "c": cell.values}).wait()
-    states: dict[str, StateHealth] = {}
-    for name, packed in (("h", hidden), ("c", cell)):
-        own = dict(zip(packed.names, host[name].tolist(), strict=True))
-        if not own["n"]:
-            raise ValueError(f"the state {name} has no elements")
-        finite = own["n"] - own["nan_count"] - own["inf_count"]
-        states[name] = StateHealth(
-            rms=root_mean_square(own["sum_sq"], finite, of=own["n"]),
-            env_rms_max=own["env_rms_max"],
-            abs_max=own["abs_max"],
-            nan_count=int(own["nan_count"]),
-            inf_count=int(own["inf_count"]),
-        )
-    return LSTMHealth(states["h"], states["c"], max_rms, min_rms)
-
-
-def _shown(state: Any) -> str:
-    if isinstance(state, tuple | list):
-        return f"({', '.join(type(one).__name__ for one in state)})"
-    return f"a {type(state).__name__}"
+    check_type("state", state, (tuple, list), "the pair (hidden, cell) of tensors")
+    if len(state) != 2 or not all(isinstance(tensor, Tensor) for tensor in state):
+        types = ", ".join(type(tensor).__name__ for tensor in state)
+        raise BadType(f"state is ({types}); give the pair (hidden, cell) of tensors")
+    statistics = {name: state_statistics(tensor) for name, tensor in zip("hc", state, strict=True)}
+    host = Transfer({name: packed.values for name, packed in statistics.items()}).wait()
+    states = []
+    for name, packed in statistics.items():
+        row = dict(zip(packed.names, host[name].tolist(), strict=True))
+        if not row["n"]:
+            raise BadCall(f"the state {name} has no elements")
+        counts = {count: int(row[count]) for count in ("nan_count", "inf_count")}
+        states.append(StateHealth(derive_state(row)["rms"], row["env_rms_max"], row["abs_max"], **counts))
+    hidden, cell = states
+    return LSTMHealth(hidden, cell, max_rms, min_rms)

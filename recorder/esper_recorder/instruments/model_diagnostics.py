@@ -1,4 +1,4 @@
-"""A closer look at a model, configured in detail: gradient percentiles, chosen layers, weight norms, a history."""
+"""A detailed examination of a model, as configured: gradient percentiles, some layers, weight norms, a history."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from esper_recorder.arguments import BadCall, BadType, check_type
 from esper_recorder.contract.histogram import gradient_quantile
 from esper_recorder.contract.metrics import derive_layer
+from esper_recorder.contract.suggest import suggest
 from esper_recorder.instruments.measurement import Measurement, named_parameters
 from esper_recorder.reductions.gradients import NAMES, layer_statistics, precision
 
@@ -24,14 +26,14 @@ HISTORY: Final = (5, 100)
 
 @dataclass(frozen=True, slots=True)
 class GradientDiagnostics:
-    """What is told of gradients.
+    """What is reported of gradients.
 
     Attributes:
         layers: shell patterns of parameter names, such as `policy.*`.
-        std: whether standard deviations are told.
-        percentiles: of the absolute values, in [0, 100]; each is told as the bounds that a histogram gives.
-        vanishing, exploding: a norm below, or above, is called so, strictly.
-        histogram: whether histograms are told.
+        std: whether to report standard deviations.
+        percentiles: of the absolute values, in [0, 100]; each is reported as the bounds that a histogram gives.
+        vanishing, exploding: limits of the norm, strict.
+        histogram: whether to report histograms.
     """
 
     layers: tuple[str, ...] = ("*",)
@@ -46,19 +48,19 @@ class GradientDiagnostics:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         outside = [p for p in self.percentiles if not 0.0 <= p <= 100.0]
         if outside:
-            raise ValueError(f"percentiles lie in [0, 100], and {outside[0]!r} does not")
+            raise BadCall(f"percentiles lie in [0, 100], and {outside[0]!r} does not")
         if not 0.0 <= self.vanishing < self.exploding:
-            raise ValueError(f"vanishing ({self.vanishing!r}) must lie below exploding ({self.exploding!r}), from 0 on")
+            raise BadCall(f"vanishing ({self.vanishing!r}) must lie below exploding ({self.exploding!r}), from 0 on")
 
 
 @dataclass(frozen=True, slots=True)
 class DiagnosticConfig:
-    """How closely a model is looked at. Not to be taken for `CollectionConfig`, which says how much a run records.
+    """How closely a model is examined. Not to be confused with `CollectionConfig`: how much a run records.
 
     Attributes:
-        history_length: so many looks are kept, the newest.
-        gradients: None where they are not looked at.
-        weight_norms: whether the norm of each parameter is told.
+        history_length: how many examinations are kept, the newest.
+        gradients: what is reported of gradients; None for nothing.
+        weight_norms: whether to report the norm of each parameter.
     """
 
     history_length: int = 10
@@ -67,16 +69,16 @@ class DiagnosticConfig:
 
     def __post_init__(self) -> None:
         low, high = HISTORY
-        if isinstance(self.history_length, bool) or not isinstance(self.history_length, int):
-            raise TypeError(f"history_length is a {type(self.history_length).__name__}; give a whole number")
+        check_type("history_length", self.history_length, int, "a whole number")
         if not low <= self.history_length <= high:
-            raise ValueError(f"history_length must lie in [{low}, {high}], and {self.history_length} does not")
+            raise BadCall(f"history_length must lie in [{low}, {high}], and {self.history_length} does not")
 
     @classmethod
     def profile(cls, name: str, /, **changes: Any) -> DiagnosticConfig:
-        """A shipped profile, perhaps with other values. Raises ValueError that lists the names."""
+        """Return a shipped profile, with changes. Raises BadCall if there is none of that name."""
         if name not in DIAGNOSTIC_PROFILES:
-            raise ValueError(f"there is no diagnostic profile {name!r}; there are: {', '.join(DIAGNOSTIC_PROFILES)}")
+            hint = suggest(name, DIAGNOSTIC_PROFILES, kind="profiles")
+            raise BadCall(f"there is no diagnostic profile {name!r}. {hint}")
         return replace(DIAGNOSTIC_PROFILES[name], **changes)
 
 
@@ -98,11 +100,11 @@ DIAGNOSTIC_PROFILES: Final[Mapping[str, DiagnosticConfig]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class LayerDiagnosis:
-    """One parameter at one look; None is what was not asked for, or has no gradient to be told of.
+    """One parameter in one examination; None is what was not configured, or needs a gradient that is missing.
 
     Attributes:
         percentiles: percentile -> (at least, at most), of |g|.
-        vanishing, exploding: by the norm; a norm that is NaN is neither.
+        vanishing, exploding: by the norm; a norm of NaN is neither.
         histogram: counts by power of two, `contract.histogram.gradient_edges`.
     """
 
@@ -118,76 +120,79 @@ class LayerDiagnosis:
 
 
 class ModelDiagnostics:
-    """Looks at models as configured, and keeps the newest looks."""
+    """Examines models as configured, and keeps the newest examinations."""
 
     def __init__(self, config: DiagnosticConfig) -> None:
         self.config = config
         self.history: deque[tuple[LayerDiagnosis, ...]] = deque(maxlen=config.history_length)
 
     def look(self, model: torch.nn.Module) -> tuple[LayerDiagnosis, ...]:
-        """Look at a model's parameters and gradients as they stand, at one transfer to the host.
+        """Examine a model's current parameters and gradients, with one transfer to the host.
 
         Raises:
-            TypeError: `model` is no module, or a gradient that is looked at is sparse or complex.
+            TypeError: `model` is not a module, or one of the gradients to report is sparse or complex.
         """
-        gradients, chosen = self.config.gradients, []
-        for name, p in named_parameters(model):
-            asked = gradients is not None and any(fnmatch.fnmatchcase(name, pattern) for pattern in gradients.layers)
-            if asked or (gradients is None and self.config.weight_norms):
-                chosen.append((name, p))
-        measured = self._measured(chosen) if gradients is not None else {}
-        sent: dict[str, Tensor] = {}
-        for i, (_, statistics, histograms) in enumerate(measured.values()):
-            sent |= {f"{i}.statistics": statistics, f"{i}.histograms": histograms}
-        weights = Measurement(dict(chosen) if self.config.weight_norms else {}, besides=sent)
-        norms = {name: derive_layer(figures)["grad_norm"] for name, figures in weights.figures()}
-        found: dict[str, LayerDiagnosis] = {}
-        for i, (names, _, _) in enumerate(measured.values()):
-            own = (weights.besides(f"{i}.{what}").tolist() for what in ("statistics", "histograms"))
-            for name, values, counts in zip(names, *own, strict=True):
-                found[name] = self._diagnosis(name, dict(zip(NAMES, values, strict=True)), counts)
-        told = tuple(
+        config = self.config.gradients
+        patterns = ("*",) if config is None and self.config.weight_norms else () if config is None else config.layers
+        chosen = [
+            (name, p)
+            for name, p in named_parameters(model)
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        ]
+        groups = [] if config is None else _reduce_gradients(chosen)
+        extra = {f"{i}.statistics": statistics for i, (_, statistics, _) in enumerate(groups)}
+        extra |= {f"{i}.histograms": histograms for i, (_, _, histograms) in enumerate(groups)}
+        weights = Measurement(dict(chosen) if self.config.weight_norms else {}, extra=extra)
+        norms = {name: weight.norm for name, weight in weights.statistics()}
+        diagnoses: dict[str, LayerDiagnosis] = {}
+        for i, (names, _, _) in enumerate(groups):
+            assert config is not None  # else nothing was reduced
+            rows, counts = (weights.extra(f"{i}.{part}").tolist() for part in ("statistics", "histograms"))
+            for name, values, histogram in zip(names, rows, counts, strict=True):
+                diagnoses[name] = _diagnose(name, dict(zip(NAMES, values, strict=True)), histogram, config)
+        examination = tuple(
             [
                 replace(
-                    found.get(name) or LayerDiagnosis(name, has_grad=p.grad is not None),
+                    diagnoses.get(name) or LayerDiagnosis(name, has_grad=p.grad is not None),
                     weight_norm=norms.get(name),
                 )
                 for name, p in chosen
             ]
         )
-        self.history.append(told)
-        return told
+        self.history.append(examination)
+        return examination
 
-    def _measured(self, chosen: list[tuple[str, Tensor]]) -> dict[Any, tuple[list[str], Tensor, Tensor]]:
-        """(names, statistics, histograms) of the parameters with a gradient, by device and precision."""
-        groups: dict[Any, list[tuple[str, Tensor]]] = {}
-        for name, p in chosen:
-            if p.grad is None:
-                continue
-            if p.grad.layout is not torch.strided or p.grad.is_complex():
-                kind = p.grad.dtype if p.grad.is_complex() else p.grad.layout
-                raise TypeError(f"the gradient of {name} is {kind}; leave it out of `layers`")
-            groups.setdefault((p.device, precision(p)), []).append((name, p))
-        result = {}
-        for key, members in groups.items():
-            packed, histograms = layer_statistics([p for _, p in members])
-            result[key] = ([name for name, _ in members], packed.values, histograms)
-        return result
 
-    def _diagnosis(self, name: str, statistics: dict[str, float], counts: list[int]) -> LayerDiagnosis:
-        config = self.config.gradients
-        assert config is not None  # else nothing was measured
-        row = statistics | {"n": sum(counts) + statistics["grad_nan"]}
-        derived = derive_layer(row)
-        norm = derived["grad_norm"]
-        bounds = {p: gradient_quantile(counts, p / 100.0) for p in config.percentiles}
-        return LayerDiagnosis(
-            layer=name,
-            has_grad=True,
-            grad_norm=norm,
-            grad_std=derived["grad_std"] if config.std else None,
-            percentiles={p: bound for p, bound in bounds.items() if bound is not None},
-            vanishing=None if norm is None else norm < config.vanishing,
-            exploding=None if norm is None else norm > config.exploding or math.isinf(norm),
-            histogram=tuple(counts) if config.histogram else None,
-        )
+def _reduce_gradients(parameters: list[tuple[str, Tensor]]) -> list[tuple[list[str], Tensor, Tensor]]:
+    """Return (names, statistics, histograms) of the parameters with a gradient, by device and precision."""
+    groups: dict[Any, list[tuple[str, Tensor]]] = {}
+    for name, p in parameters:
+        if p.grad is None:
+            continue
+        if p.grad.layout is not torch.strided or p.grad.is_complex():
+            kind = p.grad.dtype if p.grad.is_complex() else p.grad.layout
+            raise BadType(f"the gradient of {name} is {kind}; leave it out of `layers`")
+        groups.setdefault((p.device, precision(p)), []).append((name, p))
+    reduced = []
+    for members in groups.values():
+        statistics, histograms = layer_statistics([p for _, p in members])
+        reduced.append(([name for name, _ in members], statistics.values, histograms))
+    return reduced
+
+
+def _diagnose(
+    name: str, statistics: dict[str, float], counts: list[int], config: GradientDiagnostics
+) -> LayerDiagnosis:
+    derived = derive_layer(statistics | {"n": sum(counts) + statistics["grad_nan"]})
+    norm = derived["grad_norm"]
+    bounds = {p: gradient_quantile(counts, p / 100.0) for p in config.percentiles}
+    return LayerDiagnosis(
+        layer=name,
+        has_grad=True,
+        grad_norm=norm,
+        grad_std=derived["grad_std"] if config.std else None,
+        percentiles={p: bound for p, bound in bounds.items() if bound is not None},
+        vanishing=None if norm is None else norm < config.vanishing,
+        exploding=None if norm is None else norm > config.exploding or math.isinf(norm),
+        histogram=tuple(counts) if config.histogram else None,
+    )

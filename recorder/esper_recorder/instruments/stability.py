@@ -1,27 +1,28 @@
-"""Which weights and gradients are not finite, by name, at one transfer to the host."""
+"""Which weights and gradients are not finite, by name, with one transfer to the host."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from esper_recorder.instruments.measurement import Figures, Measurement, gradients_of, named_parameters
+from esper_recorder.arguments import BadCall, check_type
+from esper_recorder.instruments.measurement import Measurement, TensorStatistics, gradients_of, named_parameters
 
 
 @dataclass(frozen=True, slots=True)
 class NumericalStabilityReport:
-    """Where a model holds NaN and infinities.
+    """Where a model has NaN and infinities.
 
     Attributes:
         nan_weights, inf_weights, nan_gradients, inf_gradients: names of parameters, in the model's order.
-        without_gradient: names of the parameters that have none.
-        max_weight, max_gradient: the largest absolute number, infinity included; NaN where all are NaN, None where
-            there is no element.
-        loss_value, loss_is_finite: None where no loss was given.
+        without_gradient: names of the parameters without one.
+        max_weight, max_gradient: the largest absolute value, infinity included; NaN if all are NaN, None if there are
+            no elements.
+        loss_value, loss_is_finite: None without a loss.
     """
 
     nan_weights: tuple[str, ...]
@@ -36,72 +37,65 @@ class NumericalStabilityReport:
 
     @property
     def has_nan(self) -> bool:
-        """A weight, a gradient or the loss is NaN."""
+        """Whether a weight, a gradient or the loss is NaN."""
         loss = self.loss_value is not None and math.isnan(self.loss_value)
         return bool(self.nan_weights or self.nan_gradients) or loss
 
     @property
     def has_inf(self) -> bool:
-        """A weight, a gradient or the loss is infinite."""
+        """Whether a weight, a gradient or the loss is infinite."""
         loss = self.loss_value is not None and math.isinf(self.loss_value)
         return bool(self.inf_weights or self.inf_gradients) or loss
 
 
 def check_numerical_stability(model: torch.nn.Module, loss: Tensor | float | None = None) -> NumericalStabilityReport:
-    """Look for NaN and infinities in a model's weights and gradients as they stand.
+    """Find NaN and infinities in a model's current weights and gradients.
 
-    Any number of parameters, of any type (complex included), layout and device.
+    Parameters may have any type (complex included) and layout, and lie on any devices.
 
     Args:
-        model: its `named_parameters()` are looked at.
         loss: a tensor of one element, or a number.
 
     Raises:
-        TypeError: `model` is no module, or `loss` is neither.
+        TypeError: `model` is not a module, or `loss` is neither a tensor nor a number.
         ValueError: `loss` is a tensor of several elements.
     """
     parameters = named_parameters(model)
     gradients = gradients_of(parameters)
     tensors = {("weight", name): p.detach() for name, p in parameters}
-    tensors |= {("gradient", name): g for name, g in gradients.items()}
-    besides = {"loss": loss.detach().reshape(1)} if isinstance(loss, Tensor) and _is_one(loss) else {}
-    if loss is not None and not besides and not isinstance(loss, float | int):
-        raise TypeError(f"loss is a {type(loss).__name__}; give a tensor of one element, or a number")
-    measured = Measurement({key: _real(x) for key, x in tensors.items()}, besides=besides)
-    found = dict(measured.figures())
-    loss_value = float(measured.besides("loss")) if besides else None if loss is None else float(loss)
-    weights = {name: found["weight", name] for name, _ in parameters}
-    of_gradients = {name: found["gradient", name] for name in gradients}
+    tensors |= {("gradient", name): gradient for name, gradient in gradients.items()}
+    extra = {}
+    if isinstance(loss, Tensor):
+        if loss.numel() != 1:
+            raise BadCall(f"loss has {loss.numel()} elements; give the one number that backward() was called on")
+        extra["loss"] = loss.detach().reshape(1)
+    elif loss is not None:
+        check_type("loss", loss, (float, int), "a tensor of one element, or a number")
+    measurement = Measurement({key: _real(x) for key, x in tensors.items()}, extra=extra)
+    statistics = dict(measurement.statistics())
+    weights = {name: statistics["weight", name] for name, _ in parameters}
+    by_gradient = {name: statistics["gradient", name] for name in gradients}
+    loss_value = float(measurement.extra("loss")) if extra else None if loss is None else float(loss)
     return NumericalStabilityReport(
-        nan_weights=_with(weights, "grad_nan"),
-        inf_weights=_with(weights, "grad_posinf", "grad_neginf"),
-        nan_gradients=_with(of_gradients, "grad_nan"),
-        inf_gradients=_with(of_gradients, "grad_posinf", "grad_neginf"),
+        nan_weights=tuple([name for name, weight in weights.items() if weight.nan_count]),
+        inf_weights=tuple([name for name, weight in weights.items() if weight.inf_count]),
+        nan_gradients=tuple([name for name, gradient in by_gradient.items() if gradient.nan_count]),
+        inf_gradients=tuple([name for name, gradient in by_gradient.items() if gradient.inf_count]),
         without_gradient=tuple([name for name, _ in parameters if name not in gradients]),
-        max_weight=_largest(weights.values()),
-        max_gradient=_largest(of_gradients.values()),
+        max_weight=_largest(weights),
+        max_gradient=_largest(by_gradient),
         loss_value=loss_value,
         loss_is_finite=None if loss_value is None else math.isfinite(loss_value),
     )
 
 
-def _is_one(loss: Tensor) -> bool:
-    if loss.numel() != 1:
-        raise ValueError(f"loss has {loss.numel()} elements; give the one number that backward() was called on")
-    return True
-
-
 def _real(x: Tensor) -> Tensor:
-    """Real and imaginary parts side by side."""
+    """View a complex tensor as its real and imaginary parts."""
     if not x.is_complex():
         return x
     return torch.view_as_real((x if x.layout is torch.strided else x.to_dense()).resolve_conj())
 
 
-def _with(figures: dict[str, Figures], *counts: str) -> tuple[str, ...]:
-    return tuple([name for name, own in figures.items() if any(own[count] for count in counts)])
-
-
-def _largest(figures: Iterable[Figures]) -> float | None:
-    sizes = [abs(own[name]) for own in figures if own["n"] for name in ("grad_min", "grad_max")]
+def _largest(tensors: Mapping[str, TensorStatistics]) -> float | None:
+    sizes = [abs(x) for tensor in tensors.values() for x in (tensor.min, tensor.max) if x is not None]
     return max((size for size in sizes if not math.isnan(size)), default=math.nan) if sizes else None

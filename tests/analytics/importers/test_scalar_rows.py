@@ -7,7 +7,7 @@ import math
 import pytest
 
 from esper_analytics.importers.libraries import LIBRARIES, TORCHRL, match_library
-from esper_analytics.importers.scalar_rows import Scalar, Session, arrange, utc_time
+from esper_analytics.importers.scalar_rows import ScalarValue, Session, arrange, utc_time
 from esper_recorder.contract.tables import column_names
 
 KL, CLIP, LOSS = "train/approx_kl", "train/clip_fraction", "train/loss"
@@ -16,7 +16,7 @@ KL, CLIP, LOSS = "train/approx_kl", "train/clip_fraction", "train/loss"
 def session(*values, started=None):
     """Values as (tag, step, value); the n-th is in record n, n seconds after the start."""
     return Session(
-        [Scalar(tag, step, value, line, time=float(line)) for line, (tag, step, value) in enumerate(values, 1)],
+        [ScalarValue(tag, step, value, line, time=float(line)) for line, (tag, step, value) in enumerate(values, 1)],
         started,
     )
 

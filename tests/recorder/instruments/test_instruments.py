@@ -126,8 +126,8 @@ class TestLayerGradients:
         model = Holder(w=dense)
         values = collect_per_layer_gradients(model).layers[0]
         measured = measurement.Measurement({"w": dense.to_sparse_csr()})
-        [(_, figures)] = measured.figures()
-        assert figures["grad_zero"] == 3 and values.zero_fraction == 0.75 and figures["grad_max"] == 2.0
+        [(_, statistics)] = measured.statistics()
+        assert statistics.zeros == 3 and values.zero_fraction == 0.75 and statistics.max == 2.0
 
     def test_a_complex_gradient_is_refused_with_a_sentence(self):
         with pytest.raises(TypeError, match=r"the gradient of w is torch\.complex64: complex numbers have no order"):
@@ -230,7 +230,7 @@ class TestStability:
 
     @pytest.mark.parametrize(
         ("loss", "error", "words"),
-        [("1", TypeError, "loss is a str; give a tensor"), (torch.ones(2), ValueError, "loss has 2 elements")],
+        [("1", TypeError, "loss is '1'; give a tensor"), (torch.ones(2), ValueError, "loss has 2 elements")],
     )
     def test_a_loss_that_is_none_is_refused(self, loss: Any, error: type[Exception], words: str):
         with pytest.raises(error, match=words):
@@ -347,7 +347,7 @@ assert False, "assertions are on"
         done = subprocess.run([sys.executable, "-O", "-c", code + tries], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.splitlines()) == len(calls)
-        assert "exploding is a str; give a number" in done.stdout
+        assert "exploding is '5'; give a number" in done.stdout
 
     def test_the_private_torch_function_has_a_way_round(self, monkeypatch: pytest.MonkeyPatch):
         model = Holder(a=torch.tensor([3.0]), b=torch.tensor([4.0, 0.0]))
@@ -416,7 +416,7 @@ class TestDrift:
     def test_a_state_of_another_tracker_is_refused(self):
         with pytest.raises(ValueError, match=r"momentum': 0\.9"):
             GradientEMATracker().load_state_dict(GradientEMATracker(momentum=0.9).state_dict())
-        with pytest.raises(ValueError, match=r"this is no state of a GradientEMATracker: settings, .*is missing"):
+        with pytest.raises(ValueError, match=r"this is not a state of a GradientEMATracker: settings, .*is missing"):
             GradientEMATracker().load_state_dict({"update_count": 0})
 
     def test_two_trackers_share_no_state(self):

@@ -45,8 +45,8 @@ def test_the_guilty_head_is_named_though_the_joint_ratio_hides_it():
     up, down = torch.tensor([0.0, 3.0, 0.0]), torch.tensor([0.0, -3.5, 0.0])
     heads = {"op": {"log_ratio": up}, "slot": {"log_ratio": down}, "value": {"entropy": torch.ones(3)}}
     got = diagnose_ratios(log_ratio=up + down, heads=heads)
-    assert got.guilty is not None and got.guilty.head == "slot"
-    assert got.guilty.worst[0].log_ratio == -3.5
+    assert got.worst_head is not None and got.worst_head.head == "slot"
+    assert got.worst_head.worst[0].log_ratio == -3.5
     assert got.exploded == ("op", "slot")  # exp(3) > 5, exp(-3.5) < 0.1; the joint exp(-0.5) is neither
     assert [one.head for one in got.ratios] == ["", "op", "slot"]  # the third has no ratio
 
@@ -54,19 +54,18 @@ def test_the_guilty_head_is_named_though_the_joint_ratio_hides_it():
 def test_a_head_that_is_not_finite_is_worse_than_one_that_moved_far():
     heads = {"far": {"log_ratio": torch.tensor([50.0, 0.0])}, "broken": {"log_ratio": torch.tensor([NAN, 0.0])}}
     got = diagnose_ratios(log_ratio=torch.zeros(2), heads=heads)
-    assert got.guilty is not None and got.guilty.head == "broken"
+    assert got.worst_head is not None and got.worst_head.head == "broken"
 
 
 def test_without_heads_none_is_guilty_and_a_ratio_of_one_is_no_guilt():
-    assert diagnose_ratios(log_ratio=torch.tensor([9.0])).guilty is None
-    assert diagnose_ratios(log_ratio=torch.zeros(1), heads={"a": {"log_ratio": torch.zeros(1)}}).guilty is None
+    assert diagnose_ratios(log_ratio=torch.tensor([9.0])).worst_head is None
+    assert diagnose_ratios(log_ratio=torch.zeros(1), heads={"a": {"log_ratio": torch.zeros(1)}}).worst_head is None
 
 
 def test_a_ratio_at_a_threshold_has_not_exploded():
     assert diagnose_ratios(log_ratio=torch.tensor([math.log(5.0)]), above=5.5).exploded == ()
-    one = ratio_of_head("", {"ratio_max": 5.0, "ratio_min": 0.1}, [])
-    assert not diagnose_ratios(log_ratio=torch.zeros(1))._beyond(one)
-    assert diagnose_ratios(log_ratio=torch.zeros(1))._beyond(ratio_of_head("", {"ratio_max": 5.0001}, []))
+    assert not ratio_of_head("", {"ratio_max": 5.0, "ratio_min": 0.1}, []).is_beyond(5.0, 0.1)
+    assert ratio_of_head("", {"ratio_max": 5.0001}, []).is_beyond(5.0, 0.1)
 
 
 def test_masks_are_used():
