@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from esper_analytics.errors import EsperError, ExitCode, UsageError
-from esper_recorder.contract.suggest import suggest
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-_Choice = TypeVar("_Choice")
 
 
 class Group(TyperGroup):
@@ -76,20 +74,3 @@ class App(typer.Typer):
             # Blank lines between them: the help joins adjacent lines to one paragraph.
             settings["epilog"] = "\n\n".join([f"Example{'s' if len(lines) > 1 else ''}:", *lines])
         return super().command(*args, cls=Command, **settings)
-
-
-def one_of(choices: Mapping[str, _Choice], unknown: str, kind: str) -> Callable[[str], _Choice]:
-    """Return the parser of an option with a fixed set of values.
-
-    Args:
-        choices: name -> value.
-        unknown: the message for another name, with `{}` for that name.
-        kind: what the choices are, in the plural.
-    """
-
-    def parse(name: str) -> _Choice:
-        if name not in choices:
-            raise UsageError(f"{unknown.format(name)} {suggest(name, choices, kind=kind)}")
-        return choices[name]
-
-    return parse

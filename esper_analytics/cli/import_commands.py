@@ -17,31 +17,34 @@ from esper_analytics.cli.output import OutputFormat
 from esper_analytics.errors import DataError
 
 if TYPE_CHECKING:
-    from esper_analytics.importers.load_report import LoadReport
     from esper_analytics.importers.run_writer import ImportOutcome
 
 _Progress = Callable[[int, int], None] | None
 _Import = Callable[[Sequence[str], Path, _Progress], list["ImportOutcome"]]
 
-
 SOURCES = {
     "esper-jsonl": (
-        "esper_analytics.importers.esper_jsonl",
         "Esper's events.jsonl (plain, .gz, .zst), of December 2025 to June 2026. Prints what was loaded.",
         ("esper import esper-jsonl telemetry/ --to runs", "esper import esper-jsonl events.jsonl.zst --to runs"),
     ),
     "tensorboard": (
-        "esper_analytics.importers.tensorboard",
         "TensorBoard event files of Stable-Baselines3, CleanRL, rsl_rl or TorchRL, one run per folder.",
         ("esper import tensorboard logs/ --to runs", "esper import tensorboard 'logs/PPO_*' --to runs"),
     ),
     "sb3-csv": (
-        "esper_analytics.importers.sb3_csv",
         "The progress.csv of Stable-Baselines3, one run per file.",
         ("esper import sb3-csv logs/ --to runs",),
     ),
 }
-"""Name -> the module whose `import_files` reads it, the help, examples."""
+"""Name, also of the module in `importers` whose `import_files` reads it -> the help, examples."""
+
+_OUTCOMES = {
+    "unchanged": "{run_id}: is in {to} already, from the same content; left as it is",
+    "shorter": "{run_id}: {source} has less of this run than {to} already; left as it is",
+    "replaced": "{run_id}: imported again, since {source} has changed",
+    "imported": "{run_id}: imported from {source}",
+    "empty": "{source}: left out, since it has nothing to import",
+}
 
 SourcesArgument = Annotated[
     list[str], typer.Argument(metavar="SOURCE", help="Files, folders (searched with all below them) or patterns.")
@@ -57,7 +60,7 @@ commands = App(
 )
 
 
-def _command(module: str) -> Callable[..., None]:
+def _command(name: str) -> Callable[..., None]:
     def import_source(
         sources: SourcesArgument,
         to: ToOption,
@@ -65,7 +68,8 @@ def _command(module: str) -> Callable[..., None]:
         output: options.Output = None,
         strict: StrictImportOption = False,
     ) -> None:
-        import_files: _Import = importlib.import_module(module).import_files
+        module = importlib.import_module(f"esper_analytics.importers.{name.replace('-', '_')}")
+        import_files: _Import = module.import_files
         with _megabytes_bar() as progress:
             outcomes = import_files(sources, to, progress)
         _report(outcomes, to, form, output, strict)
@@ -73,8 +77,8 @@ def _command(module: str) -> Callable[..., None]:
     return import_source
 
 
-for _name, (_module, _help, _examples) in SOURCES.items():
-    commands.command(_name, help=_help, examples=_examples)(_command(_module))
+for _name, (_help, _examples) in SOURCES.items():
+    commands.command(_name, help=_help, examples=_examples)(_command(_name))
 
 
 @contextmanager
@@ -94,22 +98,14 @@ def _report(
     from esper_analytics.importers.load_report import report_frame
 
     if all(outcome.status == "empty" for outcome in outcomes):
-        raise DataError(_nothing([outcome.report for outcome in outcomes]))
+        first, more = outcomes[0].report, len(outcomes) - 1
+        where = f"{first.source}, nor in {more} more" if more else first.source
+        raise DataError(f"There is nothing to import in {where}: {first.damage or 'it is empty'}.")
     emit(report_frame({outcome.run_id: outcome.report for outcome in outcomes if outcome.run_id}), form, output)
     incomplete = False
     for outcome in outcomes:
         run_id, report = outcome.run_id, outcome.report
-        match outcome.status:
-            case "unchanged":
-                narrate(f"{run_id}: is in {to} already, from the same content; left as it is")
-            case "shorter":
-                narrate(f"{run_id}: {report.source} has less of this run than {to} already; left as it is")
-            case "replaced":
-                narrate(f"{run_id}: imported again, since {report.source} has changed")
-            case "imported":
-                narrate(f"{run_id}: imported from {report.source}")
-            case "empty":
-                narrate(f"{report.source}: left out, since it has nothing to import")
+        narrate(_OUTCOMES[outcome.status].format(run_id=run_id, source=report.source, to=to))
         narrate(*(f"{run_id}: {note}" for note in report.notes))
         if problems := report.problems:
             incomplete = True
@@ -117,10 +113,3 @@ def _report(
             narrate(f"{run_id or report.source}: {', '.join(problems)}{hint}")
     if incomplete and strict:
         raise DataError("Not everything found its column (--strict).")
-
-
-def _nothing(reports: Sequence[LoadReport]) -> str:
-    """Why nothing was imported, by the first of the sources."""
-    first = reports[0]
-    more = f", nor in {len(reports) - 1} more" if len(reports) > 1 else ""
-    return f"There is nothing to import in {first.source}{more}: {first.damage or 'it is empty'}."

@@ -49,15 +49,9 @@ class OutputFormat:
 
 
 def show(frame: pl.DataFrame, form: OutputFormat, *, percent: Sequence[str] = (), whole: Sequence[str] = ()) -> None:
-    """Print rows to stdout; a table is drawn to fit if stdout is a terminal.
+    """Print rows to stdout. Raises UsageError for a binary format.
 
-    Args:
-        frame: the rows.
-        form: the format.
-        percent: columns that a terminal shows as percentages.
-        whole: columns whose texts a terminal shows without shortening.
-
-    Raises UsageError for a binary format.
+    On a terminal a table is drawn to fit: the columns `percent` as percentages, texts shortened but those of `whole`.
     """
     if form.lines is None:
         raise UsageError(f"{form.name} is not text. Add -o FILE{form.suffixes[0]}.")
