@@ -22,33 +22,29 @@ import polars as pl
 
 from esper_analytics.detection.diff import diff
 from esper_analytics.detection.replay import Result, replay
-from esper_analytics.errors import DataError, UsageError
+from esper_analytics.errors import DataError, UsageError, writing
 from esper_analytics.formatting import format_list
 from esper_analytics.postmortem.render import report
 from esper_analytics.runs import open as open_runs
-from esper_recorder.contract.rules.model import Rule
 
 NEEDS: Final = ("torch", "stable_baselines3", "gymnasium")
-CHANGED: Final = {"ratio_explosion.above": 3.0}
+RULE: Final = "ratio_explosion"
+ABOVE: Final = 3.0
+CHANGED: Final = {f"{RULE}.above": ABOVE}
 """The other threshold."""
 
 Progress = Callable[[str, int, int], None]
 
 
 def record(out: Path, progress: Progress, *, command: Iterable[str] | None = None) -> list[str]:
-    """Record the demo's runs into `out/runs`, in place of an earlier demo's.
+    """Record the demo's runs into `out/runs`, in place of an earlier demo's, and return their ids.
 
     Args:
         out: the demo's folder; created if missing.
         progress: called with the run's name, the steps done and the steps in all.
         command: the command line that records, without `--out DIR`.
 
-    Returns:
-        The run_ids.
-
-    Raises:
-        UsageError: the trainer's libraries are not installed, or `out` cannot be written.
-        DataError: the training failed.
+    Raises UsageError if the trainer's libraries are missing or `out` cannot be written, DataError if training fails.
     """
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None] if command is None else []
     if missing:
@@ -58,7 +54,7 @@ def record(out: Path, progress: Progress, *, command: Iterable[str] | None = Non
         )
     runs = out / "runs"
     listing = out / "demo.json"
-    try:
+    with writing(out):
         runs.mkdir(parents=True, exist_ok=True)
         before = {path.name for path in runs.iterdir()}
         earlier = _earlier_runs(listing)
@@ -72,8 +68,6 @@ def record(out: Path, progress: Progress, *, command: Iterable[str] | None = Non
             if (runs / name / "run.json").is_file():
                 shutil.rmtree(runs / name, ignore_errors=True)
         listing.write_text(json.dumps({"runs": recorded}) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{error.filename or out} cannot be written: {error.strerror or error}.") from error
     if not recorded:
         raise DataError(f"The training ended without a run in {runs}.")
     return recorded
@@ -90,29 +84,23 @@ def evaluate(out: Path, run_ids: list[str]) -> tuple[Result, Result]:
 
 def differences(shipped: Result, changed: Result) -> pl.DataFrame:
     """One row per run: how often the changed rule fires with each threshold, when first, and the new firings."""
-    (path, value), *_ = CHANGED.items()
-    name = path.partition(".")[0]
-    rule = next(rule for rule in shipped.rules.rules if rule.name == name)
-    change = diff(shipped, changed)
+    threshold = next(rule for rule in shipped.rules.rules if rule.name == RULE).conditions[0].threshold
+    before = "?" if threshold is None or threshold.number is None else f"{threshold.number:g}"
+    new = diff(shipped, changed).filter(pl.col("change") == "new")
     rows = []
     for run_id in shipped.rules_by_run:
-        firings = [_firings(result, run_id, name) for result in (shipped, changed)]
-        new = change.filter((pl.col("run_id") == run_id) & (pl.col("change") == "new"))
-        rows.append((shipped.runs.manifest(run_id).name, *firings, new.height))
-    return pl.DataFrame(
-        rows,
-        schema=["run", f"{name} above {_number(rule)}", f"{name} above {value:g}", "new firings"],
-        orient="row",
-    )
+        firings = [_firings(result, run_id) for result in (shipped, changed)]
+        rows.append((shipped.runs.manifest(run_id).name, *firings, new.filter(pl.col("run_id") == run_id).height))
+    columns = ["run", f"{RULE} above {before}", f"{RULE} above {ABOVE:g}", "new firings"]
+    return pl.DataFrame(rows, schema=columns, orient="row")
 
 
 def next_commands(out: Path) -> list[str]:
     """Return commands to try next, as lines to copy."""
     esper = _esper()
     runs, figure, review = (shlex.quote(str(out / name)) for name in ("runs", "wrecked.png", "review.html"))
-    (path, value), *_ = CHANGED.items()
     return [
-        f"{esper} replay {runs} --run wrecked --set {path}={value:g} --against default",
+        f"{esper} replay {runs} --run wrecked --set {RULE}.above={ABOVE:g} --against default",
         f'{esper} sql {runs} "SELECT run_id, max(ratio_max), max(approx_kl) FROM ppo_updates GROUP BY 1"',
         f"{esper} plot {runs} --run wrecked -o {figure}",
         f"{esper} report {runs} --rules esper-review --against default -o {review}",
@@ -147,14 +135,9 @@ def _earlier_runs(listing: Path) -> list[str]:
     return [name for name in names if isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name, flags=re.ASCII)]
 
 
-def _firings(result: Result, run_id: str, rule: str) -> str:
-    updates = result.firings.filter((pl.col("run_id") == run_id) & (pl.col("rule") == rule)).get_column("update")
+def _firings(result: Result, run_id: str) -> str:
+    updates = result.firings.filter(pl.col("run_id") == run_id, pl.col("rule") == RULE).get_column("update")
     return f"{updates.len()} updates, first {min(updates)}" if updates.len() else "never"
-
-
-def _number(rule: Rule) -> str:
-    threshold = rule.conditions[0].threshold
-    return "?" if threshold is None or threshold.number is None else f"{threshold.number:g}"
 
 
 def _esper() -> str:
