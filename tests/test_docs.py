@@ -28,6 +28,8 @@ from esper_recorder.contract.tables import TABLES, column_names
 from tests.support import ROOT, run_process
 
 README = ROOT / "README.md"
+REPOSITORY = r"https://(github\.com/esper-analytics/esper-analytics/(blob|tree)|raw\.githubusercontent\.com/[\w-]+/[\w-]+)/main/"
+"""What the address of a file of this project begins with."""
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "recorder/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
@@ -206,7 +208,10 @@ def test_every_link_leads_to_an_existing_file_or_heading(page):
     text = page.read_text(encoding="utf-8")
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"<img[^>]* src=\"([^\"]+)\"", text)
     broken = []
-    for target in targets:
+    for link in targets:
+        target = re.sub(REPOSITORY, "", link)
+        if target == link and page == README and not re.match(r"[a-z]+:|#", link):
+            broken.append(f"{link} (a package index shows README alone: link to the repository)")
         if re.match(r"[a-z]+:", target):
             continue
         name, _, anchor = target.partition("#")
