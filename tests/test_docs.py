@@ -28,7 +28,9 @@ from esper_recorder.contract.tables import TABLES, column_names
 from tests.support import ROOT, run_process
 
 README = ROOT / "README.md"
-REPOSITORY = r"https://(github\.com/esper-analytics/esper-analytics/(blob|tree)|raw\.githubusercontent\.com/[\w-]+/[\w-]+)/main/"
+REPOSITORY = (
+    r"https://(github\.com/esper-analytics/esper-analytics/(blob|tree)|raw\.githubusercontent\.com/[\w-]+/[\w-]+)/main/"
+)
 """What the address of a file of this project begins with."""
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "recorder/README.md")),
