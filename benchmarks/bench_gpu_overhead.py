@@ -2,7 +2,7 @@
 
 Fresh processes take turns. The clock runs from the start of rollout `WARM_UP` to the start of the last one, with the
 device drained at both ends. A further pass at each level counts the host syncs that CUDA reports meanwhile; the example
-has none of its own. Without a CUDA device it says "not measured" and writes nothing.
+makes none itself. Without a CUDA device it says "not measured" and writes nothing.
 
     python benchmarks/bench_gpu_overhead.py [--pairs 15] [--updates 60] [--n-envs 4096]
     python benchmarks/bench_gpu_overhead.py --device cpu --pairs 1 --updates 8 --n-envs 8    # tries the script out

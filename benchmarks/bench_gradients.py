@@ -121,8 +121,8 @@ def measure(tensors: int, parameters: int, dtype: torch.dtype, device: torch.dev
     }
 
 
-def room(device: torch.device) -> int:
-    """Bytes a measurement may take."""
+def memory_for_one_measurement(device: torch.device) -> int:
+    """Bytes a measurement may use."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 4
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")) // 4
@@ -143,7 +143,7 @@ def main() -> None:
                 continue
             # Weights and gradients; the per-layer ops take a float32 copy and a few of eight bytes of one layer.
             needed = 2 * parameters * dtype.itemsize + 40 * (parameters // tensors)
-            if needed > room(device):
+            if needed > memory_for_one_measurement(device):
                 row: dict[str, Any] = {
                     "device": device.type,
                     "tensors": tensors,

@@ -3,8 +3,8 @@
 DuckDB reads the lines once and writes a Parquet file per kind of event with every field that ever has a value there,
 cast to its type: by a `json_extract_string` for each field, as views over such lines are written (`duckdb`), and by one
 for all fields of a line, which parses it once (`duckdb_one_call`). The list of the fields is made beforehand and not
-measured. DuckDB is spared what the import does besides: nothing is checked or accounted for, lists stay JSON text, and
-no key that comes later is noticed. Each measure is taken in a process of its own, in turns, the best of several.
+measured. DuckDB does less than the import: nothing is checked or accounted for, lists stay JSON text, and
+no key that comes later is noticed. Each measure runs in a fresh process, in turns; the best of several counts.
 
     python benchmarks/bench_import.py [--turns 5] [FILE.jsonl.zst ...]
 

@@ -6,7 +6,7 @@ Several measures, because a shared machine is noisy:
   the rest of the training's CPU time, in one and the same process; what asking for the time takes is taken off. Of a
   training of 61,440 steps, 30 PPO updates, the median of three. All of the recorder's time counts, that which a run
   takes but once included. How much that is (making the recorder, closing it and the last Parquet parts, which hold the
-  rows since the journal was last rolled) is told as `once_s`, and the ratio without it as `calls_without_once`;
+  rows since the journal was last rolled) is reported as `once_s`, and the ratio without it as `calls_without_once`;
 * `calls_short`: the same of the short trainings that follow, in which what a run costs once weighs more;
 * `pairs`: CPU time of `learn()` with a recorder over that without, in fresh processes that take turns, each 20,480
   steps or ten updates;

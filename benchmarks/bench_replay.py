@@ -1,8 +1,7 @@
 """How fast rules are replayed: one long run, row by row, a sweep of a threshold, and many runs. Five minutes at most.
 
-Every measure is taken in a process of its own on two threads; what is compared takes turns, and the best of the turns
-counts. One run and many are each opened and replayed once per process, so that the reading of manifests and footers,
-and the peak of the memory, are those of a first question.
+Each measure runs in a fresh process on two threads; candidates take turns, and the best turn counts. One run and many
+are each opened and replayed once per process: reading manifests, and the peak memory, are those of a first replay.
 
     python benchmarks/bench_replay.py [--updates 1000000] [--turns 5]
 """
@@ -46,13 +45,13 @@ def measure(what: str, folder: str, turns: int) -> dict[str, Any]:
         "default": lambda: ea.replay(ea.open(folder), "default"),
         "sweep": lambda: ea.sweep(runs, PROFILE, rule="ratio_explosion", field="above", values=values),
     }
-    words = what.split("+")
-    best = dict.fromkeys(words, float("inf"))
+    names = what.split("+")
+    best = dict.fromkeys(names, float("inf"))
     for _ in range(turns):
-        for word in words:
+        for name in names:
             began = time.perf_counter()
-            calls[word]()
-            best[word] = min(best[word], time.perf_counter() - began)
+            calls[name]()
+            best[name] = min(best[name], time.perf_counter() - began)
     return {**best, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 

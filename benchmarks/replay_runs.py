@@ -98,7 +98,7 @@ def healthy(column: str, rng: np.random.Generator, count: int) -> np.ndarray[Any
 
 
 def write_run(root: Path, name: str, updates: int, rows: Any) -> None:
-    """A run of so many updates, from a function that gives the rows of a stretch of them."""
+    """Write a run of `updates` updates, from a function that returns the rows of a range of them."""
     run_id = f"{name}-20260101T000000Z-abc123"
     path = root / run_id
     rng = np.random.default_rng(list(name.encode()))
@@ -124,7 +124,7 @@ def write_run(root: Path, name: str, updates: int, rows: Any) -> None:
 
 
 def repeated(texts: Any, times: int) -> pa.Array:
-    """The texts so many times over."""
+    """Repeat the texts."""
     places = pa.array(np.tile(np.arange(len(texts), dtype=np.int32), int(times)))
     return pa.DictionaryArray.from_arrays(places, pa.array(list(texts))).cast(pa.string())
 

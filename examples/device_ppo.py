@@ -136,7 +136,7 @@ def collect(env: CartPole, agent: Agent, steps: int) -> Rollout:
 def advantages_of(rollout: Rollout, values: Tensor, next_values: Tensor, gamma: float, gae_lambda: float) -> Tensor:
     """Generalised advantage estimates (Schulman et al., 2016), [steps, n_envs].
 
-    What a step led to is worth nothing where the pole fell, and goes on being worth something where the time was up.
+    The next state is worth nothing if the pole fell, but has its value if only the time limit was reached.
     """
     errors = rollout.rewards + gamma * next_values * ~rollout.fell - values
     carried = gamma * gae_lambda * ~rollout.ended
@@ -181,7 +181,7 @@ def train_ppo_vectorized(
     Args:
         n_episodes: rollouts, each followed by one PPO update.
         n_envs: environments.
-        max_epochs: steps taken in each environment per rollout.
+        max_epochs: steps of each environment per rollout.
         ppo_updates_per_batch: passes over a rollout.
         n_minibatches: minibatches per pass.
         lr: of Adam.

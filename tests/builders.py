@@ -56,8 +56,8 @@ def write_run(
         ended: `finished`, `raised`, or None for a run that was killed.
         rules: text of the rules the run ran with.
         profile: name of their profile.
-        rows_per_part: a table's rows are cut into parts of so many.
-        manifest: what to put into `run.json` over what is made up here.
+        rows_per_part: the rows of a part.
+        manifest: entries of `run.json` that replace the defaults.
         folder: name of the folder, where it is not to be the run_id.
     """
     run_id = (manifest or {}).get("run_id", run_id_of(name))

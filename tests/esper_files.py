@@ -1,8 +1,8 @@
 """Files that Esper's own trainer wrote, of both generations of its payloads, single events, and imports of both.
 
 `tests/data/esper_*` are the first updates of two real runs, cut down to the events that rules read. `all_kinds_*` are
-the first batch of each run with all its events, and about two of every other kind. Whole files are looked for in the
-folder that the environment variable ESPER_TEST_DATA names.
+the first batch of each run with all its events, and about two of every other kind. Whole files are in the folder
+that the environment variable ESPER_TEST_DATA names.
 """
 
 from __future__ import annotations

@@ -19,19 +19,19 @@ TINY: dict[str, Any] = {"n_episodes": 3, "n_envs": 4, "max_epochs": 12, "ppo_upd
 
 
 class TestPpoOnADevice:
-    def test_learns_and_is_recorded_as_a_user_would_have_it(self, tmp_path: Path):
+    def test_it_learns_and_is_recorded(self, tmp_path: Path):
         _, lengths = train_ppo_vectorized(n_episodes=14, runs=tmp_path)
         untrained, trained = torch.stack(lengths[:2]).mean(), torch.stack(lengths[-4:]).nanmean()
-        assert untrained < 30, "a policy that knows nothing drops the pole after some 20 steps"
+        assert untrained < 30, "an untrained policy drops the pole after some 20 steps"
         assert trained > 90
         runs = ea.open(tmp_path)
         (run,) = runs.list().to_dicts()
         assert (run["updates"], run["ended"], run["progress"], run["complete"]) == (14, "finished", 1.0, True)
-        told = runs.sql(
+        episodes = runs.sql(
             "SELECT avg(episode_return) AS length, count(*) AS n, max(step) AS step FROM episodes WHERE update = 14"
         ).to_dicts()[0]
-        assert told["length"] == pytest.approx(float(lengths[-1])) and told["n"] > 0
-        assert told["step"] <= 14 * 32 * 64
+        assert episodes["length"] == pytest.approx(float(lengths[-1])) and episodes["n"] > 0
+        assert episodes["step"] <= 14 * 32 * 64
         update = runs.sql("SELECT * FROM ppo_updates WHERE update = 1").to_dicts()[0]
         assert (update["n"], update["minibatch_count"], update["epochs"]) == (4 * 32 * 64, 16, 4)
         assert update["entropy_normalized"] == pytest.approx(1.0, abs=0.05)
@@ -39,7 +39,7 @@ class TestPpoOnADevice:
         assert first == pytest.approx((1.0, 1.0), abs=1e-5)
 
     @pytest.mark.parametrize("level", ["minimal", "normal", "debug"])
-    def test_its_weights_are_those_of_a_training_nobody_records(self, tmp_path: Path, level: str):
+    def test_its_weights_are_those_of_a_training_without_recorder(self, tmp_path: Path, level: str):
         plain, _ = train_ppo_vectorized(**TINY, use_telemetry=False, runs=tmp_path)
         assert list(tmp_path.iterdir()) == []
         recorded, _ = train_ppo_vectorized(**TINY, level=level, runs=tmp_path)
@@ -54,8 +54,8 @@ class TestPpoOnADevice:
             entropy_coef_min=0.1,
             runs=tmp_path,
         )
-        told = ea.open(tmp_path).sql("SELECT entropy_coef FROM ppo_updates ORDER BY update").rows()
-        assert [value for (value,) in told] == pytest.approx([0.4, 0.2, 0.1, 0.1])
+        rows = ea.open(tmp_path).sql("SELECT entropy_coef FROM ppo_updates ORDER BY update").rows()
+        assert [value for (value,) in rows] == pytest.approx([0.4, 0.2, 0.1, 0.1])
 
     def test_half_precision_trains_and_is_recorded(self, tmp_path: Path):
         agent, _ = train_ppo_vectorized(**TINY, amp=True, runs=tmp_path)
@@ -116,7 +116,7 @@ class TestItsParts:
         )
         values, after = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[2.0], [9.0], [4.0]])
         # Errors: 1 + 0.5 * 2 - 1 = 1; the pole fell: 1 - 2 = -1; the time was up: 1 + 0.5 * 4 - 3 = 0.
-        # Carried by 0.5 * 0.8 where the episode went on: 1 + 0.4 * -1 = 0.6.
+        # Carried by 0.5 * 0.8 if the episode continued: 1 + 0.4 * -1 = 0.6.
         found = advantages_of(rollout, values, after, gamma=0.5, gae_lambda=0.8)
         assert found.flatten().tolist() == pytest.approx([0.6, -1.0, 0.0])
 

@@ -1,31 +1,26 @@
-"""The recorder's benchmarks run, and a figure that could not be measured is not made up."""
+"""The recorder's benchmarks run, and write no figure that was not measured."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
 import torch
 
-from tests.support import ROOT
+from tests.support import ROOT, run_process
 
 BENCHMARKS = ROOT / "benchmarks"
 
 
-def run(script: str, *words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / script, *words], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run(script: str, *arguments: str) -> str:
+    return run_process(sys.executable, BENCHMARKS / script, *arguments).stdout
 
 
 @pytest.mark.slow
 class TestBenchmarks:
-    def test_memory(self):
-        told = run("bench_memory.py", "--updates", "500", "--dry")
-        assert told.startswith("peak memory grew by 0.0 MB after the first 500 of 500 updates")
+    def test_memory_is_measured(self):
+        output = run("bench_memory.py", "--updates", "500", "--dry")
+        assert output.startswith("peak memory grew by 0.0 MB after the first 500 of 500 updates")
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device: it would be measured")
     def test_overhead_on_a_gpu_is_not_measured_without_one(self):
@@ -34,5 +29,5 @@ class TestBenchmarks:
         assert sorted(BENCHMARKS.glob("results/*")) == before
 
     def test_overhead_on_a_gpu_can_be_tried_out_on_a_cpu(self):
-        told = run("bench_gpu_overhead.py", "--device", "cpu", "--pairs", "1", "--updates", "7", "--n-envs", "4")
-        assert "'level': 'debug'" in told and told.endswith("no result is written\n")
+        output = run("bench_gpu_overhead.py", "--device", "cpu", "--pairs", "1", "--updates", "7", "--n-envs", "4")
+        assert "'level': 'debug'" in output and output.endswith("no result is written\n")

@@ -1,4 +1,4 @@
-"""What both packages offer: each name once, each loaded when it is used, no two classes of one name."""
+"""The public names of both packages: each exported once, loaded on first use, no two classes of one name."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def test_the_names_are_sorted_there_and_found_by_dir(surface: ModuleType):
 
 
 def test_type_checkers_see_the_same_instruments():
-    told = set()
+    declared = set()
     for node in ast.walk(ast.parse(Path(instruments.__file__).read_text(encoding="utf-8"))):
         if isinstance(node, ast.If):
-            told |= {a.name for one in node.body if isinstance(one, ast.ImportFrom) for a in one.names}
-    assert told == set(instruments.__all__) == set(dir(instruments))
+            declared |= {a.name for one in node.body if isinstance(one, ast.ImportFrom) for a in one.names}
+    assert declared == set(instruments.__all__) == set(dir(instruments))
 
 
 def test_no_two_public_classes_of_both_packages_share_a_name():
