@@ -56,7 +56,7 @@ from esper_recorder.storage.parquet import arrow_type
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 FORMAT = "esper-jsonl"
 NO_EVENT_KIND = "(no event)"
-_COMMON_NAMES = ("events", "telemetry")  # a file of this name is told from others by its folder
+_COMMON_NAMES = ("events", "telemetry")  # a run from such a file is named after its folder
 _CLOCK_WORDS = tuple(f'"{kind}"'.encode() for kind in CLOCK_EVENTS)
 
 

@@ -156,7 +156,7 @@ def _length_at(data: bytes, position: int) -> int | None:
 
 
 def _next_header(data: bytes, start: int) -> int | None:
-    """The position of the next valid header, from `start` on; None if there is none."""
+    """The position of the next valid header, from `start` on; None at the end."""
     positions = (candidate.start() for candidate in _MAYBE_LENGTH.finditer(data, start))
     return next((position for position in positions if _length_at(data, position) is not None), None)
 

@@ -157,7 +157,7 @@ class LibraryMatch:
 
 
 def match_library(tags: Collection[str]) -> LibraryMatch | None:
-    """Return the library that wrote a run with these tags; None if it is none of the `LIBRARIES`.
+    """Return the library that wrote a run with these tags; None for any other.
 
     If one folder was used for two trainings, it is the library with more of its tags.
     """

@@ -228,7 +228,7 @@ class RunWriter:
 
 
 def find_imported(root: Path, run_id: str) -> tuple[Path, dict[str, Any]] | None:
-    """Return the folder under RUNS that holds an imported run, and its manifest's `source`; None if there is none."""
+    """Return the folder under RUNS that holds an imported run, and its manifest's `source`, or None."""
     for path in sorted(root.glob(f"*/{MANIFEST_FILE}")):
         if path.parent.name.startswith("."):
             continue

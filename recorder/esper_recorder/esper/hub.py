@@ -1,13 +1,12 @@
-"""An output of Esper's telemetry hub that records runs as ours, beside or instead of its JSONL.
+"""A backend of Esper's telemetry hub that records runs, next to its JSONL or instead of it.
 
     hub.add_backend(HubBackend("runs/"))
 
-The mapping of events to rows is the importer's: a run recorded this way and the same run's `events.jsonl` imported are
-the same tables. `line` counts the events as they were emitted, which is the line the JSONL would have them in. One
-difference: an event that is emitted twice is there twice, where an import counts a repeated line once.
-
-Esper's own detector raises its alarms live and they are recorded as it raised them, so no rules run here; the run
-keeps the text of the profile that has Esper's checks, and `esper replay` runs it or any other.
+Covers: the same tables as an import of the same run's `events.jsonl`, because both use `field_map`; `line` is the
+line that an event would have in that file. One run per training, and per group of an A/B test.
+Does not cover: events emitted twice have rows twice, where an import keeps a repeated line out. No rules run here:
+Esper's detector raises its own alarms, which are recorded as events. The run keeps the text of the profile with Esper's
+checks, and `esper replay` runs that or any other.
 """
 
 from __future__ import annotations
@@ -42,21 +41,20 @@ log = logging.getLogger("esper_recorder")
 P = ParamSpec("P")
 
 MOST_WAITING: Final = 100_000
-"""Events of a run that may wait for the disk, a few hundred MB. When there are more, the newest are dropped."""
-EVENTS_AT_ONCE: Final = 1000
-SECONDS_AT_ONCE: Final = 1.0
-"""Events are handed to the writer when the next batch begins, when so many wait, or when the first has waited this
-long."""
+"""Events of a run that may wait for the disk, a few hundred MB; beyond that the newest are dropped."""
+MOST_HELD: Final = 1000
+SECONDS_HELD: Final = 1.0
+"""Events go to the writer when the next batch begins, when this many are held, or the first for this long."""
 
 CLOSE_SECONDS: Final = 300.0
-"""How long `close` waits for what still waits; a healthy disk takes a tenth of that for as many events as may."""
+"""How long `close` waits for the writer: ten times what a healthy disk takes for `MOST_WAITING` events."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _UNFINISHED: Final = "the hub was closed before the training said that it was complete"
 
 
 def _guarded(method: Callable[Concatenate[HubBackend, P], None]) -> Callable[Concatenate[HubBackend, P], None]:
-    """One call at a time, none in a forked process, and no exception into the trainer."""
+    """Serialise calls, ignore those of a forked process, and keep exceptions from the trainer."""
 
     @functools.wraps(method)
     def call(self: HubBackend, /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -72,17 +70,17 @@ def _guarded(method: Callable[Concatenate[HubBackend, P], None]) -> Callable[Con
 
 
 class HubBackend:
-    """Records what Esper's telemetry hub sends: a run for each training, one per group of an A/B test.
+    """Records what Esper's telemetry hub sends: one run per training, and per group of an A/B test.
 
     Args:
-        root: folder the runs' folders are made in; made if it is not there.
+        root: the folder of runs; created if it is missing.
         name: first part of the runs' ids.
     """
 
     def __init__(self, root: str | Path, *, name: str = "esper") -> None:
         self.root = Path(root)
         self.name = name
-        self._unread = 0  # events that reached no run
+        self._lost = 0  # events that reached no run
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._open: bool | None = None  # None before the first start
@@ -90,21 +88,21 @@ class HubBackend:
         self._runs: dict[RunKey, _Run] = {}
         self._unwritable: set[RunKey] = set()
         self._line = 0
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     @property
     def dropped(self) -> int:
-        """Events that are in no table: they could not be read, there is no folder, or too many waited for the disk."""
-        return self._unread + sum(run.dropped for run in self._runs.values())
+        """Events in no table: unreadable, without a run folder, or dropped because too many waited for the disk."""
+        return self._lost + sum(run.dropped for run in self._runs.values())
 
     @property
     def run_ids(self) -> tuple[str, ...]:
-        """The runs made since `start`, in the order they began."""
+        """The runs since `start`, in the order they began."""
         return tuple(run.folder.run_id for run in self._runs.values())
 
     @_guarded
     def start(self) -> None:
-        """Begin, as the hub does before its first event (else `emit` does). What follows a `close` is other runs."""
+        """Begin new runs; the hub calls this before its first event, otherwise `emit` does."""
         if not self._open:
             self._open = True
             self._clock, self._runs, self._unwritable, self._line = Clock(), {}, set(), 0
@@ -112,27 +110,27 @@ class HubBackend:
 
     @_guarded
     def emit(self, event: Any) -> None:
-        """Take an event: a mapping, a dataclass, or an object with the attributes of Esper's. It is copied."""
+        """Record a copy of an event: a mapping, a dataclass, or an object with the attributes of Esper's."""
         if self._open is None:
             self.start()
         if not self._open:
             raise _NotRecorded("it was emitted after the hub was closed")
         self._line += 1
-        told = plain_event(event)
-        if told is None:
+        copy = plain_event(event)
+        if copy is None:
             key, update = self._clock.collecting()
             self._run(key).reject(self._line, update, event)
             return
-        training, update = self._clock.place(told)
-        self._run(training.key).take(PlacedEvent(self._line, told, training, update))
+        training, update = self._clock.place(copy)
+        self._run(training.key).add(PlacedEvent(self._line, copy, training, update))
 
     def close(self) -> None:
-        """Write what is left and end the runs: finished where the training said so. A second call does nothing."""
-        # While an exception passes through the caller's `finally`, it is what ended the training.
+        """Write what is left and end the runs: finished if the training was complete. A second call does nothing."""
+        # In a `finally` of the caller, the exception passing through is what ended the training.
         self._end(sys.exc_info()[1])
 
     def flush(self, timeout: float = 30.0) -> bool:
-        """Wait until everything emitted so far is written; False if that took longer than `timeout` seconds."""
+        """Wait until everything emitted so far is written; False after `timeout` seconds."""
         with self._lock:
             runs = [*self._runs.values()]
             for run in runs:
@@ -150,9 +148,9 @@ class HubBackend:
     def _run(self, key: RunKey) -> _Run:
         run = self._runs.get(key)
         if run is None:
-            for (group, _), before in self._runs.items():
+            for (group, _), previous in self._runs.items():
                 if group == key[0]:
-                    before.close("the next training of the group began")
+                    previous.close("the next training of the group began")
             if key in self._unwritable:
                 raise _NotRecorded(f"there is no folder for its run under {self.root}")
             try:
@@ -167,92 +165,91 @@ class HubBackend:
         parts = [self.name, *([group] if group != DEFAULT_GROUP else []), *([str(number)] if number > 1 else [])]
         return "-".join(parts)
 
-    def _failed(self, what: str, error: Exception) -> None:
-        """Count an event that is lost, in its run's gaps too where there is one; tell the first of each kind."""
+    def _failed(self, method: str, error: Exception) -> None:
+        """Count a lost event, also in the gaps of its run if it has one; log the first failure of each kind."""
         run = self._runs.get(self._clock.last)
-        if what == "emit":
-            self._unread += 1
+        if method == "emit":
+            self._lost += 1
             if run is not None:
                 detail = f"event: {type(error).__name__}: {error}"
                 run.writer.report_gap(run.update, REDUCE_FAILED, table="events", rows=1, detail=detail)
-        kind = f"{what}: {type(error).__name__}"
-        if kind not in self._told:
-            self._told.add(kind)
+        kind = f"{method}: {type(error).__name__}"
+        if kind not in self._logged:
+            self._logged.add(kind)
             log.warning("Not everything Esper's hub sends can be recorded (%s: %s).", kind, error, exc_info=error)
 
 
 class _NotRecorded(RuntimeError):
-    """There is no run for an event to be in; the message says why."""
+    """An event has no run; the message says why."""
 
 
 class _Run:
-    """One training: its folder, its writer, and the events that are not with the writer yet."""
+    """One training: its folder, its writer, and the events that the writer does not have yet."""
 
     def __init__(self, root: Path, name: str, key: RunKey) -> None:
         self._group = key[0]
         self._facts = RunFacts()
-        self._told = RunFacts()
-        self._waiting: list[PlacedEvent] = []
+        self._saved = RunFacts()  # those in run.json
+        self._held: list[PlacedEvent] = []
         self._rejected: list[tuple[int, int, str]] = []  # line, update, text
-        self._since = 0.0
-        self._lock = threading.RLock()  # the writer's thread hands over what has waited long enough
+        self._held_since = 0.0
+        self._lock = threading.RLock()  # the writer's thread hands over events that were held long enough
         self._closed = False
-        self._queued = 0  # events that the writer has not come to
+        self._queued = 0  # events that the writer has not reached
         self.dropped = 0
         self.update = 1
         self.folder = RunFolder.create(
             root, name, trainer=self._trainer(), definition="esper", versions=loaded_versions(), level=None
         )
         sink = ParquetSink(self.folder.path, self.folder.attempt, self.folder.rank)
-        # What waits is bounded by its events, see `_put`.
+        # The queue is bounded by its events and not by its items, see `_put`.
         self.writer = Writer(sink, self.folder, capacity=MOST_WAITING, heartbeat=self._beat)
 
-    def take(self, entry: PlacedEvent) -> None:
-        """Take an event of this run."""
+    def add(self, event: PlacedEvent) -> None:
+        """Add an event of this run."""
         with self._lock:
-            if entry.update > self.update and self._waiting:
+            if event.update > self.update and self._held:
                 self.hand_over()
-            self.update = max(self.update, entry.update)
-            self._wait()
-            self._waiting.append(entry)
-            if entry.event["event_type"] in FACT_EVENTS:
-                self._facts.add(entry.event, entry.update)
-                self._tell()
-            if len(self._waiting) >= EVENTS_AT_ONCE:
+            self.update = max(self.update, event.update)
+            self._hold()
+            self._held.append(event)
+            if event.event["event_type"] in FACT_EVENTS:
+                self._facts.add(event.event, event.update)
+                self._save_facts()
+            if len(self._held) >= MOST_HELD:
                 self.hand_over()
 
     def reject(self, line: int, update: int, event: Any) -> None:
-        """Keep what is no event."""
+        """Keep an object that is not an event."""
         with self._lock:
-            self._wait()
+            self._hold()
             self._rejected.append((line, update, json_text(plain(event))))
 
     def hand_over(self) -> None:
-        """Give the writer what waits; it makes the rows."""
+        """Give the writer the events held; its thread makes the rows."""
         with self._lock:
-            waiting, self._waiting = self._waiting, []
+            held, self._held = self._held, []
             rejected, self._rejected = self._rejected, []
-            if waiting or rejected:
-                self._put(waiting, rejected)
+            if held or rejected:
+                self._put(held, rejected)
 
-    def _put(self, entries: list[PlacedEvent], rejected: list[tuple[int, int, str]]) -> None:
-        count = len(entries) + len(rejected)
+    def _put(self, events: list[PlacedEvent], rejected: list[tuple[int, int, str]]) -> None:
+        count = len(events) + len(rejected)
         if self._queued + count > MOST_WAITING:
             self.dropped += count
-            detail = f"{count} events: more than {MOST_WAITING} waited"
-            self.writer.report_gap(self.update, QUEUE_FULL, detail=detail)
+            self.writer.report_gap(self.update, QUEUE_FULL, detail=f"{count} events: more than {MOST_WAITING} waited")
             return
         self._queued += count
 
         def rows() -> Rows:
             with self._lock:
                 self._queued -= count
-            return _rows(entries, rejected, self._identity)
+            return _rows(events, rejected, self._identity)
 
         self.writer.put(self.update, rows)
 
     def close(self, unfinished: str) -> None:
-        """End the run, with `unfinished` as the reason where its training was not complete."""
+        """End the run, with `unfinished` as the reason if its training was not complete."""
         with self._lock:
             if self._closed:
                 return
@@ -265,21 +262,21 @@ class _Run:
         except OSError as problem:
             log.error("The end of run %s could not be written: %s", self.folder.run_id, problem)
 
-    def _wait(self) -> None:
-        if not self._waiting and not self._rejected:
-            self._since = time.monotonic()
+    def _hold(self) -> None:
+        if not self._held and not self._rejected:
+            self._held_since = time.monotonic()
 
     def _beat(self) -> None:
-        """What the writer's thread does once a second or more often."""
+        """Called by the writer's thread at least once a second."""
         self.folder.beat()
         with self._lock:
-            if time.monotonic() - self._since >= SECONDS_AT_ONCE:
+            if time.monotonic() - self._held_since >= SECONDS_HELD:
                 self.hand_over()
 
-    def _tell(self) -> None:
-        """Write into run.json what the events told of the run as a whole, when it is new."""
-        facts, told = self._facts, self._told
-        if facts.config is told.config and facts.generation == told.generation:
+    def _save_facts(self) -> None:
+        """Write new facts about the run into run.json."""
+        facts = self._facts
+        if facts.config is self._saved.config and facts.generation == self._saved.generation:
             return
         fields: dict[str, Any] = {"trainer": self._trainer(), "total_updates": facts.total_updates}
         if facts.config is not None:
@@ -289,10 +286,10 @@ class _Run:
                 sha256 = keep_rules(self.folder.path, load_profile(facts.profile).text)
                 fields |= {"rules_profile": facts.profile, "rules_sha256": sha256}
             self.folder.change(**fields)
-        except OSError as error:  # the event itself is recorded; the next one of these tries again
-            log.warning("What run %s is cannot be written into its run.json: %s", self.folder.run_id, error)
+        except OSError as error:  # the event itself is recorded, and the next one of its kind tries again
+            log.warning("The facts about run %s cannot be written into its run.json: %s", self.folder.run_id, error)
             return
-        self._told = RunFacts(config=facts.config, generation=facts.generation)
+        self._saved = RunFacts(config=facts.config, generation=facts.generation)
 
     def _trainer(self) -> dict[str, Any]:
         return {"name": "esper", "generation": self._facts.generation, "group_id": self._group}
@@ -302,19 +299,19 @@ class _Run:
         return {"run_id": self.folder.run_id, "attempt": self.folder.attempt, "rank": self.folder.rank}
 
 
-def _rows(entries: Sequence[PlacedEvent], rejected: Sequence[tuple[int, int, str]], identity: dict[str, Any]) -> Rows:
-    """The rows of some events of one run, table by table. For the writer's thread."""
-    mapped = map_events(entries)
+def _rows(events: Sequence[PlacedEvent], rejected: Sequence[tuple[int, int, str]], identity: dict[str, Any]) -> Rows:
+    """Map events of one run to rows by table; runs in the writer's thread."""
+    mapped = map_events(events)
     if rejected:
         lines, updates, texts = zip(*rejected, strict=True)
-        count = len(lines)
         raw: Block = {"line": lines, "update": updates, "text": texts}
+        count = len(lines)
         mapped.add("raw_events", {**raw, "key": [""] * count, "reason": [NO_EVENT] * count})
-    return {table: _joined(blocks, identity) for table, blocks in mapped.blocks.items()}
+    return {table: _join(blocks, identity) for table, blocks in mapped.blocks.items()}
 
 
-def _joined(blocks: Sequence[Block], identity: dict[str, Any]) -> Block:
-    """Blocks of one table as one, in the order of the updates, with whose rows they are."""
+def _join(blocks: Sequence[Block], identity: dict[str, Any]) -> Block:
+    """Join blocks of one table, in the order of the updates, and add the run's identity."""
     heights = [len(next(iter(block.values()))) for block in blocks]
     joined: dict[str, list[Any]] = {}
     for name in dict.fromkeys(name for block in blocks for name in block):
@@ -322,7 +319,7 @@ def _joined(blocks: Sequence[Block], identity: dict[str, Any]) -> Block:
         joined[name] = [value for part in parts for value in part]
     updates = joined["update"]
     order = sorted(range(len(updates)), key=updates.__getitem__)
-    rows: Block = {name: [values[place] for place in order] for name, values in joined.items()}
+    rows: Block = {name: [values[index] for index in order] for name, values in joined.items()}
     if "time" in rows:
         rows["time"] = [None if us is None else _EPOCH + timedelta(microseconds=us) for us in rows["time"]]
     return {**rows, **{name: [value] * len(order) for name, value in identity.items()}}
@@ -331,4 +328,4 @@ def _joined(blocks: Sequence[Block], identity: dict[str, Any]) -> Block:
 def _close_at_exit(reference: weakref.ref[HubBackend]) -> None:
     backend = reference()
     if backend is not None:
-        backend._end(getattr(sys, "last_value", None))  # the exception that ended the process
+        backend._end(getattr(sys, "last_value", None))  # the exception that ends the process

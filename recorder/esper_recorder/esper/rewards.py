@@ -1,7 +1,7 @@
-"""A step's reward, broken down: the row of the table `rewards`, made from what Esper's trainer calls its components.
+"""A step's reward, broken down: a row of the table `rewards` from the components of Esper's trainer.
 
-`RewardComponents` is the contract's own row, frozen and with slots: a column that is added there is a field here, and
-the two cannot come apart. Whether the components add up to the total is the named question `reward_sums`:
+`RewardComponents` is the contract's own row, so a column added there is a field here. Whether the components add up to
+the total is a named query:
 
     esper query RUNS reward_sums
 """
@@ -19,31 +19,30 @@ from esper_recorder.esper.field_map.event_values import plain
 
 __all__ = ["RewardComponents", "reward_components"]
 
-
 _NAMES = {**REWARD_COLUMNS, "epoch": "step"}
 
 
-def reward_components(told: Any, **context: Any) -> RewardComponents:
-    """The row of a breakdown; a component it does not have is None: not told.
+def reward_components(components: Any, **context: Any) -> RewardComponents:
+    """Make the row of a breakdown; a missing component is None.
 
     Args:
-        told: a mapping, or an object as Esper has it: components by its names of either generation
-            (`probation_warning`, `holding_warning`), or by the columns' own.
-        context: `env`, `step`, `episode`; what is given here counts.
+        components: a mapping or an object of Esper's, with the names of either generation (`probation_warning`,
+            `holding_warning`) or those of the columns.
+        context: `env`, `step`, `episode`; overrides the components.
 
-    Raises ValueError for a component that has no column, or is told twice, by two names.
+    Raises ValueError for a component that has no column, or has two values under two names.
     """
-    told = plain(told)
-    if not isinstance(told, Mapping):
-        raise ValueError(f"a reward's components are a mapping or an object that has a to_dict(), not {told!r}")
-    known = column_names(RewardComponents.table)
+    components = plain(components)
+    if not isinstance(components, Mapping):
+        raise ValueError(f"a reward's components are a mapping or an object with a to_dict(), not {components!r}")
+    columns = column_names(RewardComponents.table)
     row: dict[str, Any] = {}
-    for name, value in told.items():
-        to = _NAMES.get(name, name if name in known else None)
-        if not isinstance(to, str):
-            hint = suggest(name, dict.fromkeys((*known, *_NAMES)), kind="components")
+    for name, value in components.items():
+        column = _NAMES.get(name, name if name in columns else None)
+        if not isinstance(column, str):
+            hint = suggest(name, dict.fromkeys((*columns, *_NAMES)), kind="components")
             raise ValueError(f"the reward has no component {name!r}. {hint}")
-        if row.get(to) is not None and value is not None:
-            raise ValueError(f"the reward's {to} is told twice, once as {name!r}")
-        row[to] = value if value is not None else row.get(to)
+        if row.get(column) is not None and value is not None:
+            raise ValueError(f"the reward's {column} has two values, one as {name!r}")
+        row[column] = value if value is not None else row.get(column)
     return RewardComponents(**(row | context))

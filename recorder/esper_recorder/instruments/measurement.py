@@ -48,7 +48,7 @@ class TensorStatistics:
 
     Attributes:
         n: its elements, those that a sparse layout implies included.
-        norm, mean, std: of the finite elements, over the population; NaN if there are none.
+        norm, mean, std: of the finite elements, over the population; NaN if no element is finite.
         min, max: infinities included; NaN if all are NaN.
         below, above: elements with an absolute value strictly below, or above, the limits of the measurement.
     """

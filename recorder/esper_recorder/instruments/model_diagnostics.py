@@ -75,7 +75,7 @@ class DiagnosticConfig:
 
     @classmethod
     def profile(cls, name: str, /, **changes: Any) -> DiagnosticConfig:
-        """Return a shipped profile, with changes. Raises BadCall if there is none of that name."""
+        """Return a shipped profile, with changes. Raises BadCall for an unknown name."""
         if name not in DIAGNOSTIC_PROFILES:
             hint = suggest(name, DIAGNOSTIC_PROFILES, kind="profiles")
             raise BadCall(f"there is no diagnostic profile {name!r}. {hint}")

@@ -57,7 +57,7 @@ class TestTaking:
         path.write_text('{"n_envs": 8}')
         assert TrainingConfig.load(path).n_envs == 8
         path.write_text('{"n_envs": 8')
-        with pytest.raises(ConfigError, match=r"config\.json: the configuration is no JSON"):
+        with pytest.raises(ConfigError, match=r"config\.json: the configuration is not JSON"):
             TrainingConfig.load(path)
         with pytest.raises(FileNotFoundError):
             TrainingConfig.load(tmp_path / "nothing.json")
@@ -86,8 +86,8 @@ class TestRefusing:
             ({"slots": ["mid", "middle"]}, "slots: slot 'middle' is not known. Did you mean mid?"),
             ({"chunk_length": 10}, "chunk_length is 10 and max_epochs is 25, which must be equal: the recurrent state"),
             ({"chunk_length": 25, "max_epochs": 10}, "chunk_length is 25 and max_epochs is 10, which must be equal"),
-            ({"reward_family": "loss", "reward_mode": "sparse"}, "reward_family loss goes with reward_mode shaped"),
-            ({"plateau_threshold": 2.0}, "what is a plateau would be an improvement too"),
+            ({"reward_family": "loss", "reward_mode": "sparse"}, "reward_family loss needs reward_mode shaped"),
+            ({"plateau_threshold": 2.0}, "a change would be both a plateau and an improvement"),
         ],
     )
     def test_it_says_which_field_and_why(self, values: dict[str, Any], why: str) -> None:
@@ -150,7 +150,7 @@ class TestTraining:
 
         def needs(*, dataset: str) -> None: ...
 
-        with pytest.raises(ConfigError, match=r"needs\(\) needs dataset, which is no field"):
+        with pytest.raises(ConfigError, match=r"needs\(\) needs dataset, which is not a field"):
             TrainingConfig().to_train_kwargs(needs)
 
     def test_it_is_kept_in_the_run(self, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class TestRowsTold:
             ("epochs", {"env": 0, "epoch": 1, "val_acuracy": 1.0}, "Did you mean val_accuracy"),
             ("epochs", {"env": 0, "epoch": 1, "run_id": "other"}, "has no column run_id"),
             ("epochs", {"env": 0, "epoch": None}, "a row of epochs needs epoch"),
-            ("epochs", {"env": 0, "epoch": "first"}, "a value of epochs.epoch is no int64"),
+            ("epochs", {"env": 0, "epoch": "first"}, "a value of epochs.epoch is not"),
             ("epochs", {"env": 0, "epoch": 1, "val_loss": torch.tensor(1.0)}, "was given a tensor"),
         ],
     )

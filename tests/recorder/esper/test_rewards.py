@@ -76,7 +76,7 @@ def test_it_is_frozen_and_takes_no_other_attribute() -> None:
     ("told", "why"),
     [
         ({"compute_rnt": 1.0}, "no component 'compute_rnt'. Did you mean compute_rent?"),
-        ({"probation_warning": 1.0, "holding_warning": 2.0}, "holding_warning is told twice"),
+        ({"probation_warning": 1.0, "holding_warning": 2.0}, "holding_warning has two values"),
         ({"qqq": 1.0}, "no component 'qqq'. The components are: run_id, "),
     ],
 )
