@@ -117,7 +117,7 @@ class RowEmitter:
 
     @contextlib.contextmanager
     def _guarded(self, table: str) -> Iterator[None]:
-        """Keep a failure from the trainer: it is a gap of the table, whose first failure is logged with its traceback."""
+        """Turn a failure into a gap of the table; the first of a table is logged with its traceback."""
         with self.recorder.guarded("emit", table):
             try:
                 yield
