@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from esper_analytics.maintenance.outcome import Outcome
     from esper_analytics.runs import Runs
 
-NOT_A_TERMINAL_WIDTH = 1000
-
 
 # --- answers ----------------------------------------------------------------------------------------------------------
 
@@ -82,11 +80,11 @@ def conclude(outcome: Outcome, form: OutputFormat | None, output: Path | None, s
 
 
 def terminal_width() -> int:
-    """Return the width of stderr in characters; `NOT_A_TERMINAL_WIDTH` if it is not a terminal."""
+    """Return the width of stderr in characters; 1000 if it is not a terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)
-    return console.width if console.is_terminal else NOT_A_TERMINAL_WIDTH
+    return console.width if console.is_terminal else 1000
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------
@@ -98,31 +96,26 @@ def progress_bar(unit: str) -> Iterator[Callable[[int, int], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(unit, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with progress_bars(unit, transient=True) as draw:
+        yield lambda done, total: draw(unit, done, total)
 
 
 @contextmanager
-def progress_bars(unit: str) -> Iterator[Callable[[str, int, int], None]]:
+def progress_bars(unit: str, *, transient: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     """Yield a function of (name, done, total): a bar per name on stderr, or without a terminal a line at its end."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=transient) as bars:
         tasks: dict[str, Any] = {}
 
-        def progress(name: str, done: int, total: int) -> None:
+        def draw(name: str, done: int, total: int) -> None:
             if name not in tasks:
                 tasks[name] = bars.add_task(name, total=total)
-            bars.update(tasks[name], completed=done)
+            bars.update(tasks[name], completed=done, total=total)
             if done >= total and not console.is_terminal:
                 narrate(f"  {name}: {done:,} of {total:,} {unit}")
 
-        yield progress
+        yield draw
