@@ -1,10 +1,24 @@
-"""What the scripts that write a page from the code share."""
+"""What the scripts that generate pages share."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+
+from esper_recorder.contract.tables import TABLES, Column
+
+
+def write_or_check(pages: Mapping[str, str], source: str) -> None:
+    """Write pages of docs/ by file name; with the argument --check, exit with a message if one is out of date."""
+    if sys.argv[1:] not in ([], ["--check"]):
+        sys.exit(f"{Path(sys.argv[0]).name} takes no argument but --check.")
+    for name, text in pages.items():
+        path = Path(__file__).with_name(name)
+        if sys.argv[1:] == []:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            sys.exit(f"docs/{name} does not match {source}. Regenerate it: make docs")
 
 
 def cell(text: str) -> str:
@@ -12,13 +26,13 @@ def cell(text: str) -> str:
     return text.replace("|", r"\|").replace("<", "&lt;")
 
 
-def write_or_check(path: Path, page: Callable[[], str], source: str) -> None:
-    """Write the page, or with the word --check end with a sentence where it is not what the source says."""
-    arguments = sys.argv[1:]
-    if arguments == ["--check"]:
-        if not path.exists() or path.read_text(encoding="utf-8") != page():
-            sys.exit(f"{path.parent.name}/{path.name} is not what {source} say. Write it anew: make docs")
-    elif arguments:
-        sys.exit(f"{Path(sys.argv[0]).name} knows --check and nothing else.")
-    else:
-        path.write_text(page(), encoding="utf-8")
+def table_page(table: str) -> str:
+    """The page that describes a table of the contract."""
+    return f"tables_{TABLES[table].__module__.rpartition('.')[2]}.md"
+
+
+def column_row(column: Column, *, merged_by: bool = False) -> str:
+    """A row of a table of columns."""
+    name = f"**{column.name}**" if column.reducer == "key" else column.name
+    merged = [str(column.reducer)] if merged_by else []
+    return f"| {' | '.join([name, cell(column.type), column.unit, cell(column.meaning), *merged, cell(column.null)])} |"

@@ -9,7 +9,6 @@ from typing import Any
 
 from generated import cell, write_or_check
 
-PAGE = Path(__file__).with_name("benchmarks.md")
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 HEAD = """\
@@ -111,4 +110,4 @@ def _value(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    write_or_check(PAGE, page, "benchmarks/results")
+    write_or_check({"benchmarks.md": page()}, "benchmarks/results")

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from generated import cell, write_or_check
 
 from esper_recorder.contract.rules.describe import fires_where
 from esper_recorder.contract.rules.ruleset import RuleSet, load_profile, profiles
-
-PAGE = Path(__file__).with_name("rules.md")
 
 HEAD = """\
 # Rules
@@ -95,4 +91,4 @@ def _profile(rules: RuleSet) -> str:
 
 
 if __name__ == "__main__":
-    write_or_check(PAGE, page, "the rules")
+    write_or_check({"rules.md": page()}, "the rules")

@@ -1,43 +1,41 @@
-"""Recorded runs, opened: one folder or hundreds, one still being written included.
+"""Recorded runs, opened: one folder or hundreds, a run still being written included.
 
     runs = open("runs/")
-    runs.list()                    # a row a run
+    runs.list()                    # one row per run
     runs.table("ppo_updates")      # polars.LazyFrame
     runs.sql("SELECT run_id, max(ratio_max) FROM ppo_updates GROUP BY 1")
 
-Nothing is read before it is asked for, and every question lists the folders anew. A damaged or foreign file is left
-out and named in `problems`; the rest is read. Rows that a resumed run recorded again hide the earlier ones, and the
-rows of several ranks are merged (see `ranks`); as they were recorded, all are in `<table>_all`. The order of rows is no
-promise: sort by what you need.
+Nothing is read before it is needed, and every query lists the folders again. A damaged or foreign file is left out and
+named in `problems`; the rest is read. Rows that a resumed run recorded again supersede the earlier ones, and the rows
+of several ranks are merged; `<table>_all` has all rows as recorded. The order of rows is not defined: sort as needed.
 """
 
 from __future__ import annotations
 
 import builtins
+import fnmatch
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import polars as pl
 
-from esper_analytics.catalog.cache import Listings
-from esper_analytics.catalog.discovery import FoundRun, Problem, find_runs
-from esper_analytics.catalog.footers import Footer, read_footer
-from esper_analytics.catalog.rank_merge import merges
-from esper_analytics.catalog.scan import PartLayout, TableScan
+from esper_analytics.catalog.cache import RETRIES, FileCache
+from esper_analytics.catalog.discovery import Problem, RunEntry, find_runs
+from esper_analytics.catalog.scan import TableScan
+from esper_analytics.catalog.snapshot import scan_tables
 from esper_analytics.catalog.summary import LIST_COLUMNS, RUNS_VIEW, run_rows
 from esper_analytics.errors import DataError, QueryError, UnknownRunError, UnknownTableError
-from esper_analytics.sql.confined import Confined, Source, check, files_are_gone, views_named_in
+from esper_analytics.sql.confined import ConfinedConnection, Source, check_select, files_are_gone, views_named_in
 from esper_analytics.sql.confined import connect as connect_to
-from esper_analytics.sql.files import needed, views
-from esper_analytics.sql.named_queries import Value, bound, question_named
+from esper_analytics.sql.files import required_views, views
+from esper_analytics.sql.named_queries import Value, bind, find_query
 from esper_recorder.contract.suggest import closest, did_you_mean, suggest
 from esper_recorder.contract.tables import TABLES
-from esper_recorder.storage.listing import RowFileName, RowFiles
-from esper_recorder.storage.manifest import Manifest, how_it_ended
+from esper_recorder.storage.manifest import Manifest
 
 if TYPE_CHECKING:
     import duckdb
@@ -45,6 +43,8 @@ if TYPE_CHECKING:
 ALL_ROWS = "_all"
 VIEWS: tuple[str, ...] = (RUNS_VIEW, *TABLES, *views(), *(table + ALL_ROWS for table in TABLES))
 """Every name that `Runs.table` and SQL know."""
+
+_Answer = TypeVar("_Answer")
 
 
 def open(path: str | os.PathLike[str]) -> Runs:  # noqa: A001 - as in `esper_analytics.open`
@@ -57,115 +57,112 @@ def open(path: str | os.PathLike[str]) -> Runs:  # noqa: A001 - as in `esper_ana
     return Runs(Path(path))
 
 
-_PATIENCE = 20  # how often files that were compacted since they were listed are looked for anew
-_MOVE = "Move it out of the run's folder"
-_RESTORE = "Restore it from a copy, or move it away"
-_UPGRADE = "Upgrade esper-analytics to read it"
-
-_Known = tuple[tuple[int, int, int, str], Footer]
-
-
 @dataclass(frozen=True, slots=True)
 class RunTables:
     """Some columns of some tables of one run."""
 
     run_id: str
     scans: Mapping[str, TableScan]
-    only: Mapping[str, Collection[str]]
+    columns: Mapping[str, Collection[str]]
 
     def rows(self, table: str) -> int:
         """How many rows of a table were recorded, superseded ones included."""
         return self.scans[table].rows
 
     def frame(self, table: str) -> pl.LazyFrame:
-        """The rows that count."""
-        return self.scans[table].frame(superseded=False, only=self.only[table])
+        """The rows that are not superseded."""
+        return self.scans[table].frame(superseded=False, only=self.columns[table])
 
 
 class Runs:
-    """Some runs, to be asked questions. `runs["ID"]` is one of them.
+    """The runs under RUNS, or some of them. `runs["ID"]` and `runs[0]` are one; iterating gives one after the other.
 
-    A run is named by its run_id, its folder's name, its name (of several runs of one name, the newest is meant), its
-    name with the last characters of the run_id (`hot-x1y2z3`), or a beginning of the run_id that fits no other.
+    A run is named by its run_id, its folder's name, its name (the newest of several), its name with the last characters
+    of the run_id (`hot-x1y2z3`), or a unique beginning of the run_id.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        only: frozenset[str] | None = None,
-        footers: dict[Path, _Known] | None = None,
-        listings: Listings | None = None,
-    ) -> None:
+    def __init__(self, path: Path, *, selected: frozenset[str] | None = None, files: FileCache | None = None) -> None:
         self.path = path
-        self._only = only
-        self._footers: dict[Path, _Known] = {} if footers is None else footers
-        self._listings = listings or Listings()
-        self._met: dict[Problem, None] = {}
-        self._confined: tuple[object, Confined] | None = None
-        self._folders()
+        self._selected = selected
+        self._files = files or FileCache()
+        self._problems: dict[Problem, None] = {}
+        self._connection: tuple[object, ConfinedConnection] | None = None
+        self._entries()
 
     def __repr__(self) -> str:
-        return f"<Runs {self.path}: {len(self.ids)} run(s)>"
+        return f"<Runs {self.path}: {len(self)} run(s)>"
 
     # --- which runs there are ---------------------------------------------------------------------------------------
 
     @property
     def ids(self) -> builtins.list[str]:
         """The run_ids, in the order of their folders."""
-        return [run.run_id for run in self._folders()]
+        return [run.run_id for run in self._entries()]
 
     def __len__(self) -> int:
-        return len(self._folders())
+        return len(self._entries())
 
-    def __getitem__(self, run_id: str) -> Runs:
-        """One run, named as `Runs` says; of several runs of that name, the newest. Raises UnknownRunError."""
-        return self.only([run_id])
+    def __iter__(self) -> Iterator[Runs]:
+        return (self._of([run_id]) for run_id in self.ids)
 
-    def only(self, run_ids: Iterable[str]) -> Runs:
-        """Some of the runs, each named as in `runs["ID"]`. Raises UnknownRunError."""
-        folders = self._folders()
-        chosen = frozenset(_named(run_id, folders).run_id for run_id in run_ids)
-        return Runs(self.path, only=chosen, footers=self._footers, listings=self._listings)
+    def __getitem__(self, run: str | int) -> Runs:
+        """One run, by name or by its place in `ids`. Raises UnknownRunError."""
+        entries = self._entries()
+        if isinstance(run, str):
+            return self._of([_find(run, entries).run_id])
+        if not -len(entries) <= run < len(entries):
+            raise UnknownRunError(f"There is no run number {run}. There are {len(entries)}, numbered from 0.")
+        return self._of([entries[run].run_id])
+
+    def select(self, *names: str) -> Runs:
+        """Some of the runs, by name as in `runs["ID"]`, or by pattern: `runs.select("cold", "lr0.05*")`.
+
+        A pattern with `*`, `?` or `[...]` matches run_ids, names of folders and names of runs.
+
+        Raises:
+            UnknownRunError: a name or pattern fits no run.
+        """
+        entries = self._entries()
+        return self._of(run.run_id for name in names for run in _match(name, entries))
 
     def of_name(self, name: str) -> builtins.list[str]:
         """The run_ids of the runs of exactly this name, the newest first."""
-        return [run.run_id for run in _of_name(name, self._folders())]
+        return [run.run_id for run in _namesakes(name, self._entries())]
 
     def list(self) -> pl.DataFrame:
-        """A row a run: run_id, trainer, started, updates, progress, ended, alarms, complete."""
+        """One row per run: run_id, trainer, started, updates, progress, ended, alarms, complete."""
         return self._runs_frame().select(LIST_COLUMNS)
 
     def manifest(self, run_id: str) -> Manifest:
-        """What a run's `run.json` says. Raises UnknownRunError."""
-        return _named(run_id, self._folders()).manifest
+        """The content of a run's `run.json`. Raises UnknownRunError."""
+        return _find(run_id, self._entries()).manifest
 
     def manifests(self) -> dict[str, Manifest]:
-        """What every run's `run.json` says, by run_id, of one listing."""
-        return {run.run_id: run.manifest for run in self._folders()}
+        """The content of every run's `run.json`, by run_id, of one listing."""
+        return {run.run_id: run.manifest for run in self._entries()}
 
     def folder(self, run_id: str) -> Path:
         """The folder a run is read from. Raises UnknownRunError."""
-        return _named(run_id, self._folders()).path
+        return _find(run_id, self._entries()).path
 
     def rows_of(self, run_id: str) -> dict[str, int]:
-        """Table -> number of rows recorded, superseded ones included, for one run."""
-        scans, _ = self._scans(TABLES, [_named(run_id, self._folders())])
+        """Table -> number of rows recorded by one run, superseded ones included. Raises UnknownRunError."""
+        scans = self._scan(TABLES, [_find(run_id, self._entries())])
         return {table: scan.frame(superseded=True).select(pl.len()).collect().item() for table, scan in scans.items()}
 
     def rules_text(self, run_id: str) -> tuple[str | None, str] | None:
-        """(profile, text) of the rules a run ran with; None where it ran with none.
+        """(profile, text) of the rules a run ran with; None if it ran without.
 
         Raises:
             DataError: it ran with rules, but their text is not in its folder.
         """
-        return _rules_text(_named(run_id, self._folders()))
+        return _rules_text(_find(run_id, self._entries()))
 
     def rules_texts(self) -> dict[str, tuple[str | None, str] | None]:
-        """What `rules_text` says, for every run. Raises DataError."""
-        return {run.run_id: _rules_text(run) for run in self._folders()}
+        """`rules_text` of every run, by run_id. Raises DataError."""
+        return {run.run_id: _rules_text(run) for run in self._entries()}
 
-    # --- questions --------------------------------------------------------------------------------------------------
+    # --- queries ----------------------------------------------------------------------------------------------------
 
     def table(self, name: str) -> pl.LazyFrame:
         """The rows of a table, of its `_all`, of a view or of `runs`, over all runs as they are now.
@@ -177,180 +174,116 @@ class Runs:
         if name in views():
             return self.sql(f"SELECT * FROM {name}").lazy()
         table, superseded = _split(name)
-        return self._scans([table], self._folders())[0][table].frame(superseded=superseded)
+        return self._scan([table], self._entries())[table].frame(superseded=superseded)
 
     def by_run(self, tables: Mapping[str, Collection[str]]) -> Iterator[RunTables]:
-        """Some columns of some tables (and attempt and update), a run at a time, as the runs are now."""
-        for run in self._folders():
-            scans, _ = self._scans(tables, [run])
-            yield RunTables(run.run_id, scans, tables)
+        """Some columns of some tables (and attempt and update), one run at a time, as the runs are now."""
+        for run in self._entries():
+            yield RunTables(run.run_id, self._scan(tables, [run]), tables)
 
     def sql(self, query: str, *, timeout_s: float = 60, memory: str = "4GB") -> pl.DataFrame:
-        """The answer to one SELECT over the views, confined: it reads the recorded files and nothing else.
+        """Run one SELECT over the views, confined: it reads the recorded files and nothing else.
 
         Raises:
-            QueryError: the SQL is wrong, is no single SELECT, or went beyond its limits.
+            QueryError: the SQL is wrong, is not a single SELECT, or exceeds its limits.
             DataError: a recorded file turned out to be damaged.
         """
-        return self._answer(query, None, timeout_s=timeout_s, memory=memory)
+        return self._run_sql(query, None, timeout_s=timeout_s, memory=memory)
 
     def query(self, name: str, /, **parameters: Value) -> pl.DataFrame:
-        """The answer to a named question; `esper query --list` has them all. Confined as `sql` is.
+        """Run a named query, confined like `sql`; `esper query --list` has them all.
 
         Args:
-            name: the question.
-            parameters: its parameters by name, as values or as text; what is left out has its default.
+            name: of the query.
+            parameters: its parameters, as values or as text; what is left out has its default.
 
         Raises:
-            UsageError: there is no such question or parameter, one is missing, or is not of its type.
-            QueryError, DataError: as of `sql`.
+            UsageError: the query or a parameter is unknown, or a parameter is missing or not of its type.
+            QueryError, DataError: as `sql` does.
         """
-        return self.asked(name, parameters)
+        return self.run_query(name, parameters)
 
-    def asked(
+    def run_query(
         self, name: str, parameters: Mapping[str, Value], *, timeout_s: float = 60, memory: str = "4GB"
     ) -> pl.DataFrame:
-        """The same as `query`, with limits of its own."""
-        question = question_named(name)
-        values = bound(question, parameters, lambda run: _named(run, self._folders()).run_id)
-        return self._answer(question.sql, values, timeout_s=timeout_s, memory=memory)
-
-    def _answer(
-        self, query: str, values: Mapping[str, object] | None, *, timeout_s: float, memory: str
-    ) -> pl.DataFrame:
-        check(query)
-        names = views_named_in(query, VIEWS)
-        for again in range(_PATIENCE, -1, -1):
-            sources = self._sources(names)
-            try:
-                return self._confined_to(sources, memory).answer(query, values, timeout_s=timeout_s)
-            except BaseException as error:
-                self._let_go()  # after running out of memory or time, a connection is not to be trusted
-                if not again or not _compacted_meanwhile(error, sources):
-                    raise
-        raise AssertionError("the last try returns or raises")
-
-    def _confined_to(self, sources: Mapping[str, Source], memory: str) -> Confined:
-        """The connection of the last query, where it was to the same files."""
-        key = _unchanged(sources, memory)
-        confined = self._confined  # which another thread may let go of meanwhile
-        if confined is None or key is None or confined[0] != key:
-            self._let_go()
-            confined = self._confined = (key, Confined(sources, known=VIEWS, memory=memory))
-        return confined[1]
-
-    def _let_go(self) -> None:
-        """Forget the connection of the last query."""
-        confined, self._confined = self._confined, None
-        if confined is not None:
-            confined[1].close()
+        """The same as `query`, with limits."""
+        query = find_query(name)
+        values = bind(query, parameters, lambda run: _find(run, self._entries()).run_id)
+        return self._run_sql(query.sql, values, timeout_s=timeout_s, memory=memory)
 
     def connect(self) -> duckdb.DuckDBPyConnection:
-        """A DuckDB connection of your own with every view, as the runs are now. Trusted: it is not confined."""
-        for again in range(_PATIENCE, -1, -1):
-            sources = self._sources(VIEWS)
+        """A new DuckDB connection with every view, as the runs are now. Trusted: it is not confined."""
+        return _retry(lambda: self._sources(VIEWS), connect_to)
+
+    def _run_sql(
+        self, query: str, values: Mapping[str, object] | None, *, timeout_s: float, memory: str
+    ) -> pl.DataFrame:
+        check_select(query)
+        names = views_named_in(query, VIEWS)
+
+        def run(sources: Mapping[str, Source]) -> pl.DataFrame:
             try:
-                return connect_to(sources)
-            except (DataError, QueryError, OSError) as error:
-                if not again or not _compacted_meanwhile(error, sources):
-                    raise
-        raise AssertionError("the last try returns or raises")
+                return self._confined(sources, memory).run(query, values, timeout_s=timeout_s)
+            except BaseException:
+                self._close()  # after running out of memory or time, a connection is not to be trusted
+                raise
+
+        return _retry(lambda: self._sources(names), run)
+
+    def _confined(self, sources: Mapping[str, Source], memory: str) -> ConfinedConnection:
+        """The connection of the last query if it was to the same files, else a new one."""
+        key = _connection_key(sources, memory)
+        current = self._connection  # another thread may close it meanwhile
+        if current is None or key is None or current[0] != key:
+            self._close()
+            current = self._connection = (key, ConfinedConnection(sources, views=VIEWS, memory=memory))
+        return current[1]
+
+    def _close(self) -> None:
+        current, self._connection = self._connection, None
+        if current is not None:
+            current[1].close()
 
     # --- what was left out ------------------------------------------------------------------------------------------
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """Everything under RUNS that is left out or not wholly read; the footer of every file is looked at."""
-        folders, problems = find_runs(self.path)
-        if self._only is not None:
-            folders, problems = self._folders(), []
-        return (*problems, *self._scans(TABLES, folders)[1])
+        """Everything under RUNS that is left out or not wholly read; checks the footer of every file."""
+        problems = find_runs(self.path)[1] if self._selected is None else []
+        return (*problems, *scan_tables(TABLES, self._entries(), self._files)[1])
 
     @property
     def problems_met(self) -> tuple[Problem, ...]:
-        """What the questions asked so far had to leave out."""
-        return tuple(self._met)
+        """What the queries so far had to leave out."""
+        return tuple(self._problems)
 
-    # --- within -----------------------------------------------------------------------------------------------------
+    # --- internals --------------------------------------------------------------------------------------------------
 
-    def _folders(self) -> builtins.list[FoundRun]:
-        found, problems = find_runs(self.path)
-        if self._only is None:
-            self._met.update(dict.fromkeys(problems))
-            return found
-        chosen = [run for run in found if run.run_id in self._only]
-        if missing := self._only - {run.run_id for run in chosen}:
+    def _of(self, run_ids: Iterable[str]) -> Runs:
+        return Runs(self.path, selected=frozenset(run_ids), files=self._files)
+
+    def _entries(self) -> builtins.list[RunEntry]:
+        entries, problems = find_runs(self.path)
+        if self._selected is None:
+            self._problems.update(dict.fromkeys(problems))
+            return entries
+        selected = [run for run in entries if run.run_id in self._selected]
+        if missing := self._selected - {run.run_id for run in selected}:
             raise DataError(f"The run {min(missing)} is no longer in {self.path}.")
-        return chosen
+        return selected
 
-    def _scans(
-        self, tables: Iterable[str], folders: Iterable[FoundRun]
-    ) -> tuple[dict[str, TableScan], builtins.list[Problem]]:
-        """The files of the tables at this moment, their footers checked, and what had to be left out."""
-        scans = {table: TableScan(table) for table in tables}
-        problems: builtins.list[Problem] = []
-        for run in folders:
-            files, footers = self._files(run, scans)
-            cuts = run.superseded_from()
-            problems += (Problem(found.path, found.reason, partly=True) for found in files.problems)
-            problems += (Problem(path, "it is not named like a part", _MOVE) for path in files.foreign)
-            for table in sorted(files.parts.keys() - TABLES.keys()):
-                problems.append(Problem(run.path / table, f"this version knows no table {table}", _UPGRADE))
-            several = len(files.ranks) > 1
-            if "ppo_updates" in scans:
-                problems += _uneven_ranks(run, files, footers)
-            for table, scan in scans.items():
-                ranks = several and merges(table)
-                for path in files.parts.get(table, ()):
-                    footer = footers[path]
-                    if footer.problem is None:
-                        layout = PartLayout(footer.present, footer.float_statistics, cuts, ranks)
-                        scan.add_part(path, layout, footer.rows)
-                    else:
-                        problems.append(Problem(path, footer.problem, _RESTORE))
-                if table in files.journal_rows:
-                    scan.journals.append((files.journal_rows[table], PartLayout((), False, cuts, ranks)))
-        self._met.update(dict.fromkeys(problems))
-        return scans, problems
-
-    def _files(self, run: FoundRun, tables: Iterable[str]) -> tuple[RowFiles, dict[Path, Footer]]:
-        """The files of a run, and the footers of the parts of some tables: listed anew where a compaction came between.
-
-        Raises DataError where the folder cannot be listed.
-        """
-        for again in range(_PATIENCE, -1, -1):
-            try:
-                files = self._listings.of(run.path, tables)
-            except OSError as error:
-                raise DataError(f"The run {run.run_id} cannot be read: {error}.") from error
-            footers = {path: self._footer(run, path, table) for table in tables for path in files.parts.get(table, ())}
-            if not again or not any(footer.gone for footer in footers.values()):
-                return files, footers
-        raise AssertionError("the last try returns")
-
-    def _footer(self, run: FoundRun, path: Path, table: str) -> Footer:
-        """The footer of a part. A part never changes once it is there, so it is read once."""
-        try:
-            linked = path.is_symlink() or path.parent.is_symlink()
-            if linked and not path.resolve().is_relative_to(run.path.resolve()):
-                return Footer(problem="a link that leads out of the run")
-            status = path.stat()
-        except FileNotFoundError:
-            return Footer(problem="it is gone", gone=not path.is_symlink())
-        except OSError as error:
-            return Footer(problem=f"it cannot be read ({error.strerror or error})")
-        stamp = (status.st_ino, status.st_size, status.st_mtime_ns, run.run_id)
-        known = self._footers.get(path)
-        if known is None or known[0] != stamp:
-            known = self._footers[path] = (stamp, read_footer(path, table, run.run_id))
-        return known[1]
+    def _scan(self, tables: Iterable[str], runs: Iterable[RunEntry]) -> dict[str, TableScan]:
+        scans, problems = scan_tables(tables, runs, self._files)
+        self._problems.update(dict.fromkeys(problems))
+        return scans
 
     def _sources(self, names: Iterable[str]) -> dict[str, Source]:
-        """What SQL needs to make the views of these names, and those that they are made of, in that order."""
-        made = needed(frozenset(names))
+        """What SQL needs to create the views of these names and those they are made of, in that order."""
+        made = required_views(frozenset(names))
         wanted = {*names}.union(*(view.words for view in made))
         names = [name for name in VIEWS if name in wanted and name not in views()]
-        scans, _ = self._scans(dict.fromkeys(_split(name)[0] for name in names if name != RUNS_VIEW), self._folders())
+        tables = dict.fromkeys(_split(name)[0] for name in names if name != RUNS_VIEW)
+        scans = self._scan(tables, self._entries())
         sources: dict[str, Source] = {}
         for name in names:
             if name == RUNS_VIEW:
@@ -361,61 +294,50 @@ class Runs:
         return sources | {view.name: view for view in made}
 
     def _runs_frame(self) -> pl.DataFrame:
-        folders = self._folders()
-        scans, problems = self._scans(TABLES, folders)
-        damaged = {r.run_id for r in folders for problem in problems if problem.path.is_relative_to(r.path)}
-        return run_rows(folders, scans, damaged)
+        entries = self._entries()
+        scans, problems = scan_tables(TABLES, entries, self._files)
+        self._problems.update(dict.fromkeys(problems))
+        damaged = {run.run_id for run in entries for problem in problems if problem.path.is_relative_to(run.path)}
+        return run_rows(entries, scans, damaged)
 
 
 def _split(name: str) -> tuple[str, bool]:
-    """(table, with superseded rows) of a table's or a view's name."""
-    if name in TABLES:
-        return name, False
-    if name.endswith(ALL_ROWS) and name.removesuffix(ALL_ROWS) in TABLES:
-        return name.removesuffix(ALL_ROWS), True
-    raise UnknownTableError(f"There is no table {name!r}. {suggest(name, VIEWS, kind='tables')}")
+    """(table, with superseded rows) of a table's or a view's name. Raises UnknownTableError."""
+    table = name.removesuffix(ALL_ROWS)
+    if table not in TABLES:
+        raise UnknownTableError(f"There is no table {name!r}. {suggest(name, VIEWS, kind='tables')}")
+    return table, table != name
 
 
-def _uneven_ranks(run: FoundRun, files: RowFiles, footers: Mapping[Path, Footer]) -> Iterator[Problem]:
-    """That the ranks of a run do not end at one update. While they run they are an update or two apart."""
-    told = {attempt.rank for attempt in run.manifest.last_attempts}
-    if len(files.ranks | told) < 2 or how_it_ended(run.path, run.manifest) == "live":
-        return
-    ends = dict.fromkeys(sorted(files.ranks | told), 0)
-    for path in files.parts.get("ppo_updates", ()):
-        if (name := RowFileName.of_part(path.name)) is not None:
-            ends[name.rank] = max(ends[name.rank], footers[path].last_update)
-    if (held := files.journal_rows.get("ppo_updates")) is not None:
-        for rank, update in zip(held.column("rank").to_pylist(), held.column("update").to_pylist(), strict=True):
-            ends[rank] = max(ends.get(rank, 0), update)
-    if len(set(ends.values())) > 1:
-        listed = ", ".join(f"rank {rank} to {end}" for rank, end in ends.items())
-        reason = f"its ranks recorded different numbers of updates ({listed}); later updates are of the others alone"
-        yield Problem(run.path, reason, partly=True)
+def _retry(list_sources: Callable[[], dict[str, Source]], read: Callable[[Mapping[str, Source]], _Answer]) -> _Answer:
+    """Read the files of one listing; list again if a compaction removed some of them meanwhile."""
+    for _ in range(RETRIES):
+        sources = list_sources()
+        try:
+            return read(sources)
+        except (DataError, QueryError, OSError):
+            if not files_are_gone(sources):
+                raise
+    return read(list_sources())
 
 
-def _compacted_meanwhile(error: BaseException, sources: Mapping[str, Source]) -> bool:
-    """Whether a compaction after the listing is what made a question fail: it has to be asked anew."""
-    return isinstance(error, DataError | QueryError | OSError) and files_are_gone(sources)
-
-
-def _unchanged(sources: Mapping[str, Source], memory: str) -> object | None:
-    """What is the same as long as the views need not be made anew; None where they must be for each query."""
-    files: builtins.list[object] = [memory]
+def _connection_key(sources: Mapping[str, Source], memory: str) -> object | None:
+    """What stays the same as long as the views need not be created again; None if they must be for each query."""
+    key: list[object] = [memory]
     for name, source in sources.items():
         if isinstance(source, tuple):
             scan, superseded = source
             if scan.journals:
                 return None
-            files.append((name, superseded, {layout: tuple(paths) for layout, paths in scan.files.items()}))
+            key.append((name, superseded, {layout: tuple(paths) for layout, paths in scan.files.items()}))
         elif isinstance(source, pl.DataFrame):
             return None
         else:
-            files.append(name)
-    return files
+            key.append(name)
+    return key
 
 
-def _rules_text(run: FoundRun) -> tuple[str | None, str] | None:
+def _rules_text(run: RunEntry) -> tuple[str | None, str] | None:
     sha256 = run.manifest.rules_sha256
     if sha256 is None:
         return None
@@ -427,28 +349,42 @@ def _rules_text(run: FoundRun) -> tuple[str | None, str] | None:
         raise DataError(message) from error
 
 
-def _named(asked: str, folders: list[FoundRun]) -> FoundRun:
-    for run in folders:
-        if asked == run.run_id:
-            return run
-    for run in folders:
-        if asked == run.path.name:
-            return run
-    if namesakes := _of_name(asked, folders):
-        return namesakes[0]
-    begins = [run for run in folders if asked and (run.run_id.startswith(asked) or run.short_id == asked)]
+def _match(name: str, entries: list[RunEntry]) -> list[RunEntry]:
+    """The runs that a name or a pattern fits. Raises UnknownRunError."""
+    try:
+        return [_find(name, entries)]
+    except UnknownRunError:
+        if not any(character in name for character in "*?["):
+            raise
+    matches = [
+        run
+        for run in entries
+        if any(fnmatch.fnmatchcase(text, name) for text in (run.run_id, run.path.name, run.manifest.name))
+    ]
+    if not matches:
+        names = dict.fromkeys(run.manifest.name for run in entries)
+        raise UnknownRunError(f"No run matches {name!r}. {suggest(name, names, kind='runs')}")
+    return matches
+
+
+def _find(name: str, entries: list[RunEntry]) -> RunEntry:
+    """The run of this name; see `Runs`. Raises UnknownRunError."""
+    exact = [run for run in entries if run.run_id == name] or [run for run in entries if run.path.name == name]
+    if exact := exact or _namesakes(name, entries):
+        return exact[0]
+    begins = [run for run in entries if name and (run.run_id.startswith(name) or run.short_id == name)]
     if len(begins) == 1:
         return begins[0]
     if begins:
         ids = ", ".join(run.run_id for run in begins[:8])
-        raise UnknownRunError(f"{asked!r} is the beginning of {len(begins)} runs: {ids}. Write more of it.")
-    names = closest(asked, {run.manifest.name for run in folders})
-    hint = did_you_mean(names) if names else suggest(asked, [run.run_id for run in folders], kind="runs")
-    raise UnknownRunError(f"There is no run {asked!r}. {hint}")
+        raise UnknownRunError(f"{name!r} is the beginning of {len(begins)} runs: {ids}. Write more of it.")
+    names = closest(name, {run.manifest.name for run in entries})
+    hint = did_you_mean(names) if names else suggest(name, [run.run_id for run in entries], kind="runs")
+    raise UnknownRunError(f"There is no run {name!r}. {hint}")
 
 
-def _of_name(name: str, folders: Iterable[FoundRun]) -> list[FoundRun]:
+def _namesakes(name: str, entries: Iterable[RunEntry]) -> list[RunEntry]:
     """The runs of exactly this name, the newest first."""
     long_ago = datetime.min.replace(tzinfo=UTC)
-    alike = [run for run in folders if name and run.manifest.name == name]
-    return sorted(alike, key=lambda run: (run.manifest.started or long_ago, run.run_id), reverse=True)
+    same_name = [run for run in entries if name and run.manifest.name == name]
+    return sorted(same_name, key=lambda run: (run.manifest.started or long_ago, run.run_id), reverse=True)

@@ -1,1 +1,1 @@
-"""Which runs and files there are, and their rows as tables: nothing here runs a query."""
+"""The runs under RUNS, their files, and their rows as tables. Nothing here runs a query."""

@@ -1,4 +1,4 @@
-"""The run folders under RUNS: which there are, which is read where two hold one run, what cannot be read and why."""
+"""The run folders under RUNS: which can be read, and which of two that hold the same run is read."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ _RUN_ID = re.compile(r"(.+)-\d{8}T\d{6}Z(-[a-z0-9]{6})")
 
 
 def short_id(run_id: str) -> str:
-    """A run_id without its time: `hot-20260101T120000Z-x1y2z3` is `hot-x1y2z3`.
+    """Shorten a run_id by its time.
 
     >>> short_id("hot-20260101T120000Z-x1y2z3"), short_id("another")
     ('hot-x1y2z3', 'another')
     """
-    found = _RUN_ID.fullmatch(run_id)
-    return run_id if found is None else found[1] + found[2]
+    match = _RUN_ID.fullmatch(run_id)
+    return run_id if match is None else match[1] + match[2]
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something under RUNS that was left out of the answers, or not wholly read."""
+    """Something under RUNS that is left out, or not wholly read."""
 
     path: Path
     reason: str
     advice: str = ""
     """What to do about it."""
     partly: bool = False
-    """It is read, though not wholly."""
+    """It is read in part, not left out."""
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}{f'. {self.advice}' if self.advice else ''}"
 
     @property
-    def told(self) -> str:
-        """The whole sentence."""
+    def message(self) -> str:
+        """The whole message."""
         return f"{'not wholly read' if self.partly else 'left out'}: {self}"
 
 
 @dataclass(frozen=True, slots=True)
-class FoundRun:
-    """A run's folder and what its manifest told when it was listed."""
+class RunEntry:
+    """A run's folder and its manifest when it was listed."""
 
     path: Path
     manifest: Manifest
@@ -67,39 +67,33 @@ class FoundRun:
 
     def superseded_from(self) -> tuple[tuple[int, int], ...]:
         """(attempt, update): rows of the attempt from this update on were recorded again by a later attempt."""
-        starts: dict[int, int] = {}
-        for attempt in self.manifest.attempts:
-            starts[attempt.attempt] = min(attempt.from_update, starts.get(attempt.attempt, attempt.from_update))
-        cuts = []
-        for number in sorted(starts):
-            later = [start for other, start in starts.items() if other > number]
-            if later:
-                cuts.append((number, min(later)))
-        return tuple(cuts)
+        starts = [(attempt.attempt, attempt.from_update) for attempt in self.manifest.attempts]
+        later = {number: [start for other, start in starts if other > number] for number, _ in starts}
+        return tuple((number, min(later[number])) for number in sorted(later) if later[number])
 
 
-def find_runs(root: Path) -> tuple[list[FoundRun], list[Problem]]:
-    """The runs of RUNS in the order of their folders' names, one folder each, and the folders that were left out.
+def find_runs(root: Path) -> tuple[list[RunEntry], list[Problem]]:
+    """The runs of RUNS in the order of their folders' names, one folder each, and the folders that are left out.
 
     Raises UsageError and DataError, as `run_folders` does.
     """
-    found, problems = run_folders(root)
-    return list(_without_copies(found, problems)), problems
+    entries, problems = run_folders(root)
+    return list(_without_copies(entries, problems)), problems
 
 
-def run_folders(root: Path) -> tuple[list[FoundRun], list[Problem]]:
+def run_folders(root: Path) -> tuple[list[RunEntry], list[Problem]]:
     """Every folder of RUNS that can be read as a run's, in the order of their names, and those that cannot.
 
     Raises:
-        UsageError: `root` is not there, or is no folder.
+        UsageError: `root` does not exist, or is not a folder.
         DataError: it holds no run that can be read.
     """
     if not root.exists():
-        raise UsageError(f"There is no folder {root}. {_what_there_is(root)}")
+        raise UsageError(f"There is no folder {root}. {_siblings(root)}")
     if not root.is_dir():
         raise UsageError(f"{root} is a file. RUNS is a folder of runs, or one run's folder.")
     problems: list[Problem] = []
-    found: list[FoundRun] = []
+    entries: list[RunEntry] = []
     for folder in [root] if (root / MANIFEST_FILE).is_file() else _candidates(root, problems):
         try:
             manifest = read_manifest(folder)
@@ -112,10 +106,10 @@ def run_folders(root: Path) -> tuple[list[FoundRun], list[Problem]]:
             reason = f"recorded with schema version {manifest.schema_version}; this version knows {SCHEMA_VERSION}"
             advice = "Upgrade esper-analytics to read the newer columns"
             problems.append(Problem(folder / MANIFEST_FILE, reason, advice, partly=True))
-        found.append(FoundRun(folder, manifest))
-    if not found:
+        entries.append(RunEntry(folder, manifest))
+    if not entries:
         raise DataError(_no_runs(root, problems))
-    return found, problems
+    return entries, problems
 
 
 def _candidates(root: Path, problems: list[Problem]) -> Iterator[Path]:
@@ -125,21 +119,21 @@ def _candidates(root: Path, problems: list[Problem]) -> Iterator[Path]:
             continue
         if (folder / MANIFEST_FILE).is_file():
             if folder.is_symlink() and not folder.resolve().is_relative_to(inside):
-                problems.append(Problem(folder, "a link that leads out of RUNS", "Open the run where it lies"))
+                problems.append(Problem(folder, "a link that leads out of RUNS", "Open the folder it leads to"))
             else:
                 yield folder
         elif any(folder.glob("*/part-*.parquet")) or any(folder.glob("journal/*.journal")):
             problems.append(Problem(folder, f"it holds recorded rows but no {MANIFEST_FILE}", _RESTORE_MANIFEST))
 
 
-def _without_copies(found: Iterable[FoundRun], problems: list[Problem]) -> Iterator[FoundRun]:
-    """One folder per run_id: of two that hold one run, the one with more rows."""
-    by_id: dict[str, list[FoundRun]] = {}
-    for run in found:
+def _without_copies(entries: Iterable[RunEntry], problems: list[Problem]) -> Iterator[RunEntry]:
+    """One folder per run_id: of several with the same run, the one with the most rows."""
+    by_id: dict[str, list[RunEntry]] = {}
+    for run in entries:
         by_id.setdefault(run.run_id, []).append(run)
     for run_id, runs in by_id.items():
         if len(runs) > 1:
-            # Of equals, the folder that is named like the run; the order of names settles the rest.
+            # Of equals, the folder that is named like the run; then the order of names decides.
             rows = {run.path: _rows(run.path) for run in runs}
             runs.sort(key=lambda run: (-rows[run.path], run.path.name != run.run_id, run.path.name))
         yield runs[0]
@@ -164,18 +158,18 @@ def _no_runs(root: Path, problems: list[Problem]) -> str:
     if problems:
         return f"No run in {root} can be read. {problems[0].path.relative_to(root)}: {problems[0].reason}."
     if (root.parent / MANIFEST_FILE).is_file():
-        return f"{root} is a folder inside of a run. Give the run's folder, {root.parent}, or the folder it lies in."
+        return f"{root} is a folder inside a run. Give the run's folder, {root.parent}, or the folder of runs."
     below = sorted(path.parent.parent for path in root.glob(f"*/*/{MANIFEST_FILE}"))
     if below:
         return f"There are no runs in {root}, but there are in {below[0]}. Give that folder."
     return f"There are no runs in {root}: a run is a folder with a {MANIFEST_FILE}, as the recorder writes it."
 
 
-def _what_there_is(root: Path) -> str:
+def _siblings(root: Path) -> str:
     parent = root.parent
     if not parent.is_dir():
-        return f"{parent} is not there either."
-    beside = sorted(path.name for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not beside:
+        return f"{parent} does not exist either."
+    names = sorted(path.name for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not names:
         return f"{parent.resolve()} holds no folders."
-    return f"In {parent.resolve()} there are: {', '.join(beside[:8])}{', ...' if len(beside) > 8 else ''}."
+    return f"In {parent.resolve()} there are: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}."

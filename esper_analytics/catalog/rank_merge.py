@@ -1,10 +1,12 @@
-"""What the ranks of a distributed run recorded, as one row each: in SQL and in Polars, with the same answer.
+"""The rows of several ranks as one row each, in SQL and in Polars with the same result.
 
-Ranks are merged by the reducers that the contract declares, in the order of their numbers, as `contract.merge` merges
-rows in Python; derived columns are computed anew from the merged sums by `contract.metrics`, whose formulas are here
-given expressions instead of numbers. A merged row has the lowest rank's number. Its metrics are `pooled` over the
-ranks, whatever the ranks' own definition; a row that one rank alone recorded is left as it is. A derived column whose
-sums are not recorded is NULL in a merged row: a mean is never merged with a mean.
+Ranks merge in the order of their numbers, by the reducers of the contract (`contract.merge`); derived columns are
+recomputed from the merged sums by the formulas of `contract.metrics`. Both are declared there once; here are the sets
+of operators that apply them to SQL text and to Polars expressions.
+
+A merged row has the lowest rank's number, and its metrics are `pooled` over the ranks, whatever the ranks' definition.
+A row that only one rank recorded stays as recorded. A derived column whose sums are not recorded is NULL in a merged
+row: means are never merged.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import polars as pl
 
 from esper_recorder.contract import metrics
 from esper_recorder.contract.histogram import log_ratio_bin_count
+from esper_recorder.contract.merge import reduce
 from esper_recorder.contract.tables import TABLES, AcrossRanks, Column, Reducer, columns, key_columns
 
 _DERIVE: dict[str, Callable[..., dict[str, Any]]] = {
@@ -24,11 +27,10 @@ _DERIVE: dict[str, Callable[..., dict[str, Any]]] = {
     "heads": metrics.derive_head,
     "recurrent_state": metrics.derive_state,
 }
-_POOLED = "pooled"
 
 
 def merges(table: str) -> bool:
-    """Whether rows of a table are merged, or one taken for all, where several ranks recorded them."""
+    """Whether a table's rows of several ranks become one."""
     return TABLES[table].across_ranks is not AcrossRanks.APART
 
 
@@ -36,56 +38,66 @@ def _keys(table: str) -> list[str]:
     return [name for name in key_columns(table) if name != "rank"]
 
 
+def _recomputed(table: str, row: dict[str, Any], o: _Sql | _Polars) -> dict[str, Any]:
+    """Column -> its value in a row merged from several ranks, for the columns that are not reduced."""
+    formulas = _DERIVE[table](row, o) if table in _DERIVE else {}
+    derived = {c.name: formulas.get(c.name) for c in columns(table) if c.reducer is Reducer.DERIVED}
+    recomputed = {name: o.null if formula is None else formula for name, formula in derived.items()}
+    return recomputed | ({"definition": o.pooled} if "definition" in row else {})
+
+
 # --- SQL --------------------------------------------------------------------------------------------------------------
 
 
 def merged_sql(table: str, source: str) -> str:
     """A SELECT of the contract's columns that merges the ranks in `source`, a SELECT of the same columns."""
-    keys = ", ".join(_quoted(name) for name in _keys(table))
-    names = ", ".join(_quoted(column.name) for column in columns(table))
+    quoted = {column.name: f'"{column.name}"' for column in columns(table)}
+    group = _keys(table)
+    keys = ", ".join(quoted[name] for name in group)
     if TABLES[table].across_ranks is AcrossRanks.REPLICAS:
-        return f'SELECT {names} FROM ({source}) QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY "rank") = 1'
-    reduced = ", ".join(f"{_sql_reduced(column)} AS {_quoted(column.name)}" for column in columns(table))
-    derived = _derived(table, {c.name: _quoted(c.name) for c in columns(table)}, _Sql())
-    terms = [_sql_final(column, derived.get(column.name)) for column in columns(table)]
-    inner = f"SELECT {reduced}, count(*) AS _ranks FROM ({source}) GROUP BY {keys}"
+        first = f'row_number() OVER (PARTITION BY {keys} ORDER BY "rank") = 1'
+        return f"SELECT {', '.join(quoted.values())} FROM ({source}) QUALIFY {first}"
+    sql = _Sql()
+    reduced = [
+        name if column.name in group else f"{reduce(column, name, sql)} AS {name}"
+        for column, name in zip(columns(table), quoted.values(), strict=True)
+    ]
+    recomputed = _recomputed(table, quoted, sql)
+    terms = [
+        f"CASE WHEN _ranks = 1 THEN {name} ELSE {recomputed[column]} END AS {name}" if column in recomputed else name
+        for column, name in quoted.items()
+    ]
+    inner = f"SELECT {', '.join(reduced)}, count(*) AS _ranks FROM ({source}) GROUP BY {keys}"
     return f"SELECT {', '.join(terms)} FROM ({inner})"
 
 
-def _sql_reduced(column: Column) -> str:
-    name = _quoted(column.name)
-    if column.name == "rank":
-        return f"min({name})"
-    if column.reducer is Reducer.KEY:
-        return name
-    if column.reducer is Reducer.SUM and column.type.startswith("list<"):
+class _Sql:
+    """The operators of reducers and metrics over SQL text. The formulas' NULL is SQL's."""
+
+    null = "NULL"
+    pooled = "'pooled'"
+
+    def first(self, name: str, column: Column) -> str:
+        return f'first({name} ORDER BY "rank") FILTER (WHERE {name} IS NOT NULL)'
+
+    def last(self, name: str, column: Column) -> str:
+        return f'last({name} ORDER BY "rank") FILTER (WHERE {name} IS NOT NULL)'
+
+    def sum(self, name: str, column: Column) -> str:
+        return f'sum({name} ORDER BY "rank")::{"BIGINT" if column.type == "int64" else "DOUBLE"}'
+
+    def sum_lists(self, name: str, column: Column) -> str:
         bins = (f"coalesce(sum({name}[{place}])::BIGINT, 0)" for place in range(1, log_ratio_bin_count() + 1))
         return f"CASE WHEN count({name}) > 0 THEN [{', '.join(bins)}] END"
-    if column.reducer is Reducer.SUM:
-        return f'sum({name} ORDER BY "rank")::{"BIGINT" if column.type == "int64" else "DOUBLE"}'
-    if column.reducer in (Reducer.MIN, Reducer.MAX):
-        extreme = f"{column.reducer}({name})"
+
+    def min(self, name: str, column: Column, function: str = "min") -> str:
         if not column.is_float:
-            return extreme
-        nothing_else = f"CASE WHEN count({name}) > 0 THEN 'nan'::DOUBLE END"
-        return f"coalesce({extreme} FILTER (WHERE NOT isnan({name})), {nothing_else})"
-    place = "last" if column.reducer is Reducer.LAST else "first"
-    return f'{place}({name} ORDER BY "rank") FILTER (WHERE {name} IS NOT NULL)'
+            return f"{function}({name})"
+        only_nan = f"CASE WHEN count({name}) > 0 THEN 'nan'::DOUBLE END"
+        return f"coalesce({function}({name}) FILTER (WHERE NOT isnan({name})), {only_nan})"
 
-
-def _sql_final(column: Column, derived: str | None) -> str:
-    name = _quoted(column.name)
-    if column.name == "definition":
-        anew: str | None = f"'{_POOLED}'"
-    elif column.reducer is Reducer.DERIVED:
-        anew = derived
-    else:
-        return name
-    return f"CASE WHEN _ranks = 1 THEN {name} ELSE {anew or 'NULL'} END AS {name}"
-
-
-class _Sql:
-    """Arithmetic of the metrics over SQL expressions. The formulas' NULL is SQL's."""
+    def max(self, name: str, column: Column) -> str:
+        return self.min(name, column, "max")
 
     def subtract(self, a: Any, b: Any) -> Any:
         return None if a is None or b is None else f"({a} - {b})"
@@ -113,59 +125,57 @@ class _Sql:
         return f"(CASE WHEN {known} IS NOT NULL THEN {then} ELSE {otherwise} END)"
 
 
-def _quoted(name: str) -> str:
-    return f'"{name}"'
-
-
 # --- Polars -----------------------------------------------------------------------------------------------------------
 
 
 def merged_frame(table: str, frame: pl.LazyFrame) -> pl.LazyFrame:
-    """A frame of the contract's columns with its ranks merged."""
+    """Merge the ranks of a frame of the contract's columns."""
     keys = _keys(table)
     by_rank = frame.sort("rank", maintain_order=True)
-    names = [column.name for column in columns(table)]
+    row = {column.name: pl.col(column.name) for column in columns(table)}
     if TABLES[table].across_ranks is AcrossRanks.REPLICAS:
-        return by_rank.unique(subset=keys, keep="first", maintain_order=True).select(names)
-    reduced = [_polars_reduced(c) for c in columns(table) if c.name == "rank" or c.reducer is not Reducer.KEY]
-    merged = by_rank.group_by(keys, maintain_order=True).agg(*reduced, pl.len().alias("_ranks"))
-    derived = _derived(table, {name: pl.col(name) for name in names}, _Polars())
-    return merged.select(_polars_final(column, derived.get(column.name)) for column in columns(table))
-
-
-def _polars_reduced(column: Column) -> pl.Expr:
-    value = pl.col(column.name)
-    measured = value.count() > 0
-    if column.name == "rank":
-        return value.min()
-    if column.reducer is Reducer.SUM and column.type.startswith("list<"):
-        bins = [value.list.get(place, null_on_oob=True).sum() for place in range(log_ratio_bin_count())]
-        return pl.when(measured).then(pl.concat_list(bins)).alias(column.name)
-    if column.reducer is Reducer.SUM:
-        return pl.when(measured).then(value.sum()).alias(column.name)
-    if column.reducer in (Reducer.MIN, Reducer.MAX):
-        numbers = value.drop_nans() if column.is_float else value
-        extreme = numbers.min() if column.reducer is Reducer.MIN else numbers.max()
-        if column.is_float:
-            extreme = pl.coalesce(extreme, pl.when(measured).then(float("nan")))
-        return extreme.alias(column.name)
-    there = value.drop_nulls()
-    return there.last() if column.reducer is Reducer.LAST else there.first()
-
-
-def _polars_final(column: Column, derived: Any) -> pl.Expr:
-    value = pl.col(column.name)
-    if column.name == "definition":
-        anew = pl.lit(_POOLED)
-    elif column.reducer is Reducer.DERIVED:
-        anew = pl.lit(None, dtype=pl.Float64) if derived is None else derived
-    else:
-        return value
-    return pl.when(pl.col("_ranks") == 1).then(value).otherwise(anew).alias(column.name)
+        return by_rank.unique(subset=keys, keep="first", maintain_order=True).select(*row)
+    polars = _Polars()
+    reduced = [reduce(c, row[c.name], polars).alias(c.name) for c in columns(table) if c.name not in keys]
+    recomputed = _recomputed(table, row, polars)
+    one_rank = pl.col("_ranks") == 1
+    return (
+        by_rank.group_by(keys, maintain_order=True)
+        .agg(*reduced, pl.len().alias("_ranks"))
+        .select(
+            pl.when(one_rank).then(value).otherwise(recomputed[name]).alias(name) if name in recomputed else value
+            for name, value in row.items()
+        )
+    )
 
 
 class _Polars:
-    """Arithmetic of the metrics over Polars expressions. The formulas' NULL is Polars'."""
+    """The operators of reducers and metrics over Polars expressions. The formulas' NULL is Polars'."""
+
+    null = pl.lit(None, dtype=pl.Float64)
+    pooled = pl.lit("pooled")
+
+    def first(self, value: pl.Expr, column: Column) -> pl.Expr:
+        return value.drop_nulls().first()
+
+    def last(self, value: pl.Expr, column: Column) -> pl.Expr:
+        return value.drop_nulls().last()
+
+    def sum(self, value: pl.Expr, column: Column) -> pl.Expr:
+        return pl.when(value.count() > 0).then(value.sum())
+
+    def sum_lists(self, value: pl.Expr, column: Column) -> pl.Expr:
+        bins = [value.list.get(place, null_on_oob=True).sum() for place in range(log_ratio_bin_count())]
+        return pl.when(value.count() > 0).then(pl.concat_list(bins))
+
+    def min(self, value: pl.Expr, column: Column) -> pl.Expr:
+        return self._or_nan(value.drop_nans().min(), value) if column.is_float else value.min()
+
+    def max(self, value: pl.Expr, column: Column) -> pl.Expr:
+        return self._or_nan(value.drop_nans().max(), value) if column.is_float else value.max()
+
+    def _or_nan(self, extreme: pl.Expr, value: pl.Expr) -> pl.Expr:
+        return pl.coalesce(extreme, pl.when(value.count() > 0).then(float("nan")))
 
     def subtract(self, a: Any, b: Any) -> Any:
         return None if a is None or b is None else a - b
@@ -192,9 +202,3 @@ class _Polars:
 
     def choose(self, known: Any, then: Any, otherwise: Any) -> Any:
         return pl.when(known.is_not_null()).then(then).otherwise(otherwise)
-
-
-def _derived(table: str, row: dict[str, Any], arithmetic: Any) -> dict[str, Any]:
-    """Derived column -> its formula over the merged columns, where there is one."""
-    derive = _DERIVE.get(table)
-    return {} if derive is None else derive(row, arithmetic)

@@ -1,17 +1,16 @@
-"""The rows of one table as a question may read them: files checked, older layouts filled up, superseded rows known.
+"""The rows of one table, for SQL and for Polars: checked files of any layout, without superseded rows.
 
-`TableScan` is one moment's list of files and journal rows. It gives them to DuckDB as the text of a view and to Polars
-as a LazyFrame, both with exactly the contract's columns and types: explicit casts, and NULL for a column a file
-predates (`union_by_name` and its kin change types silently).
+`TableScan` lists the files and journal rows of one moment. It gives them to DuckDB as the SELECT of a view and to
+Polars as a LazyFrame, both with exactly the contract's columns and types: explicit casts, present names for renamed
+columns, and NULL for a column that a file predates (`union_by_name` and its kin change types silently).
 
-Float columns with min/max statistics are the trap: statistics leave NaN out, and DuckDB prunes by them, so
-`WHERE isnan(x)` finds nothing and `max(x)` is not NaN. Such files are read through an expression that keeps the
-statistics from being used; parts as the recorder writes them have none and need none.
+Min/max statistics of float columns ignore NaN, and DuckDB prunes by them: `WHERE isnan(x)` finds nothing and `max(x)`
+is not NaN. Files that have them are read through an expression that DuckDB does not prune by. Our parts have none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,13 +56,13 @@ _ARROW_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class PartLayout:
-    """What files must share to be read by one expression."""
+    """What files have in common that are read by one expression."""
 
     present: tuple[StoredColumn, ...]
     float_statistics: bool
     cuts: Cuts
     ranks: bool = False
-    """Several ranks recorded these rows, and they are to be merged."""
+    """The rows are of several ranks, to be merged."""
 
 
 @dataclass(slots=True)
@@ -77,10 +76,15 @@ class TableScan:
     """The number of rows of each part."""
 
     def add_part(self, path: Path, layout: PartLayout, rows: int) -> None:
-        """Take in a part whose footer was checked."""
+        """Add a part whose footer was checked."""
         path = path.absolute()
         self.files.setdefault(layout, []).append(path)
         self.heights[path] = rows
+
+    def add_journal(self, rows: pa.Table, *, cuts: Cuts, ranks: bool) -> None:
+        """Add rows in memory that have all the contract's columns, as a journal's do."""
+        present = tuple(StoredColumn(column.name, "", column.name) for column in columns(self.table))
+        self.journals.append((rows, PartLayout(present, False, cuts, ranks)))
 
     @property
     def rows(self) -> int:
@@ -88,7 +92,7 @@ class TableScan:
         return sum(self.heights.values()) + sum(int(journal.num_rows) for journal, _ in self.journals)
 
     def parts(self) -> list[tuple[PartLayout, Path, int]] | None:
-        """Every part with its layout and number of rows; None where a part's rows may not count as they are."""
+        """Every part with its layout and number of rows; None if some rows are superseded, merged or in a journal."""
         if self.journals or any(
             layout != PartLayout(layout.present, layout.float_statistics, ()) for layout in self.files
         ):
@@ -100,23 +104,20 @@ class TableScan:
         return [path for paths in self.files.values() for path in paths]
 
     def view(self, journal_tables: Sequence[str], *, superseded: bool) -> str:
-        """The SELECT of the table's view, all rows with `superseded`, else those that count.
+        """The SELECT of the table's view, with or without superseded rows.
 
         Args:
-            journal_tables: quoted names of tables that hold `journals`, in their order.
+            journal_tables: quoted names of tables with the rows of `journals`, in their order.
+            superseded: also superseded rows, and those of each rank.
         """
+        sources = [(layout, _read_parquet(paths)) for layout, paths in self.files.items()]
+        sources += [(layout, name) for (_, layout), name in zip(self.journals, journal_tables, strict=True)]
         selects: list[str] = []
-        of_ranks: list[str] = []  # what has to be merged before it counts
-        for layout, paths in self.files.items():
-            present = {column.name: column for column in layout.present}
-            listed = ", ".join(literal(str(path)) for path in paths)
-            source = f"read_parquet([{listed}], hive_partitioning = false, union_by_name = false)"
-            terms = [_sql_term(c, present.get(c.name), layout.float_statistics) for c in columns(self.table)]
-            select = f"SELECT {', '.join(terms)} FROM {source}{_sql_where(layout.cuts, superseded)}"
-            (of_ranks if layout.ranks and not superseded else selects).append(select)
-        for (_, layout), name in zip(self.journals, journal_tables, strict=True):
-            terms = [_sql_term(c, StoredColumn(c.name, "", c.name), False) for c in columns(self.table)]
-            select = f"SELECT {', '.join(terms)} FROM {name}{_sql_where(layout.cuts, superseded)}"
+        of_ranks: list[str] = []  # selects whose rows are to be merged
+        for layout, source in sources:
+            stored = {column.name: column for column in layout.present}
+            terms = [_sql_term(c, stored.get(c.name), layout.float_statistics) for c in columns(self.table)]
+            select = f"SELECT {', '.join(terms)} FROM {source}{_sql_where(() if superseded else layout.cuts)}"
             (of_ranks if layout.ranks and not superseded else selects).append(select)
         if of_ranks:
             selects.append(merged_sql(self.table, "\nUNION ALL\n".join(of_ranks)))
@@ -126,45 +127,23 @@ class TableScan:
         return "\nUNION ALL\n".join(selects)
 
     def frame(self, *, superseded: bool, only: Collection[str] | None = None) -> pl.LazyFrame:
-        """The table as a LazyFrame, all rows with `superseded`, else those that count; `only` some of its columns."""
+        """The table as a LazyFrame, as `view` has it; `only` some of its columns, and attempt and update."""
         wanted = [c for c in columns(self.table) if only is None or c.name in only or c.name in ("attempt", "update")]
+        sources = [(layout, _scan_parquet(layout, paths)) for layout, paths in self.files.items()]
+        sources += [(layout, pl.DataFrame(journal).lazy()) for journal, layout in self.journals]
         frames: list[pl.LazyFrame] = []
         of_ranks: list[pl.LazyFrame] = []
-
-        def take(raw: pl.LazyFrame, present: Iterable[StoredColumn], layout: PartLayout) -> None:
+        for layout, source in sources:
             merged = layout.ranks and not superseded
+            stored = {column.name: column for column in layout.present}
             needed = columns(self.table) if merged else wanted
-            frame = self._of_contract(raw, {column.name: column for column in present}, layout.cuts, superseded, needed)
-            (of_ranks if merged else frames).append(frame)
-
-        for layout, paths in self.files.items():
-            scanned = pl.scan_parquet(
-                list(paths), glob=False, hive_partitioning=False, use_statistics=not layout.float_statistics
-            )
-            take(scanned, layout.present, layout)
-        for journal, layout in self.journals:
-            held = pl.from_arrow(journal)
-            assert isinstance(held, pl.DataFrame)
-            take(held.lazy(), [StoredColumn(name, "", name) for name in journal.column_names], layout)
+            rows = source.select(_polars_term(c, stored.get(c.name)) for c in needed)
+            (of_ranks if merged else frames).append(rows if superseded else _without(layout.cuts, rows))
         if of_ranks:
             frames.append(merged_frame(self.table, pl.concat(of_ranks)).select(c.name for c in wanted))
         if not frames:
-            return pl.LazyFrame(schema={c.name: _POLARS_TYPES[c.type] for c in wanted})
+            return pl.LazyFrame(schema={c.name: polars_type(c) for c in wanted})
         return frames[0] if len(frames) == 1 else pl.concat(frames)
-
-    def _of_contract(
-        self,
-        raw: pl.LazyFrame,
-        present: Mapping[str, StoredColumn],
-        cuts: Cuts,
-        superseded: bool,
-        wanted: Sequence[Column],
-    ) -> pl.LazyFrame:
-        frame = raw.select(_polars_term(c, present.get(c.name)) for c in wanted)
-        if superseded or not cuts:
-            return frame
-        hidden = pl.any_horizontal((pl.col.attempt == attempt) & (pl.col.update >= update) for attempt, update in cuts)
-        return frame.filter(hidden.fill_null(False).not_())
 
 
 def identifier(name: str) -> str:
@@ -200,11 +179,28 @@ def _sql_term(column: Column, found: StoredColumn | None, float_statistics: bool
     return value if value == name else f"{value} AS {name}"
 
 
-def _sql_where(cuts: Cuts, superseded: bool) -> str:
-    if superseded or not cuts:
+def _read_parquet(paths: Sequence[Path]) -> str:
+    listed = ", ".join(literal(str(path)) for path in paths)
+    return f"read_parquet([{listed}], hive_partitioning = false, union_by_name = false)"
+
+
+def _sql_where(cuts: Cuts) -> str:
+    if not cuts:
         return ""
     hidden = " OR ".join(f'("attempt" = {attempt} AND "update" >= {update})' for attempt, update in cuts)
     return f" WHERE ({hidden}) IS NOT TRUE"
+
+
+def _scan_parquet(layout: PartLayout, paths: Sequence[Path]) -> pl.LazyFrame:
+    statistics = not layout.float_statistics
+    return pl.scan_parquet(list(paths), glob=False, hive_partitioning=False, use_statistics=statistics)
+
+
+def _without(cuts: Cuts, rows: pl.LazyFrame) -> pl.LazyFrame:
+    if not cuts:
+        return rows
+    hidden = pl.any_horizontal((pl.col.attempt == attempt) & (pl.col.update >= update) for attempt, update in cuts)
+    return rows.filter(hidden.fill_null(False).not_())
 
 
 def _polars_term(column: Column, found: StoredColumn | None) -> pl.Expr:

@@ -1,4 +1,4 @@
-"""One row per run: what the manifests say, and what the rows add up to. It is `Runs.list()` and the view `runs`."""
+"""One row per run, from its manifest and its rows: `Runs.list()` and the view `runs`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from esper_analytics.catalog.discovery import FoundRun
+from esper_analytics.catalog.discovery import RunEntry
 from esper_analytics.catalog.scan import TableScan, polars_type
 from esper_recorder.contract.tables import Column, Reducer
 from esper_recorder.storage.manifest import how_it_ended
@@ -24,48 +24,48 @@ def _column(name: str, kind: str, meaning: str, *, unit: str = "", null: str = "
 _TIME = "timestamp[us, UTC]"
 RUN_COLUMNS: tuple[Column, ...] = (
     _column("run_id", "string", "the run: name, start and random characters, unique"),
-    _column("trainer", "string", "the software that trained", null="not told"),
-    _column("started", _TIME, "when the run began", null="not told"),
-    _column("updates", "int64", "number of the last PPO update recorded; 0 where there is none", unit="1"),
+    _column("trainer", "string", "the software that trained", null="not reported"),
+    _column("started", _TIME, "when the run began", null="not reported"),
+    _column("updates", "int64", "number of the last recorded PPO update; 0 if there is none", unit="1"),
     _column(
-        "progress", "float64", "share of the training done at its last update", unit="1", null="the length was not told"
+        "progress", "float64", "fraction of the training done at its last update", unit="1", null="unknown total length"
     ),
     _column(
-        "ended", "string", "`finished`, `raised`, `killed`, `live`, or `unknown` for an imported run that did not tell"
+        "ended", "string", "`finished`, `raised`, `killed`, `live`, or `unknown` for an imported run without an end"
     ),
     _column("alarms", "int64", "rows of `alarms`: firings while the run was recorded", unit="1"),
     _column(
         "complete",
         "bool",
-        "every update up to the last is recorded, nothing was lost, no file is damaged; no for a run that was killed, "
-        "whose last rows nobody knows",
+        "every update up to the last is recorded, nothing was dropped, no file is damaged; false for a killed run, "
+        "whose last rows are unknown",
     ),
-    _column("name", "string", "the name the run was given"),
-    _column("ended_at", _TIME, "when the last attempt ended", null="it is live, or was killed"),
-    _column("error", "string", "the error that ended the run", null="it did not end by one"),
-    _column("attempts", "int64", "attempts: 1 and one more for each time it was resumed", unit="1"),
-    _column("gaps", "int64", "rows of `gaps`: stretches that were to be recorded and were not", unit="1"),
-    _column("definition", "string", "whose definition the metrics follow", null="not told"),
-    _column("level", "string", "how much was recorded", null="not told"),
-    _column("rules_profile", "string", "profile of the rules it ran with", null="none, or rules of a file"),
-    _column("rules_sha256", "string", "the rules it ran with, kept in its `rules/`", null="it ran with none"),
-    _column("total_updates", "int64", "updates the training was to have", unit="1", null="not told"),
-    _column("total_steps", "int64", "environment steps the training was to have", unit="steps", null="not told"),
-    _column("host", "string", "machine it was recorded on", null="not told"),
-    _column("config", "string", "the trainer's configuration as JSON, for `config->>'$.key'`", null="not told"),
-    _column("versions", "string", "versions of the software as JSON", null="not told"),
+    _column("name", "string", "the name of the run"),
+    _column("ended_at", _TIME, "when the last attempt ended", null="live, or killed"),
+    _column("error", "string", "the error that ended the run", null="no error ended it"),
+    _column("attempts", "int64", "attempts: 1, and 1 more for each resume", unit="1"),
+    _column("gaps", "int64", "rows of `gaps`: what should have been recorded and was not", unit="1"),
+    _column("definition", "string", "whose definition the metrics follow", null="not reported"),
+    _column("level", "string", "how much was recorded: `minimal`, `normal` or `debug`", null="not reported"),
+    _column("rules_profile", "string", "profile of the rules it ran with", null="no rules, or rules of a file"),
+    _column("rules_sha256", "string", "rules it ran with, kept in its `rules/`", null="no rules"),
+    _column("total_updates", "int64", "planned updates", unit="1", null="not reported"),
+    _column("total_steps", "int64", "planned environment steps", unit="steps", null="not reported"),
+    _column("host", "string", "machine it was recorded on", null="not reported"),
+    _column("config", "string", "the trainer's configuration as JSON, for `config->>'$.key'`", null="not reported"),
+    _column("versions", "string", "versions of the software as JSON", null="not reported"),
     _column("folder", "string", "folder it is read from"),
 )
 LIST_COLUMNS = [column.name for column in RUN_COLUMNS[:8]]
 
 
-def run_rows(folders: Sequence[FoundRun], scans: Mapping[str, TableScan], damaged: Collection[str]) -> pl.DataFrame:
+def run_rows(runs: Sequence[RunEntry], scans: Mapping[str, TableScan], damaged: Collection[str]) -> pl.DataFrame:
     """The frame of the view `runs`.
 
     Args:
-        folders: the runs.
-        scans: the tables `ppo_updates`, `alarms` and `gaps` of these runs.
-        damaged: run_ids of which a file was left out.
+        runs: the runs.
+        scans: their tables `ppo_updates`, `alarms` and `gaps`.
+        damaged: run_ids of runs with a file that was left out.
     """
     updates = _by_run(
         scans["ppo_updates"]
@@ -77,24 +77,25 @@ def run_rows(folders: Sequence[FoundRun], scans: Mapping[str, TableScan], damage
             pl.col.progress.sort_by("update").drop_nulls().last().alias("progress"),
         )
     )
-    alarms = _counts(scans["alarms"])
-    gaps = _counts(scans["gaps"])
-    rows = []
-    for run in folders:
-        seen = updates.get(run.run_id, {})
-        rows.append(_row(run, seen, alarms.get(run.run_id, 0), gaps.get(run.run_id, 0), run.run_id in damaged))
+    alarms, gaps = _counts(scans["alarms"]), _counts(scans["gaps"])
+    rows = [
+        _row(
+            run, updates.get(run.run_id, {}), alarms.get(run.run_id, 0), gaps.get(run.run_id, 0), run.run_id in damaged
+        )
+        for run in runs
+    ]
     return pl.DataFrame(rows, schema={column.name: polars_type(column) for column in RUN_COLUMNS}, orient="row")
 
 
-def _row(run: FoundRun, seen: Mapping[str, Any], alarms: int, gaps: int, damaged: bool) -> dict[str, Any]:
+def _row(run: RunEntry, updates: Mapping[str, Any], alarms: int, gaps: int, damaged: bool) -> dict[str, Any]:
     manifest = run.manifest
     ended = how_it_ended(run.path, manifest)
-    last = seen.get("last") or 0
+    last = updates.get("last") or 0
     first = min((attempt.from_update for attempt in manifest.attempts), default=1)
-    whole = seen.get("distinct", 0) == max(last - first + 1, 0)
-    lost = any(attempt.dropped for attempt in manifest.attempts)
+    continuous = updates.get("distinct", 0) == max(last - first + 1, 0)
+    dropped = any(attempt.dropped for attempt in manifest.attempts)
     attempt = manifest.last_attempt
-    progress = seen.get("progress")
+    progress = updates.get("progress")
     if progress is None and manifest.total_updates:
         progress = last / manifest.total_updates
     trainer = manifest.trainer.get("name")
@@ -106,7 +107,7 @@ def _row(run: FoundRun, seen: Mapping[str, Any], alarms: int, gaps: int, damaged
         "progress": progress,
         "ended": ended,
         "alarms": alarms,
-        "complete": ended != "killed" and whole and not (gaps or lost or damaged),
+        "complete": ended != "killed" and continuous and not (gaps or dropped or damaged),
         "name": manifest.name,
         "ended_at": attempt.ended if attempt else None,
         "error": attempt.error if attempt else None,

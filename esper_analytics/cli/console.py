@@ -64,7 +64,7 @@ def narrate(*lines: str) -> None:
 def finish(runs: Runs, strict: bool) -> None:
     """Report what had to be left out of the answer. Raises DataError for it if `strict`."""
     problems = runs.problems_met
-    narrate(*(problem.told for problem in problems))
+    narrate(*(problem.message for problem in problems))
     if problems and strict:
         raise DataError(f"{len(problems)} {'thing' if len(problems) == 1 else 'things'} had to be left out (--strict).")
 

@@ -76,7 +76,7 @@ def record(out: Path, progress: Progress, *, command: Iterable[str] | None = Non
 def evaluate(out: Path, run_ids: list[str]) -> tuple[Result, Result]:
     """Replay the runs with their own thresholds and with `CHANGED`, and write `out/report.html`."""
     runs = open_runs(out / "runs")
-    chosen = runs if sorted(runs.ids) == sorted(run_ids) else runs.only(run_ids)
+    chosen = runs if sorted(runs.ids) == sorted(run_ids) else runs.select(*run_ids)
     shipped = replay(chosen)
     report(shipped, out / "report.html")
     return shipped, replay(chosen, values=CHANGED)

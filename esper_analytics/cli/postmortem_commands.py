@@ -80,7 +80,7 @@ def write_report(
 
     runs = open_runs(path)
     names = resolve(runs, run or ())
-    runs = runs.only(names) if names else runs
+    runs = runs.select(*names) if names else runs
     arguments = ["esper", "report", str(path), *(word for name in names for word in ("--run", name))]
     arguments += ["--rules", rules] if rules is not None else []
     arguments += [word for value in values or () for word in ("--set", value)]

@@ -43,7 +43,7 @@ def card_of(runs: Runs, run_id: str) -> dict[str, Any]:
             "traces": [str(folder / trace) for trace in traces_of(folder)],
             "gaps": run.table("gaps").sort("update", "table_name").collect().to_dicts(),
             "not complete": incomplete,
-            "problems": [problem.told for problem in run.problems],
+            "problems": [problem.message for problem in run.problems],
         }
     )
     return card

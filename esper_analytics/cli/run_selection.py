@@ -19,7 +19,7 @@ def open_runs(path: Path, names: Iterable[str] | None = None) -> Runs:
     from esper_analytics.runs import open as open_folder
 
     runs = open_folder(path)
-    return runs.only(resolve(runs, names)) if names else runs
+    return runs.select(*resolve(runs, names)) if names else runs
 
 
 def open_one_run(path: Path, name: str | None) -> tuple[Runs, str]:

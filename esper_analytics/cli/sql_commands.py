@@ -11,7 +11,7 @@ from esper_analytics.cli import options
 from esper_analytics.cli.command_line import App
 from esper_analytics.cli.console import emit, finish, narrate, print_json, print_lines
 from esper_analytics.cli.output import JSON, OutputFormat
-from esper_analytics.cli.process_limits import limit_memory
+from esper_analytics.cli.process_limits import bounded_memory
 from esper_analytics.cli.run_selection import open_runs
 from esper_analytics.errors import UsageError
 
@@ -43,8 +43,9 @@ def run_sql(
 ) -> None:
     """SQL over the recorded runs: read-only, and confined to RUNS."""
     runs = open_runs(path)
-    limit_memory(memory)
-    _emit_answer(runs, runs.sql(query, timeout_s=timeout, memory=memory), form, output, strict)
+    with bounded_memory(memory):
+        answer = runs.sql(query, timeout_s=timeout, memory=memory)
+    _emit_answer(runs, answer, form, output, strict)
 
 
 @commands.command(
@@ -72,22 +73,22 @@ def run_query(
     memory: options.Memory = "4GB",
 ) -> None:
     """A named query, for what people ask after a bad run; confined like `esper sql`."""
-    from esper_analytics.sql.named_queries import described, question_named, questions_frame, read_words
+    from esper_analytics.sql.named_queries import describe_queries, find_query, parse_parameters, queries_frame
 
     if show is not None:
-        print_lines([question_named(show).sql])
+        print_lines([find_query(show).sql])
     elif listing and form is JSON and output is None:
-        print_json(described())
+        print_json(describe_queries())
     elif listing:
-        emit(questions_frame(), form, output, whole=("answers", "parameters"))
+        emit(queries_frame(), form, output, whole=("answers", "parameters"))
     elif path is None or name is None:
         raise UsageError("Give RUNS and the NAME of a query; `esper query --list` has them all.")
     else:
-        question_named(name)
-        values = read_words(parameters or ())
+        find_query(name)
+        values = parse_parameters(parameters or ())
         runs = open_runs(path, run)
-        limit_memory(memory)
-        answer = runs.asked(name, values, timeout_s=timeout, memory=memory)
+        with bounded_memory(memory):
+            answer = runs.run_query(name, values, timeout_s=timeout, memory=memory)
         _emit_answer(runs, answer, form, output, strict)
 
 

@@ -22,7 +22,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from esper_analytics.catalog.discovery import FoundRun, Problem, run_folders
+from esper_analytics.catalog.discovery import Problem, RunEntry, run_folders
 from esper_analytics.catalog.footers import read_footer
 from esper_analytics.maintenance.outcome import Outcome
 from esper_recorder.contract.tables import SCHEMA_VERSION, TABLES, stored_names
@@ -75,7 +75,7 @@ def compact(root: Path, *, most_rows: int = MOST_ROWS) -> Outcome:
     return Outcome(pl.DataFrame(rows), tuple(problems))
 
 
-def compact_run(run: FoundRun, most_rows: int = MOST_ROWS) -> tuple[bool, list[Problem]]:
+def compact_run(run: RunEntry, most_rows: int = MOST_ROWS) -> tuple[bool, list[Problem]]:
     """Merge the parts of one run. Returns whether anything changed, and what had to be left alone."""
     # What has a part now and no journal in the listing after is complete in the one after that: a writer makes parts
     # in the order of its journals, and deletes a journal once it has all its parts.
@@ -117,7 +117,7 @@ class _Part:
 
 
 def _groups(
-    run: FoundRun, table: str, parts: Mapping[RowFileName, Path], barriers: Sequence[int], most_rows: int
+    run: RunEntry, table: str, parts: Mapping[RowFileName, Path], barriers: Sequence[int], most_rows: int
 ) -> Iterator[list[_Part]]:
     """Group adjacent parts of one process to be merged: two or more, of at most `most_rows` rows together.
 
@@ -139,7 +139,7 @@ def _groups(
         yield group
 
 
-def _mergeable(run: FoundRun, table: str, name: RowFileName, path: Path) -> _Part | None:
+def _mergeable(run: RunEntry, table: str, name: RowFileName, path: Path) -> _Part | None:
     """Return the part if it can be read and holds nothing that this version does not know."""
     footer = read_footer(path, table, run.run_id)
     if footer.problem is not None:
@@ -183,7 +183,7 @@ def _pieces(paths: Sequence[Path]) -> Iterator[list[pa.RecordBatch]]:
         yield batches
 
 
-def _remove_replaced(run: FoundRun, table: str) -> bool:
+def _remove_replaced(run: RunEntry, table: str) -> bool:
     """Delete the parts whose rows are in a compacted part that can be read."""
     paths = parts_in(run.path)[0].get(table, {})
     readable = [n for n in paths if n.compacted and read_footer(paths[n], table, run.run_id).problem is None]

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from esper_analytics.catalog.discovery import FoundRun, Problem, run_folders
+from esper_analytics.catalog.discovery import Problem, RunEntry, run_folders
 from esper_analytics.catalog.footers import read_footer
 from esper_analytics.formatting import format_count
 from esper_analytics.maintenance.outcome import Outcome
@@ -80,7 +80,7 @@ def verify(root: Path, only: Collection[str] | None = None) -> Outcome:
     return Outcome(pl.DataFrame(rows), tuple(problems))
 
 
-def _copies(runs: Sequence[FoundRun]) -> Iterator[Problem]:
+def _copies(runs: Sequence[RunEntry]) -> Iterator[Problem]:
     for run in runs:
         others = ", ".join(other.path.name for other in runs if other.run_id == run.run_id and other is not run)
         if others:
@@ -116,7 +116,7 @@ class _PartContent:
 class _RunCheck:
     """The checks of one run's folder, and what they found."""
 
-    run: FoundRun
+    run: RunEntry
     rows: int = 0
     files: int = 0
     torn_bytes: int = 0

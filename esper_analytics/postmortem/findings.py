@@ -78,7 +78,7 @@ def findings(result: Result, against: Against | None = None) -> Findings:
         )
         runs.append(replace(run, verdict=verdict(run)))
     runs.sort(key=lambda run: (run.failed, -1 if run.severity is None else Severity(run.severity).rank), reverse=True)
-    problems = [problem.told for problem in result.runs.problems]
+    problems = [problem.message for problem in result.runs.problems]
     problems += describe_not_compared(result.runs) if against == "live" else ()
     return Findings(runs, _against_text(against), _setting_differences(runs), problems)
 

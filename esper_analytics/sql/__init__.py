@@ -1,1 +1,1 @@
-"""SQL over the views of runs: one SELECT, confined; named queries; results as frames."""
+"""SQL over the views of runs: confined SELECTs, named queries, results as frames."""

@@ -1,12 +1,12 @@
-"""The SQL files of `queries/`: views and named questions, each with a header that says what it is.
+"""The SQL files of `queries/`, views and named queries, each with a header that describes it.
 
-    -- What it answers, or "One row is ..." of a view.
-    -- param NAME TYPE DEFAULT MEANING           of a question; `required` where it has no default
-    -- columns of TABLE                          of a view: all the columns of a table, or of another view, in order
-    -- column NAME TYPE UNIT MEANING; NULL: ...  of a view; the unit is `-` where one makes no sense
+    -- What it answers; of a view: "One row is ...".
+    -- param NAME TYPE DEFAULT MEANING           a parameter of a named query; `required` if it has no default
+    -- columns of TABLE                          of a view: all columns of a table, or of another view, in order
+    -- column NAME TYPE UNIT MEANING; NULL: ...  of a view; the unit is `-` for names and flags
 
-The first line that is no comment begins the SQL. The files are read from the package alone, whatever the folder a
-command runs in holds.
+A header line that is indented continues the one before; the first line that is not a comment begins the SQL. Files are
+read from the installed package alone, whatever the working directory holds.
 """
 
 from __future__ import annotations
@@ -18,33 +18,19 @@ from importlib import resources
 
 from esper_analytics.catalog.scan import SQL_TYPES
 from esper_analytics.catalog.summary import RUN_COLUMNS, RUNS_VIEW
-from esper_recorder.contract.tables import SCHEMA_VERSION, TABLES, Column, Reducer, columns
+from esper_recorder.contract.tables import SCHEMA_VERSION, Column, Reducer, columns
 
-REQUIRED = "required"
-_PARAMETER = re.compile(r"param (\w+) (\S+) (\S+) (.+)")
 _COLUMN = re.compile(r"column (\w+) (\S+) (\S+) (.+?)(?:; NULL: (.+))?")
-_PASSED_ON = re.compile(r"columns of (\w+)")
+_COLUMNS_OF = re.compile(r"columns of (\w+)")
+_CONTRACT_TYPES = {sql: declared for declared, sql in SQL_TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class Parameter:
-    """One value a question takes."""
+class SqlFile:
+    """A file of `queries/`."""
 
     name: str
-    type: str
-    """VARCHAR, BIGINT, DOUBLE, BOOLEAN; RUN, a run named as in `runs["ID"]`; METRIC, a number of `ppo_updates`."""
-    default: str
-    """As text; `required` where it must be given, `NULL` where it may be left open."""
-    meaning: str
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A named question."""
-
-    name: str
-    description: str
-    parameters: tuple[Parameter, ...]
+    header: list[str]
     sql: str
 
 
@@ -54,106 +40,78 @@ class View:
 
     name: str
     row: str
-    """What one row is, as the end of the sentence "One row is ..."."""
+    """What one row is; completes "One row is ..."."""
     columns: tuple[Column, ...]
     sql: str
 
     @property
     def words(self) -> set[str]:
-        """The words of its SQL: the names of what it is made of are among them."""
+        """The words of its SQL, among them the names of the views it is made of."""
         return _words(self.sql)
 
 
-@functools.cache
-def questions() -> dict[str, Question]:
-    """Every question, by name."""
-    return {name: _question(name, text) for name, text in _files("")}
+def read_sql_files(folder: str = "") -> list[SqlFile]:
+    """The SQL files of `queries/`, or of a folder in it, in the order of their names."""
+    root = resources.files("esper_analytics.queries")
+    entries = (root / folder if folder else root).iterdir()
+    files = sorted((entry for entry in entries if entry.name.endswith(".sql")), key=lambda entry: entry.name)
+    return [_sql_file(entry.name.removesuffix(".sql"), entry.read_text(encoding="utf-8")) for entry in files]
 
 
 @functools.cache
 def views() -> dict[str, View]:
-    """Every view, by name, a view after those that it names."""
-    texts = dict(_files("views"))
-    found: dict[str, View] = {}
-    while texts:
-        ready = [name for name, text in texts.items() if not _words(text) & (texts.keys() - {name})]
+    """Every view by name, each after the views it is made of."""
+    files = {file.name: file for file in read_sql_files("views")}
+    ordered: dict[str, View] = {}
+    while files:
+        ready = [name for name, file in files.items() if not _words(file.sql) & (files.keys() - {name})]
         if not ready:
-            raise ValueError(f"the views {', '.join(texts)} name each other")
+            raise ValueError(f"the views {', '.join(files)} refer to each other")
         for name in ready:
-            found[name] = _view(name, texts.pop(name), found)
-    return found
+            ordered[name] = _view(files.pop(name), ordered)
+    return ordered
 
 
-def needed(named: frozenset[str]) -> tuple[View, ...]:
-    """The views among these names, and those that they are made of, each after what it needs."""
-    wanted = set(named)
+def required_views(names: frozenset[str]) -> tuple[View, ...]:
+    """The views among these names and those they are made of, each after what it needs."""
+    wanted = set(names)
     for view in reversed(views().values()):
         if view.name in wanted:
             wanted |= view.words
     return tuple(view for view in views().values() if view.name in wanted)
 
 
-def columns_of(name: str) -> tuple[Column, ...]:
-    """The columns of a table, of `runs` or of a view. Raises KeyError."""
-    if name == RUNS_VIEW:
-        return RUN_COLUMNS
-    return columns(name) if name in TABLES else views()[name].columns
+def _words(sql: str) -> set[str]:
+    return set(re.findall(r"\w+", re.sub(r"--.*", "", sql)))
 
 
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", re.sub(r"--.*", "", text)))
-
-
-def _files(folder: str) -> list[tuple[str, str]]:
-    """(name, text) of the files of a folder, by name."""
-    home = resources.files("esper_analytics.queries")
-    entries = (home / folder if folder else home).iterdir()
-    files = sorted((entry for entry in entries if entry.name.endswith(".sql")), key=lambda entry: entry.name)
-    return [(entry.name.removesuffix(".sql"), entry.read_text(encoding="utf-8")) for entry in files]
-
-
-def _header(text: str) -> tuple[list[str], str]:
-    """The comment lines at the beginning, and the SQL. A line that is indented goes on with the one before."""
+def _sql_file(name: str, text: str) -> SqlFile:
     lines = text.splitlines()
     end = next(place for place, line in enumerate(lines) if not line.startswith("--"))
-    told: list[str] = []
+    header: list[str] = []
     for line in lines[:end]:
-        words = line.removeprefix("--")
-        if words.startswith("   ") and told:
-            told[-1] += f" {words.strip()}"
+        content = line.removeprefix("--")
+        if content.startswith("   ") and header:
+            header[-1] += f" {content.strip()}"
         else:
-            told.append(words.strip())
-    return told, "\n".join(lines[end:]).strip()
+            header.append(content.strip())
+    return SqlFile(name, header, "\n".join(lines[end:]).strip())
 
 
-def _question(name: str, text: str) -> Question:
-    told, sql = _header(text)
-    parameters = [found for line in told if (found := _PARAMETER.fullmatch(line))]
-    description = [line for line in told if not line.startswith("param ")]
-    return Question(name, " ".join(description), tuple(Parameter(*found.groups()) for found in parameters), sql)
-
-
-def _view(name: str, text: str, before: dict[str, View]) -> View:
-    told, sql = _header(text)
-    found: list[Column] = []
-    for line in told[1:]:
-        if (passed := _PASSED_ON.fullmatch(line)) is not None:
-            found += before[passed[1]].columns if passed[1] in before else columns_of(passed[1])
-        elif (own := _COLUMN.fullmatch(line)) is not None:
-            found.append(_column(*own.groups()))
+def _view(file: SqlFile, before: dict[str, View]) -> View:
+    declared: list[Column] = []
+    for line in file.header[1:]:
+        if (match := _COLUMNS_OF.fullmatch(line)) is not None:
+            table = match[1]
+            known = before[table].columns if table in before else RUN_COLUMNS if table == RUNS_VIEW else columns(table)
+            declared += known
+        elif (match := _COLUMN.fullmatch(line)) is not None:
+            name, kind, unit, meaning, null = match.groups()
+            unit = "" if unit == "-" else unit
+            column = Column(
+                name, _CONTRACT_TYPES[kind], meaning, unit, null or "never", Reducer.DERIVED, SCHEMA_VERSION
+            )
+            declared.append(column)
         else:
-            raise ValueError(f"views/{name}.sql: {line!r} describes no column")
-    return View(name, told[0].removeprefix("One row is ").rstrip("."), tuple(found), sql)
-
-
-def _column(name: str, kind: str, unit: str, meaning: str, null: str | None) -> Column:
-    of_contract = {sql: own for own, sql in SQL_TYPES.items()}
-    return Column(
-        name=name,
-        type=of_contract[kind],
-        meaning=meaning,
-        unit="" if unit == "-" else unit,
-        null=null or "never",
-        reducer=Reducer.DERIVED,
-        since=SCHEMA_VERSION,
-    )
+            raise ValueError(f"views/{file.name}.sql: {line!r} does not describe a column")
+    return View(file.name, file.header[0].removeprefix("One row is ").rstrip("."), tuple(declared), file.sql)

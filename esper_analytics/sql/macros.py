@@ -1,4 +1,4 @@
-"""The functions that SQL here has beside DuckDB's own: they compare as the rules do. Documented in docs/sql.md."""
+"""SQL functions added to DuckDB's: they compare as the rules do. Documented in docs/sql.md."""
 
 from __future__ import annotations
 

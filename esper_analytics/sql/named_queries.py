@@ -1,16 +1,19 @@
-"""The named questions of `queries/`: which there are, and the values they are asked with.
+"""The named queries of `queries/` and the values of their parameters.
 
 Values are bound as parameters of a prepared statement, never put into the text of the SQL.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from esper_analytics.errors import UsageError
-from esper_analytics.sql.files import REQUIRED, Parameter, Question, questions
+from esper_analytics.sql.files import read_sql_files
 from esper_recorder.contract.suggest import suggest
 from esper_recorder.contract.tables import columns
 
@@ -18,94 +21,129 @@ if TYPE_CHECKING:
     import polars as pl
 
 Value = str | float | None
+REQUIRED = "required"
+_PARAMETER = re.compile(r"param (\w+) (\S+) (\S+) (.+)")
 _FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-_KINDS = {
-    "BIGINT": "a whole number",
-    "DOUBLE": "a number",
-    "BOOLEAN": "true or false",
-}
+_KINDS = {"BIGINT": "a whole number", "DOUBLE": "a number", "BOOLEAN": "true or false"}
+_EXAMPLES = {"BIGINT": "10", "DOUBLE": "0.5", "BOOLEAN": "true", "RUN": "ID"}
 
 
-def question_named(name: str) -> Question:
-    """A question. Raises UsageError with the near-by names."""
-    try:
-        return questions()[name]
-    except KeyError:
-        hint = suggest(name, questions(), kind="questions")
-        raise UsageError(f"There is no question {name!r}. {hint}") from None
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a named query."""
+
+    name: str
+    type: str
+    """VARCHAR, BIGINT, DOUBLE, BOOLEAN; RUN, a run named as in `runs["ID"]`; METRIC, a number of `ppo_updates`."""
+    default: str
+    """As text; `required` if there is none, `NULL` if it may be left open."""
+    meaning: str
 
 
-def questions_frame() -> pl.DataFrame:
-    """A row a question: query, parameters with their defaults, and what it answers."""
+@dataclass(frozen=True, slots=True)
+class NamedQuery:
+    """A SELECT with a name, a description and parameters."""
+
+    name: str
+    description: str
+    parameters: tuple[Parameter, ...]
+    sql: str
+
+
+@functools.cache
+def named_queries() -> dict[str, NamedQuery]:
+    """Every named query, by name."""
+    queries = {}
+    for file in read_sql_files():
+        parameters = tuple(Parameter(*found.groups()) for line in file.header if (found := _PARAMETER.fullmatch(line)))
+        description = " ".join(line for line in file.header if not line.startswith("param "))
+        queries[file.name] = NamedQuery(file.name, description, parameters, file.sql)
+    return queries
+
+
+def find_query(name: str) -> NamedQuery:
+    """The query of this name. Raises UsageError with the closest names."""
+    if name not in named_queries():
+        raise UsageError(f"There is no query {name!r}. {suggest(name, named_queries(), kind='queries')}")
+    return named_queries()[name]
+
+
+def queries_frame() -> pl.DataFrame:
+    """One row per named query: its name, its parameters with their defaults, and what it answers."""
     import polars as pl
 
     rows = [
-        (found.name, ", ".join(f"{p.name}={p.default}" for p in found.parameters), found.description)
-        for found in questions().values()
+        (query.name, ", ".join(f"{p.name}={p.default}" for p in query.parameters), query.description)
+        for query in named_queries().values()
     ]
     return pl.DataFrame(rows, schema=["query", "parameters", "answers"], orient="row")
 
 
-def described() -> list[dict[str, object]]:
-    """Every question with its parameters, for whoever reads them all."""
+def describe_queries() -> list[dict[str, object]]:
+    """Every named query with its parameters and SQL, as nested plain data."""
     return [
         {
-            "query": found.name,
-            "answers": found.description,
+            "query": query.name,
+            "answers": query.description,
             "parameters": [
-                {"name": p.name, "type": p.type, "default": p.default, "meaning": p.meaning} for p in found.parameters
+                {"name": p.name, "type": p.type, "default": p.default, "meaning": p.meaning} for p in query.parameters
             ],
-            "sql": found.sql,
+            "sql": query.sql,
         }
-        for found in questions().values()
+        for query in named_queries().values()
     ]
 
 
-def read_words(words: Iterable[str]) -> dict[str, Value]:
-    """The values of `KEY=VALUE` words. Raises UsageError for a word that is none, or a key given twice."""
-    found: dict[str, Value] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
+def parse_parameters(arguments: Iterable[str]) -> dict[str, Value]:
+    """Parse `KEY=VALUE` arguments. Raises UsageError for another form, or for a key given twice."""
+    values: dict[str, Value] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
         if not equals or not key:
-            raise UsageError(f"{word!r} is no parameter. Write KEY=VALUE.")
-        if key in found:
+            raise UsageError(f"{argument!r} is not a parameter. Write KEY=VALUE.")
+        if key in values:
             raise UsageError(f"The parameter {key} is given twice, and only one counts. Give it once.")
-        found[key] = value
-    return found
+        values[key] = value
+    return values
 
 
-def bound(question: Question, given: Mapping[str, Value], run_id_of: Callable[[str], str]) -> dict[str, object]:
-    """A value of its type for each of a question's parameters.
+def bind(query: NamedQuery, values: Mapping[str, Value], run_id_of: Callable[[str], str]) -> dict[str, object]:
+    """Convert values, or their texts, to the types of a query's parameters; what is left out gets its default.
 
     Args:
-        question: the question.
-        given: values, or their texts, by name.
-        run_id_of: the run_id of a run's name; it raises UnknownRunError.
+        query: the query.
+        values: by parameter name.
+        run_id_of: the run_id of a run's name; raises UnknownRunError.
 
     Raises:
-        UsageError: an unknown parameter, one that is missing, or one that is not of its type.
+        UsageError: a parameter is unknown, missing, or not of its type.
     """
-    names = [parameter.name for parameter in question.parameters]
-    for name in given:
+    names = [parameter.name for parameter in query.parameters]
+    for name in values:
         if name not in names:
             hint = suggest(name, names, kind="parameters") if names else "It takes none."
-            raise UsageError(f"The question {question.name} has no parameter {name!r}. {hint}")
-    return {p.name: _value(question, p, given.get(p.name, p.default), run_id_of) for p in question.parameters}
+            raise UsageError(f"The query {query.name} has no parameter {name!r}. {hint}")
+    return {p.name: _convert(query, p, values.get(p.name, p.default), run_id_of) for p in query.parameters}
 
 
-def _value(question: Question, parameter: Parameter, given: Value, run_id_of: Callable[[str], str]) -> object:
-    if given == REQUIRED and parameter.default == REQUIRED:
-        say = f"{parameter.name}={example(parameter)}"
-        raise UsageError(f"The question {question.name} needs {parameter.name}: {parameter.meaning}. Say -p {say}.")
-    if given is None or (given == "NULL" and parameter.default == "NULL"):
+def example(parameter: Parameter) -> str:
+    """A value of the parameter's type, to show how one is written."""
+    return _EXAMPLES.get(parameter.type, "TEXT")
+
+
+def _convert(query: NamedQuery, parameter: Parameter, value: Value, run_id_of: Callable[[str], str]) -> object:
+    if value == REQUIRED and parameter.default == REQUIRED:
+        argument = f"-p {parameter.name}={example(parameter)}"
+        raise UsageError(f"The query {query.name} needs {parameter.name}: {parameter.meaning}. Add {argument}.")
+    if value is None or (value == "NULL" and parameter.default == "NULL"):
         return None
-    text = str(given).strip()
+    text = str(value).strip()
     try:
         match parameter.type:
             case "BIGINT":
-                return _within(int(text))
+                return _bigint(text)
             case "DOUBLE":
-                return _number(text)
+                return _double(text)
             case "BOOLEAN":
                 return _FLAGS[text.lower()]
             case "RUN":
@@ -114,8 +152,8 @@ def _value(question: Question, parameter: Parameter, given: Value, run_id_of: Ca
                 return _metric(text)
     except (ValueError, KeyError):
         kind = _KINDS[parameter.type]
-        raise UsageError(f"{parameter.name} is {kind}, and {text!r} is none ({parameter.meaning}).") from None
-    return str(given)
+        raise UsageError(f"{parameter.name} must be {kind}, not {text!r} ({parameter.meaning}).") from None
+    return str(value)
 
 
 def _metric(name: str) -> str:
@@ -126,19 +164,15 @@ def _metric(name: str) -> str:
     return name
 
 
-def _number(text: str) -> float:
+def _double(text: str) -> float:
     number = float(text)
-    if math.isnan(number):  # nothing is beyond it, and that is no answer
+    if math.isnan(number):  # nothing is ever beyond it: an empty answer would look like a healthy run
         raise ValueError(text)
     return number
 
 
-def _within(number: int) -> int:
+def _bigint(text: str) -> int:
+    number = int(text)
     if not -(2**63) <= number < 2**63:
-        raise ValueError(number)
+        raise ValueError(text)
     return number
-
-
-def example(parameter: Parameter) -> str:
-    """A value of a parameter, to show how one is written."""
-    return {"BIGINT": "10", "DOUBLE": "0.5", "BOOLEAN": "true", "RUN": "ID"}.get(parameter.type, "TEXT")

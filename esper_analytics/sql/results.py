@@ -1,4 +1,4 @@
-"""DuckDB's answers as frames: column names made unique, sums of integers as integers, times in UTC."""
+"""DuckDB's results as frames: unique column names, sums of integers as integers, times in UTC."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pyarrow as pa
 from esper_analytics.errors import QueryError
 
 
-def frame_of(table: pa.Table, types: Sequence[str]) -> pl.DataFrame:
-    """An answer, whose columns DuckDB says are of these types. Raises QueryError for one no frame can hold."""
+def to_frame(table: pa.Table, types: Sequence[str]) -> pl.DataFrame:
+    """Convert a result, given DuckDB's types of its columns. Raises QueryError for one that no frame can hold."""
     columns: dict[str, pl.Series] = {}
     for position, kind in enumerate(types):
         name = table.field(position).name
@@ -30,7 +30,7 @@ def _series(name: str, column: pa.ChunkedArray, kind: str) -> pl.Series:
         series = pl.Series(name, pl.from_arrow(column))
     except (pl.exceptions.PolarsError, TypeError, ValueError):
         raise QueryError(
-            f"The column {name} is of type {kind}, which an answer cannot hold. CAST it to VARCHAR."
+            f"The column {name} is of type {kind}, which a result cannot hold. CAST it to VARCHAR."
         ) from None
     if kind in ("HUGEINT", "UHUGEINT"):
         fits = series.cast(pl.Int64, strict=False)

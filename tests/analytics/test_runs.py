@@ -137,7 +137,7 @@ class TestChoosingRuns:
         for name in (run_id_of("alpha"), "renamed", "alph"):
             assert runs[name].ids == [run_id_of("alpha")]
             assert updates_of(runs[name]) == [1]
-        assert runs.only(["alph", "alps"]).ids == runs.ids
+        assert runs.select("alph", "alps").ids == runs.ids
 
     def test_an_unknown_run_is_told_with_those_near(self, runs):
         with pytest.raises(UnknownRunError, match=r"There is no run 'alpa-20260101T.*Did you mean alpha-"):
@@ -346,14 +346,14 @@ class TestDamage:
         assert problem.path == file
         assert reason in problem.reason
         assert problem in runs.problems_met
-        assert problem.advice and problem.told.count("left out") == problem.told.count(str(file)) == 1
+        assert problem.advice and problem.message.count("left out") == problem.message.count(str(file)) == 1
         assert runs.list()["complete"].to_list() == [False]
 
     @pytest.mark.parametrize("keep", [0, 3, 100, -1, -200])
     def test_a_truncated_part_is_named_and_the_rest_read(self, tmp_path, path, keep):
         file = self.part(path, 2)
         file.write_bytes(file.read_bytes()[:keep])
-        self.assert_left_out(ea.open(tmp_path), file, "truncated or no Parquet file", left=[1, 3])
+        self.assert_left_out(ea.open(tmp_path), file, "truncated or not a Parquet file", left=[1, 3])
 
     def test_a_foreign_parquet_file_under_a_parts_name(self, tmp_path, path):
         pq.write_table(pa.table({"x": [1], "update": [9]}), self.part(path, 2))
@@ -411,9 +411,9 @@ class TestDamage:
         assert runs.ids == [run_id_of("b")]
         [problem] = runs.problems
         assert problem.path == path / "run.json"
-        assert problem.told.count(str(path)) == 1 and problem.told.count("left out") == 1
-        assert problem.told.startswith(f"left out: {path / 'run.json'}: it is damaged: it is not JSON (")
-        assert problem.told.endswith("). Restore run.json from a copy, or move the folder away")
+        assert problem.message.count(str(path)) == 1 and problem.message.count("left out") == 1
+        assert problem.message.startswith(f"left out: {path / 'run.json'}: it is damaged: it is not JSON (")
+        assert problem.message.endswith("). Restore run.json from a copy, or move the folder away")
 
     def test_parts_without_a_manifest_are_told(self, tmp_path, path):
         write_run(tmp_path, "b", updates=[{}])
@@ -425,8 +425,8 @@ class TestDamage:
     def test_a_newer_schema_is_told(self, tmp_path):
         write_run(tmp_path, "b", updates=[{}], manifest={"schema_version": 99})
         [problem] = ea.open(tmp_path).problems
-        assert problem.told.startswith("not wholly read: ")
-        assert "schema version 99" in problem.told and "Upgrade esper-analytics" in problem.told
+        assert problem.message.startswith("not wholly read: ")
+        assert "schema version 99" in problem.message and "Upgrade esper-analytics" in problem.message
 
 
 class TestCopies:
@@ -475,9 +475,9 @@ class TestFoldersThatHoldNothing:
         with pytest.raises(DataError, match=r"but there are in .*ppo"):
             ea.open(tmp_path)
 
-    def test_a_folder_inside_of_a_run_is_recognised(self, tmp_path):
+    def test_a_folder_inside_a_run_is_recognised(self, tmp_path):
         path = write_run(tmp_path, "a", updates=[{}])
-        with pytest.raises(DataError, match="inside of a run"):
+        with pytest.raises(DataError, match="inside a run"):
             ea.open(path / "ppo_updates")
 
     def test_only_unreadable_runs_is_told_with_the_reason(self, tmp_path):

@@ -173,7 +173,7 @@ def test_ranks_merge_over_parts_journals_and_resumed_attempts_and_one_rank_runs_
 
 def test_a_run_of_one_rank_pays_nothing_for_ranks(tmp_path):
     runs = ea.open(write_run(tmp_path, updates=[{}, {}]))
-    [scan] = runs._scans(["ppo_updates"], runs._folders())[0].values()
+    scan = runs._scan(["ppo_updates"], runs._entries())["ppo_updates"]
     assert "GROUP BY" not in scan.view([], superseded=False)
     assert "GROUP BY" in merged_sql("ppo_updates", "SELECT 1")
     assert "AGGREGATE" not in runs.table("ppo_updates").explain()
@@ -185,7 +185,7 @@ def test_a_rank_that_ended_early_is_told_and_the_run_is_not_complete(tmp_path):
     runs = ea.open(write_run(tmp_path, updates=rows, manifest={"attempts": attempts}))
     assert [row["n"] for row in both(runs)] == [2, 1, 1]
     [problem] = runs.problems
-    assert "rank 0 to 3, rank 1 to 1" in problem.told
+    assert "rank 0 to 3, rank 1 to 1" in problem.message
     assert runs.list().select("ended", "complete").rows() == [("killed", False)]
 
 
@@ -193,7 +193,7 @@ def test_a_rank_that_never_recorded_is_told(tmp_path):
     attempts = [{"attempt": 1, "rank": 0, "how": "finished"}, {"attempt": 1, "rank": 1}]
     runs = ea.open(write_run(tmp_path, updates=[{}, {}], manifest={"attempts": attempts}))
     [problem] = runs.problems
-    assert "rank 0 to 2, rank 1 to 0" in problem.told
+    assert "rank 0 to 2, rank 1 to 0" in problem.message
 
 
 def test_a_replay_judges_the_merged_update(tmp_path):

@@ -21,7 +21,8 @@ from esper_analytics.cli.output import FORMATS
 from esper_analytics.plots.registry import PLOTS
 from esper_analytics.postmortem.recording import describe_endings
 from esper_analytics.runs import open as open_runs
-from esper_analytics.sql.files import questions, views
+from esper_analytics.sql.files import views
+from esper_analytics.sql.named_queries import named_queries
 from esper_recorder.contract.rules.model import Severity
 from esper_recorder.contract.rules.ruleset import profiles
 from esper_recorder.contract.tables import TABLES, all_columns
@@ -141,7 +142,7 @@ class TestMissingArguments:
 
     def test_nan_is_not_a_value_of_a_parameter(self, root):
         stderr = esper("query", root, "ratio_exceeded", "-p", "above=nan", code=2).stderr
-        assert "above is a number, and 'nan' is none" in stderr
+        assert "above must be a number, not 'nan'" in stderr
 
 
 class TestSql:
@@ -189,10 +190,10 @@ class TestQuery:
 
     def test_the_list_needs_no_runs(self):
         names = {line.split(",")[0] for line in esper("query", "--list", "--format", "csv").stdout.splitlines()[1:]}
-        assert {*questions()} <= names
+        assert {*named_queries()} <= names
         described = json.loads(esper("query", "--list", "--format", "json").stdout)
-        assert {question["query"] for question in described} == {*questions()}
-        assert all(parameter["meaning"] for question in described for parameter in question["parameters"])
+        assert {query["query"] for query in described} == {*named_queries()}
+        assert all(parameter["meaning"] for query in described for parameter in query["parameters"])
 
     def test_the_sql_it_shows_runs_as_sql(self, root):
         text = esper("query", "--show", "early_stops").stdout
@@ -201,11 +202,11 @@ class TestQuery:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["ratio_exceded"], "There is no question 'ratio_exceded'. Did you mean ratio_exceeded?"),
-            (["ratio_exceeded", "-p", "above"], "'above' is no parameter. Write KEY=VALUE."),
+            (["ratio_exceded"], "There is no query 'ratio_exceded'. Did you mean ratio_exceeded?"),
+            (["ratio_exceeded", "-p", "above"], "'above' is not a parameter. Write KEY=VALUE."),
             (["ratio_exceeded", "-p", "above=1", "-p", "above=2"], "The parameter above is given twice"),
-            (["ratio_exceeded", "-p", "below=1"], "The question ratio_exceeded has no parameter 'below'."),
-            (["ratio_exceeded", "-p", "timeout_s=1"], "The question ratio_exceeded has no parameter 'timeout_s'."),
+            (["ratio_exceeded", "-p", "below=1"], "The query ratio_exceeded has no parameter 'below'."),
+            (["ratio_exceeded", "-p", "timeout_s=1"], "The query ratio_exceeded has no parameter 'timeout_s'."),
             ([], "Give RUNS and the NAME of a query; `esper query --list` has them all."),
         ],
     )

@@ -160,14 +160,14 @@ def test_a_query_runs_again_if_a_compaction_comes_between_the_listing_and_the_vi
     from esper_analytics.sql import confined as sql
 
     path = many_parts(tmp_path)
-    make_views = sql._make_views
+    create_views = sql._create_views
 
     def late(connection, sources):
-        monkeypatch.setattr(sql, "_make_views", make_views)
+        monkeypatch.setattr(sql, "_create_views", create_views)
         assert compact(tmp_path).frame["state"].to_list() == ["compacted"]
-        make_views(connection, sources)
+        create_views(connection, sources)
 
-    monkeypatch.setattr(sql, "_make_views", late)
+    monkeypatch.setattr(sql, "_create_views", late)
     runs = ea.open(path)
     query = "SELECT count(*), sum(n)::BIGINT FROM ppo_updates"
     answer = runs.sql(query).row(0) if ask == "sql" else runs.connect().execute(query).fetchone()

@@ -1,4 +1,4 @@
-"""The views and the named questions, over runs that SB3 trained and Esper's own: their values, computed another way.
+"""The views and the named queries, over runs that SB3 trained and Esper's own: their values, computed another way.
 
 Each has a test whose name begins with its own; the last test here sees to that.
 """
@@ -20,7 +20,8 @@ from esper_analytics.catalog.scan import polars_type
 from esper_analytics.errors import UsageError
 from esper_analytics.importers.esper_jsonl import import_file
 from esper_analytics.runs import VIEWS
-from esper_analytics.sql.files import questions, views
+from esper_analytics.sql.files import views
+from esper_analytics.sql.named_queries import named_queries
 from tests.builders import run_id_of, write_run
 from tests.esper_files import ALL_KINDS, EXCERPTS, WHOLE, content, events, import_run
 
@@ -72,7 +73,7 @@ def near(value):
     return pytest.approx(value, rel=1e-9, abs=1e-12, nan_ok=True)
 
 
-# --- questions: the policy --------------------------------------------------------------------------------------------
+# --- named queries: the policy ----------------------------------------------------------------------------------------
 
 
 def test_ratio_exceeded_counts_the_updates_above_a_limit(sb3):
@@ -286,7 +287,7 @@ def test_early_stops_are_counted_where_it_was_told(sb3):
         assert found[run_id]["epochs"] == near(statistics.fmean(r["epochs"] for r in updates))
 
 
-# --- questions: values, gradients, non-finite -------------------------------------------------------------------------
+# --- named queries: values, gradients, non-finite ---------------------------------------------------------------------
 
 
 def test_value_loss_spikes_are_held_against_the_updates_before(esper):
@@ -366,7 +367,7 @@ def test_first_nonfinite_names_what_was_not_finite_first(esper, tmp_path):
     assert found.rows() == [("return", 2, 2, 3), ("w", 3, 1, 5)]
 
 
-# --- questions: what was lost, alarms, comparing ----------------------------------------------------------------------
+# --- named queries: gaps, alarms, comparing ---------------------------------------------------------------------------
 
 
 def test_updates_with_gaps_are_those_of_the_recorder_and_skipped_numbers(sb3, tmp_path):
@@ -443,7 +444,7 @@ def test_kept_raw_lists_the_lines_that_no_table_could_take(esper, tmp_path):
     assert (answer["times"].sum(), answer["first_line"].min()) == (2, content(ALL_NEW).count(b"\n") + 1)
 
 
-# --- questions: Esper's own -------------------------------------------------------------------------------------------
+# --- named queries: Esper's tables ------------------------------------------------------------------------------------
 
 
 def rewards_of(path):
@@ -479,7 +480,7 @@ def test_reward_components_list_those_that_vary(esper):
         assert mean == near(statistics.fmean(own[component] for own in rewards_of(ALL_NEW)))
 
 
-def test_action_shift_shares_add_up_to_one(esper):
+def test_action_shift_fractions_add_up_to_one(esper):
     answer = esper[run_of(esper, ALL_NEW)].query("action_shift", bins=2)
     counted: Counter[Any] = Counter()
     for d in data_of(ALL_NEW, "ANALYTICS_SNAPSHOT"):
@@ -530,7 +531,7 @@ def test_time_by_phase_is_the_time_of_the_profiles(esper):
 # --- views ------------------------------------------------------------------------------------------------------------
 
 
-def test_layers_add_shares_to_the_gradients(sb3):
+def test_layers_add_fractions_to_the_gradients(sb3):
     own = [r for found in rows(sb3, "gradient_layers").values() for r in found]
     answer = sb3.sql("SELECT sum(zero_fraction) AS z, sum(update_ratio) AS u, count_if(dead) AS d FROM layers").row(0)
     zero = sum(r["grad_zero"] / r["n"] for r in own)
@@ -551,7 +552,7 @@ def test_episode_outcomes_are_the_episodes_with_progress(esper):
     assert answer["progress"].null_count() == 0
 
 
-def test_action_distribution_has_shares_of_each_update(esper):
+def test_action_distribution_has_fractions_of_each_update(esper):
     frame = esper.table("action_distribution").collect()
     sums = frame.group_by("run_id", "update").agg(pl.col.fraction.sum())
     assert sums["fraction"].to_list() == near([1.0] * sums.height)
@@ -620,7 +621,7 @@ def test_morphology_log_puts_the_steps_of_a_change_side_by_side(esper):
     assert set(frame.filter(pl.col.committed)["action_id"]) == {d["action_id"] for d in steps if d["phase"] == "commit"}
 
 
-def test_phase_occupancy_shares_add_up_to_one_of_each_kind(esper, sb3):
+def test_phase_occupancy_fractions_add_up_to_one_of_each_kind(esper, sb3):
     for runs in (esper, sb3):
         sums = runs.table("phase_occupancy").collect().group_by("run_id", "kind").agg(pl.col.fraction.sum())
         assert sums["fraction"].to_list() == near([1.0] * sums.height)
@@ -688,29 +689,30 @@ def raised(path):
 # --- asking -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", questions())
-def test_every_question_is_answered_over_runs_of_which_nothing_was_recorded(name, tmp_path):
+@pytest.mark.parametrize("name", named_queries())
+def test_every_named_query_runs_over_runs_without_any_rows(name, tmp_path):
     write_run(tmp_path, "a")
     write_run(tmp_path, "b")
-    given = {p.name: run for p, run in zip(questions()[name].parameters, "ab", strict=False) if p.default == "required"}
-    answer = ea.open(tmp_path).query(name, **given)
+    parameters = named_queries()[name].parameters
+    values = {p.name: run for p, run in zip(parameters, "ab", strict=False) if p.default == "required"}
+    answer = ea.open(tmp_path).query(name, **values)
     assert answer.is_empty()
-    assert all(parameter.meaning for parameter in questions()[name].parameters)
-    assert questions()[name].description.endswith(".")
+    assert all(parameter.meaning for parameter in parameters)
+    assert named_queries()[name].description.endswith(".")
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "sentence"),
+    ("name", "values", "message"),
     [
-        ("ratio_exceded", {}, "There is no question 'ratio_exceded'. Did you mean ratio_exceeded?"),
-        ("../views/layers", {}, "There is no question '../views/layers'"),
-        ("ratio_exceeded", {"abov": 2}, "The question ratio_exceeded has no parameter 'abov'. Did you mean above?"),
-        ("early_stops", {"n": 2}, "The question early_stops has no parameter 'n'. It takes none."),
-        ("ratio_exceeded", {"above": "x"}, "above is a number, and 'x' is none (ratios above this count)."),
-        ("moved_first", {"baseline": 1.5}, "baseline is a whole number, and '1.5' is none"),
-        ("moved_first", {"baseline": 10**30}, "baseline is a whole number"),
-        ("confounders", {"blocking": "maybe"}, "blocking is true or false, and 'maybe' is none"),
-        ("compare_runs", {"a": "a"}, "The question compare_runs needs b: the other. Say -p b=ID."),
+        ("ratio_exceded", {}, "There is no query 'ratio_exceded'. Did you mean ratio_exceeded?"),
+        ("../views/layers", {}, "There is no query '../views/layers'"),
+        ("ratio_exceeded", {"abov": 2}, "The query ratio_exceeded has no parameter 'abov'. Did you mean above?"),
+        ("early_stops", {"n": 2}, "The query early_stops has no parameter 'n'. It takes none."),
+        ("ratio_exceeded", {"above": "x"}, "above must be a number, not 'x' (ratios above this count)."),
+        ("moved_first", {"baseline": 1.5}, "baseline must be a whole number, not '1.5'"),
+        ("moved_first", {"baseline": 10**30}, "baseline must be a whole number, not"),
+        ("confounders", {"blocking": "maybe"}, "blocking must be true or false, not 'maybe'"),
+        ("compare_runs", {"a": "a"}, "The query compare_runs needs b: the other. Add -p b=ID."),
         ("compare_runs", {"a": "a", "b": "zzz"}, "There is no run 'zzz'."),
         (
             "compare_runs",
@@ -719,11 +721,11 @@ def test_every_question_is_answered_over_runs_of_which_nothing_was_recorded(name
         ),
     ],
 )
-def test_a_mistake_in_asking_is_told_with_what_is_near(name, given, sentence, tmp_path):
+def test_a_wrong_name_or_value_ends_in_a_message_with_what_there_is(name, values, message, tmp_path):
     write_run(tmp_path, "a")
     with pytest.raises(UsageError) as caught:
-        ea.open(tmp_path).query(name, **given)
-    assert str(caught.value).startswith(sentence)
+        ea.open(tmp_path).query(name, **values)
+    assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -744,9 +746,9 @@ def test_a_run_is_named_in_a_parameter_as_everywhere(tmp_path):
     assert by_name.equals(ea.open(tmp_path).query("compare_runs", a=run_id_of("a"), b=run_id_of("b"), bins=1))
 
 
-def test_every_view_and_question_has_a_test():
+def test_every_view_and_named_query_has_a_test():
     tests = [name for name in globals() if name.startswith("test_")]
-    asked = [*questions(), *views()]
+    asked = [*named_queries(), *views()]
     assert [name for name in asked if not any(test.startswith(f"test_{name}_") for test in tests)] == []
-    assert len(questions()) >= 20
+    assert len(named_queries()) >= 20
     assert set(views()) <= set(VIEWS)

@@ -1,4 +1,4 @@
-"""SQL is confined and bounded, its mistakes are told in a sentence, and its types are honoured."""
+"""SQL is confined and bounded, its mistakes end in one message, and its types are honoured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from esper_analytics.errors import DataError, EsperError, QueryError, UsageError
 from esper_analytics.runs import VIEWS
 from esper_analytics.sql import confined as sql
 from esper_analytics.sql import named_queries
-from esper_analytics.sql.files import Question
+from esper_analytics.sql.named_queries import NamedQuery
 from tests.builders import add_journal, add_part, complete_rows, run_id_of, write_run
 from tests.support import esper
 
@@ -35,7 +35,7 @@ def runs(tmp_path):
 
 
 # {0} is the folder that holds `runs` and the secrets, {part} a recorded part.
-NOT_A_QUESTION = [
+NOT_A_SELECT = [
     "INSERT INTO ppo_updates VALUES (1)",
     "UPDATE ppo_updates SET epochs = 1",
     "DELETE FROM ppo_updates",
@@ -183,7 +183,7 @@ OUT_OF_BOUNDS = [
 ]
 
 
-ATTACKS = [*NOT_A_QUESTION, *OUT_OF_BOUNDS]
+ATTACKS = [*NOT_A_SELECT, *OUT_OF_BOUNDS]
 
 
 def everything_under(folder):
@@ -199,18 +199,18 @@ def filled_in(attack, folder):
     return attack.replace("{part}", str(part)).replace("{0}", str(folder))
 
 
-def told_in_one_sentence(message):
+def is_one_message(message):
     return SECRET not in message and "root:" not in message and "\n" not in message and 10 < len(message) < 500
 
 
-def through_a_question(monkeypatch, text):
+def tamper_with_a_named_query(monkeypatch, text):
     """The SQL files are trusted, but even one that was tampered with can do no more than `esper sql`."""
-    question = Question("tampered", "It was tampered with.", (), text)
-    monkeypatch.setattr(named_queries, "questions", lambda: {"tampered": question})
+    query = NamedQuery("tampered", "It was tampered with.", (), text)
+    monkeypatch.setattr(named_queries, "named_queries", lambda: {"tampered": query})
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_an_attack_is_refused_with_one_sentence_and_leaves_no_trace(runs, tmp_path, attack, monkeypatch):
+def test_an_attack_is_refused_with_one_message_and_leaves_no_trace(runs, tmp_path, attack, monkeypatch):
     held_by_python = pl.DataFrame({"secret": [SECRET]})  # noqa: F841 - DuckDB would find it by its name
     working = tmp_path / "working"
     working.mkdir()
@@ -220,16 +220,16 @@ def test_an_attack_is_refused_with_one_sentence_and_leaves_no_trace(runs, tmp_pa
     before = everything_under(tmp_path)
     with pytest.raises(QueryError) as caught:
         runs.sql(text)
-    assert told_in_one_sentence(str(caught.value))
-    through_a_question(monkeypatch, text)
+    assert is_one_message(str(caught.value))
+    tamper_with_a_named_query(monkeypatch, text)
     with pytest.raises(QueryError) as caught:
         runs.query("tampered")
-    assert told_in_one_sentence(str(caught.value))
+    assert is_one_message(str(caught.value))
     assert everything_under(tmp_path) == before
     assert runs.sql("SELECT count(*) FROM ppo_updates").item() == 2
 
 
-def test_there_are_many_attacks_and_each_is_one_of_its_own():
+def test_there_are_many_attacks_and_no_duplicates():
     assert len(ATTACKS) == len(set(ATTACKS)) >= 130
 
 
@@ -238,11 +238,11 @@ def test_the_commands_refuse_every_attack_too(runs, tmp_path, words, monkeypatch
     before = everything_under(tmp_path)
     for attack in ATTACKS:
         text = filled_in(attack, tmp_path)
-        through_a_question(monkeypatch, text)
+        tamper_with_a_named_query(monkeypatch, text)
         asked = ["--", text] if words == ["sql"] else ["tampered"]
         result = esper(*words, str(tmp_path / "runs"), *asked, code=2)
         assert result.stdout == "", attack
-        assert result.stderr.startswith("esper: ") and told_in_one_sentence(result.stderr.rstrip("\n")), attack
+        assert result.stderr.startswith("esper: ") and is_one_message(result.stderr.rstrip("\n")), attack
     assert everything_under(tmp_path) == before
 
 
@@ -310,9 +310,9 @@ class TestPlaces:
             (folder / "queries").symlink_to(folder / "real")
         monkeypatch.chdir(tmp_path)
         assert "lie" not in runs.sql("SELECT * FROM gaps").columns
-        with pytest.raises(UsageError, match="There is no question 'evil'"):
+        with pytest.raises(UsageError, match="There is no query 'evil'"):
             runs.query("evil")
-        with pytest.raises(UsageError, match="There is no question"):
+        with pytest.raises(UsageError, match="There is no query"):
             runs.query("../runs/queries/evil")
 
     def test_secrets_that_duckdb_keeps_for_its_user_stay_unseen(self, runs, tmp_path, run_python):
@@ -342,10 +342,10 @@ class TestTheSameConnection:
     def test_it_is_asked_again_as_long_as_the_files_are_the_same(self, runs, tmp_path):
         asked = "SELECT count(*) FROM ppo_updates"
         assert runs.sql(asked).item() == 2
-        kept = runs._confined
-        assert runs.sql(asked).item() == 2 and runs._confined is kept
+        kept = runs._connection
+        assert runs.sql(asked).item() == 2 and runs._connection is kept
         write_run(tmp_path / "runs", "b", updates=[{}])
-        assert runs.sql(asked).item() == 3 and runs._confined is not kept
+        assert runs.sql(asked).item() == 3 and runs._connection is not kept
 
     def test_a_new_part_of_a_known_run_is_seen(self, runs):
         asked = "SELECT count(*) FROM ppo_updates"
@@ -354,7 +354,7 @@ class TestTheSameConnection:
         add_part(runs.folder("a"), "ppo_updates", rows, seq=2)
         assert runs.sql(asked).item() == 3
 
-    def test_rows_of_a_journal_are_read_anew_each_time(self, runs):
+    def test_rows_of_a_journal_are_read_again_each_time(self, runs):
         asked = "SELECT count(*) FROM ppo_updates"
         for update in (3, 4):
             rows = complete_rows("ppo_updates", [{"update": update}], run_id=run_id_of("a"))
@@ -406,7 +406,7 @@ def test_only_the_views_a_query_names_are_made():
 
 class TestMistakes:
     @pytest.mark.parametrize(
-        ("query", "sentence"),
+        ("query", "message"),
         [
             (
                 "SELECT ratio_mx FROM ppo_updates",
@@ -443,10 +443,10 @@ class TestMistakes:
             ),
         ],
     )
-    def test_a_mistake_is_told_in_a_sentence(self, runs, query, sentence):
+    def test_a_mistake_ends_in_one_message(self, runs, query, message):
         with pytest.raises(QueryError) as caught:
             runs.sql(query)
-        assert str(caught.value) == sentence
+        assert str(caught.value) == message
         assert caught.value.__cause__ is None and (caught.value.__suppress_context__ or not caught.value.__context__)
 
     def test_a_column_like_none_of_ours_points_to_the_list(self, runs):
@@ -480,7 +480,7 @@ class TestLimits:
             runs.sql("SELECT count(DISTINCT i::VARCHAR) FROM range(5000000) t(i)", memory="20MB")
 
     def test_an_amount_of_memory_that_is_none_is_told(self, runs):
-        with pytest.raises(QueryError, match="'lots' is no amount of memory"):
+        with pytest.raises(QueryError, match="'lots' is not an amount of memory"):
             runs.sql("SELECT 1", memory="lots")
 
 

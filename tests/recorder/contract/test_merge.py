@@ -13,12 +13,13 @@ from esper_recorder.contract.merge import merge
 from esper_recorder.contract.tables import TABLES, Column, Reducer, columns
 
 
-def column(reducer: Reducer, name: str = "x") -> Column:
-    return Column(name=name, type="float64", meaning="", unit="1", null="", reducer=reducer, since=1)
+def column(reducer: Reducer, name: str = "x", kind: str = "float64") -> Column:
+    return Column(name=name, type=kind, meaning="", unit="1", null="", reducer=reducer, since=1)
 
 
 def merged(reducer: Reducer, *values: object) -> object:
-    return merge([column(reducer)], [{"x": v} for v in values])["x"]
+    kind = "list<int64>" if isinstance(values[0], list) else "float64"
+    return merge([column(reducer, kind=kind)], [{"x": v} for v in values])["x"]
 
 
 class TestReducers:

@@ -1,17 +1,14 @@
-"""The tables of a recorded run: one frozen dataclass per table, the only place a column is declared.
+"""The vocabulary of table declarations: `Column`, `Reducer`, and `Row`, the base of one frozen dataclass per table.
 
-Everything else is derived from here: the Arrow schema of the Parquet parts, the SQL views, `esper tables`, the
-page `docs/tables.md`, and how rows of minibatches, devices and ranks are merged.
-
-What holds for every table:
+The Arrow schema of the Parquet parts, the SQL views, `esper tables`, the pages `docs/tables_*.md` and the merging of
+minibatches, devices and ranks all derive from these declarations. In every table:
 
 * NULL means *not measured* or *not applicable*; the column says which. There are no sentinel numbers.
-* NaN and infinities are stored as they are, and counted; sums, moments and histograms are over the finite part.
-* Counts and sums are stored, and the metrics derived from them stand beside them, computed by
-  `esper_recorder.contract.metrics`. A mean is never merged with a mean.
-* What is counted starts at 1 (attempt, update, epoch, minibatch, episode, place). What is an index starts at 0
-  (rank, env, index, env_step).
-* A column never changes its type or meaning. Columns are only added, with the schema version they came with.
+* NaN and infinities are stored unchanged, and counted; sums, moments and histograms cover the finite values.
+* Counts and sums are stored, and beside them the metrics that `contract.metrics` derives. Means are never merged.
+* Counted things start at 1 (attempt, update, epoch, minibatch, episode, place); indices start at 0 (rank, env, index,
+  env_step).
+* After the first release a column keeps its name, type and meaning; until then a rename declares the former name.
 """
 
 from __future__ import annotations
@@ -27,23 +24,23 @@ SCHEMA_VERSION = 3
 
 
 class Reducer(StrEnum):
-    """How the values of one column merge when rows are merged (minibatches of an update, devices, ranks)."""
+    """How a column merges when rows do: minibatches of an update, devices, ranks."""
 
     KEY = "key"  # identifies the row; rows merge within equal keys
     SUM = "sum"
-    MIN = "min"  # the smallest number; NaN only where there is no number
-    MAX = "max"  # the largest number; NaN only where there is no number
+    MIN = "min"  # the smallest number; NaN only if every value is NaN
+    MAX = "max"  # the largest number; NaN only if every value is NaN
     FIRST = "first"
     LAST = "last"
-    DERIVED = "derived"  # computed anew from the merged sums, by `metrics`
+    DERIVED = "derived"  # recomputed from the merged sums, by `metrics`
 
 
 class AcrossRanks(StrEnum):
-    """What the views make of the rows that the ranks of a distributed trainer recorded under one key."""
+    """How the views combine rows that several ranks of a distributed trainer recorded under one key."""
 
-    MERGED = "merged"  # one row, by the reducers: each rank saw transitions of its own
-    REPLICAS = "replicas"  # the lowest rank's row: each rank holds a copy of the same thing
-    APART = "apart"  # a row each: each rank's are of something else
+    MERGED = "merged"  # into one row, by the reducers: the ranks saw different transitions
+    REPLICAS = "replicas"  # the lowest rank's row: every rank holds a copy of the same thing
+    APART = "apart"  # not at all: the ranks' rows are about different things
 
 
 TYPES: dict[Any, str] = {
@@ -67,9 +64,9 @@ class Column:
     """One of int64, float64, string, bool, timestamp[us, UTC], list<int64>, list<float64>, list<string>."""
     meaning: str
     unit: str
-    """The unit; "1" for a plain number, "" where a unit makes no sense (names, flags)."""
+    """The unit; "1" for a dimensionless number, "" for names and flags."""
     null: str
-    """What NULL means; "never" where the column is always filled."""
+    """What NULL means; "never" if the column is always filled."""
     reducer: Reducer
     since: int
     """The schema version that added the column."""
@@ -102,9 +99,11 @@ min_col = functools.partial(column, reducer=Reducer.MIN, unit="1")
 max_col = functools.partial(column, reducer=Reducer.MAX, unit="1")
 first_col = functools.partial(column, reducer=Reducer.FIRST)
 last_col = functools.partial(column, reducer=Reducer.LAST)
-derived_col = functools.partial(column, reducer=Reducer.DERIVED, unit="1", null="its sums were not measured")
+derived_col = functools.partial(
+    column, reducer=Reducer.DERIVED, unit="1", null="the sums it derives from were not measured"
+)
 quantile_col = functools.partial(
-    column, reducer=Reducer.LAST, unit="1", null="the rollout was not recorded, or holds nothing finite", since=2
+    column, reducer=Reducer.LAST, unit="1", null="the rollout was not recorded, or has no finite value", since=2
 )
 
 
@@ -114,23 +113,23 @@ class Row:
 
     table: ClassVar[str]
     row: ClassVar[str]
-    """What one row is, as the end of the sentence "One row is ..."."""
+    """What one row is; completes "One row is ..."."""
     across_ranks: ClassVar[AcrossRanks] = AcrossRanks.APART
 
     run_id: str | None = key_col("the run: name, start and random characters, unique")
-    attempt: int | None = key_col("1 for a fresh run; a resumed run opens the next one", unit="1")
-    rank: int | None = key_col("process of a distributed trainer, 0 for a single process", unit="1")
-    update: int | None = key_col("PPO update the row belongs to, counted from 1 as the trainer made them", unit="1")
+    attempt: int | None = key_col("1 for a new run; each resume opens the next", unit="1")
+    rank: int | None = key_col("process of a distributed trainer; 0 if there is only one", unit="1")
+    update: int | None = key_col(
+        "PPO update the row belongs to, counted from 1 in the order the trainer made them", unit="1"
+    )
     time: datetime | None = last_col(
-        "wall clock, UTC, when the recorder took the row (of an imported run or Esper's events: when the trainer did)",
-        null="the run was imported or told in events, and its trainer did not tell",
+        "UTC wall-clock time at which the row was recorded (imported runs and Esper's events: by the trainer)",
+        null="an imported run or Esper's events, without a time",
     )
     elapsed_s: float | None = last_col(
-        "monotonic time since this attempt began",
-        unit="s",
-        null="the run was imported or told in events, and its trainer did not tell",
+        "monotonic time since this attempt began", unit="s", null="an imported run or Esper's events, without a time"
     )
 
 
 IDENTITY = tuple(f.name for f in dataclasses.fields(Row))
-"""The columns every table begins with."""
+"""The first columns of every table."""

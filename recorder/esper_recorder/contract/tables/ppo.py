@@ -21,15 +21,19 @@ from esper_recorder.contract.tables.base import (
     sum_col,
 )
 
-# --- what a set of transitions adds up to: shared by minibatches and whole updates ---------------------------------
+# --- sums over a set of transitions: shared by minibatches and whole updates ---------------------------------------
+
+
+_DISCRETE_ONLY = "not measured; not applicable to continuous actions"
+_NOT_REPORTED = "not reported by the trainer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _PolicyStatistics(Row):
-    """Sums over transitions of the policy side of the PPO loss. ratio = exp(log_ratio) = pi_new / pi_old.
+    """Sums over transitions of the policy terms of the PPO loss. ratio = exp(log_ratio) = pi_new / pi_old.
 
-    Elementwise terms are computed in the trainer's own precision (float32 for half types), as its loss does, and
-    added up in float64.
+    Elementwise terms are computed in the trainer's precision (float32 for half types), as its loss computes them, and
+    summed in float64.
     """
 
     n: int | None = count_col("transitions counted (padding masked out)")
@@ -40,9 +44,7 @@ class _PolicyStatistics(Row):
     log_ratio_sum_sq: float | None = sum_col("sum of squared log ratios", unit="nats^2")
     log_ratio_min: float | None = min_col("smallest log ratio that is a number", unit="nats")
     log_ratio_max: float | None = max_col("largest log ratio that is a number", unit="nats")
-    ratio_nonfinite: int | None = count_col(
-        "ratios that were NaN or infinite (exp overflows where its argument is finite)"
-    )
+    ratio_nonfinite: int | None = count_col("ratios that were NaN or infinite; exp overflows for finite log ratios too")
     ratio_sum: float | None = sum_col("sum of ratios")
     ratio_sum_sq: float | None = sum_col("sum of squared ratios")
     ratio_min: float | None = min_col("smallest ratio that is a number")
@@ -52,26 +54,20 @@ class _PolicyStatistics(Row):
     clip_low_count: int | None = count_col("transitions with |ratio - 1| > clip_range and ratio < 1")
     clip_high_count: int | None = count_col("transitions with |ratio - 1| > clip_range and ratio > 1")
     clip_low_active_count: int | None = count_col(
-        "of clip_low_count, those with a negative advantage: the clip takes their gradient away"
+        "clipped low with a negative advantage: clipping removes the gradient"
     )
     clip_high_active_count: int | None = count_col(
-        "of clip_high_count, those with a positive advantage: the clip takes their gradient away"
+        "clipped high with a positive advantage: clipping removes the gradient"
     )
     policy_loss_n: int | None = count_col("transitions whose policy loss is finite")
     policy_loss_sum: float | None = sum_col("sum of -min(ratio * A, clip(ratio) * A), A as the loss used it")
     entropy_nan: int | None = count_col("entropies that were NaN")
     entropy_posinf: int | None = count_col("entropies that were +infinity")
     entropy_neginf: int | None = count_col("entropies that were -infinity")
-    entropy_sum: float | None = sum_col(
-        "sum of policy entropies (differential where actions are continuous)", unit="nats"
-    )
-    entropy_normalized_n: int | None = count_col(
-        "transitions where the policy had a choice: more than one valid action",
-        null="not measured; not applicable to continuous actions",
-    )
+    entropy_sum: float | None = sum_col("sum of policy entropies (differential for continuous actions)", unit="nats")
+    entropy_normalized_n: int | None = count_col("transitions with more than one valid action", null=_DISCRETE_ONLY)
     entropy_normalized_sum: float | None = sum_col(
-        "sum over those of entropy / log(number of valid actions)",
-        null="not measured; not applicable to continuous actions",
+        "sum over those of entropy / log(number of valid actions)", null=_DISCRETE_ONLY
     )
 
 
@@ -115,20 +111,18 @@ class _ValueStatistics(_PolicyStatistics):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Statistics(_ValueStatistics):
-    """The metrics derived from the sums. In `ppo_updates` the column `definition` says whose definition they follow."""
+    """Metrics derived from the sums. In `ppo_updates`, `definition` names the library whose definition they follow."""
 
     approx_kl: float | None = derived_col("approximate KL(old, new) by the row's definition", unit="nats")
     approx_kl_k1: float | None = derived_col("k1_sum over the finite log ratios", unit="nats")
     approx_kl_k3: float | None = derived_col("k3_sum over the finite ratios", unit="nats")
-    clip_fraction: float | None = derived_col(
-        "share of transitions with |ratio - 1| > clip_range, by the row's definition"
-    )
+    clip_fraction: float | None = derived_col("fraction with |ratio - 1| > clip_range, by the row's definition")
     ratio_mean: float | None = derived_col("mean of the finite ratios")
     ratio_std: float | None = derived_col("population standard deviation of the finite ratios")
     entropy: float | None = derived_col("mean policy entropy, by the row's definition", unit="nats")
     entropy_normalized: float | None = derived_col(
-        "mean of entropy / log(number of valid actions) where there was a choice: 1 uniform, 0 deterministic",
-        null="not measured; not applicable to continuous actions",
+        "mean of entropy / log(number of valid actions) if more than one: 1 uniform, 0 deterministic",
+        null=_DISCRETE_ONLY,
     )
     policy_loss: float | None = derived_col("clipped surrogate loss, by the row's definition")
     value_loss: float | None = derived_col("value loss, by the row's definition (libraries differ by a factor 0.5)")
@@ -140,26 +134,22 @@ class _Statistics(_ValueStatistics):
     return_mean: float | None = derived_col("mean return")
     return_std: float | None = derived_col("population standard deviation of the returns")
     value_mean: float | None = derived_col("mean value prediction")
-    residual_mean: float | None = derived_col("mean of return - value: the bias that explained variance cannot see")
+    residual_mean: float | None = derived_col("mean of return - value: the bias that explained variance ignores")
     residual_rms: float | None = derived_col("root mean square of return - value")
-    explained_variance: float | None = derived_col(
-        "1 - var(return - value) / var(return); NaN where the returns do not vary"
-    )
+    explained_variance: float | None = derived_col("1 - var(return - value) / var(return); NaN if returns do not vary")
     advantage_positive_fraction: float | None = derived_col(
-        "fraction of the advantages that are numbers (as the loss used them) above zero",
+        "fraction of the advantages (as the loss used them, NaN left out) that are above zero",
         since=2,
         renamed_from="advantage_positive_share",
     )
     raw_advantage_mean: float | None = derived_col("mean advantage before normalisation", since=2)
-    raw_advantage_std: float | None = derived_col(
-        "population standard deviation of the advantages before normalisation", since=2
-    )
+    raw_advantage_std: float | None = derived_col("population standard deviation of raw advantages", since=2)
     value_std: float | None = derived_col("population standard deviation of the value predictions", since=2)
     value_return_correlation: float | None = derived_col(
-        "correlation of value and return; NaN where one does not vary or holds what is not finite", since=2
+        "correlation of value and return; NaN if either does not vary or has a non-finite value", since=2
     )
     nonfinite_count: int | None = count_col(
-        "NaN and infinite values met: log ratios, advantages, values, returns, entropies, gradient norms"
+        "NaN and infinite values in any of the quantities above, or in gradient norms"
     )
 
 
@@ -170,42 +160,42 @@ class PpoUpdate(_Statistics):
     across_ranks: ClassVar[AcrossRanks] = AcrossRanks.MERGED
 
     definition: str | None = first_col(
-        "whose definition the metrics follow: pooled (over all evaluated transitions), sb3, or, where a run was "
-        "imported, that of the library that logged it (cleanrl, rsl_rl, torchrl, esper)",
+        "whose definition the metrics follow: pooled (over all evaluated transitions), sb3, or, for an imported run, "
+        "the library that logged it (cleanrl, rsl_rl, torchrl, esper)",
         null="never",
     )
     level: str | None = first_col(
-        "how much was recorded of the update: `minimal`, `normal` or `debug`; an alarm raises it for some updates",
-        null="recorded by a version that did not tell, or imported",
+        "how much of the update was recorded: `minimal`, `normal` or `debug`; an alarm raises it for some updates",
+        null="recorded at schema version 1, or imported",
         since=2,
     )
     step: int | None = last_col("environment steps taken when the update ended", unit="steps")
     progress: float | None = last_col(
-        "share of the training done when the update ended, in (0, 1]", unit="1", null="the length was not told"
+        "fraction of the training done when the update ended, in (0, 1]", unit="1", null="the total length is unknown"
     )
     epochs: int | None = last_col("epochs begun", unit="1")
-    epochs_planned: int | None = first_col("epochs the trainer meant to make", unit="1")
+    epochs_planned: int | None = first_col("epochs the trainer planned", unit="1")
     minibatch_count: int | None = count_col("minibatches evaluated")
     stepped_count: int | None = count_col("minibatches the optimizer stepped on")
-    stopped_early: bool | None = last_col("the trainer left the epochs early (target_kl)")
+    stopped_early: bool | None = last_col("the trainer stopped before its planned epochs (target_kl)")
     interrupted: bool | None = last_col(
-        "the training ended in the middle of the update; its figures are of the minibatches it got to"
+        "the training ended during the update; the row covers the minibatches evaluated until then"
     )
     learning_rate: float | None = last_col("learning rate of the first parameter group", unit="1")
     clip_range: float | None = last_col("clip range of the ratio", unit="1")
     value_clip_range: float | None = last_col(
-        "clip range of the value prediction", unit="1", null="values are not clipped, or not told"
+        "clip range of the value prediction", unit="1", null="values are not clipped, or not reported"
     )
-    target_kl: float | None = last_col("KL at which the trainer stops early", unit="nats", null="none set, or not told")
+    target_kl: float | None = last_col("KL that stops the epochs", unit="nats", null="not set, or not reported")
     entropy_coef: float | None = last_col("weight of the entropy bonus", unit="1")
     value_coef: float | None = last_col("weight of the value loss", unit="1")
     max_grad_norm: float | None = last_col(
-        "norm the gradients are clipped to", unit="1", null="gradients are not clipped, or not told"
+        "norm the gradients are clipped to", unit="1", null="gradients are not clipped, or not reported"
     )
     policy_std: float | None = last_col(
         "mean standard deviation of a Gaussian policy after the update", unit="1", null="not a Gaussian policy"
     )
-    grad_norm_n: int | None = count_col("steps whose gradient norm was seen")
+    grad_norm_n: int | None = count_col("optimizer steps whose gradient norm was measured")
     grad_norm_nonfinite: int | None = count_col("gradient norms that were NaN or infinite")
     grad_norm_sum: float | None = sum_col("sum of finite total gradient norms before clipping")
     grad_norm_sum_sq: float | None = sum_col("sum of their squares")
@@ -225,7 +215,7 @@ class PpoUpdate(_Statistics):
     rollout_residual_sum_sq: float | None = sum_col("sum of its squares")
     rollout_value_return_sum: float | None = sum_col("sum of value * return")
     rollout_advantage_n: int | None = count_col("transitions of the rollout whose advantage is finite")
-    rollout_advantage_sum: float | None = sum_col("sum of the rollout's advantages, not normalised")
+    rollout_advantage_sum: float | None = sum_col("sum of the rollout's unnormalised advantages")
     rollout_advantage_sum_sq: float | None = sum_col("sum of their squares")
     rollout_advantage_min: float | None = min_col("smallest advantage of the rollout")
     rollout_advantage_max: float | None = max_col("largest advantage of the rollout")
@@ -236,24 +226,14 @@ class PpoUpdate(_Statistics):
     rollout_reward_max: float | None = max_col("largest reward of the rollout")
     rollout_return_std: float | None = derived_col("population standard deviation of the rollout's returns")
     rollout_value_return_correlation: float | None = derived_col(
-        "correlation of value and return over the rollout; NaN where one does not vary or holds what is not finite",
+        "correlation of value and return over the rollout; NaN if either does not vary or has a non-finite value",
         since=2,
     )
-    rollout_advantage_q05: float | None = quantile_col(
-        "5 % quantile of the rollout's finite advantages, not normalised"
-    )
-    rollout_advantage_q25: float | None = quantile_col(
-        "25 % quantile of the rollout's finite advantages, not normalised"
-    )
-    rollout_advantage_q50: float | None = quantile_col(
-        "50 % quantile of the rollout's finite advantages, not normalised"
-    )
-    rollout_advantage_q75: float | None = quantile_col(
-        "75 % quantile of the rollout's finite advantages, not normalised"
-    )
-    rollout_advantage_q95: float | None = quantile_col(
-        "95 % quantile of the rollout's finite advantages, not normalised"
-    )
+    rollout_advantage_q05: float | None = quantile_col("5 % quantile of the rollout's finite unnormalised advantages")
+    rollout_advantage_q25: float | None = quantile_col("25 % quantile of the rollout's finite unnormalised advantages")
+    rollout_advantage_q50: float | None = quantile_col("50 % quantile of the rollout's finite unnormalised advantages")
+    rollout_advantage_q75: float | None = quantile_col("75 % quantile of the rollout's finite unnormalised advantages")
+    rollout_advantage_q95: float | None = quantile_col("95 % quantile of the rollout's finite unnormalised advantages")
     rollout_return_q05: float | None = quantile_col("5 % quantile of the rollout's finite returns")
     rollout_return_q25: float | None = quantile_col("25 % quantile of the rollout's finite returns")
     rollout_return_q50: float | None = quantile_col("50 % quantile of the rollout's finite returns")
@@ -270,25 +250,21 @@ class PpoUpdate(_Statistics):
     rollout_residual_q75: float | None = quantile_col("75 % quantile of the rollout's finite return - value")
     rollout_residual_q95: float | None = quantile_col("95 % quantile of the rollout's finite return - value")
     nonfinite_fields: list[str] | None = column(
-        "names of the trainer's own scalars that were NaN or infinite; empty where all were finite",
+        "names of the trainer's scalars that were NaN or infinite; empty if all were finite",
         Reducer.FIRST,
-        null="the trainer's scalars were not looked through",
+        null="the trainer's scalars were not checked",
     )
     entropy_weighted_sum: float | None = last_col(
-        "sum over action heads of the head's entropy weight times its entropy, as the trainer's loss adds it up",
+        "sum over action heads of the head's entropy weight times its entropy, as in the trainer's loss",
         unit="1",
-        null="not measured; not applicable to one head",
+        null="not measured; not applicable to a policy with one head",
     )
-    bellman_error: float | None = last_col(
-        "the trainer's mean temporal-difference error, by its own definition", unit="1"
-    )
+    bellman_error: float | None = last_col("mean temporal-difference error, by the trainer's definition", unit="1")
     return_variance: float | None = last_col("variance of the returns as the trainer computed it", unit="1")
     return_variance_low: bool | None = last_col(
-        "the trainer called explained variance not meaningful: the returns hardly vary"
+        "the trainer declared explained variance meaningless: returns hardly vary"
     )
-    unforced_steps: float | None = last_col(
-        "environment steps of the rollout at which the policy had a choice", unit="steps"
-    )
+    unforced_steps: float | None = last_col("rollout steps at which the policy had a choice", unit="steps")
     rollout_s: float | None = last_col("time from the end of the last update to the first minibatch", unit="s")
     update_s: float | None = last_col("time from the first minibatch to the end of the update", unit="s")
 
@@ -299,12 +275,11 @@ class Minibatch(_Statistics):
     row: ClassVar[str] = "one minibatch the trainer evaluated"
     across_ranks: ClassVar[AcrossRanks] = AcrossRanks.MERGED
 
-    epoch: int | None = key_col("epoch of the update", unit="1", null="the trainer did not tell")
+    epoch: int | None = key_col("epoch of the update", unit="1", null=_NOT_REPORTED)
     minibatch: int | None = key_col("minibatch, counted over the whole update", unit="1")
-    stepped: bool | None = last_col("the optimizer stepped on it (no: early stop, or a skipped step)")
+    stepped: bool | None = last_col("the optimizer stepped on it; false after an early stop or for a skipped step")
     backfilled: bool | None = first_col(
-        "stored after its update, when an alarm raised the level from `minimal`; rules never evaluate it, live or "
-        "replayed",
+        "stored after its update, when an alarm raised the level from `minimal`; rules ignore it, live and replayed",
         null="the row was stored with its update",
         since=2,
         renamed_from="held_back",
@@ -312,7 +287,7 @@ class Minibatch(_Statistics):
     learning_rate: float | None = last_col("learning rate of the first parameter group", unit="1")
     clip_range: float | None = last_col("clip range of the ratio", unit="1")
     value_clip_range: float | None = last_col(
-        "clip range of the value prediction", unit="1", null="values are not clipped, or not told"
+        "clip range of the value prediction", unit="1", null="values are not clipped, or not reported"
     )
     grad_norm: float | None = last_col("total gradient norm before clipping", unit="1")
 
@@ -320,16 +295,16 @@ class Minibatch(_Statistics):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RatioHistogram(Row):
     table: ClassVar[str] = "ratio_histograms"
-    row: ClassVar[str] = "one histogram of log ratios: of an update, or (level DEBUG) of one of its minibatches"
+    row: ClassVar[str] = "one histogram of log ratios: of an update, or (at level `debug`) of one of its minibatches"
     across_ranks: ClassVar[AcrossRanks] = AcrossRanks.MERGED
 
-    epoch: int | None = key_col("epoch", unit="1", null="the histogram is of the whole update")
+    epoch: int | None = key_col("epoch", unit="1", null="the histogram covers the whole update")
     minibatch: int | None = key_col(
-        "minibatch, counted over the whole update", unit="1", null="the histogram is of the whole update"
+        "minibatch, counted over the whole update", unit="1", null="the histogram covers the whole update"
     )
     head: str | None = key_col("action head; empty for the joint ratio")
     counts: list[int] | None = column(
-        "transitions per bin of `histogram.log_ratio_edges()`; NaN is in no bin, infinities are in the outer ones",
+        "transitions per bin of `histogram.log_ratio_edges()`; infinities are in the outer bins, NaN in none",
         Reducer.SUM,
         unit="1",
     )
@@ -341,9 +316,9 @@ class RatioExemplar(Row):
     table: ClassVar[str] = "ratio_exemplars"
     row: ClassVar[str] = "one of the k transitions with the largest |log ratio|, non-finite ones first"
 
-    scope: str | None = key_col("what the k are the worst of: `update`, or (level DEBUG) `minibatch`")
-    epoch: int | None = key_col("epoch the transition was met in", unit="1", null="the trainer did not tell")
-    minibatch: int | None = key_col("minibatch it was met in, counted over the whole update", unit="1")
+    scope: str | None = key_col("the set the k were chosen from: `update`, or (at level `debug`) `minibatch`")
+    epoch: int | None = key_col("epoch the transition was evaluated in", unit="1", null=_NOT_REPORTED)
+    minibatch: int | None = key_col("minibatch it was evaluated in, counted over the whole update", unit="1")
     head: str | None = key_col("action head; empty for the joint ratio")
     place: int | None = key_col("1 is the worst", unit="1")
     index: int | None = first_col("position in the rollout buffer as the trainer numbers it", unit="1")
@@ -367,11 +342,11 @@ class Head(Row):
     head: str | None = key_col("action head")
     n: int | None = count_col("transitions counted for the head")
     transition_n: int | None = count_col(
-        "transitions of the update, whether the head's choice mattered or not (padding masked out)", since=2
+        "transitions of the update, whether or not the head's choice mattered (padding masked out)", since=2
     )
     learnable_count: int | None = count_col(
-        "of them, those from which the head could learn: not masked out, and with more than one valid action",
-        null="not measured: neither a mask nor the number of valid actions was told",
+        "of transition_n, those from which the head could learn: not masked out, and with more than one valid action",
+        null="not measured: neither a mask nor the number of valid actions was passed",
         since=2,
     )
     log_ratio_nan: int | None = count_col("log ratios of the head that were NaN", since=2)
@@ -394,9 +369,7 @@ class Head(Row):
     entropy_posinf: int | None = count_col("entropies that were +infinity", since=2)
     entropy_neginf: int | None = count_col("entropies that were -infinity", since=2)
     entropy_sum: float | None = sum_col("sum of the head's entropies", unit="nats", since=2)
-    entropy_normalized_n: int | None = count_col(
-        "transitions where the head had a choice and its entropy is finite", since=2
-    )
+    entropy_normalized_n: int | None = count_col("transitions with a choice for the head and a finite entropy", since=2)
     entropy_normalized_sum: float | None = sum_col("sum over those of entropy / log(number of valid actions)", since=2)
     approx_kl_k1: float | None = derived_col("k1_sum over the finite log ratios", unit="nats", since=2)
     approx_kl_k3: float | None = derived_col("k3_sum over the finite ratios", unit="nats", since=2)
@@ -404,25 +377,23 @@ class Head(Row):
     ratio_std: float | None = derived_col("population standard deviation of the finite ratios", since=2)
     entropy: float | None = derived_col("mean of the finite entropies", unit="nats", since=2)
     learnable_fraction: float | None = derived_col(
-        "share of the transitions from which the head could learn: it had a choice, and the choice mattered",
+        "fraction of the transitions from which the head could learn: the choice existed and mattered",
         null="not measured",
     )
     entropy_normalized: float | None = derived_col(
-        "mean entropy / log(number of valid actions) over the transitions where the head had a choice, in [0, 1]",
+        "mean entropy / log(number of valid actions) over transitions with more than one, in [0, 1]",
         null="not measured; the head never had a choice",
     )
     entropy_normalized_all: float | None = derived_col(
-        "the same over all transitions, 0 where the head had no choice: low where the head is sure, and low where it "
-        "was hardly ever asked",
-        null="not measured",
+        "the same over all transitions, 0 for those without a choice", null="not measured"
     )
     ratio_min: float | None = min_col("smallest ratio that is a number")
     ratio_max: float | None = max_col("largest ratio that is a number (may be +infinity)")
-    clip_fraction: float | None = derived_col("share of the head's transitions that were clipped", null="not measured")
+    clip_fraction: float | None = derived_col("fraction of the head's clipped transitions", null="not measured")
     grad_norm: float | None = last_col("L2 norm of the gradient of the head's own parameters", unit="1")
-    gradient_state: str | None = last_col("what the trainer called that gradient: finite, none, ...")
-    nan_found: bool | None = last_col("a NaN was met in the head's log-probabilities or entropies")
-    inf_found: bool | None = last_col("an infinity was met in the head's log-probabilities or entropies")
+    gradient_state: str | None = last_col("the trainer's name for the state of that gradient: finite, none, ...")
+    nan_found: bool | None = last_col("the head's log-probabilities or entropies held a NaN")
+    inf_found: bool | None = last_col("the head's log-probabilities or entropies held an infinity")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -431,10 +402,8 @@ class RecurrentState(Row):
     row: ClassVar[str] = "one kind of state of one recurrent layer, in one update"
     across_ranks: ClassVar[AcrossRanks] = AcrossRanks.MERGED
 
-    layer: str | None = key_col(
-        "recurrent layer; `rollout_` before its name where the state was met while collecting, none where in training"
-    )
-    kind: str | None = key_col("`h` or `c`; empty for what was measured over both together")
+    layer: str | None = key_col("recurrent layer; prefixed with `rollout_` if measured during the rollout")
+    kind: str | None = key_col("`h` or `c`; empty if both were measured together")
     n: int | None = count_col("elements")
     nan_count: int | None = count_col("elements that were NaN")
     inf_count: int | None = count_col("elements that were infinite")
@@ -442,29 +411,28 @@ class RecurrentState(Row):
     rms: float | None = derived_col("root mean square over all elements", null="not measured")
     env_n: int | None = count_col("environments whose state has a finite element", since=2)
     env_rms_sum: float | None = sum_col("sum over those of the root mean square of the environment's state", since=2)
-    env_rms_mean: float | None = derived_col(
-        "root mean square of each environment's state, their mean", null="not measured"
-    )
-    env_rms_max: float | None = max_col("the largest of them")
+    env_rms_mean: float | None = derived_col("mean of each environment's root mean square", null="not measured")
+    env_rms_max: float | None = max_col("largest root mean square of an environment's state")
     abs_max: float | None = max_col("largest absolute element")
     l2_norm: float | None = derived_col("L2 norm over all elements; grows with their number", null="not measured")
-    nan_found: bool | None = last_col("a NaN was met in the state")
-    inf_found: bool | None = last_col("an infinity was met in the state")
+    nan_found: bool | None = last_col("the state held a NaN")
+    inf_found: bool | None = last_col("the state held an infinity")
+
+
+_NO_STEP = "no step was observed, or the weights exceed the size the recorder copies"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientLayer(Row):
     table: ClassVar[str] = "gradient_layers"
-    row: ClassVar[str] = "one parameter tensor's gradient at one optimizer step (at NORMAL the update's last)"
+    row: ClassVar[str] = "one parameter tensor's gradient at one optimizer step (at level `normal` the update's last)"
     across_ranks: ClassVar[AcrossRanks] = AcrossRanks.REPLICAS
 
-    epoch: int | None = key_col("epoch of the step", unit="1", null="the trainer did not tell")
+    epoch: int | None = key_col("epoch of the step", unit="1", null=_NOT_REPORTED)
     minibatch: int | None = key_col("minibatch of the step, counted over the whole update", unit="1")
     layer: str | None = key_col("parameter name, as `named_parameters()` gives it")
-    has_grad: bool | None = first_col("the parameter had a gradient; no: the statistics are NULL", null="never")
-    after_clipping: bool | None = first_col(
-        "the gradient was read after clipping; its values are the ones before times one common factor"
-    )
+    has_grad: bool | None = first_col("the parameter had a gradient; if false, the statistics are NULL", null="never")
+    after_clipping: bool | None = first_col("read after clipping, which scales all gradients by one factor")
     n: int | None = count_col("elements")
     grad_nan: int | None = count_col("elements that were NaN", null="no gradient")
     grad_posinf: int | None = count_col("elements that were +infinity", null="no gradient")
@@ -482,18 +450,14 @@ class GradientLayer(Row):
     )
     weight_sum_sq: float | None = sum_col("sum of squares of the finite weights")
     step_sum_sq: float | None = sum_col(
-        "sum of squares of what the optimizer's step changed in the weights, finite changes alone",
-        null="no step was seen, or the weights are larger than what the recorder keeps a copy of",
-        since=2,
+        "sum of squares of the weights' finite changes in the optimizer step", null=_NO_STEP, since=2
     )
     grad_norm: float | None = derived_col("L2 norm of the finite elements", null="no gradient")
     grad_mean: float | None = derived_col("mean of the finite elements", null="no gradient")
     grad_std: float | None = derived_col("population standard deviation of the finite elements", null="no gradient")
     weight_norm: float | None = derived_col("L2 norm of the finite weights")
     step_norm: float | None = derived_col(
-        "L2 norm of what the optimizer's step changed in the weights, finite changes alone",
-        null="no step was seen, or the weights are larger than what the recorder keeps a copy of",
-        since=2,
+        "L2 norm of the weights' finite changes in the optimizer step", null=_NO_STEP, since=2
     )
 
 
@@ -503,55 +467,51 @@ _NO_NETWORK = "not measured; the environment trains no network"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episode(Row):
     table: ClassVar[str] = "episodes"
-    row: ClassVar[str] = "one finished episode, in the update its last step was collected for"
+    row: ClassVar[str] = "one finished episode, in the update whose rollout holds its last step"
 
-    env: int | None = key_col("environment", unit="1", null="the trainer did not tell")
-    episode: int | None = key_col("episode of this attempt, counted as they finished", unit="1")
+    env: int | None = key_col("environment", unit="1", null=_NOT_REPORTED)
+    episode: int | None = key_col("episode of this attempt, counted in the order they finished", unit="1")
     step: int | None = last_col("environment steps taken by the trainer when it finished", unit="steps")
     episode_return: float | None = first_col("undiscounted sum of rewards", unit="1")
     episode_length: int | None = first_col("steps", unit="steps")
-    outcome: str | None = first_col("how it ended, as the trainer calls it", since=2)
-    final_accuracy: float | None = first_col(
-        "accuracy of the network the environment trained", unit="%", null=_NO_NETWORK, since=2
-    )
+    outcome: str | None = first_col("how it ended, in the trainer's terms", since=2)
+    final_accuracy: float | None = first_col("accuracy of the trained network", unit="%", null=_NO_NETWORK, since=2)
     stability_score: float | None = first_col(
-        "how steadily it learned, by the trainer's own score", unit="1", null=_NO_NETWORK, since=2
+        "the trainer's score of steady learning", unit="1", null=_NO_NETWORK, since=2
     )
-    param_ratio: float | None = first_col("parameters added against the host's", unit="1", null=_NO_NETWORK, since=2)
+    param_ratio: float | None = first_col("added / host parameters", unit="1", null=_NO_NETWORK, since=2)
     germinate_count: int | None = count_col("modules germinated", null=_NO_NETWORK, since=2)
     prune_count: int | None = count_col("modules pruned", null=_NO_NETWORK, since=2)
     fossilize_count: int | None = count_col("modules fossilised", null=_NO_NETWORK, since=2)
     num_fossilized: int | None = first_col("fossilised modules at its end", unit="1", null=_NO_NETWORK, since=2)
     num_contributing_fossilized: int | None = first_col("those that contribute", unit="1", null=_NO_NETWORK, since=2)
-    reward_mode: str | None = first_col("how the trainer made its rewards", since=2)
+    reward_mode: str | None = first_col("the trainer's reward mode", since=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alarm(Row):
     table: ClassVar[str] = "alarms"
-    row: ClassVar[str] = "one firing of a rule while the run was recorded (or as an imported run's trainer raised it)"
+    row: ClassVar[str] = "one firing of a rule during recording (of an imported run: one alarm its trainer raised)"
 
     rule: str | None = key_col("name of the rule")
-    key: str | None = key_col("head, layer or slot the rule fired for; empty where it has none")
+    key: str | None = key_col("head, layer or slot the rule fired for; empty for a rule without a key")
     severity: str | None = first_col("info, warning or critical", null="never")
     value: float | None = first_col("value of the rule's signal", unit="1", null="the rule has no single value")
-    threshold: float | None = first_col("threshold it was held against", unit="1", null="the rule has no threshold")
-    phase: str | None = first_col("phase of the training by the rules' file", null="the progress was not known")
-    progress: float | None = first_col("share of the training done", unit="1", null="the length was not told")
-    rules_sha256: str | None = first_col(
-        "the rules that raised it, kept in the run's `rules/`", null="raised by other software"
-    )
-    detail: str | None = first_col("what else the raising software said", null="nothing")
+    threshold: float | None = first_col("threshold it was evaluated with", unit="1", null="the rule has no threshold")
+    phase: str | None = first_col("phase of the training, as the rules divide it", null="the progress is unknown")
+    progress: float | None = first_col("fraction of the training done", unit="1", null="the total length is unknown")
+    rules_sha256: str | None = first_col("rules that raised it, kept in the run's `rules/`", null="other software did")
+    detail: str | None = first_col("further information from the software that raised it", null="none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap(Row):
     table: ClassVar[str] = "gaps"
-    row: ClassVar[str] = "one stretch of rows that were to be recorded and were not"
+    row: ClassVar[str] = "one range of updates with rows that should have been recorded and were not"
 
-    table_name: str | None = key_col("table the rows belong to; `*` where an update's rows of all tables are missing")
+    table_name: str | None = key_col("table the rows belong to; `*` if an update's rows are missing in all tables")
     reason: str | None = key_col("why: `queue_full`, `write_failed`, `bad_call`, `reduce_failed`, ...")
-    first_update: int | None = min_col("first update concerned", null="never")
-    last_update: int | None = max_col("last update concerned", null="never")
-    rows: int | None = count_col("rows lost", null="not known")
-    detail: str | None = key_col("the error's own words", null="there was no error")
+    first_update: int | None = min_col("first update affected", null="never")
+    last_update: int | None = max_col("last update affected", null="never")
+    rows: int | None = count_col("rows dropped", null="unknown")
+    detail: str | None = key_col("the error message", null="there was no error")

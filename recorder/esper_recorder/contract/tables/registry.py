@@ -1,4 +1,4 @@
-"""Which tables there are, and the columns each declares."""
+"""The tables of the contract and their columns."""
 
 from __future__ import annotations
 
@@ -8,100 +8,29 @@ import typing
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from esper_recorder.contract.tables import esper, ppo
 from esper_recorder.contract.tables.base import IDENTITY, TYPES, Column, Reducer, Row
-from esper_recorder.contract.tables.esper import (
-    ActionCount,
-    Batch,
-    BatchStatistics,
-    Counterfactual,
-    Decision,
-    DecisionHead,
-    EpochRow,
-    EsperUpdate,
-    Event,
-    HostStabilization,
-    LayerHealth,
-    Morphology,
-    ObservationStatistics,
-    PhaseProfile,
-    RawEvent,
-    Reward,
-    Scalar,
-    ShapleyValue,
-    SlotEpoch,
-    SlotEvent,
-    System,
-    Trend,
-)
-from esper_recorder.contract.tables.ppo import (
-    Alarm,
-    Episode,
-    Gap,
-    GradientLayer,
-    Head,
-    Minibatch,
-    PpoUpdate,
-    RatioExemplar,
-    RatioHistogram,
-    RecurrentState,
-)
 
 TABLES: dict[str, type[Row]] = {
-    cls.table: cls
-    for cls in (
-        PpoUpdate,
-        Minibatch,
-        Head,
-        RatioHistogram,
-        RatioExemplar,
-        GradientLayer,
-        RecurrentState,
-        Episode,
-        Alarm,
-        Gap,
-        EpochRow,
-        SlotEpoch,
-        SlotEvent,
-        Decision,
-        DecisionHead,
-        Reward,
-        ObservationStatistics,
-        ActionCount,
-        Batch,
-        BatchStatistics,
-        Trend,
-        Counterfactual,
-        ShapleyValue,
-        Morphology,
-        PhaseProfile,
-        HostStabilization,
-        EsperUpdate,
-        LayerHealth,
-        System,
-        Scalar,
-        Event,
-        RawEvent,
-    )
+    declared.table: declared
+    for module in (ppo, esper)
+    for declared in vars(module).values()
+    if isinstance(declared, type) and issubclass(declared, Row) and "table" in vars(declared)
 }
+"""Table -> its declaration, in the order the modules declare them."""
 
 
 @functools.cache
 def columns(table: str) -> tuple[Column, ...]:
-    """The columns of a table: keys first, then in the order of declaration.
-
-    Raises KeyError for a table that is not declared.
-    """
+    """The columns of a table: identity, other keys, then the rest in the order of declaration. Raises KeyError."""
     cls = TABLES[table]
     hints = typing.get_type_hints(cls)
-    declared = tuple(Column(name=f.name, type=_type_name(hints[f.name]), **f.metadata) for f in dataclasses.fields(cls))
-    identity, own = declared[: len(IDENTITY)], declared[len(IDENTITY) :]
-    keys = [c for c in own if c.reducer is Reducer.KEY]
-    rest = [c for c in own if c.reducer is not Reducer.KEY]
-    return (*identity, *keys, *rest)
+    declared = [Column(name=f.name, type=_type_name(hints[f.name]), **f.metadata) for f in dataclasses.fields(cls)]
+    return tuple(sorted(declared, key=lambda c: (c.name not in IDENTITY, c.reducer is not Reducer.KEY)))
 
 
 def column_names(table: str) -> tuple[str, ...]:
-    """The names of a table's columns, in their order."""
+    """The names of a table's columns, in order."""
     return tuple(c.name for c in columns(table))
 
 
@@ -134,5 +63,5 @@ def all_columns() -> Iterator[tuple[str, Column]]:
 
 
 def _type_name(hint: Any) -> str:
-    plain = [arg for arg in typing.get_args(hint) if arg is not type(None)]
-    return TYPES[plain[0]]
+    (not_none,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+    return TYPES[not_none]
