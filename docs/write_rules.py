@@ -1,20 +1,20 @@
-"""Write docs/rules.md from the shipped rules. `--check` writes nothing and fails where the page is out of date."""
+"""Write docs/rules.md from the shipped rules. `--check` writes nothing, and fails if the page is out of date."""
 
 from __future__ import annotations
 
 from generated import cell, write_or_check
 
-from esper_recorder.contract.rules.describe import fires_where
+from esper_recorder.contract.rules.describe import describe_rule
 from esper_recorder.contract.rules.ruleset import RuleSet, load_profile, profiles
 
 HEAD = """\
 # Rules
 
-Generated from `recorder/esper_recorder/contract/rules/*.toml` by `make docs`; do not edit it here.
+Generated from `recorder/esper_recorder/contract/rules/profiles/*.toml` by `make docs`; do not edit it here.
 
 ## Writing one
 
-A file of rules is TOML. Start from a shipped one, and check yours as you write it:
+A rules file is TOML. Start from a shipped one, and check yours as you write it:
 
 ```console
 esper rules show default > my.toml
@@ -23,8 +23,8 @@ esper replay RUNS --rules my.toml
 ```
 
 ```toml
-[phases]                        # optional: shares of the training by name; a phase ends where the next begins
-warmup = 0.0
+[phases]                        # optional: where each phase begins, as a fraction of the training
+warmup = 0.0                    # a phase ends where the next one begins
 late = 0.75
 
 [rules.value_off]
@@ -32,13 +32,13 @@ severity = "warning"            # info, warning or critical
 table = "ppo_updates"           # the default; `esper tables` lists tables and columns
 column = "explained_variance"   # or expr = "residual_rms / return_std": + - * /, abs, min, max, a if b > c else d
 below = { phase = { warmup = -0.5, late = 0.1 } }
-for = 3                         # so many hits before it fires
-reset = 0.2                     # and only a value beyond this ends the streak
+for = 3                         # breaches needed before it fires
+reset = 0.2                     # only a value beyond this ends the streak
 unless = { column = "return_std", below = 0.1 }
-evidence = "Where the number comes from, in a sentence."
+evidence = "One sentence on where the number comes from."
 
 [[tests]]                       # series in, the updates that must fire out
-name = "the third bad value fires; NaN and what was not measured change nothing"
+name = "the third bad value fires; NaN and NULL change nothing"
 progress = "1.0x5"
 series."ppo_updates.explained_variance" = "0.0 0.0 nan 0.0 0.3"
 series."ppo_updates.return_std" = "1.0x5"
@@ -46,35 +46,35 @@ fires.value_off = [4]
 abstains.value_off = 1
 ```
 
-- **What is read.** One value per update: of a table with several rows per update `take` says which (`first`, `last`,
-  `max`, `min`, `sum`, `mean`; `only`: there must be one). `key = "layer"` keeps a series for each layer or head.
-  `where = { kind = "h" }` leaves out other rows, `min_n = 100` rows with fewer transitions. A list stands for the
+- **What it reads.** One value per update. If the table has several rows per update, `take` selects one (`first`,
+  `last`, `max`, `min`, `sum`, `mean`; `only`: there must be one). `key = "layer"` keeps a series for each layer or
+  head. `where = { kind = "h" }` ignores other rows, `min_n = 100` rows with fewer transitions. A list counts as the
   number of its entries.
-- **When it is a hit.** `above`, `below` (strict: a value at the threshold is no hit) or `nonfinite = true`. A threshold
-  is a number, or `{ phase = {...} }`, `{ key = {...}, otherwise = 0.1 }`, `{ column = "target_kl", times = 3.0 }`.
-  `any_of = [{...}, {...}]` holds alternatives.
-- **What it is taken against.** `drift = { momentum = 0.99, bias_correction = false, warmup = 0 }` replaces the value by
-  |value - average| / |average| of the values before it (`signed = true`: negative below the average), `step = true` by
-  its difference to the one before. `rolling = { window = 10, trend = "change" }` replaces it by how far it moved the
-  mean of the last ten values, itself among them (`size`: that without its sign; `drop`: the share by which the value
-  lies below that mean).
-- **When it fires.** At a hit, from the `for`-th on; `keep = true` goes on until a value is beyond `reset`. A rule that
-  `inhibited_by` another is silent where that one fires.
-- **What an incident is.** Its firings of one key, up to three quiet looks between them. `recovered`: the rule looked
-  again after the last and did not fire, and did not merely give way to the rule it yields to. `phase`, as `threshold`,
-  is that of the peak, not of the onset.
-- **When it could not look.** NULL, NaN, a closed `unless` and a recording gap are no "fine": the rule abstains, keeps
-  its state, and `esper replay --show coverage` counts it with the reason. A rule that never once could look is told
-  beside every answer; those on a table of which the run has no row and no gap (heads, where a policy has one) share a
-  line. So a rule need not say where it applies. How a run ended is no rule, as none could fire at it live: `esper runs`
-  and the lines beside each answer tell a killed run.
+- **When it breaches.** `above` and `below` are strict: a value at the threshold does not breach. `nonfinite = true`
+  breaches at NaN and infinities. A threshold is a number, or `{ phase = {...} }`, `{ key = {...}, otherwise = 0.1 }`,
+  `{ column = "target_kl", times = 3.0 }`. `any_of = [{...}, {...}]` lists alternatives.
+- **Trends.** `drift = { momentum = 0.99, bias_correction = false, warmup = 0 }` replaces the value by |value -
+  average| / |average|, with the average of the values before it (`signed = true`: negative below the average); `step
+  = true` by its difference to the value before; `rolling = { window = 10, trend = "change" }` by the change of the
+  mean of the last ten values, itself included (`size`: the absolute value of that; `drop`: the fraction by which the
+  value lies below that mean).
+- **When it fires.** At a breach, from the `for`-th on. With `keep = true` it continues until a value is beyond
+  `reset`. With `inhibited_by` it does not fire while the named rule fires for the same update and key.
+- **What an incident is.** Its firings for one key, with up to three evaluations without a firing between them.
+  `recovered`: the rule was evaluated after the last firing, did not fire, and was not merely inhibited. `phase` and
+  `threshold` are those at the peak, not at the onset.
+- **Without data it abstains.** NULL, NaN, a closed `unless` and a recording gap do not mean healthy: the rule keeps
+  its state, and `esper replay --show coverage` counts the update with the reason. Rules that were never evaluated are
+  listed beside every result; those on a table of which the run has no row and no gap (heads, if a policy has one)
+  share a line. So a rule need not say when it applies. There is no rule on how a run ended, since none could fire
+  live: `esper runs` and the lines beside each result report a killed run.
 
-`--set value_off.for=5` changes a number for one replay, `esper sweep` tries many.
+`--set value_off.for=5` changes a value for one replay, `esper sweep` tries many.
 """
 
 
 def page() -> str:
-    """The whole page as Markdown."""
+    """Return the whole page as Markdown."""
     return "\n".join([HEAD, *(_profile(load_profile(name)) for name in profiles())])
 
 
@@ -82,9 +82,9 @@ def _profile(rules: RuleSet) -> str:
     lines = [f"## {rules.name}", "", " ".join(rules.description.split()), ""]
     if rules.phases:
         lines += ["Phases: " + ", ".join(f"{name} from {start:g}" for name, start in rules.phases) + ".", ""]
-    lines += ["| rule | severity | fires where | evidence |", "|---|---|---|---|"]
+    lines += ["| rule | severity | fires when | evidence |", "|---|---|---|---|"]
     lines += [
-        f"| `{rule.name}` | {rule.severity} | {cell(fires_where(rule))} | {cell(rule.evidence)} |"
+        f"| `{rule.name}` | {rule.severity} | {cell(describe_rule(rule))} | {cell(rule.evidence)} |"
         for rule in rules.rules
     ]
     return "\n".join(lines) + "\n"

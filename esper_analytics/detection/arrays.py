@@ -25,8 +25,6 @@ COLUMNS: Final = Operators(
     divide=lambda a, b: np.divide(a, b + 0.0),  # + 0.0 turns -0.0 into 0.0: an infinity has the sign of a
     least=np.minimum,
     greatest=np.maximum,
-    both=np.logical_and,
-    either=np.logical_or,
     choose=np.where,
 )
 """The operators of a rule's expression on whole columns."""

@@ -20,8 +20,7 @@ from typing import Final
 import numpy as np
 
 from esper_analytics.detection.arrays import Floats, Ints
-from esper_recorder.contract.rules.ema import Average, Drift, step
-from esper_recorder.contract.rules.rolling_mean import Rolling, RollingMean, TrendOf
+from esper_recorder.contract.rules.trend import Average, Drift, Rolling, RollingMean, TrendOf, next_sum
 
 _MIN_CHAINS: Final = 8
 """With fewer chains, walking them side by side is slower than one after the other."""
@@ -160,7 +159,7 @@ def _walk(momentum: float, begins: Floats, columns: Floats, sums: Floats | None 
     sums = np.empty((len(columns) + 1, len(begins))) if sums is None else sums
     sums[0] = total = begins
     for place, terms in enumerate(columns, 1):
-        sums[place] = total = step(momentum, total, terms)
+        sums[place] = total = next_sum(momentum, total, terms)
     return sums
 
 
@@ -177,4 +176,4 @@ def _walk_again(momentum: float, begins: Floats, columns: Floats, before: Floats
 
 
 def _step_by_step(momentum: float, initial: float, terms: Floats) -> list[float]:
-    return list(accumulate(terms.tolist(), lambda total, term: step(momentum, total, term), initial=initial))
+    return list(accumulate(terms.tolist(), lambda total, term: next_sum(momentum, total, term), initial=initial))

@@ -14,7 +14,7 @@ import polars as pl
 from esper_analytics.detection.arrays import REASONS, Codes, Flags, Ints, code
 from esper_analytics.detection.block import Block
 from esper_analytics.detection.judge import FIRST_GATE
-from esper_recorder.contract.rules.conditions import gate_reason
+from esper_recorder.contract.rules.conditions import closed_reason
 from esper_recorder.contract.rules.evaluator import ALL_TABLES
 from esper_recorder.contract.rules.model import Rule
 from esper_recorder.contract.rules.ruleset import RuleSet
@@ -143,7 +143,7 @@ class Coverage:
         texts, offsets = ["", *map(str, REASONS)], []
         for rule in self._rules:
             offsets.append(len(texts) - FIRST_GATE)
-            texts += map(gate_reason, rule.unless)
+            texts += map(closed_reason, rule.unless)
         return texts, offsets
 
     def _totals(self) -> Iterator[tuple[SeriesId, Ints, dict[int, Ints]]]:

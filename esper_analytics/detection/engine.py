@@ -216,7 +216,7 @@ class _Task:
             judgements: list[Judgement] = []
             for place, condition in enumerate(rule.conditions):
                 reading = self._read(condition.signal)
-                if condition.moves:
+                if condition.has_trend:
                     reading = apply_trend(condition, place, reading, gate, begins, self._states)
                 judgements.append(compare(condition, reading, self._threshold(condition)))
             result = combine(rule, judgements, gate, begins, self._states)

@@ -15,10 +15,9 @@ import numpy as np
 
 from esper_analytics.detection.arrays import Codes, Flags, Floats, Ints, code
 from esper_analytics.detection.averages import averages_before, rolling_trends
-from esper_recorder.contract.rules.ema import Average, Previous
 from esper_recorder.contract.rules.model import Condition, Gate, Rule, Test
-from esper_recorder.contract.rules.rolling_mean import RollingMean, TrendOf
 from esper_recorder.contract.rules.signal import Reason
+from esper_recorder.contract.rules.trend import Average, Previous, RollingMean, TrendOf
 
 FIRST_GATE = len(Reason) + 1
 """Codes from here on are the gates of the rule."""

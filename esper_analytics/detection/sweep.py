@@ -131,7 +131,7 @@ def _is_plain_threshold(rule: Rule, field: str) -> bool:
 def _only(rules: RuleSet, rule: Rule) -> RuleSet:
     """Drop all rules but this one and the one that inhibits it."""
     kept = tuple(candidate for candidate in rules.rules if candidate.name in (rule.name, rule.inhibited_by))
-    return dataclasses.replace(rules, content=dataclasses.replace(rules.content, rules=kept))
+    return dataclasses.replace(rules, rules=kept)
 
 
 def _compare(firings: pl.DataFrame, sign: float, values: Sequence[float]) -> list[_Row]:

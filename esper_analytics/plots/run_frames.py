@@ -115,7 +115,7 @@ class RunFrames:
             mark = Mark(row["severity"], row["onset_update"], row["last_update"], row["rule"])
             signal = conditions[0].signal
             drawn = signal.table == "ppo_updates" and signal.column in {line.column for line in panel.lines}
-            if len(conditions) == 1 and drawn and not conditions[0].moves:
+            if len(conditions) == 1 and drawn and not conditions[0].has_trend:
                 threshold = self._constant_threshold(conditions[0])
                 peak = {"peak_update": row["peak_update"], "peak_value": row["peak_value"]}
                 mark = replace(mark, **peak, threshold=threshold)

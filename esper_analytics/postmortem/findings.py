@@ -41,7 +41,8 @@ from esper_analytics.postmortem.recording import describe_not_compared, describe
 from esper_analytics.postmortem.rules_used import base_rules, describe_rules, evidence_of
 from esper_analytics.postmortem.verdict import verdict
 from esper_analytics.runs import Runs
-from esper_recorder.contract.rules.model import Condition, Rule, Severity, Test
+from esper_recorder.contract.rules.describe import describe_comparison, describe_inputs
+from esper_recorder.contract.rules.model import Rule, Severity, Test
 from esper_recorder.contract.rules.ruleset import RuleSet
 from esper_recorder.contract.rules.signal import UPDATE_TABLE, Reason
 from esper_recorder.contract.tables import columns
@@ -172,8 +173,8 @@ def _first_firings(firings: pl.DataFrame, rules: Mapping[str, Rule], evidence: M
             rule=rule.name,
             keys=[row["key"]] if row["key"] else [],
             severity=row["severity"],
-            reads=_reads(rule),
-            comparison=_comparison(rule, row["value"], row["threshold"]),
+            reads=describe_inputs(rule),
+            comparison=describe_comparison(rule, row["value"], row["threshold"], format_number),
             value=row["value"],
             threshold=row["threshold"],
             evidence=evidence[rule.name],
@@ -204,7 +205,7 @@ def _incidents(
             outcome = f"inhibited by {rule.inhibited_by}"
         elif row["recovered"]:
             outcome = "recovered"
-        comparison = _comparison(rule, row["peak_value"], row["threshold"])
+        comparison = describe_comparison(rule, row["peak_value"], row["threshold"], format_number)
         found.append(Incident(**row, comparison=comparison, outcome=outcome))
     return found
 
@@ -234,33 +235,6 @@ def _worst_peak(group: Sequence[Incident], rule: Rule) -> Incident:
     return choose(finite, key=lambda one: one.peak_value or 0.0)
 
 
-def _reads(rule: Rule) -> str:
-    """What a rule reads: `ratio_max`, `drift of grad_norm`."""
-    return " or ".join(dict.fromkeys(_signal(condition) for condition in rule.conditions))
-
-
-def _signal(condition: Condition) -> str:
-    name = condition.signal.describe().removeprefix("ppo_updates.").removeprefix("ppo_updates: ")
-    if condition.drift is not None:
-        return f"drift of {name}"
-    if condition.rolling is not None:
-        return f"{condition.rolling.trend} of {name} by its mean over {condition.rolling.window}"
-    return f"step of {name}" if condition.step else name
-
-
-def _comparison(rule: Rule, value: float | None, threshold: float | None) -> str:
-    """`9.35 > 5`, or `4 vs 5` for a value that only a rule with `keep` still fires at."""
-    tests = {condition.test for condition in rule.conditions} - {Test.NONFINITE}
-    if threshold is None or not tests:
-        return format_number(value) if value is not None else "not finite"
-    sign = "vs"
-    if value is not None and tests == {Test.ABOVE} and value > threshold:
-        sign = ">"
-    elif value is not None and tests == {Test.BELOW} and value < threshold:
-        sign = "<"
-    return f"{format_number(value)} {sign} {format_number(threshold)}"
-
-
 # --- which rules had no data ------------------------------------------------------------------------------------------
 
 
@@ -281,7 +255,7 @@ def _coverage(
                 rule=rule.name,
                 keys=[key for key in rows.get_column("key") if key],
                 severity=str(rule.severity),
-                reads=_reads(rule),
+                reads=describe_inputs(rule),
                 evaluated=int(rows.get_column("evaluated").sum()),
                 abstained=int(rows.get_column("abstained").sum()),
                 reason=text,

@@ -8,7 +8,8 @@ from contextlib import suppress
 from typing import Any
 
 from esper_analytics.detection.replay import Result
-from esper_analytics.formatting import format_list, format_value
+from esper_analytics.formatting import format_list
+from esper_recorder.contract.rules.describe import describe_value
 from esper_recorder.contract.rules.model import Rule
 from esper_recorder.contract.rules.ruleset import RuleError, RuleSet, load_profile, profiles
 
@@ -18,7 +19,7 @@ def describe_rules(rules: RuleSet, base: RuleSet | None = None) -> str:
     changes = []
     for path, value in rules.overrides.items():
         before = base_value(base, path)
-        changes.append(f"{path} = {format_value(value)}" + ("" if before is None else f" instead of {before}"))
+        changes.append(f"{path} = {describe_value(value)}" + ("" if before is None else f" instead of {before}"))
     return f"{rules.name} with {format_list(changes, most=len(changes))}" if changes else rules.name
 
 
@@ -38,7 +39,7 @@ def base_rules(rules: RuleSet, result: Result, run_id: str) -> RuleSet | None:
 
 
 def base_value(base: RuleSet | None, path: str) -> str | None:
-    """Write the value at `RULE.KEY` before it was changed; None if it is unknown or had none."""
+    """Write the value at `RULE.FIELD` before it was changed; None if it is unknown or had none."""
     at: Any = None if base is None else tomllib.loads(base.text)["rules"]
     for key in path.split("."):
         if isinstance(at, list):
@@ -47,15 +48,7 @@ def base_value(base: RuleSet | None, path: str) -> str | None:
             at = at.get(key)
         else:
             return None
-    if not isinstance(at, Mapping):
-        return None if at is None else format_value(at)
-    if "column" in at:
-        times = f"{format_value(at.get('times', 1.0))} times {at['column']}"
-        return times + (f", {format_value(at['otherwise'])} otherwise" if "otherwise" in at else "")
-    by = next((name for name in ("phase", "key") if isinstance(at.get(name), Mapping)), None)
-    if by is None:
-        return "another"
-    return f"one per {by} ({format_list([f'{name} {format_value(number)}' for name, number in at[by].items()])})"
+    return None if at is None else describe_value(at)
 
 
 def evidence_of(rule: Rule, rules: RuleSet, base: RuleSet | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from esper_recorder.contract.rules.ema import Average, Drift
+from esper_recorder.contract.rules.trend import Average, Drift
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,12 @@ class GradientEMATracker:
     @property
     def ema_norm(self) -> float | None:
         """The average of the norm; None before the first value."""
-        return self._average("norm")
+        return self._averages["norm"].value
 
     @property
     def ema_health(self) -> float | None:
         """The average of the health; None before the first value."""
-        return self._average("health")
+        return self._averages["health"].value
 
     def update(self, grad_norm: float, grad_health: float) -> GradientDrift:
         """Add the next update's values, and return their drift from those before."""
@@ -89,12 +89,6 @@ class GradientEMATracker:
         for name, average in self._averages.items():
             for key in _STATE:
                 setattr(average, key, state[name][key])
-
-    def _average(self, name: str) -> float | None:
-        average = self._averages[name]
-        if not average.seen:
-            return None
-        return average.total / (1.0 - average.weight) if self._drift.bias_correction else average.total
 
 
 _STATE = ("seen", "total", "weight")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from esper_analytics.detection.averages import averages_before
-from esper_recorder.contract.rules.ema import Average, Drift
+from esper_recorder.contract.rules.trend import Average, Drift
 
 FORMS = [
     Drift(momentum=momentum, bias_correction=corrected, warmup=warmup)
@@ -41,7 +41,7 @@ def series(kind: str, count: int) -> np.ndarray:
 def test_a_long_series_cut_into_pieces_drifts_as_one_value_after_the_other(form: Drift, kind: str) -> None:
     values = series(kind, 20_000)
     expected = Average(form)
-    wanted = expected.push_all(values.tolist())
+    wanted = [expected.push(value) for value in values.tolist()]
     average = Average(form)
     with np.errstate(all="ignore"):
         told = np.concatenate(
@@ -63,5 +63,5 @@ def test_many_series_side_by_side_drift_as_each_by_itself(lengths: list[int]) ->
         told = averages_before(form, together, values, bounds)
         for average, start, end in zip(alone, bounds[:-1], bounds[1:], strict=True):
             own = values[start:end]
-            assert drifts(form, own, told[start:end]) == average.push_all(own.tolist())
+            assert drifts(form, own, told[start:end]) == [average.push(value) for value in own.tolist()]
     assert [(a.seen, a.total) for a in together] == [(a.seen, a.total) for a in alone]

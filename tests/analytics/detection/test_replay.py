@@ -281,7 +281,7 @@ def test_what_a_result_tells_of_its_rules_is_enough_to_get_it_again(tmp_path: Pa
     [
         (["--rules", "esper-reviw"], "there is no rule profile 'esper-reviw'. Did you mean esper-review"),
         (["--rules", "none.toml"], "there is no file none.toml"),
-        (["--rules", "FOREIGN"], "is no TOML"),
+        (["--rules", "FOREIGN"], "is not TOML"),
         (["--set", "rato.above=3"], "has no rule 'rato'. "),
         (["--set", "ratio_explosin.above=3"], "has no rule 'ratio_explosin'. Did you mean ratio_explosion"),
         (["--set", "zzz.above=3"], "has no rule 'zzz'. The rules are: "),

@@ -72,7 +72,7 @@ def row_by_row(case: Case) -> tuple[list[Any], list[Any]]:
     for run, updates in sorted(case.runs.items()):
         evaluator = RuleEvaluator(case.rules)
         for loss in case.losses[run]:
-            evaluator.lose(*loss)
+            evaluator.add_gap(*loss)
         last = max((update for update, tables in updates if tables["ppo_updates"]), default=None)
         if last is None:
             continue

@@ -167,7 +167,7 @@ class TestRules:
         wrecked(root)
         run = only(root, "default", values={"value_collapse.below": -0.9, "kl_high.above": 0.2})
         assert "kl_high.above = 0.2 instead of 3 times target_kl, 0.05 otherwise" in run.evaluated_with
-        assert "value_collapse.below = -0.9 instead of one per phase (warmup -1, early -0.5" in run.evaluated_with
+        assert "value_collapse.below = -0.9 instead of -1 (warmup), -0.5 (early)" in run.evaluated_with
 
     def test_changes_to_custom_rules_are_listed_without_the_original(self, root):
         wrecked(root)

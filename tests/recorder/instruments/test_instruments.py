@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from esper_recorder.capture import transfer
-from esper_recorder.contract.rules.ema import Average, Drift
 from esper_recorder.contract.rules.ruleset import load_profile
+from esper_recorder.contract.rules.trend import Average, Drift
 from esper_recorder.instruments import (
     GradientDrift,
     GradientEMATracker,

@@ -1,18 +1,17 @@
-"""All checks of a profile as one call over a row: what fires, and what could not be looked at.
+"""All checks of a profile in one call per update: what fires, and what had no data.
 
-It is the evaluator of rules and the profile's own thresholds; nothing here knows a number.
+A front end of the rule evaluator without numbers: the thresholds are the profile's.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from esper_recorder.contract.rules.describe import fires_where
-from esper_recorder.contract.rules.evaluator import Coverage, RuleEvaluator
-from esper_recorder.contract.rules.model import Rule, Severity, Test
+from esper_recorder.contract.rules.describe import describe_comparison, describe_inputs, describe_rules
+from esper_recorder.contract.rules.evaluator import Coverage, Firing, RuleEvaluator
+from esper_recorder.contract.rules.model import Severity
 from esper_recorder.contract.rules.ruleset import RuleSet, load_profile
 from esper_recorder.contract.rules.signal import UPDATE_TABLE, Reason
 
@@ -23,8 +22,8 @@ class Anomaly:
 
     Attributes:
         type: the rule's name.
-        key: the layer or head it fired for; empty where it has none.
-        detail: what was compared, as in `ratio_max = 6.935 > 5`.
+        key: the layer or head it fired for; empty if the rule has no key.
+        detail: the comparison, such as `ratio_max = 6.935 > 5`.
     """
 
     type: str
@@ -38,7 +37,7 @@ class Anomaly:
 
 @dataclass(frozen=True, slots=True)
 class Abstention:
-    """One check that could not look, and why: never the same as one that found nothing."""
+    """One check that had no data, and why: never the same as one that did not fire."""
 
     type: str
     key: str
@@ -47,7 +46,7 @@ class Abstention:
 
 @dataclass(frozen=True, slots=True)
 class AnomalyReport:
-    """What all checks said of one update."""
+    """The results of all checks for one update."""
 
     update: int
     anomalies: tuple[Anomaly, ...]
@@ -55,23 +54,23 @@ class AnomalyReport:
 
     @property
     def has_anomaly(self) -> bool:
-        """Something fired."""
+        """Whether a check fired."""
         return bool(self.anomalies)
 
     @property
     def details(self) -> dict[str, tuple[str, ...]]:
-        """Anomaly type -> the detail of each anomaly of it: two of one type keep both."""
-        found: dict[str, tuple[str, ...]] = {}
+        """Anomaly type -> the detail of each anomaly of that type."""
+        details: dict[str, tuple[str, ...]] = {}
         for anomaly in self.anomalies:
-            found[anomaly.type] = (*found.get(anomaly.type, ()), anomaly.detail)
-        return found
+            details[anomaly.type] = (*details.get(anomaly.type, ()), anomaly.detail)
+        return details
 
 
 class AnomalyDetector:
-    """Every check of a profile, the drift of the gradient and the trends among them, over one run.
+    """Every check of a profile over one run, gradient drift and trends included.
 
     Args:
-        rules: what to check; the profile `esper-review` where not given.
+        rules: the checks; by default the profile `esper-review`. The property `checks` lists them.
     """
 
     def __init__(self, rules: RuleSet | None = None) -> None:
@@ -79,7 +78,12 @@ class AnomalyDetector:
         self._by_name = {rule.name: rule for rule in self.rules.rules}
         self._evaluator = RuleEvaluator(self.rules)
         self._update = 0
-        self._seen: dict[tuple[str, str], Coverage] = {}
+        self._covered: dict[tuple[str, str], Coverage] = {}
+
+    @property
+    def checks(self) -> str:
+        """One line per check, with its severity and thresholds."""
+        return describe_rules(self.rules.rules)
 
     def check_all(
         self, row: Mapping[str, Any], *, progress: float | None, tables: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -87,74 +91,38 @@ class AnomalyDetector:
         """Check the next update.
 
         Args:
-            row: its row of `ppo_updates`, by column name. A column that is not there was not measured.
-            progress: share of the training done; None where the length is not known, and then no check that goes by
-                phase can look.
-            tables: the update's rows of other tables, such as `recurrent_state`; {} where there are none.
+            row: its row of `ppo_updates`, by column name. A missing column was not measured.
+            progress: fraction of the training done; None if the length is unknown, and then checks with a threshold
+                per phase abstain.
+            tables: the update's rows of other tables, such as `recurrent_state`; {} if there are none.
         """
         if not isinstance(row, Mapping):
             raise TypeError(f"row is a {type(row).__name__}; give a mapping of column name to value")
         self._update += 1
-        own = {**row, "progress": progress, "update": self._update}
-        fired = self._evaluator.update(self._update, progress, {**tables, UPDATE_TABLE: [own]})
-        anomalies = [
-            Anomaly(
-                one.rule,
-                one.key,
-                Severity(one.severity),
-                one.value,
-                one.threshold,
-                one.phase,
-                _detail(self._by_name[one.rule], one.key, one.value, one.threshold, one.phase),
-            )
-            for one in fired
-        ]
-        return AnomalyReport(self._update, tuple(anomalies), tuple(self._abstained()))
+        update_row = {**row, "progress": progress, "update": self._update}
+        firings = self._evaluator.update(self._update, progress, {**tables, UPDATE_TABLE: [update_row]})
+        return AnomalyReport(self._update, tuple(map(self._anomaly, firings)), tuple(self._new_abstentions()))
 
-    def _abstained(self) -> list[Abstention]:
-        """What abstained since the last call."""
-        found = []
-        seen = {(one.rule, one.key): one for one in self._evaluator.coverage()}
-        for series, now in seen.items():
-            before = self._seen.get(series)
-            counted = {} if before is None else dict(before.abstained)
-            if Reason.NO_TABLE not in now.abstained:  # its first row has come: until now there was none
-                counted[Reason.NOT_RECORDED] = counted.pop(Reason.NO_TABLE, counted.get(Reason.NOT_RECORDED, 0))
-            if sum(now.abstained.values()) > sum(counted.values()):
-                grown = {reason: n - counted.get(reason, 0) for reason, n in now.abstained.items()}
-                found.append(Abstention(*series, str(max(grown, key=lambda reason: grown[reason]))))
-        self._seen = seen
-        return found
+    def _anomaly(self, firing: Firing) -> Anomaly:
+        rule = self._by_name[firing.rule]
+        threshold = rule.conditions[0].threshold
+        detail = describe_inputs(rule) + (f" of {firing.key}" if firing.key else "")
+        detail += f" = {describe_comparison(rule, firing.value, firing.threshold)}"
+        if firing.phase and threshold is not None and threshold.by == "phase":
+            detail += f" (in {firing.phase})"
+        severity = Severity(firing.severity)
+        return Anomaly(rule.name, firing.key, severity, firing.value, firing.threshold, firing.phase, detail)
 
-
-def checks_in_words(rules: RuleSet) -> str:
-    """A line a rule, with its numbers: what a docstring says of a profile."""
-    return "\n".join(f"    * {rule.name} ({rule.severity}): {fires_where(rule)}" for rule in rules.rules)
-
-
-# The numbers of the shipped profile, so that what is read here is what runs.
-AnomalyDetector.__doc__ = (
-    f"{AnomalyDetector.__doc__}\n    The checks of `esper-review`:\n\n{checks_in_words(load_profile('esper-review'))}\n"
-)
-
-
-def _detail(rule: Rule, key: str, value: float | None, threshold: float | None, phase: str | None) -> str:
-    condition = rule.conditions[0]
-    what = condition.signal.describe().removeprefix(f"{UPDATE_TABLE}.").removeprefix(f"{UPDATE_TABLE}: ")
-    if len(rule.conditions) > 1:
-        what = " or ".join(dict.fromkeys(one.signal.describe().removeprefix("ppo_updates.") for one in rule.conditions))
-    if condition.drift is not None:
-        what = f"drift of {what}"
-    elif condition.rolling is not None:
-        what = f"{condition.rolling.trend} of {what} by its mean"
-    elif condition.step:
-        what = f"step of {what}"
-    where = f" of {key}" if key else ""
-    shown = "not measured" if value is None else f"{value:.6g}"
-    if condition.test is Test.NONFINITE or threshold is None or math.isnan(threshold):
-        return f"{what}{where} = {shown}"
-    sign = ">" if condition.test is Test.ABOVE else "<"
-    by_phase = (
-        f" (in {phase})" if phase and condition.threshold is not None and condition.threshold.by == "phase" else ""
-    )
-    return f"{what}{where} = {shown} {sign} {threshold:g}{by_phase}"
+    def _new_abstentions(self) -> list[Abstention]:
+        """Return the series that abstained since the last call, with the reason counted most since then."""
+        abstentions = []
+        covered = {(series.rule, series.key): series for series in self._evaluator.coverage()}
+        for series, now in covered.items():
+            counts = dict(self._covered[series].abstained) if series in self._covered else {}
+            if Reason.NO_TABLE not in now.abstained:  # the table's first row has come: until now there were none
+                counts[Reason.NOT_RECORDED] = counts.pop(Reason.NO_TABLE, counts.get(Reason.NOT_RECORDED, 0))
+            added = {reason: n - counts.get(reason, 0) for reason, n in now.abstained.items()}
+            if sum(now.abstained.values()) > sum(counts.values()):
+                abstentions.append(Abstention(*series, str(max(added, key=added.__getitem__))))
+        self._covered = covered
+        return abstentions

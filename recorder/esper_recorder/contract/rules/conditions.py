@@ -1,7 +1,6 @@
-"""Judging a reading: for each condition and gate a function made for it once, that meets every update.
+"""Conditions and gates, each compiled once into a function that is called for every update.
 
-Readings are floats or reasons, thresholds numbers, so the comparisons of `compare` come down to `>` and `<`: with NaN
-both are false.
+Comparisons are strict, and with NaN always false; a reading without a number is a `Reason`, and is passed on.
 """
 
 from __future__ import annotations
@@ -11,33 +10,33 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import gt, lt
 from typing import Any, Final
 
-from esper_recorder.contract.rules.ema import Average, Previous
+from esper_recorder.contract.rules.describe import describe_gate
 from esper_recorder.contract.rules.model import Condition, Gate, Test, Threshold
-from esper_recorder.contract.rules.rolling_mean import RollingMean
 from esper_recorder.contract.rules.signal import Reading, Reason, Signal
+from esper_recorder.contract.rules.trend import Average, Previous, RollingMean
 
-HIT: Final = 1
-BEYOND: Final = 2
-HELD: Final = 3
+BREACH: Final = 1  # beyond the threshold
+RESET: Final = 2  # beyond the reset level: the streak ends
+HOLD: Final = 3  # between the two: the streak stays
 
-Judgement = tuple[int, float, float | None]
-"""HIT, BEYOND (the reset level) or HELD (neither); the value, as transformed; the threshold."""
+Outcome = tuple[int, float, float | None]
+"""BREACH, RESET or HOLD; the value (a drift, step or trend if the condition has one); the threshold."""
 
-State = Average | Previous | RollingMean | None
-"""What a condition keeps of the values before."""
+Trend = Average | Previous | RollingMean | None
+"""The accumulator of a condition on a drift, step or rolling mean."""
 
 Readings = Sequence[Any]
-"""What each signal of a rule set reads at one update; a rule knows the places of its own."""
+"""What each signal of a rule set reads at one update; a rule knows the positions of its signals."""
 
-Judge = Callable[[Reading, State, Readings, str | None, str], Judgement | Reason]
-"""From the signal's reading, the state, all readings, the phase and the key."""
+Check = Callable[[Reading, Trend, Readings, str | None, str], Outcome | Reason]
+"""From the signal's reading, the accumulator, all readings, the phase and the key."""
 
-GateKeeper = Callable[[Reading], str | None]
-"""From the gate's reading: why the rule does not look, or None where the gate is open."""
+GateCheck = Callable[[Reading], str | None]
+"""From the gate's reading: why the rule is not evaluated; None if the gate is open."""
 
 
-def new_state(condition: Condition) -> State:
-    """The state a series begins with."""
+def new_trend(condition: Condition) -> Trend:
+    """Return a new accumulator for one series of a condition."""
     if condition.drift is not None:
         return Average(condition.drift)
     if condition.rolling is not None:
@@ -45,94 +44,90 @@ def new_state(condition: Condition) -> State:
     return Previous() if condition.step else None
 
 
-def judge(condition: Condition, places: Mapping[Signal, int]) -> Judge:
-    """What a condition says of a reading.
+def compile_condition(condition: Condition, positions: Mapping[Signal, int]) -> Check:
+    """Return the function that evaluates a condition.
 
     Args:
         condition: the condition.
-        places: where in the readings each signal of `ppo_updates` is found.
+        positions: signal -> its position in the readings.
     """
-    if condition.test is Test.NONFINITE:
-        return _judge_nonfinite
-    assert condition.threshold is not None  # only `nonfinite` has none
-    hits, passes = (gt, lt) if condition.test is Test.ABOVE else (lt, gt)
-    reset, moves, isfinite = condition.reset, condition.moves, math.isfinite
-    threshold_of = _threshold(condition.threshold, places)
+    if condition.threshold is None:
+        return _check_nonfinite
+    breaches, passes = (gt, lt) if condition.test is Test.ABOVE else (lt, gt)
+    reset, has_trend, isfinite = condition.reset, condition.has_trend, math.isfinite
+    threshold_at = _compile_threshold(condition.threshold, positions)
     fixed = condition.threshold.number if condition.threshold.by == "number" else None
 
-    def judge_value(
-        reading: Reading, state: State, readings: Readings, phase: str | None, key: str
-    ) -> Judgement | Reason:
+    def check(reading: Reading, trend: Trend, readings: Readings, phase: str | None, key: str) -> Outcome | Reason:
         if not isinstance(reading, float):
             return reading
         value = reading
-        if moves:
+        if has_trend:
             if not isfinite(value):
                 return Reason.NOT_FINITE
-            moved = state.push(value)  # type: ignore[union-attr]  # what moves has a state
+            moved = trend.push(value)  # type: ignore[union-attr]  # `new_trend` made one
             if moved is None:
                 return Reason.WARMING_UP
             value = moved
-        threshold = fixed if fixed is not None else threshold_of(readings, phase, key)
+        threshold = fixed if fixed is not None else threshold_at(readings, phase, key)
         if threshold is None or threshold != threshold:
             return Reason.NO_THRESHOLD
-        if hits(value, threshold):
-            return (HIT, value, threshold)
+        if breaches(value, threshold):
+            return (BREACH, value, threshold)
         if value != value:
             return Reason.NOT_FINITE
         if reset is None:
-            return (BEYOND, value, threshold)
+            return (RESET, value, threshold)
         level = reset.number if reset.number is not None else threshold * (reset.times or 0.0)
-        return (BEYOND if passes(value, level) else HELD, value, threshold)
+        return (RESET if passes(value, level) else HOLD, value, threshold)
 
-    return judge_value
+    return check
 
 
-def _judge_nonfinite(
-    reading: Reading, state: State, readings: Readings, phase: str | None, key: str
-) -> Judgement | Reason:
+def _check_nonfinite(
+    reading: Reading, trend: Trend, readings: Readings, phase: str | None, key: str
+) -> Outcome | Reason:
     if not isinstance(reading, float):
         return reading
-    return (BEYOND if math.isfinite(reading) else HIT, reading, None)
+    return (RESET if math.isfinite(reading) else BREACH, reading, None)
 
 
-def _threshold(
-    threshold: Threshold, places: Mapping[Signal, int]
+def _compile_threshold(
+    threshold: Threshold, positions: Mapping[Signal, int]
 ) -> Callable[[Readings, str | None, str], float | None]:
-    """The threshold at an update; None where there is none."""
     otherwise, values, times = threshold.number, threshold.values, threshold.times
     if threshold.signal is not None:
-        place = places[threshold.signal]
+        position = positions[threshold.signal]
 
-        def of_column(readings: Readings, phase: str | None, key: str) -> float | None:
-            value = readings[place]
+        def relative(readings: Readings, phase: str | None, key: str) -> float | None:
+            value = readings[position]
             return value * times if isinstance(value, float) else otherwise
 
-        return of_column
+        return relative
     if threshold.by == "phase":
         return lambda readings, phase, key: otherwise if phase is None else values.get(phase, otherwise)
     return lambda readings, phase, key: values.get(key, otherwise)
 
 
-def gate_keeper(gate: Gate) -> GateKeeper:
-    """Whether a gate is closed."""
-    reason, test = gate_reason(gate), gate.test
+def compile_gate(gate: Gate) -> GateCheck:
+    """Return the function that says whether a gate is closed."""
+    reason, test = closed_reason(gate), gate.test
     number = math.nan if gate.number is None else gate.number  # `nonfinite` has none
-    shuts = gt if test is Test.ABOVE else lt
+    closes = gt if test is Test.ABOVE else lt
 
-    def keep_nonfinite(reading: Reading) -> str | None:
+    def check_nonfinite(reading: Reading) -> str | None:
         if not isinstance(reading, float):
             return Reason.GATE_UNKNOWN
         return None if math.isfinite(reading) else reason
 
-    def keep(reading: Reading) -> str | None:
+    def check(reading: Reading) -> str | None:
         if not isinstance(reading, float) or reading != reading:
             return Reason.GATE_UNKNOWN
-        return reason if shuts(reading, number) else None
+        return reason if closes(reading, number) else None
 
-    return keep_nonfinite if test is Test.NONFINITE else keep
+    return check_nonfinite if test is Test.NONFINITE else check
 
 
-def gate_reason(gate: Gate) -> str:
-    """What coverage says where this gate is closed."""
-    return f"{Reason.NOT_APPLICABLE}: {gate.describe()}"
+def closed_reason(gate: Gate) -> str:
+    """Return the reason that coverage gives if this gate is closed."""
+    return f"{Reason.NOT_APPLICABLE}: {describe_gate(gate)}"

@@ -1,7 +1,7 @@
-"""Rules run row by row, one update after the other: what the watcher in the trainer does.
+"""Evaluation of rules update by update: what the watcher in the trainer runs.
 
-The replay (`esper_analytics.detection.engine`) runs the same rules over whole columns; a property test holds the two to
-the same firings.
+Covers: readings, gates, conditions, streaks, inhibition, coverage, and gaps between updates.
+Does not cover: whole columns at once (`esper_analytics.detection`); a property test holds both to the same firings.
 """
 
 from __future__ import annotations
@@ -10,14 +10,23 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from esper_recorder.contract.rules.conditions import BEYOND, HELD, HIT, Judgement, State, gate_keeper, judge, new_state
+from esper_recorder.contract.rules.conditions import (
+    BREACH,
+    HOLD,
+    RESET,
+    Outcome,
+    Trend,
+    compile_condition,
+    compile_gate,
+    new_trend,
+)
 from esper_recorder.contract.rules.model import Rule
 from esper_recorder.contract.rules.ruleset import RuleSet
 from esper_recorder.contract.rules.signal import UPDATE_TABLE, Reading, Reason, Signal
-from esper_recorder.contract.rules.signal_reader import Rows, reader
+from esper_recorder.contract.rules.signal_reader import Rows, compile_signal
 
 ALL_TABLES: Final = "*"
-"""In place of a table's name: rows of every table are lost."""
+"""In place of a table's name: rows of every table are missing."""
 
 
 class Firing(NamedTuple):
@@ -35,7 +44,7 @@ class Firing(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How often a rule looked at one key, and why it could not where it could not."""
+    """How often a rule was evaluated for one key, and how often it was not, by reason."""
 
     rule: str
     key: str
@@ -44,68 +53,68 @@ class Coverage:
 
 
 class RuleEvaluator:
-    """The state of a rule set over one run. Give it each update once, in ascending order."""
+    """The state of a rule set over one run. Pass it each update once, in ascending order."""
 
     def __init__(self, rules: RuleSet) -> None:
         signals = dict.fromkeys(signal for rule in rules.rules for signal in rule.signals)
-        places = {signal: place for place, signal in enumerate(signals)}
+        positions = {signal: position for position, signal in enumerate(signals)}
         self._phase = rules.phase
         self._tables = tuple(signal.table for signal in signals)
-        self._readers = [reader(signal) for signal in signals]
-        self._runners = [(_KeyedRunner if rule.key else _Runner)(rule, places) for rule in rules.rules]
+        self._readers = [compile_signal(signal) for signal in signals]
+        self._runners = [(_KeyedRunner if rule.key else _Runner)(rule, positions) for rule in rules.rules]
         self._inhibited_by = {rule.name: rule.inhibited_by for rule in rules.rules if rule.inhibited_by is not None}
-        self._unmet = set(self._tables) - {UPDATE_TABLE}
-        self._losses: list[tuple[str, int, int]] = []
+        self._unrecorded = set(self._tables) - {UPDATE_TABLE}
+        self._gaps: list[tuple[str, int, int]] = []
         self._last = 0
 
-    def lose(self, table: str, first: int, last: int) -> None:
-        """Rows of a table (`ALL_TABLES` for any) are known to be lost from one update to another.
+    def add_gap(self, table: str, first: int, last: int) -> None:
+        """Declare that rows of a table (or of `ALL_TABLES`) are missing from one update to another.
 
-        Where the table has no row at such an update, the reason is the recording gap. It changes nothing that fires,
-        so a loss found out later, which only the replay can know of, fires nothing either. Tell it before its updates.
+        If the table has no row at such an update, the reason is the recording gap. Nothing that fires depends on it,
+        so the replay, which alone knows of gaps found later, fires as the watcher did. Call it before those updates.
         """
-        self._losses.append((table, first, last))
-        self._unmet.discard(table)
+        self._gaps.append((table, first, last))
+        self._unrecorded.discard(table)
 
     def update(self, update: int, progress: float | None, rows: Rows) -> list[Firing]:
-        """Look at one update and return what fires, in the order of the rules.
+        """Evaluate one update and return the firings, in the order of the rules.
 
         Args:
-            update: its number; numbers passed over count as a recording gap.
-            progress: share of the training done, None where the length was not told.
+            update: its number; skipped numbers count as a recording gap.
+            progress: fraction of the training done, None if its length is unknown.
             rows: its rows. Without its row of `ppo_updates` the update counts as a gap and nothing fires.
         """
         if update > self._last + 1:
             for runner in self._runners:
                 runner.skip(update - self._last - 1)
         self._last = max(update, self._last)
-        own = rows.get(UPDATE_TABLE)
-        if not own:
+        update_rows = rows.get(UPDATE_TABLE)
+        if not update_rows:
             for runner in self._runners:
                 runner.skip(1)
             return []
-        row = own[0]
-        if self._unmet:
-            self._unmet -= {table for table in self._unmet if rows.get(table)}
+        row = update_rows[0]
+        if self._unrecorded:
+            self._unrecorded -= {table for table in self._unrecorded if rows.get(table)}
         readings: list[Any] = [read(row, rows) for read in self._readers]
-        lost = self._lost_at(update) if self._losses else _NOTHING
-        if lost:
+        missing = self._missing_at(update) if self._gaps else _NO_TABLES
+        if missing:
             readings = [
-                Reason.GAP if reading is Reason.NOT_RECORDED and table in lost else reading
+                Reason.GAP if reading is Reason.NOT_RECORDED and table in missing else reading
                 for table, reading in zip(self._tables, readings, strict=True)
             ]
         phase = self._phase(progress)
-        fired: list[Firing] = []
+        firings: list[Firing] = []
         for runner in self._runners:
-            for key, value, threshold in runner.run(readings, phase, lost):
-                fired.append(Firing(update, runner.name, key, runner.severity, value, threshold, phase, progress))
-        if self._inhibited_by and fired:
-            loud = {(firing.rule, firing.key) for firing in fired}
-            fired = [f for f in fired if (self._inhibited_by.get(f.rule, ""), f.key) not in loud]
-        return fired
+            for key, value, threshold in runner.run(readings, phase, missing):
+                firings.append(Firing(update, runner.name, key, runner.severity, value, threshold, phase, progress))
+        if self._inhibited_by and firings:
+            fired = {(firing.rule, firing.key) for firing in firings}
+            firings = [f for f in firings if (self._inhibited_by.get(f.rule, ""), f.key) not in fired]
+        return firings
 
     def coverage(self) -> list[Coverage]:
-        """What each rule saw so far, by key in alphabetical order; the key is empty where no key was ever seen."""
+        """Return how far each rule was evaluated, by key in alphabetical order; "" if no key was ever recorded."""
         return [
             Coverage(runner.name, key, series.evaluated, self._reasons(runner, series))
             for runner in self._runners
@@ -113,33 +122,32 @@ class RuleEvaluator:
         ]
 
     def _reasons(self, runner: _Runner, series: _Series) -> dict[str, int]:
-        """Of a rule whose tables the run never recorded, that is the reason, but for updates not recorded at all."""
-        if not runner.tables <= self._unmet:
+        """Say `NO_TABLE` for a rule whose tables the run never recorded, except at updates not recorded at all."""
+        if not runner.tables <= self._unrecorded:
             return dict(series.abstained)
         gaps = series.abstained.get(Reason.GAP, 0)
         others = sum(series.abstained.values()) - gaps
         return {reason: n for reason, n in ((Reason.NO_TABLE, others), (Reason.GAP, gaps)) if n}
 
-    def _lost_at(self, update: int) -> frozenset[str]:
-        """The tables with rows lost at an update."""
-        lost = {table for table, first, last in self._losses if first <= update <= last}
-        return frozenset(self._tables if ALL_TABLES in lost else lost)
+    def _missing_at(self, update: int) -> frozenset[str]:
+        missing = {table for table, first, last in self._gaps if first <= update <= last}
+        return frozenset(self._tables if ALL_TABLES in missing else missing)
 
 
-_NOTHING: Final[frozenset[str]] = frozenset()
+_NO_TABLES: Final[frozenset[str]] = frozenset()
 
-Told = tuple[str, float, float | None]
+KeyFiring = tuple[str, float, float | None]
 """The key, value and threshold of a firing."""
 
 
 class _Series:
     """The state of one rule for one key."""
 
-    __slots__ = ("abstained", "evaluated", "states", "streak")
+    __slots__ = ("abstained", "evaluated", "streak", "trends")
 
     def __init__(self, rule: Rule) -> None:
         self.streak = 0
-        self.states: list[State] = [new_state(condition) for condition in rule.conditions]
+        self.trends: list[Trend] = [new_trend(condition) for condition in rule.conditions]
         self.evaluated = 0
         self.abstained: dict[str, int] = {}
 
@@ -148,87 +156,91 @@ class _Series:
 
 
 class _Runner:
-    """A rule and its only series."""
+    """A rule without a key column, and its only series."""
 
-    def __init__(self, rule: Rule, places: Mapping[Signal, int]) -> None:
+    def __init__(self, rule: Rule, positions: Mapping[Signal, int]) -> None:
         self.name = rule.name
         self.severity = str(rule.severity)
         self.tables = frozenset(condition.signal.table for condition in rule.conditions)
         self._rule = rule
-        self._judges = [
-            (places[condition.signal], condition.signal.table, judge(condition, places))
+        self._checks = [
+            (positions[condition.signal], condition.signal.table, compile_condition(condition, positions))
             for condition in rule.conditions
         ]
-        self._only = self._judges[0] if len(self._judges) == 1 else None
-        self._gates = [(places[gate.signal], gate.signal.key is not None, gate_keeper(gate)) for gate in rule.unless]
-        self._series = _Series(rule)  # of a rule with a key column: what it could not see before its first key
+        self._only = self._checks[0] if len(self._checks) == 1 else None  # most rules have one: skip the loops
+        self._gates = [
+            (positions[gate.signal], gate.signal.key is not None, compile_gate(gate)) for gate in rule.unless
+        ]
+        self._series = _Series(rule)  # of a rule with a key column: the updates before its first key
         self._streak = rule.streak
         self._keep = rule.keep
 
     def all_series(self) -> Sequence[tuple[str, _Series]]:
-        """By key, in alphabetical order."""
+        """Return the series by key, in alphabetical order."""
         return (("", self._series),)
 
     def skip(self, updates: int) -> None:
-        """Updates that were not recorded."""
+        """Count updates that were not recorded."""
         for _, series in self.all_series():
             series.abstain(Reason.GAP, updates)
 
-    def run(self, readings: list[Any], phase: str | None, lost: Collection[str]) -> Sequence[Told]:
-        """What to tell of each series that fires at this update.
+    def run(self, readings: list[Any], phase: str | None, missing: Collection[str]) -> Sequence[KeyFiring]:
+        """Evaluate one update and return what fires.
 
         Args:
             readings: what each signal reads.
             phase: the phase of the training.
-            lost: the tables with rows lost at this update.
+            missing: the tables with a gap at this update.
         """
         series = self._series
-        for place, _, keep in self._gates:
-            shut = keep(readings[place])
-            if shut is not None:
-                series.abstain(shut)
+        for position, _, check_gate in self._gates:
+            closed = check_gate(readings[position])
+            if closed is not None:
+                series.abstain(closed)
                 return ()
         if self._only is not None:
-            place, _, judged_by = self._only
-            told = self._look(series, judged_by(readings[place], series.states[0], readings, phase, ""))
+            position, _, check = self._only
+            firing = self._advance(series, check(readings[position], series.trends[0], readings, phase, ""))
         else:
-            own = [readings[place] for place, _, _ in self._judges]
-            told = self._look(series, self._weigh(series, own, readings, phase, ""))
-        return () if told is None else (("", *told),)
+            alternatives = [readings[position] for position, _, _ in self._checks]
+            firing = self._advance(series, self._combine(series, alternatives, readings, phase, ""))
+        return () if firing is None else (("", *firing),)
 
-    def _weigh(
-        self, series: _Series, own: Sequence[Reading], readings: list[Any], phase: str | None, key: str
-    ) -> Judgement | Reason:
-        """One judgement from those of the alternatives: a hit if one is, else unknown if one is."""
-        judged = [
-            judged_by(reading, state, readings, phase, key)
-            for (_, _, judged_by), reading, state in zip(self._judges, own, series.states, strict=True)
+    def _combine(
+        self, series: _Series, alternatives: Sequence[Reading], readings: list[Any], phase: str | None, key: str
+    ) -> Outcome | Reason:
+        """Combine the alternatives of `any_of`: the first breach, else the first reason, else hold or reset."""
+        outcomes = [
+            check(reading, trend, readings, phase, key)
+            for (_, _, check), reading, trend in zip(self._checks, alternatives, series.trends, strict=True)
         ]
-        known = []
         reason: Reason | None = None
-        for one in judged:
-            if isinstance(one, Reason):
-                reason = reason or one
-            elif one[0] == HIT:
-                return one
-            else:
-                known.append(one)
+        result: Outcome | None = None
+        for outcome in outcomes:
+            if isinstance(outcome, Reason):
+                reason = reason or outcome
+            elif outcome[0] == BREACH:
+                return outcome
+            elif result is None:
+                result = outcome
+            elif outcome[0] == HOLD:
+                result = (HOLD, *result[1:])
         if reason is not None:
             return reason
-        outcome = BEYOND if all(one[0] == BEYOND for one in known) else HELD
-        return (outcome, *known[0][1:])
+        assert result is not None  # a rule has a condition
+        return result
 
-    def _look(self, series: _Series, judged: Judgement | Reason) -> tuple[float, float | None] | None:
-        """Take a judgement into the series; the value and threshold to tell if it fires."""
-        if isinstance(judged, Reason):
-            series.abstain(judged)
+    def _advance(self, series: _Series, outcome: Outcome | Reason) -> tuple[float, float | None] | None:
+        """Advance the streak by an outcome; return the value and threshold if the rule fires."""
+        if isinstance(outcome, Reason):
+            series.abstain(outcome)
             return None
-        outcome, value, threshold = judged
+        kind, value, threshold = outcome
         series.evaluated += 1
-        if outcome == HIT:
+        if kind == BREACH:
             series.streak += 1
             return (value, threshold) if series.streak >= self._streak else None
-        if outcome == BEYOND:
+        if kind == RESET:
             series.streak = 0
         elif self._keep and series.streak >= self._streak:
             return (value, threshold)
@@ -238,53 +250,47 @@ class _Runner:
 class _KeyedRunner(_Runner):
     """A rule with a key column, and a series for each key."""
 
-    def __init__(self, rule: Rule, places: Mapping[Signal, int]) -> None:
-        super().__init__(rule, places)
+    def __init__(self, rule: Rule, positions: Mapping[Signal, int]) -> None:
+        super().__init__(rule, positions)
         self._by_key: dict[str, _Series] = {}  # in alphabetical order
 
     def all_series(self) -> Sequence[tuple[str, _Series]]:
         return tuple(self._by_key.items()) or (("", self._series),)
 
-    def run(self, readings: list[Any], phase: str | None, lost: Collection[str]) -> Sequence[Told]:
-        own: list[Mapping[str, Reading]] = [readings[place] for place, _, _ in self._judges]
-        there = own[0] if len(own) == 1 else {key: None for reading in own for key in reading}
-        if not there.keys() <= self._by_key.keys():
-            new = {key: _Series(self._rule) for key in there.keys() - self._by_key.keys()}
+    def run(self, readings: list[Any], phase: str | None, missing: Collection[str]) -> Sequence[KeyFiring]:
+        alternatives: list[Mapping[str, Reading]] = [readings[position] for position, _, _ in self._checks]
+        keys = alternatives[0].keys() if len(alternatives) == 1 else {key for by_key in alternatives for key in by_key}
+        if not keys <= self._by_key.keys():
+            new = {key: _Series(self._rule) for key in keys - self._by_key.keys()}
             self._by_key = dict(sorted((self._by_key | new).items()))
-        absent = [_absent(table, lost) for _, table, _ in self._judges] if lost else None
-        whole = Reason.NOT_RECORDED if absent is None or Reason.GAP not in absent else Reason.GAP
+        absent = [Reason.GAP if table in missing else Reason.NOT_RECORDED for _, table, _ in self._checks]
+        no_row = Reason.GAP if Reason.GAP in absent else Reason.NOT_RECORDED
         if not self._by_key:
-            self._series.abstain(whole)
+            self._series.abstain(no_row)
             return ()
-        told: list[Told] = []
+        firings: list[KeyFiring] = []
         for key, series in self._by_key.items():
-            if key not in there:
-                series.abstain(whole)
+            if key not in keys:
+                series.abstain(no_row)
                 continue
-            shut = self._shut(key, readings) if self._gates else None
-            if shut is not None:
-                series.abstain(shut)
+            closed = self._closed(key, readings) if self._gates else None
+            if closed is not None:
+                series.abstain(closed)
                 continue
             if self._only is not None:
-                judged = self._only[2](own[0][key], series.states[0], readings, phase, key)
+                outcome = self._only[2](alternatives[0][key], series.trends[0], readings, phase, key)
             else:
-                gone = absent or [Reason.NOT_RECORDED] * len(own)
-                of_key = [reading.get(key, reason) for reading, reason in zip(own, gone, strict=True)]
-                judged = self._weigh(series, of_key, readings, phase, key)
-            found = self._look(series, judged)
-            if found is not None:
-                told.append((key, *found))
-        return told
+                of_key = [by_key.get(key, reason) for by_key, reason in zip(alternatives, absent, strict=True)]
+                outcome = self._combine(series, of_key, readings, phase, key)
+            firing = self._advance(series, outcome)
+            if firing is not None:
+                firings.append((key, *firing))
+        return firings
 
-    def _shut(self, key: str, readings: list[Any]) -> str | None:
-        for place, keyed, keep in self._gates:
-            reading = readings[place]
-            shut = keep(reading.get(key, Reason.NOT_RECORDED) if keyed else reading)
-            if shut is not None:
-                return shut
+    def _closed(self, key: str, readings: list[Any]) -> str | None:
+        for position, keyed, check_gate in self._gates:
+            reading = readings[position]
+            closed = check_gate(reading.get(key, Reason.NOT_RECORDED) if keyed else reading)
+            if closed is not None:
+                return closed
         return None
-
-
-def _absent(table: str, lost: Collection[str]) -> Reason:
-    """Why there is no row of a table."""
-    return Reason.GAP if table in lost else Reason.NOT_RECORDED

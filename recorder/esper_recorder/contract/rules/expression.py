@@ -1,12 +1,12 @@
 """Arithmetic over the columns of one table row, as a rule writes it: `clip_fraction if approx_kl > 0.03 else 0.0`.
 
-The text is parsed with `ast`, and nothing but the following is accepted: numbers, column names, `+ - * /`, unary minus,
-`abs`, `min`, `max`, comparisons (`< <= > >=`), `and`, `or`, and `a if condition else b`.
+Covers: numbers, column names, `+ - * /`, unary minus, `abs`, `min`, `max`, comparisons (`< <= > >=`), `and`, `or`, and
+`a if condition else b`. Everything else that Python can write is refused.
 
-Both evaluators walk the same tree, with operators for numbers here and for whole columns in the replay. A column that
-is NULL makes the whole expression NULL, whichever branch is taken. Numbers are 64-bit floats; a / 0 is an infinity with
-the sign of a whatever the sign of the zero, and 0 / 0 is NaN. A comparison with NaN is false, and `min` and `max` with
-a NaN are NaN.
+One tree serves both evaluators: `Expression.compile` walks it with the operators of Python values or of NumPy columns.
+A NULL column makes the whole expression NULL, whichever branch is taken. Numbers are 64-bit floats; a / 0 is an
+infinity with a's sign whatever the sign of the zero, and 0 / 0 is NaN. A comparison with NaN is false, and `min` and
+`max` with a NaN are NaN.
 """
 
 from __future__ import annotations
@@ -19,27 +19,44 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-Evaluate = Callable[[Mapping[str, Any]], Any]
-"""From the columns an expression reads, by name, to its value."""
+Compiled = Callable[[Mapping[str, Any]], Any]
+"""From the columns by name: the value."""
 
-FUNCTIONS: Final = ("abs", "min", "max")
+_MOST_NODES: Final = 1000
+"""A deeper tree could exceed Python's recursion limit, where the trainer's thread evaluates it."""
 
-
-class ExpressionError(ValueError):
-    """The text is not an expression that a rule may contain; the message names the part that is refused."""
+_SHARED: Final[dict[type[ast.AST], Callable[[Any, Any], Any]]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.And: operator.and_,
+    ast.Or: operator.or_,
+}
+"""What Python values and NumPy arrays compute alike."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operators:
-    """The operations that Python does not define alike for a number and for an array of them."""
+    """What Python values and NumPy arrays compute differently.
+
+    Attributes:
+        divide: a / b as the module's docstring defines it.
+        least, greatest: of two; NaN if one of them is.
+        choose: of (condition, then, otherwise). Both branches are computed: no operation raises.
+    """
 
     divide: Callable[[Any, Any], Any]
     least: Callable[[Any, Any], Any]
     greatest: Callable[[Any, Any], Any]
-    both: Callable[[Any, Any], Any]
-    either: Callable[[Any, Any], Any]
     choose: Callable[[Any, Any, Any], Any]
-    """From a condition and the values if it is true and if it is false."""
+
+
+class ExpressionError(ValueError):
+    """The text is not an expression that a rule may contain; the message says what in it is not."""
 
 
 class Expression:
@@ -50,7 +67,7 @@ class Expression:
         columns: the columns it reads, in alphabetical order.
     """
 
-    __slots__ = ("_evaluate", "_tree", "columns", "text")
+    __slots__ = ("_of_row", "_tree", "columns", "text")
 
     def __init__(self, text: str) -> None:
         """Parse. Raises ExpressionError."""
@@ -58,9 +75,11 @@ class Expression:
             self._tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise ExpressionError(f"{text!r} is not an expression ({error.__class__.__name__})") from None
-        self._evaluate = self.compile(NUMBERS)
-        self.text = text
         nodes = list(ast.walk(self._tree))
+        if len(nodes) > _MOST_NODES:
+            raise ExpressionError(f"'{text.strip()[:40]}...' is too long; it may have {_MOST_NODES} parts")
+        self.text = text
+        self._of_row = self.compile(ROW_OPERATORS)
         functions = {node.func for node in nodes if isinstance(node, ast.Call)}
         names = {node.id for node in nodes if isinstance(node, ast.Name) and node not in functions}
         self.columns = tuple(sorted(names))
@@ -76,93 +95,80 @@ class Expression:
     def __repr__(self) -> str:
         return f"Expression({self.text!r})"
 
+    def compile(self, operators: Operators) -> Compiled:
+        """Return the function that computes the expression with these operators. Raises ExpressionError."""
+        return _compile_number(self._tree, operators)
+
     def evaluate(self, row: Mapping[str, Any]) -> float | None:
-        """Return the value for one row; None if one of its columns is NULL or absent."""
+        """Compute the value for one row; None if one of its columns is NULL or missing."""
         values = {}
         for name in self.columns:
             value = row.get(name)
             if value is None:
                 return None
             values[name] = float(value)
-        result: float = self._evaluate(values)
+        result: float = self._of_row(values)
         return result
 
-    def compile(self, operators: Operators) -> Evaluate:
-        """Return the expression as a function on the values that the operators work on."""
-        return _number(self._tree, operators)
 
-
-def divide(a: float, b: float) -> float:
-    """a / b; by zero an infinity with the sign of a, or NaN for 0 / 0, where Python would raise."""
+def _divide(a: float, b: float) -> float:
     if b != 0.0:
         return a / b
-    return math.nan if a == 0.0 or a != a else math.copysign(math.inf, a)
+    return math.nan if a == 0.0 or a != a else math.copysign(math.inf, a)  # Python would raise
 
 
-NUMBERS: Final = Operators(
-    divide=divide,
-    least=lambda a, b: min(a, b) if a == a and b == b else math.nan,
-    greatest=lambda a, b: max(a, b) if a == a and b == b else math.nan,
-    both=lambda a, b: a and b,
-    either=lambda a, b: a or b,
-    choose=lambda condition, a, b: a if condition else b,
+ROW_OPERATORS: Final = Operators(
+    divide=_divide,
+    least=lambda a, b: math.nan if a != a or b != b else min(a, b),
+    greatest=lambda a, b: math.nan if a != a or b != b else max(a, b),
+    choose=lambda condition, then, otherwise: then if condition else otherwise,
 )
-_ARITHMETIC: Final[dict[type[ast.operator], Callable[[Any, Any], Any]]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-}
-_COMPARISONS: Final[dict[type[ast.cmpop], Callable[[Any, Any], Any]]] = {
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-}
 
 
-def _number(node: ast.expr, operators: Operators) -> Evaluate:
+def _compile_number(node: ast.expr, o: Operators) -> Compiled:
     match node:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
             try:
                 constant = float(value)
             except OverflowError:
                 raise ExpressionError("a number in it is too large") from None
-            return lambda values: constant
+            return lambda columns: constant
         case ast.Name(id=name):
             return operator.itemgetter(name)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            inner = _number(operand, operators)
-            return lambda values: -inner(values)
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC or isinstance(op, ast.Div):
-            return _joined(
-                _ARITHMETIC.get(type(op), operators.divide), _number(left, operators), _number(right, operators)
-            )
+            inner = _compile_number(operand, o)
+            return lambda columns: -inner(columns)
+        case ast.BinOp(left=left, op=ast.Div(), right=right):
+            return _apply(o.divide, _compile_number(left, o), _compile_number(right, o))
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _SHARED:
+            return _apply(_SHARED[type(op)], _compile_number(left, o), _compile_number(right, o))
         case ast.Call(func=ast.Name(id="abs"), args=[argument], keywords=[]):
-            only = _number(argument, operators)
-            return lambda values: abs(only(values))
+            absolute = _compile_number(argument, o)
+            return lambda columns: abs(absolute(columns))
         case ast.Call(func=ast.Name(id="min" | "max" as function), args=[_, _, *_] as arguments, keywords=[]):
-            combine = operators.least if function == "min" else operators.greatest
-            return functools.reduce(functools.partial(_joined, combine), [_number(one, operators) for one in arguments])
+            choose = o.least if function == "min" else o.greatest
+            terms = [_compile_number(argument, o) for argument in arguments]
+            return functools.reduce(functools.partial(_apply, choose), terms)
         case ast.IfExp(test=test, body=body, orelse=orelse):
-            condition, then, other = _truth(test, operators), _number(body, operators), _number(orelse, operators)
-            return lambda values: operators.choose(condition(values), then(values), other(values))
+            condition, then, other = _compile_condition(test, o), _compile_number(body, o), _compile_number(orelse, o)
+            return lambda columns: o.choose(condition(columns), then(columns), other(columns))
     raise ExpressionError(
-        f"{ast.unparse(node)!r} is not allowed; an expression holds numbers, columns, + - * /, abs(a), min(a, b), "
+        f"{ast.unparse(node)!r} is not allowed; an expression contains numbers, columns, + - * /, abs(a), min(a, b), "
         "max(a, b), and `a if b > c else d`"
     )
 
 
-def _truth(node: ast.expr, operators: Operators) -> Evaluate:
+def _compile_condition(node: ast.expr, o: Operators) -> Compiled:
     match node:
-        case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _COMPARISONS:
-            return _joined(_COMPARISONS[type(op)], _number(left, operators), _number(right, operators))
+        case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _SHARED:
+            return _apply(_SHARED[type(op)], _compile_number(left, o), _compile_number(right, o))
         case ast.BoolOp(op=op, values=parts):
-            combine = operators.both if isinstance(op, ast.And) else operators.either
-            return functools.reduce(functools.partial(_joined, combine), [_truth(part, operators) for part in parts])
+            conditions = [_compile_condition(part, o) for part in parts]
+            return functools.reduce(functools.partial(_apply, _SHARED[type(op)]), conditions)
     raise ExpressionError(
         f"{ast.unparse(node)!r} is not a condition; write one as `a > b`, with < <= > >=, joined by `and` and `or`"
     )
 
 
-def _joined(combine: Callable[[Any, Any], Any], left: Evaluate, right: Evaluate) -> Evaluate:
-    return lambda values: combine(left(values), right(values))
+def _apply(operation: Callable[[Any, Any], Any], left: Compiled, right: Compiled) -> Compiled:
+    return lambda columns: operation(left(columns), right(columns))

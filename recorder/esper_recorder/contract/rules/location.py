@@ -1,4 +1,4 @@
-"""Where in which file of rules a mistake is, and the checks that name the place."""
+"""A location in a rules file, and the checks of the values there: every error names file, rule and key."""
 
 from __future__ import annotations
 
@@ -10,54 +10,67 @@ from esper_recorder.contract.rules.model import RuleError
 from esper_recorder.contract.suggest import closest, did_you_mean, suggest
 
 
-class Place:
-    """Where in which file we are, for errors."""
+class Location:
+    """A location in a rules file. Each check returns the value, converted, or raises RuleError."""
 
     def __init__(self, file: str, rule: str = "", path: str = "") -> None:
         self.file, self.rule, self.path = file, rule, path
 
-    def at(self, key: str) -> Place:
-        return Place(self.file, self.rule, f"{self.path}.{key}" if self.path else key)
+    def at(self, key: str) -> Location:
+        """Return the location of a key below."""
+        return Location(self.file, self.rule, f"{self.path}.{key}" if self.path else key)
 
     def error(self, message: str) -> RuleError:
-        where = self.file + (f", rule {self.rule}" if self.rule else "") + (f", {self.path}" if self.path else "")
-        return RuleError(f"{where}: {message}")
+        """Return an error that names the location."""
+        rule = f", rule {self.rule}" if self.rule else ""
+        return RuleError(f"{self.file}{rule}{f', {self.path}' if self.path else ''}: {message}")
 
-    def known(self, table: Any, allowed: Iterable[str]) -> dict[str, Any]:
-        """The table, if it is one and has no other keys."""
+    def table(self, value: Any, allowed: Iterable[str]) -> dict[str, Any]:
+        """Check for a table without other keys than those allowed."""
         allowed = tuple(allowed)
-        if not isinstance(table, dict):
-            raise self.error(f"must be a table of {', '.join(allowed)}, not {table!r}")
-        for key in table:
+        if not isinstance(value, dict):
+            raise self.error(f"must be a table of {', '.join(allowed)}, not {value!r}")
+        for key in value:
             if key not in allowed:
                 raise self.error(f"unknown key {key!r}. {suggest(key, allowed, kind='keys allowed here')}")
-        return table
+        return value
 
     def number(self, value: Any) -> float:
+        """Check for a number that is not NaN."""
         if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-            raise self.error(f"must be a number, not {shown(value)}")
+            raise self.error(f"must be a number, not {as_toml(value)}")
         try:
             return float(value)
         except OverflowError:
             raise self.error("is too large a number") from None
 
     def count(self, value: Any, least: int) -> int:
+        """Check for a whole number of at least `least`."""
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self.error(f"must be a whole number of at least {least}, not {shown(value)}")
+            raise self.error(f"must be a whole number of at least {least}, not {as_toml(value)}")
         return value
 
-    def switch(self, value: Any) -> bool:
+    def boolean(self, value: Any) -> bool:
+        """Check for true or false."""
         if not isinstance(value, bool):
-            raise self.error(f"must be true or false, not {shown(value)}")
+            raise self.error(f"must be true or false, not {as_toml(value)}")
         return value
 
-    def word(self, value: Any, allowed: Iterable[str]) -> str:
+    def text(self, value: Any, meaning: str = "") -> str:
+        """Check for text."""
+        if not isinstance(value, str):
+            raise self.error(f"must be text{meaning and f': {meaning}'}, not {as_toml(value)}")
+        return value
+
+    def choice(self, value: Any, allowed: Iterable[str]) -> str:
+        """Check for one of a few words."""
         allowed = tuple(allowed)
         if value not in allowed:
             hint = f". {did_you_mean(similar)}" if (similar := closest(value, allowed)) else ""
-            raise self.error(f"must be one of {', '.join(allowed)}, not {shown(value)}{hint}")
+            raise self.error(f"must be one of {', '.join(allowed)}, not {as_toml(value)}{hint}")
         return str(value)
 
 
-def shown(value: Any) -> str:
+def as_toml(value: Any) -> str:
+    """Write a value as a rules file would."""
     return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,13 +1,13 @@
-"""Rules as data: the classes a file of rules is read into. `rules` loads files, `evaluator` runs what they hold.
+"""Rules as data: the classes that a rules file is parsed into.
 
-A rule looks at one signal (or, with `any_of`, at several) once per update and key, and has a state:
+A rule reads one signal (with `any_of`, several) once per update and key, and has a streak:
 
-* a *hit* (the value is beyond the threshold) lets the streak grow by one;
-* a value beyond the `reset` level sets it to zero (without `reset`: every value that is no hit);
-* any other value, and none at all, leaves it as it is.
+* a breach (the value is beyond the threshold) makes the streak grow by one;
+* a value beyond the `reset` level sets it to zero (without `reset`: every value that is not a breach);
+* any other value, and no value at all, leaves it unchanged.
 
-The rule fires while it hits and the streak is at least `for`; with `keep`, once it fired, at every value that is not
-beyond `reset`. Where it could not look it abstains, with a reason, and neither fires nor changes.
+The rule fires while it breaches and the streak is at least `for`; with `keep`, once it has fired, at every value that
+is not beyond `reset`. Without data it abstains, with a reason, and neither fires nor changes its state.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from esper_recorder.contract.rules.ema import Drift
-from esper_recorder.contract.rules.rolling_mean import Rolling
 from esper_recorder.contract.rules.signal import Signal
+from esper_recorder.contract.rules.trend import Drift, Rolling
 
 
 class RuleError(ValueError):
-    """A rule, a file of rules or a value for one is off. The message is for the person who wrote it."""
+    """A rule, a rules file or a value for a rule is invalid. The message is for its author."""
 
 
 class Severity(StrEnum):
@@ -39,9 +38,9 @@ class Severity(StrEnum):
 
 
 class Test(StrEnum):
-    """What makes a value a hit."""
+    """What makes a value a breach."""
 
-    __test__ = False  # not a test of pytest's
+    __test__ = False  # pytest would collect it
 
     ABOVE = "above"
     BELOW = "below"
@@ -50,13 +49,13 @@ class Test(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """A number, or one per phase, one per key, or a column of the update's row times a factor.
+    """A number, one per phase, one per key, or a column of the update's row times a factor.
 
     Attributes:
-        number: the plain number; for the others what holds otherwise, None where nothing does.
-        by: `phase` or `key` where `values` says the number, `column` where `signal` does, else `number`.
+        number: the number; of the other kinds, the one that applies otherwise, or None.
+        by: `number`, `phase` or `key` (for which `values` has the numbers), or `column` (which `signal` reads).
         values: number by phase or by key.
-        signal: the column of `ppo_updates` it is relative to.
+        signal: the column of `ppo_updates` that the threshold is relative to.
         times: the factor on that column.
     """
 
@@ -77,16 +76,14 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One comparison: a signal, perhaps transformed, against a threshold.
+    """One comparison of a signal, or of its trend, with a threshold.
 
     Attributes:
-        signal: what is read.
-        test: what makes it a hit.
         threshold: None for `nonfinite`.
-        reset: None where every value that is no hit ends the streak.
-        drift: the value is replaced by its drift against the average of those before it.
-        step: the value is replaced by its difference to the one before it.
-        rolling: the value is replaced by its trend against a rolling mean.
+        reset: None if every value that is not a breach ends the streak.
+        drift: compare the drift from the average of the values before.
+        step: compare the difference to the value before.
+        rolling: compare the trend of a rolling mean.
     """
 
     signal: Signal
@@ -98,28 +95,23 @@ class Condition:
     rolling: Rolling | None = None
 
     @property
-    def moves(self) -> bool:
-        """The value is held against the ones before it."""
+    def has_trend(self) -> bool:
+        """Whether the value is compared with the values before it."""
         return self.drift is not None or self.step or self.rolling is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Where it is closed the rule does not apply.
+    """A test that makes a rule not applicable: closed while it is true.
 
     Attributes:
-        signal: what is read; without a key column it holds for every key.
-        test: what closes the gate.
+        signal: what is read; without a key column the gate is the same for every key.
         number: the level for `above` and `below`.
     """
 
     signal: Signal
     test: Test
     number: float | None = None
-
-    def describe(self) -> str:
-        """As in `ppo_updates.return_std below 0.1`."""
-        return f"{self.signal.describe()} {self.test}" + ("" if self.number is None else f" {self.number:g}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,21 +122,21 @@ class Rule:
     severity: Severity
     conditions: tuple[Condition, ...]
     streak: int = 1
-    """`for` in the file: the hits needed before it fires."""
+    """`for` in the file: the breaches needed before it fires."""
     keep: bool = False
     unless: tuple[Gate, ...] = ()
     inhibited_by: str | None = None
-    """The rule that, where it fires for the same update and key, silences this one."""
+    """The rule that silences this one when it fires for the same update and key."""
     evidence: str = ""
 
     @property
     def key(self) -> str | None:
-        """The column that tells its series apart; the same for all conditions."""
+        """The column that separates its series; the same for all conditions."""
         return self.conditions[0].signal.key
 
     @property
     def signals(self) -> tuple[Signal, ...]:
-        """Every signal it reads: conditions, thresholds, gates."""
-        own = [condition.signal for condition in self.conditions]
+        """Every signal it reads: of conditions, thresholds and gates."""
+        compared = [condition.signal for condition in self.conditions]
         relative = [c.threshold.signal for c in self.conditions if c.threshold is not None and c.threshold.signal]
-        return (*own, *relative, *(gate.signal for gate in self.unless))
+        return (*compared, *relative, *(gate.signal for gate in self.unless))

@@ -1,4 +1,4 @@
-"""Sets of rules: the shipped profiles, files of one's own, and the same with other numbers."""
+"""Rule sets: the shipped profiles, the files of users, and both with other values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from esper_recorder.contract.rules import overrides, parser
 from esper_recorder.contract.rules.model import Rule, RuleError, Severity
-from esper_recorder.contract.rules.parser import Content
+from esper_recorder.contract.rules.parser import RulesFile
 from esper_recorder.contract.rules.signal import BACKFILLED, UPDATE_TABLE
 from esper_recorder.contract.rules.toml_writer import to_toml
 from esper_recorder.contract.suggest import suggest
@@ -21,46 +21,24 @@ from esper_recorder.contract.suggest import suggest
 __all__ = ["Rule", "RuleError", "RuleSet", "Severity", "load_file", "load_profile", "profiles"]
 
 
-@dataclass(frozen=True, slots=True)
-class RuleSet:
-    """The rules of one file, with the text they were read from.
+@dataclass(frozen=True, kw_only=True)
+class RuleSet(RulesFile):
+    """The rules of one file, with the text they were parsed from.
 
     Attributes:
         name: the profile's or the file's name.
-        text: TOML that reads back as this very rule set; what `sha256` is of.
-        content: what the text holds.
-        overrides: the values that `with_values` put in, by `RULE.KEY`.
+        text: TOML that parses to this very rule set; what `sha256` is of.
+        overrides: the values that `with_values` replaced, by `RULE.FIELD`.
     """
 
     name: str
     text: str
-    content: Content
     overrides: Mapping[str, float | bool | str] = field(default_factory=dict)
-
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        """In the order of the file."""
-        return self.content.rules
-
-    @property
-    def phases(self) -> tuple[tuple[str, float], ...]:
-        """(name, start) with ascending starts from 0; a phase ends where the next one begins."""
-        return self.content.phases
-
-    @property
-    def description(self) -> str:
-        """What the file says it is for."""
-        return self.content.description
-
-    @property
-    def tests(self) -> tuple[Mapping[str, Any], ...]:
-        """The unit tests of the file, as read from TOML."""
-        return self.content.tests
 
     @staticmethod
     def parse(text: str, name: str = "rules") -> RuleSet:
-        """Read rules from TOML. Raises RuleError naming `name`, the rule, the key and what is allowed."""
-        return RuleSet(name, text, parser.parse(text, name))
+        """Parse rules from TOML. Raises RuleError naming `name`, the rule, the key and what is allowed."""
+        return RuleSet(**vars(parser.parse_text(text, name)), name=name, text=text)
 
     @property
     def sha256(self) -> str:
@@ -69,7 +47,7 @@ class RuleSet:
 
     @property
     def tables(self) -> dict[str, frozenset[str]]:
-        """Table -> the columns the rules read from it. Always names `ppo_updates`."""
+        """Table -> the columns the rules read from it. Always includes `ppo_updates`."""
         needed: dict[str, frozenset[str]] = {UPDATE_TABLE: frozenset({"progress"})}
         for rule in self.rules:
             for signal in rule.signals:
@@ -79,54 +57,55 @@ class RuleSet:
         return needed
 
     def phase(self, progress: float | None) -> str | None:
-        """The phase a progress falls into; None where either is not known."""
+        """Return the phase at a progress; None if there are no phases or the progress is unknown."""
         if progress is None or not progress >= 0.0 or not self.phases:
             return None
         return self.phases[bisect_right(self.phases, progress, key=lambda phase: phase[1]) - 1][0]
 
     def with_values(self, values: Mapping[str, float | bool | str]) -> RuleSet:
-        """The same rules with other numbers, by `RULE.KEY`: `{"ratio_explosion.above": 3.0}`.
+        """Return the same rules with other values, by `RULE.FIELD`: `{"ratio_explosion.above": 3.0}`.
 
         A threshold per phase, per key or relative to a column is replaced as a whole by a number
-        (`value_collapse.below`), or in one place (`value_collapse.below.phase.warmup`); alternatives and gates are
-        counted from 1 (`value_collapse.any_of.2.above`).
+        (`value_collapse.below`), or in part (`value_collapse.below.phase.warmup`); alternatives and gates are counted
+        from 1 (`value_collapse.any_of.2.above`).
 
-        Raises RuleError: an unknown rule or key (with near-by names), a value that is no number.
+        Raises RuleError: an unknown rule or field, or a value of the wrong kind.
         """
         if not values:
             return self
-        data, changes = overrides.change(self.text, values, self.name)
-        return RuleSet(self.name, to_toml(data), parser.read(data, self.name), {**self.overrides, **changes})
+        data, changes = overrides.apply(self.text, values, self.name)
+        content = vars(parser.parse_data(data, self.name))
+        return RuleSet(**content, name=self.name, text=to_toml(data), overrides={**self.overrides, **changes})
 
 
 def profiles() -> tuple[str, ...]:
-    """The names of the shipped rule sets, in alphabetical order."""
+    """Return the names of the shipped rule sets, in alphabetical order."""
     return tuple(sorted(path.name[:-5] for path in _shipped().iterdir() if path.name.endswith(".toml")))
 
 
 def load_profile(name: str) -> RuleSet:
-    """A shipped rule set. Raises RuleError for a name that is none."""
+    """Load a shipped rule set. Raises RuleError for an unknown name."""
     if name not in profiles():
         raise RuleError(f"there is no rule profile {name!r}. {suggest(name, profiles(), kind='profiles')}")
     return RuleSet.parse((_shipped() / f"{name}.toml").read_text(encoding="utf-8"), name)
 
 
 def load_file(path: str | Path) -> RuleSet:
-    """Rules from a TOML file of one's own. Raises RuleError."""
+    """Load rules from a TOML file. Raises RuleError."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RuleError(f"there is no file {path}") from None
     except UnicodeDecodeError:
-        raise RuleError(f"{path} is no TOML: it is not UTF-8 text") from None
+        raise RuleError(f"{path} is not TOML: it is not UTF-8 text") from None
     except OSError as error:
         raise RuleError(f"{path} cannot be read: {error.strerror or error}") from None
     return RuleSet.parse(text, path.name)
 
 
 def load_rules(rules: str | Path) -> RuleSet:
-    """A shipped profile by its name, or rules from a file: a path, or a name that ends in `.toml`. Raises RuleError."""
+    """Load a shipped profile by name, or a file by its path or a name ending in `.toml`. Raises RuleError."""
     if isinstance(rules, Path) or rules.endswith(".toml"):
         return load_file(rules)
     return load_profile(rules)

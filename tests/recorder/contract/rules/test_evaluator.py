@@ -197,8 +197,8 @@ def test_rows_of_an_update_that_was_not_recorded_do_not_count_as_the_tables() ->
 @pytest.mark.parametrize("body", [LAYERS, FIRST])
 def test_rows_known_to_be_lost_are_a_recording_gap_and_show_that_the_table_is_recorded(body: str) -> None:
     rule = evaluator(body)
-    rule.lose("gradient_layers", 2, 3)
-    rule.lose("minibatches", 2, 3)
+    rule.add_gap("gradient_layers", 2, 3)
+    rule.add_gap("minibatches", 2, 3)
     for u in (1, 2, 3, 4):
         rule.update(u, None, {"ppo_updates": [{}]})
     assert abstained(rule) == {"not recorded": 2, "recording gap": 2}
@@ -206,7 +206,7 @@ def test_rows_known_to_be_lost_are_a_recording_gap_and_show_that_the_table_is_re
 
 def test_where_every_table_lost_rows_each_is_a_gap_but_none_is_shown_to_be_recorded() -> None:
     rule = evaluator(FIRST)
-    rule.lose("*", 2, 2)
+    rule.add_gap("*", 2, 2)
     for u in (1, 2):
         rule.update(u, None, {"ppo_updates": [{}]})
     assert abstained(rule) == {NEVER: 1, "recording gap": 1}
@@ -214,14 +214,14 @@ def test_where_every_table_lost_rows_each_is_a_gap_but_none_is_shown_to_be_recor
 
 def test_a_loss_changes_nothing_where_there_are_rows() -> None:
     rule = evaluator(FIRST)
-    rule.lose("minibatches", 1, 1)
+    rule.add_gap("minibatches", 1, 1)
     assert rule.update(1, None, {"ppo_updates": [{}], "minibatches": [{"ratio_max": 2.0}]})
     assert abstained(rule) == {}
 
 
 def test_a_key_that_has_no_row_where_the_table_lost_some_is_in_a_gap() -> None:
     rule = evaluator(LAYERS)
-    rule.lose("gradient_layers", 2, 2)
+    rule.add_gap("gradient_layers", 2, 2)
     for u, layers in enumerate(("ab", "a", "a"), 1):
         rows = [{"layer": layer, "grad_norm": 0.5} for layer in layers]
         rule.update(u, None, {"ppo_updates": [{}], "gradient_layers": rows})

@@ -74,6 +74,7 @@ def test_nan_spreads_and_is_on_neither_side_of_a_comparison() -> None:
         "a if b else c",
         "1" + "0" * 400 + " * a",
         "(" * 500 + "a" + ")" * 500,
+        "a" + " + a" * 900,
     ],
 )
 def test_anything_else_is_refused_with_a_sentence(text: str) -> None:

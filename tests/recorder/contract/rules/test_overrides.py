@@ -101,9 +101,9 @@ def test_what_a_rule_leaves_to_its_default_can_be_set_too() -> None:
     ("path", "value", "words"),
     [
         ("rato.above", 3.0, "mine.toml has no rule 'rato'. Did you mean ratio"),
-        ("ratio.abov", 3.0, "no value 'abov' to set. Did you mean above"),
-        ("ratio.below", 3.0, "no value 'below' to set. The values are: above, for, keep, reset, severity"),
-        ("ratio.column", 3.0, "no value 'column' to set"),
+        ("ratio.abov", 3.0, "no field 'abov' to set. Did you mean above"),
+        ("ratio.below", 3.0, "no field 'below' to set. The fields are: above, for, keep, reset, severity"),
+        ("ratio.column", 3.0, "no field 'column' to set"),
         ("ratio.above", "abc", "rule ratio, above: must be a number, not 'abc'"),
         ("ratio.above", math.nan, "must be a number, not nan"),
         ("ratio.above", True, "must be a number, not true"),
@@ -111,9 +111,9 @@ def test_what_a_rule_leaves_to_its_default_can_be_set_too() -> None:
         ("ratio.keep", 1.0, "must be true or false, not 1.0"),
         ("ratio.severity", "bad", "must be one of info, warning, critical, not 'bad'"),
         ("ratio.reset", 6.0, "must lie at or below the threshold"),
-        ("ratio", 3.0, "names no value; write RULE.KEY, such as ratio.for"),
-        ("value.below.phase.early", 3.0, "no value 'below.phase.early' to set"),
-        ("any.any_of.3.above", 3.0, "no value 'any_of.3.above' to set"),
+        ("ratio", 3.0, "names no field; write RULE.FIELD, such as ratio.for"),
+        ("value.below.phase.early", 3.0, "no field 'below.phase.early' to set"),
+        ("any.any_of.3.above", 3.0, "no field 'any_of.3.above' to set"),
     ],
 )
 def test_what_cannot_be_set_is_met_with_a_sentence(path: str, value: Any, words: str) -> None:
@@ -162,5 +162,5 @@ def test_toml_text_keeps_quotes_controls_and_special_numbers() -> None:
 
     data = {"a": 'say "x"\n\\ \u00e9 \x7f', "t": {"b": [1, 2.5, math.inf, True], "c d": {"e": {}, "f": {"g": -0.0}}}}
     assert tomllib.loads(to_toml(data)) == data
-    with pytest.raises(TypeError, match="no form for None"):
+    with pytest.raises(TypeError, match="cannot express None"):
         to_toml({"a": None})
