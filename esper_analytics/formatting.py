@@ -21,7 +21,7 @@ LONGEST_TEXT: Final = 100
 
 
 def format_number(value: float | None, digits: int = 4) -> str:
-    """Round a number for a sentence; None is `not measured`.
+    """Round a number for prose; None is `not measured`.
 
     >>> format_number(523.145935), format_number(0.0000000821), format_number(3.0), format_number(1234567.0)
     ('523.1', '8.21e-8', '3', '1,234,567')

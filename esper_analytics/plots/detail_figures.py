@@ -6,6 +6,7 @@ Each takes frames and returns a `matplotlib.figure.Figure`, or raises UsageError
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -83,10 +84,7 @@ def ratio(run: RunFrames, histograms: pl.DataFrame, exemplars: pl.DataFrame) -> 
         raise _lacking(run, "histogram of its ratios (table ratio_histograms)", "--kind postmortem has their extremes")
     figure = page(6.2, f"{run.name}: Probability ratios")
     axes = figure.subplots()
-    x = np.arange(updates[0], updates[-1] + 2) - 0.5
-    y = np.arange(fractions.shape[0] + 1) - 0.5
-    mesh = axes.pcolormesh(x, y, fractions, norm=LogNorm(1e-5, 1.0), cmap="Blues", rasterized=True)
-    figure.colorbar(mesh, ax=axes, label="fraction of the update's transitions", pad=0.01)
+    _heat_map(axes, run, updates, fractions, LogNorm(1e-5, 1.0), "Blues", "fraction of the update's transitions")
     x = floats(run.frame, "update")
     for column, colour, label in (("ratio_max", FIRST, "largest"), ("ratio_min", SECOND, "smallest")):
         if column in run.frame.columns:
@@ -102,12 +100,9 @@ def ratio(run: RunFrames, histograms: pl.DataFrame, exemplars: pl.DataFrame) -> 
     axes.yaxis.set_major_locator(FixedLocator(bin_position(np.array(_RATIOS)).tolist()))
     axes.set_yticklabels([f"{ratio:g}" for ratio in _RATIOS])
     axes.set_ylabel("ratio")
-    finish(axes, np.array([updates[0], updates[-1]], np.float64), run.boundaries)
     used = np.flatnonzero(np.nansum(fractions, axis=1))
-    axes.set_ylim(
-        min(used[0], bin_position(np.array([0.5]))[0]) - 1, max(used[-1], bin_position(np.array([2.0]))[0]) + 1
-    )
-    axes.grid(False)
+    half, double = bin_position(np.array([0.5, 2.0]))
+    axes.set_ylim(min(used[0], half) - 1, max(used[-1], double) + 1)
     legend(axes, above=11.0 if run.boundaries else 3.0)
     return figure
 
@@ -134,18 +129,14 @@ def gradients(run: RunFrames, layers: pl.DataFrame) -> Figure:
         axes.set_title(_NORMS.title)
     if names:
         axes = panels[-1]
-        x = np.arange(updates[0], updates[-1] + 2) - 0.5
         positive = norms[np.isfinite(norms) & (norms > 0)]
         norm = LogNorm(positive.min(), positive.max()) if positive.size and positive.min() < positive.max() else None
-        mesh = axes.pcolormesh(x, np.arange(len(names) + 1) - 0.5, norms, norm=norm, cmap="viridis", rasterized=True)
-        figure.colorbar(mesh, ax=axes, label="norm", pad=0.01)
+        _heat_map(axes, run, updates, norms, norm, "viridis", "norm")
         axes.set_yticks(range(len(names)), [_end(name) for name in names], fontsize=6.5, parse_math=False)
         axes.invert_yaxis()
-        axes.grid(False)
-        left_out = layers.get_column("layer").n_unique() - len(names)
-        more = f"; {left_out} more with smaller norms are omitted" if left_out else ""
+        omitted = layers.get_column("layer").n_unique() - len(names)
+        more = f"; {omitted} more with smaller norms are omitted" if omitted else ""
         axes.set_title(f"Norm of each layer's gradient at the last step of the update{more}")
-        finish(axes, np.array([updates[0], updates[-1]], np.float64), run.boundaries)
     return figure
 
 
@@ -160,11 +151,7 @@ def heads(run: RunFrames, rows: pl.DataFrame) -> Figure:
     panels = [drawn for declared in _HEADS if (drawn := _head_panel(rows, *declared)) is not None]
     if not panels:
         raise _lacking(run, "figure of an action head (table heads), as of a policy with several")
-    figure = page(2.5 * len(panels) + 0.8, f"{run.name}: Action heads")
-    for (axes,), (panel, frame) in zip(figure.subplots(len(panels), 1, squeeze=False), panels, strict=True):
-        draw(axes, panel, frame, (), run.boundaries)
-        axes.set_title(panel.title)
-    return figure
+    return _stack(run, "Action heads", 2.5, panels)
 
 
 @in_style
@@ -178,20 +165,36 @@ def phases(run: RunFrames, profiles: pl.DataFrame) -> Figure:
     panels = [(_TIMES, run.frame)] if measured(_TIMES, run.frame) else []
     names, times = phase_times(profiles)
     if names:
-        lines = tuple(Line(name, name, colour) for name, colour in zip(names, RUN_COLOURS, strict=False))
         more = profiles.get_column("phase").n_unique() - len(names)
         rest = f"; {more} shorter ones are omitted" if more else ""
         title = f"Where the time goes: seconds of each update by phase of the loop{rest}"
-        panels.append((Panel("loop", title, "", lines, frozenset(), floor=0.0), times))
+        panels.append((Panel("loop", title, "", _lines(names), frozenset(), floor=0.0), times))
     if not panels:
         raise _lacking(run, "time of its phases (rollout_s, update_s, table phase_profiles)")
-    figure = page(2.9 * len(panels) + 0.9, f"{run.name}: Phases of the loop")
-    for (axes,), (panel, frame) in zip(figure.subplots(len(panels), 1, squeeze=False), panels, strict=True):
-        draw(axes, panel, frame, run.marks(panel), run.boundaries)
-        axes.set_title(panel.title)
+    figure = _stack(run, "Phases of the loop", 2.9, panels)
+    for axes in figure.axes:
         axes.set_ylabel("s")
         legend(axes, above=11.0 if run.boundaries else 3.0)
     return figure
+
+
+def _stack(run: RunFrames, title: str, height: float, panels: Sequence[tuple[Panel, pl.DataFrame]]) -> Figure:
+    figure = page(height * len(panels) + 0.8, f"{run.name}: {title}")
+    for (axes,), (panel, frame) in zip(figure.subplots(len(panels), 1, squeeze=False), panels, strict=True):
+        draw(axes, panel, frame, run.marks(panel), run.boundaries)
+        axes.set_title(panel.title)
+    return figure
+
+
+def _heat_map(
+    axes: Any, run: RunFrames, updates: NDArray[np.int64], values: NDArray[np.float64], norm: Any, cmap: str, label: str
+) -> None:
+    """Draw values by row and update, from the first to the last of `updates`."""
+    x, y = np.arange(updates[0], updates[-1] + 2) - 0.5, np.arange(values.shape[0] + 1) - 0.5
+    mesh = axes.pcolormesh(x, y, values, norm=norm, cmap=cmap, rasterized=True)
+    axes.figure.colorbar(mesh, ax=axes, label=label, pad=0.01)
+    axes.grid(False)
+    finish(axes, updates.astype(np.float64), run.boundaries)
 
 
 # --- the values drawn -------------------------------------------------------------------------------------------------
@@ -277,10 +280,13 @@ def _head_panel(
     shown = names[: len(RUN_COLOURS)]
     if len(names) > len(shown):
         title += f" (of {len(shown)} heads; omitted: {format_list(names[len(shown) :], most=4)})"
-    lines = tuple(Line(name, name, colour) for name, colour in zip(shown, RUN_COLOURS, strict=False))
     last = rows.unique(["update", "head"], keep="last", maintain_order=True)
     wide = last.pivot("head", index="update", values=column).sort("update")
-    return Panel(column, title, "", lines, frozenset(), **axis), wide
+    return Panel(column, title, "", _lines(shown), frozenset(), **axis), wide
+
+
+def _lines(names: Sequence[str]) -> tuple[Line, ...]:
+    return tuple(Line(name, name, colour) for name, colour in zip(names, RUN_COLOURS, strict=False))
 
 
 def _lacking(run: RunFrames, what: str, instead: str = "") -> UsageError:
@@ -289,7 +295,6 @@ def _lacking(run: RunFrames, what: str, instead: str = "") -> UsageError:
 
 
 def _or_nan(frame: pl.DataFrame, column: str) -> NDArray[np.float64]:
-    """Return the column with NaN for NULL."""
     return frame.get_column(column).cast(pl.Float64).fill_null(math.nan).to_numpy()
 
 

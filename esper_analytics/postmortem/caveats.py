@@ -35,7 +35,7 @@ def read_caveats(runs: Runs, rules_by_run: Mapping[str, RuleSet]) -> dict[str, l
 
 
 def caveat_text(caveat: Caveat) -> str:
-    """Write a caveat as a sentence."""
+    """Write a caveat as text."""
     updates = f", {format_count(caveat.updates, 'update')}" if caveat.updates is not None else ""
     rules = f"; disregard {format_list(caveat.rules)} there" if caveat.rules else ""
     return f"Caveat ({caveat.confounder}{updates}): {caveat.meaning}{rules}."

@@ -51,7 +51,7 @@ def worst_transitions(
 
     None if no rule about ratios, KL or clipping fired, or no such update has exemplars.
     """
-    relevant = [incident for incident in incidents if _reads_policy_change(rules[incident.rule])]
+    relevant = [incident for incident in incidents if reads_policy_change(rules[incident.rule])]
     for incident in sorted(relevant, key=lambda i: i.severity != Severity.CRITICAL):
         by_head = exemplars_by_head(run, incident.onset_update)
         # Every head has its own worst transitions; the joint ratio is what the loss used.
@@ -76,7 +76,8 @@ def _exemplars(worst: Sequence[WorstTransition], incident: Incident, rule: Rule,
     )
 
 
-def _reads_policy_change(rule: Rule) -> bool:
+def reads_policy_change(rule: Rule) -> bool:
+    """Whether a rule reads how far an update moved the policy."""
     return any(name.startswith(_POLICY_CHANGE) for condition in rule.conditions for name in condition.signal.inputs)
 
 

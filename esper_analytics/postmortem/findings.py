@@ -27,16 +27,7 @@ from esper_analytics.formatting import (
 from esper_analytics.plots.run_frames import RunFrames, short_names
 from esper_analytics.postmortem.caveats import read_caveats
 from esper_analytics.postmortem.exemplars import worst_transitions
-from esper_analytics.postmortem.model import (
-    Difference,
-    Findings,
-    FirstFiring,
-    Incident,
-    IncidentGroup,
-    RuleCoverage,
-    RunFindings,
-    SettingDifference,
-)
+from esper_analytics.postmortem.model import Findings, FirstFiring, Incident, IncidentGroup, RuleCoverage, RunFindings
 from esper_analytics.postmortem.recording import describe_not_compared, describe_recording, ending_of
 from esper_analytics.postmortem.rules_used import base_rules, describe_rules, evidence_of
 from esper_analytics.postmortem.verdict import verdict
@@ -81,7 +72,7 @@ def findings(result: Result, against: Against | None = None) -> Findings:
     runs.sort(key=lambda run: (run.failed, -1 if run.severity is None else Severity(run.severity).rank), reverse=True)
     problems = [problem.message for problem in result.runs.problems]
     problems += describe_not_compared(result.runs) if against == "live" else ()
-    return Findings(runs, _against_text(against), _setting_differences(runs), problems)
+    return Findings(runs, _against_text(against), _differing_settings(runs), problems)
 
 
 def run_frames(runs: Runs, run_id: str, name: str, result: Result | None = None) -> RunFrames:
@@ -290,14 +281,10 @@ def _measured(frame: pl.DataFrame, column: str) -> bool:
 # --- other rules, other runs ------------------------------------------------------------------------------------------
 
 
-def _differences(changes: pl.DataFrame) -> list[Difference]:
+def _differences(changes: pl.DataFrame) -> list[dict[str, Any]]:
     update = pl.col("update")
-    rows = changes.group_by("rule", "key", "change", maintain_order=True).agg(
-        update.n_unique().alias("updates"),
-        update.min().alias("first_update"),
-        update.max().alias("last_update"),
-    )
-    return [Difference(**row) for row in rows.iter_rows(named=True)]
+    spans = {"updates": update.n_unique(), "first_update": update.min(), "last_update": update.max()}
+    return changes.group_by("rule", "key", "change", maintain_order=True).agg(**spans).to_dicts()
 
 
 def _against_text(against: Against | None) -> str | None:
@@ -315,19 +302,17 @@ def _recorded_with(ran_with: tuple[str | None, str] | None, rules: RuleSet) -> s
     return f"Recorded with other rules: {profile}, sha256 {sha256}."
 
 
-def _setting_differences(runs: Sequence[RunFindings]) -> list[SettingDifference]:
+def _differing_settings(runs: Sequence[RunFindings]) -> dict[str, dict[str, list[str]]]:
     """The settings with two values or more, those that every run recorded first; an absent one is not a value."""
     configured = [run for run in runs if run.config]
-    found = []
+    differing: dict[str, dict[str, list[str]]] = {}
     for key in dict.fromkeys(key for run in configured for key in run.config):
         values: dict[str, list[str]] = {}
-        for run in configured:
-            if key in run.config:
-                values.setdefault(run.config[key], []).append(run.name)
-        if len(values) > 1:
-            absent = [run.name for run in configured if key not in run.config]
-            found.append(SettingDifference(key, [*values.items(), *([(NOT_RECORDED, absent)] if absent else [])]))
-    return sorted(found, key=lambda setting: NOT_RECORDED in dict(setting.values))
+        for run in sorted(configured, key=lambda run: key not in run.config):
+            values.setdefault(run.config.get(key, NOT_RECORDED), []).append(run.name)
+        if len(set(values) - {NOT_RECORDED}) > 1:
+            differing[key] = values
+    return dict(sorted(differing.items(), key=lambda item: NOT_RECORDED in item[1]))
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from esper_analytics.detection.replay import replay
+from esper_analytics.detection.replay import Result, replay
 from esper_analytics.errors import UsageError
 from esper_analytics.formatting import (
     format_count,
@@ -25,7 +25,7 @@ from esper_analytics.formatting import (
     text_table,
     to_text,
 )
-from esper_analytics.postmortem.exemplars import SHOWN, exemplars_by_head
+from esper_analytics.postmortem.exemplars import SHOWN, exemplars_by_head, reads_policy_change
 from esper_analytics.runs import Runs
 from esper_recorder.contract.rules.model import Severity
 from esper_recorder.contract.worst_transitions import JOINT, RatioDiagnostic, describe, ratio_of_head
@@ -73,8 +73,8 @@ class Forensics:
 
     Attributes:
         why: why this update was chosen.
-        story: what happened, as sentences.
-        absent: what was not recorded, as sentences.
+        story: what happened, as text.
+        absent: what was not recorded, as text.
         fired: rule, key, severity, value, threshold of what fired at the update.
         row: the update's own metrics.
         around: a few metrics of the updates before and after.
@@ -129,7 +129,7 @@ def examine(runs: Runs, run_id: str, update: int | None = None) -> Forensics:
     result = replay(run)
     why = "requested"
     if update is None:
-        update, why = _first_incident(result.incidents, run_id, recorded)
+        update, why = _first_incident(result, run_id, recorded)
     elif update not in recorded:
         raise UsageError(f"The run {run_id} has no recorded update {update}; it has {format_ranges(recorded)}.")
     at = pl.col("update") == update
@@ -161,7 +161,7 @@ def examine(runs: Runs, run_id: str, update: int | None = None) -> Forensics:
         row=_select(row, _UPDATE_COLUMNS),
         around=tuple([_select(one, _AROUND_COLUMNS) for one in around.sort("update").collect().to_dicts()]),
         minibatches=tuple([_select(one, _MINIBATCH_COLUMNS) for one in shown]),
-        ratios=tuple([_ratio_row(ratio.head, asdict(ratio)) for ratio in diagnostic.ratios]),
+        ratios=tuple(_ratios(diagnostic)),
         transitions=tuple(_transitions(diagnostic)),
         layers=tuple([_select(one, _LAYER_COLUMNS) for one in _worst_layers(layers)]),
     )
@@ -180,7 +180,7 @@ def as_frame(forensics: Forensics) -> pl.DataFrame:
 
 
 def as_lines(forensics: Forensics, *, markdown: bool = False) -> Iterator[str]:
-    """Lay everything out for the eye: sentences, then a table for each section with rows."""
+    """Lay everything out for the eye: text, then a table for each section with rows."""
     heading = "## " if markdown else ""
     yield f"{heading[1:]}{forensics.run_id}, update {forensics.update}"
     yield from ("", f"Chosen because: {forensics.why}.")
@@ -204,19 +204,18 @@ def as_lines(forensics: Forensics, *, markdown: bool = False) -> Iterator[str]:
 # --- choosing ---------------------------------------------------------------------------------------------------------
 
 
-def _first_incident(incidents: pl.DataFrame, run_id: str, recorded: Sequence[int]) -> tuple[int, str]:
+def _first_incident(result: Result, run_id: str, recorded: Sequence[int]) -> tuple[int, str]:
     """Choose the update at which the incident to examine began, and say why."""
-    rows = incidents.filter(pl.col("onset_update").is_in(list(recorded))).to_dicts()
+    rows = result.incidents.filter(pl.col("onset_update").is_in(list(recorded))).to_dicts()
     if not rows:
         raise UsageError(
             f"No rule fired in the run {run_id}, so no update stands out. Say which by --update N; "
             f"it has {format_ranges(recorded)}."
         )
+    policy_rules = {rule.name for rule in result.rules.rules if reads_policy_change(rule)}
 
-    def order(row: Row) -> tuple[bool, bool, int, int]:
-        policy = any(word in row["rule"] for word in ("ratio", "kl"))
-        critical = row["severity"] == Severity.CRITICAL
-        return not (policy and critical), not policy, -Severity(row["severity"]).rank, row["onset_update"]
+    def order(row: Row) -> tuple[int, bool, int]:
+        return -Severity(row["severity"]).rank, row["rule"] not in policy_rules, row["onset_update"]
 
     first = min(rows, key=order)
     key = f" ({first['key']})" if first["key"] else ""
@@ -230,8 +229,11 @@ def _diagnostic(row: Row, heads: Sequence[Row], exemplars: Mapping[str, Sequence
     return RatioDiagnostic(tuple([ratio for ratio in ratios if ratio.worst or ratio.ratio_max is not None]))
 
 
-def _ratio_row(head: str, statistics: Row) -> Row:
-    return {name: value for name, value in statistics.items() if name != "worst"} | {"head": head or "(joint)"}
+def _ratios(diagnostic: RatioDiagnostic) -> Iterator[Row]:
+    for ratio in diagnostic.ratios:
+        row = asdict(ratio) | {"head": ratio.head or "(joint)"}
+        del row["worst"]
+        yield row
 
 
 def _transitions(diagnostic: RatioDiagnostic) -> Iterator[Row]:

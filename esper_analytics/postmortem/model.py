@@ -62,18 +62,6 @@ class IncidentGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """What replaying with other rules changes for one rule and key."""
-
-    rule: str
-    key: str
-    change: str
-    updates: int
-    first_update: int
-    last_update: int
-
-
-@dataclass(frozen=True, slots=True)
 class RuleCoverage:
     """A rule that was not evaluated at every update."""
 
@@ -148,7 +136,8 @@ class RunFindings:
     caveats: list[Caveat] = field(default_factory=list)
     rules_count: int
     exemplars: Exemplars | None
-    differences: list[Difference] = field(default_factory=list)
+    differences: list[dict[str, Any]] = field(default_factory=list)
+    """What other rules change: rule, key, change (`new`, `gone`), updates, first_update, last_update."""
     compared: bool = True
     """False if there was nothing to compare with: a run without rules has no live alarms."""
     config: dict[str, str]
@@ -203,21 +192,13 @@ class RunFindings:
 
 
 @dataclass(frozen=True, slots=True)
-class SettingDifference:
-    """A setting that is not the same in all runs."""
-
-    key: str
-    values: list[tuple[str, list[str]]]
-    """(value, the names of the runs that have it)."""
-
-
-@dataclass(frozen=True, slots=True)
 class Findings:
     """Everything a report says."""
 
     runs: list[RunFindings]
     """The worst first."""
     against: str | None
-    settings: list[SettingDifference]
+    settings: dict[str, dict[str, list[str]]]
+    """The settings that differ: the names of the runs by value by setting."""
     problems: list[str]
     """Files that were left out, each with the reason."""

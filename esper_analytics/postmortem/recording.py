@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from esper_analytics.detection.replay import Result
 
 FIRST_LINE: Final = 160
-"""Characters of an error within a sentence."""
+"""Characters of an error within a line of text."""
 
 WHOLE_ERROR: Final = 2_000
 """Characters of an error in a block."""
@@ -41,14 +41,11 @@ class Ending:
     def line(self) -> str:
         """The first line of the error, shortened, without a final full stop or colon."""
         first = next((line.strip() for line in (self.error or "").splitlines() if line.strip()), "")
-        if len(first) > FIRST_LINE:
-            cut = first[: FIRST_LINE - 2]
-            return f"{(cut.rsplit(' ', 1)[0] if ' ' in cut[80:] else cut).rstrip(' :.;,')} …"
-        return first.rstrip(" :.;,") or "the error was not recorded"
+        return shorten(first.rstrip(" :.;,"), FIRST_LINE) or "the error was not recorded"
 
     @property
     def clause(self) -> str:
-        """The same as the end of a sentence."""
+        """The same with a full stop."""
         return self.line if self.line.endswith(("…", "!", "?")) else f"{self.line}."
 
     @property

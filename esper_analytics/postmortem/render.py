@@ -227,7 +227,7 @@ def _json(found: Findings, path: Path, command: str, now: datetime) -> None:
         "esper_analytics": _version(),
         "command": command or None,
         "against": found.against,
-        "settings": {setting.key: dict(setting.values) for setting in found.settings},
+        "settings": found.settings,
         "problems": found.problems,
         "runs": runs,
     }
@@ -268,7 +268,7 @@ def _context(
         "not_shown": max(len(sections) - MOST_RUNS, 0),
         "most_incidents": MOST_INCIDENTS,
         "against": found.against,
-        "settings": found.settings,
+        "settings": [*found.settings.items()],
         "rules": [(text, names if len(evaluated_with) > 1 else []) for text, names in evaluated_with.items()],
         "problems": found.problems,
         "command": command,

@@ -1,4 +1,4 @@
-"""The verdict: what a report says of a run before anything else, in a few sentences, a badge or two and a colour."""
+"""The verdict: what a report says of a run before anything else, in a few lines, a badge or two and a colour."""
 
 from __future__ import annotations
 

@@ -35,6 +35,8 @@ class WorstTransition:
     epoch: int | None = None
     minibatch: int | None = None
     advantage: float | None = None
+    value: float | None = None
+    value_target: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -156,6 +158,8 @@ def _transition(place: int, row: Mapping[str, Any]) -> WorstTransition:
         old_log_prob=row.get("old_log_prob"),
         new_log_prob=row.get("new_log_prob"),
         advantage=row.get("advantage"),
+        value=row.get("value"),
+        value_target=row.get("value_target"),
         action=None if action is None else tuple(action),
         **{name: None if value is None else int(value) for name, value in integers.items()},
     )

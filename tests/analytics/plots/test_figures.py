@@ -235,9 +235,9 @@ class TestIncidents:
             *(incident("layer_gradient", 2, 3, key=key) for key in "abc"),
             incident("layer_gradient", 2, 4, key="d"),
         )
-        words = [text.get_text() for text in figures.timeline(run).axes[0].texts]
-        assert "layer_gradient (3 layers) (critical)" in words
-        assert "layer_gradient · d (critical)" in words
+        texts = [text.get_text() for text in figures.timeline(run).axes[0].texts]
+        assert "layer_gradient (3 layers) (critical)" in texts
+        assert "layer_gradient · d (critical)" in texts
 
     def test_the_timeline_has_a_bar_per_incident_and_a_row_per_rule(self):
         run = run_of(
@@ -248,9 +248,9 @@ class TestIncidents:
         )
         axes: Any = figures.timeline(run).axes[0]
         assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(1.5, 2.0), (6.5, 3.0), (4.5, 1.0)]
-        words = [text.get_text() for text in axes.texts]
-        assert "ratio_explosion (critical)" in words
-        assert "kl_spike (warning)" in words
+        texts = [text.get_text() for text in axes.texts]
+        assert "ratio_explosion (critical)" in texts
+        assert "kl_spike (warning)" in texts
 
 
 class TestPhases:
@@ -277,8 +277,8 @@ class TestPanels:
 
     def test_a_run_without_values_is_a_page_that_says_so(self):
         empty = RunFrames("r", pl.DataFrame(schema={"update": pl.Int64}))
-        words = [text.get_text() for text in figures.postmortem(empty).texts]
-        assert "Nothing that could be drawn was measured." in words
+        texts = [text.get_text() for text in figures.postmortem(empty).texts]
+        assert "Nothing that could be drawn was measured." in texts
         figures.timeline(run_of(frame(ratio_max=[1.0])))
 
     def test_a_post_mortem_has_the_timeline_and_every_panel(self):
@@ -290,8 +290,8 @@ class TestPanels:
         run = run_of(frame(ratio_max=[1.0, 9.0, NAN], approx_kl=[0.1] * 3), incident("ratio_explosion", 2, 2))
         figure = figures.postmortem(run)
         figure.draw_without_rendering()
-        words = [text.get_text() for text in figure.legends[0].get_texts()]
-        assert words == ["critical incident", "threshold", "peak", "NaN", "beyond the axis"]
+        texts = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert texts == ["critical incident", "threshold", "peak", "NaN", "beyond the axis"]
         box = figure.legends[0].get_window_extent()
         assert box.x0 > 5 and box.x1 < figure.bbox.width - 5 and box.y0 > 5
 

@@ -24,8 +24,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def only(root: Path, rules: Any = RULES, **words: Any) -> RunFindings:
-    (run,) = findings(ea.replay(root, rules, **words)).runs
+def only(root: Path, rules: Any = RULES, **options: Any) -> RunFindings:
+    (run,) = findings(ea.replay(root, rules, **options)).runs
     return run
 
 
@@ -62,7 +62,7 @@ class TestEnding:
         run = only(root)
         line = run.verdict.split("update 3: ")[1].split(" Nothing fired")[0]
         assert len(line) <= 160
-        assert line.endswith(" …")
+        assert line.endswith("…")
         assert run.error is not None and len(run.error) < 2_100
         assert run.error.endswith("more characters")
         html = html_of(root)
@@ -233,23 +233,23 @@ class TestSeveralRuns:
     def test_only_settings_that_differ_are_in_the_overview(self, root):
         healthy(root, "a", manifest={"config": {"learning_rate": 3e-4, "seed": 1}})
         healthy(root, "b", manifest={"config": {"learning_rate": 0.03, "seed": 1}})
-        (one,) = findings(ea.replay(root, RULES)).settings
-        assert (one.key, one.values) == ("learning_rate", [("0.0003", ["a"]), ("0.03", ["b"])])
+        differing = {"learning_rate": {"0.0003": ["a"], "0.03": ["b"]}}
+        assert findings(ea.replay(root, RULES)).settings == differing
         text = text_of(html_of(root))
         assert "Settings that differ: learning_rate 0.0003 (a) , 0.03 (b)" in text
         ea.report(ea.replay(root, RULES), root.parent / "r.md")
         assert "- learning_rate: 0.0003 (a), 0.03 (b)\n" in (root.parent / "r.md").read_text()
         ea.report(ea.replay(root, RULES), root.parent / "r.json")
         settings = json.loads((root.parent / "r.json").read_text())["settings"]
-        assert settings == {"learning_rate": {"0.0003": ["a"], "0.03": ["b"]}}
+        assert settings == differing
 
     def test_a_setting_of_one_run_only_is_not_a_difference(self, root):
         healthy(root, "a", manifest={"config": {"gamma": 0.9, "seed": 1}})
         healthy(root, "b", manifest={"config": {"seed": 1}})
-        assert findings(ea.replay(root, RULES)).settings == []
+        assert findings(ea.replay(root, RULES)).settings == {}
         healthy(root, "c", manifest={"config": {"gamma": 0.8, "seed": 1}})
-        (one,) = findings(ea.replay(root, RULES)).settings
-        assert one.values == [("0.9", ["a"]), ("0.8", ["c"]), ("not recorded", ["b"])]
+        (values,) = findings(ea.replay(root, RULES)).settings.values()
+        assert list(values.items()) == [("0.9", ["a"]), ("0.8", ["c"]), ("not recorded", ["b"])]
 
     def test_differences_come_before_settings_that_some_run_lacks_and_the_rest_is_counted(self, root):
         half = {f"own_{n}": n for n in range(14)}
@@ -258,7 +258,7 @@ class TestSeveralRuns:
         healthy(root, "c", manifest={"config": {"learning_rate": 3e-4}})
         found = findings(ea.replay(root, RULES)).settings
         # 14 settings, of which own_0 is 0 in both, and the learning rate
-        assert [one.key for one in found] == ["learning_rate", *(f"own_{n}" for n in range(1, 14))]
+        assert list(found) == ["learning_rate", *(f"own_{n}" for n in range(1, 14))]
         ea.report(ea.replay(root, RULES), root.parent / "r.md")
         text = (root.parent / "r.md").read_text()
         assert "- learning_rate: " in text and "And 2 more settings; see the provenance" in text
