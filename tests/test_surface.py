@@ -30,7 +30,7 @@ def test_every_public_name_is_exported_once():
 
 
 @pytest.mark.parametrize("surface", SURFACES, ids=lambda one: one.__name__)
-def test_the_names_are_sorted_there_and_found_by_dir(surface: ModuleType):
+def test_the_public_names_are_sorted_exist_and_are_listed_by_dir(surface: ModuleType):
     assert list(surface.__all__) == sorted(set(surface.__all__))
     for name in surface.__all__:
         assert getattr(surface, name) is not None
@@ -73,7 +73,7 @@ def test_heavy_modules_are_loaded_when_they_are_used(run_python, module: str, li
     assert not set(light) & set(loaded)
 
 
-def test_every_hint_of_an_instrument_is_a_name_that_resolves():
+def test_every_type_hint_of_an_instrument_resolves():
     for path in [*Path(instruments.__file__).parent.glob("*.py"), Path(esper_recorder.__file__).parent / "profiler.py"]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             hint = getattr(node, "annotation", None) or getattr(node, "returns", None)

@@ -40,7 +40,7 @@ def in_small_blocks(monkeypatch: Any) -> None:
 
 class TestAccounting:
     @pytest.mark.parametrize("path", [*ALL_KINDS, *WHOLE], ids=lambda path: path.name)
-    def test_as_many_events_are_stored_of_each_kind_as_there_are_lines_of_it(self, path: Path, tmp_path: Path) -> None:
+    def test_each_kind_has_as_many_stored_events_as_lines(self, path: Path, tmp_path: Path) -> None:
         kinds = Counter(event["event_type"] for event in events(path))
         [outcome] = import_file(path, tmp_path)
         report = outcome.report
@@ -56,7 +56,7 @@ class TestAccounting:
             assert runs.table(table).collect().height == kinds[kind]
             assert report.rows[table] == kinds[kind]
 
-    def test_a_line_that_is_no_event_is_kept_with_its_number_and_the_reason(self, tmp_path: Path) -> None:
+    def test_a_line_that_is_not_an_event_is_kept_with_its_number_and_the_reason(self, tmp_path: Path) -> None:
         text = lines(STARTED)[:-1].encode()
         strange = [b"no json", b"[1]", b'{"a": 1}', b'{"event_type": 5}', b"\xff\xfe", b'"\\ud800"', b"", b"  "]
         last = b'{"event_type": "EPOCH_COMPL'
@@ -74,7 +74,7 @@ class TestAccounting:
         assert texts == ["no json", "[1]", '{"a": 1}', '{"event_type": 5}', "\\xff\\xfe", '"\\ud800"', last.decode()]
         assert (report.read, report.blank, report.tally("(no event)").rejected) == (8, 2, 7)
 
-    def test_a_last_line_without_its_newline_counts_where_it_is_whole(self, tmp_path: Path) -> None:
+    def test_a_complete_last_line_counts_without_its_newline(self, tmp_path: Path) -> None:
         run, report = import_run(lines(STARTED, event("EPOCH_COMPLETED", 1, {"env_id": 0}))[:-1], tmp_path)
         assert ea.open(run).table("epochs").collect().height == 1
         assert report.problems == []
@@ -96,7 +96,7 @@ class TestAccounting:
         assert runs.table("events").collect().height == 3
         assert (report.read, report.tally("PPO_UPDATE_COMPLETED").read) == (5, 2)
 
-    def test_events_without_any_id_repeat_none(self, tmp_path: Path) -> None:
+    def test_events_without_an_id_are_not_repeats(self, tmp_path: Path) -> None:
         update = {"event_type": "PPO_UPDATE_COMPLETED", "data": {"batch": 1}}
         run, report = import_run(lines(update, update), tmp_path)
         assert ea.open(run).table("events_all").collect()["event_id"].to_list() == [None, None]
@@ -113,11 +113,11 @@ class TestAccounting:
         self, ending: str, tmp_path: Path, monkeypatch: Any
     ) -> None:
         data = content(NEW) + b"no json\n" + content(NEW).splitlines(keepends=True)[9]
-        whole, told = import_run(data, tmp_path / "whole", "same.jsonl")
+        whole, whole_report = import_run(data, tmp_path / "whole", "same.jsonl")
         in_small_blocks(monkeypatch)
         stored = gzip.compress(data) if ending else data
-        pieces, also = import_run(stored, tmp_path / "pieces", f"same.jsonl{ending}")
-        assert told.to_json() | {"source": ""} == also.to_json() | {"source": ""}
+        pieces, pieces_report = import_run(stored, tmp_path / "pieces", f"same.jsonl{ending}")
+        assert whole_report.to_json() | {"source": ""} == pieces_report.to_json() | {"source": ""}
         one, other = ea.open(whole), ea.open(pieces)
         assert one.rows_of(one.ids[0]) == other.rows_of(other.ids[0])
         for table, rows in one.rows_of(one.ids[0]).items():
@@ -155,9 +155,7 @@ class TestRuns:
         assert json.loads(row["config"])["n_envs"] == {OLD: 2, NEW: 4}[path]
         assert row["total_updates"] == {OLD: 400, NEW: 300}[path]
 
-    def test_a_run_is_finished_where_it_says_so_or_its_last_batch_is_done_else_it_was_killed(
-        self, tmp_path: Path
-    ) -> None:
+    def test_a_run_is_finished_if_its_training_completed_else_it_was_killed(self, tmp_path: Path) -> None:
         batch = {"batch_idx": 1, "episodes_completed": 4, "total_episodes": 8}
         ends = {
             "killed": event("BATCH_EPOCH_COMPLETED", 1, batch),
@@ -208,7 +206,7 @@ class TestRuns:
         [packed] = import_runs(gzip.compress(text.encode()), tmp_path, "a.jsonl.gz")
         assert (packed.status, packed.run_id) == ("unchanged", plain.run_id)
 
-    def test_a_full_disk_ends_in_a_sentence_and_leaves_nothing(self, tmp_path: Path, monkeypatch: Any) -> None:
+    def test_a_full_disk_is_an_error_and_leaves_nothing(self, tmp_path: Path, monkeypatch: Any) -> None:
         def full(*_: Any, **__: Any) -> None:
             raise OSError(28, "No space left on device")
 
@@ -230,22 +228,20 @@ class TestSources:
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_bytes(data)
         words = [str(tmp_path), str(tmp_path / "*.jsonl"), str(tmp_path / "a.jsonl")]
-        told: list[tuple[int, int]] = []
-        outcomes = import_files(words, tmp_path / "runs", lambda done, total: told.append((done, total)))
+        progress: list[tuple[int, int]] = []
+        outcomes = import_files(words, tmp_path / "runs", lambda done, total: progress.append((done, total)))
         assert [Path(outcome.report.source).name for outcome in outcomes] == ["a.jsonl", "b.jsonl.gz", "c.jsonl.zst"]
-        assert told[-1][0] == told[-1][1] > 0
-        assert [done for done, _ in told] == sorted(done for done, _ in told)
+        assert progress[-1][0] == progress[-1][1] > 0
+        assert [done for done, _ in progress] == sorted(done for done, _ in progress)
 
     @pytest.mark.parametrize("word", ["nothing.jsonl", "*.nothing", "empty"])
-    def test_a_word_that_means_no_file_ends_in_a_sentence(self, word: str, tmp_path: Path) -> None:
+    def test_a_pattern_without_a_file_is_an_error(self, word: str, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
         with pytest.raises(UsageError, match=r"There is no file|No file matches"):
             import_files([str(tmp_path / word)], tmp_path / "runs")
 
     @pytest.mark.parametrize("ending", ["zst", "gz"])
-    def test_what_can_be_read_of_a_damaged_file_is_imported_and_the_damage_told(
-        self, ending: str, tmp_path: Path
-    ) -> None:
+    def test_a_damaged_file_is_imported_up_to_the_damage_which_is_reported(self, ending: str, tmp_path: Path) -> None:
         whole = NEW.read_bytes() if ending == "zst" else gzip.compress(content(NEW))
         run, report = import_run(whole[: len(whole) - 2_000], tmp_path, f"a.jsonl.{ending}")
         assert report.damage is not None and "damaged or cut off" in report.damage
@@ -273,7 +269,7 @@ class TestSources:
 
 
 class TestCommand:
-    def test_it_prints_the_load_report_and_says_what_became_of_each_run(self, tmp_path: Path) -> None:
+    def test_the_command_prints_the_load_report_and_the_outcome_of_each_run(self, tmp_path: Path) -> None:
         result = esper("import", "esper-jsonl", OLD, "--to", tmp_path / "runs", "--format", "csv")
         frame = pl.read_csv(result.stdout.encode())
         assert frame.columns == ["run_id", "kind", "read", "typed", "kept", "rejected", "left_out", "values_rejected"]
@@ -283,7 +279,7 @@ class TestCommand:
         assert json.loads(again.stdout)[0]["read"] > 0
         assert "is in" in again.stderr and "already" in again.stderr
 
-    def test_strict_ends_with_3_where_anything_was_lost_and_the_run_is_there_all_the_same(self, tmp_path: Path) -> None:
+    def test_strict_exits_with_3_if_anything_was_rejected_and_the_run_is_imported(self, tmp_path: Path) -> None:
         file = tmp_path / "a.jsonl"
         file.write_text(lines(STARTED, event("PPO_UPDATE_COMPLETED", 1, {"batch": 1, "new": 1})) + "torn")
         words = ["import", "esper-jsonl", file, "--to", tmp_path / "runs"]
@@ -293,7 +289,7 @@ class TestCommand:
         assert esper("runs", tmp_path / "runs").stdout.count("killed") == 1
         assert "Not everything" not in esper(*words).stderr
 
-    def test_show_tells_where_a_run_came_from_and_what_was_loaded(self, tmp_path: Path) -> None:
+    def test_show_prints_the_source_of_a_run_and_its_load_report(self, tmp_path: Path) -> None:
         esper("import", "esper-jsonl", OLD, "--to", tmp_path / "runs")
         card = json.loads(esper("show", tmp_path / "runs", "--format", "json").stdout)
         assert card["source"]["path"] == str(OLD)
@@ -301,14 +297,14 @@ class TestCommand:
         shown = esper("show", tmp_path / "runs").stdout
         assert "load report" in shown and "EPOCH_COMPLETED" in shown
 
-    def test_no_source_and_no_runs_end_in_a_sentence(self, tmp_path: Path) -> None:
+    def test_a_missing_source_and_an_unwritable_destination_are_errors(self, tmp_path: Path) -> None:
         assert "There is no file or folder" in esper("import", "esper-jsonl", "x", "--to", tmp_path, code=2).stderr
         (tmp_path / "file").touch()
         result = esper("import", "esper-jsonl", OLD, "--to", tmp_path / "file", code=2)
         assert "cannot be written to" in result.stderr
 
 
-def test_a_report_says_what_was_lost_and_nothing_where_nothing_was() -> None:
+def test_a_report_lists_its_problems_if_there_are_any() -> None:
     report = LoadReport()
     assert report.problems == []
     report.tally("a").typed = 1

@@ -35,7 +35,7 @@ def rows(result: EventRows, table: str) -> Rows:
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """(path, value) of everything that is no mapping or list, and not null."""
+    """(path, value) of everything that is not a mapping or list, and not null."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from leaves(inner, (*path, key))
@@ -47,7 +47,7 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, 
 
 
 def exact(value: Any) -> Any:
-    """What tells a value from all others: NaN is NaN, -0.0 is not 0.0, True is not 1."""
+    """What distinguishes a value from all others: NaN is NaN, -0.0 is not 0.0, True is not 1."""
     return (type(value), repr(value)) if isinstance(value, float | bool) else value
 
 
@@ -86,37 +86,37 @@ def forms(path: tuple[Any, ...], value: Any) -> list[Any]:
     return [exact(value)]
 
 
-NOT_LOOKED_FOR = ("timestamp", "group_id", "seed_mask", "num_slots")
+NOT_CHECKED = ("timestamp", "group_id", "seed_mask", "num_slots")
 
 
 SMALL_AND_WHOLE = [*ALL_KINDS, *EXCERPTS, *(pytest.param(path, marks=pytest.mark.slow) for path in WHOLE)]
 
 
 @pytest.mark.parametrize("path", SMALL_AND_WHOLE, ids=lambda path: path.name)
-def test_every_value_of_every_event_is_in_a_row_made_of_it(path: Path) -> None:
+def test_every_value_of_every_event_is_in_one_of_its_rows(path: Path) -> None:
     all_events = events(path)
     [started] = [event for event in all_events if event["event_type"] == "TRAINING_STARTED"]
     config = {exact(value) for _, value in leaves(started["data"])}
     result = mapped(all_events)
     assert not result.reasons, "something was not typed"
     held = findable(result)
-    looked_for = 0
+    checked = 0
     for sent in all_events:
         if sent is started:
             continue
         found = held[microseconds(sent["timestamp"])]
         found = found | config if "anomaly_type" in sent["data"] else found
         for where, value in leaves(sent):
-            if any(name in NOT_LOOKED_FOR for name in where):
+            if any(name in NOT_CHECKED for name in where):
                 continue
-            looked_for += 1
+            checked += 1
             assert any(form in found for form in forms(where, value)), (sent["event_type"], where, value)
-    assert looked_for > 3 * len(all_events)
+    assert checked > 3 * len(all_events)
 
 
 @pytest.mark.parametrize("path", ALL_KINDS, ids=lambda path: path.name)
-def test_no_value_hides_behind_another_that_is_equal(path: Path) -> None:
-    """Each event again with every number and text replaced by one of its own: each is found, typed or kept."""
+def test_no_value_is_found_only_because_another_equals_it(path: Path) -> None:
+    """Each event again with every number and text replaced by a unique one: each is found, typed or kept."""
     seen = set()
     unique = 1_000_003
     for sent in events(path):
@@ -143,12 +143,12 @@ def test_no_value_hides_behind_another_that_is_equal(path: Path) -> None:
         held = set().union(*findable(result).values())
         kept = "\n".join(row["text"] for row in rows(result, "raw_events"))
         for where, new in expected:
-            told = any(form in held for form in forms(where, new)) or str(new) in kept
-            assert told, (sent["event_type"], where, new)
+            is_found = any(form in held for form in forms(where, new)) or str(new) in kept
+            assert is_found, (sent["event_type"], where, new)
 
 
 @pytest.mark.parametrize("path", ALL_KINDS, ids=lambda path: path.name)
-def test_what_is_stored_fits_the_declared_columns(path: Path) -> None:
+def test_stored_values_fit_the_declared_columns(path: Path) -> None:
     result = mapped(events(path))
     for table, blocks in result.blocks.items():
         types = column_types(table)
@@ -158,7 +158,7 @@ def test_what_is_stored_fits_the_declared_columns(path: Path) -> None:
                 assert name == "time" or misfits(values, types[name]) == [], (table, name)
 
 
-def test_every_column_that_the_layout_names_is_declared() -> None:
+def test_every_column_of_the_mapping_is_declared() -> None:
     kinds = [kind for kind in vars(event_kinds).values() if isinstance(kind, event_kinds.Kind)]
     assert len(kinds) > 8
     for kind in [*kinds, *event_kinds.KINDS.values()]:
@@ -167,8 +167,8 @@ def test_every_column_that_the_layout_names_is_declared() -> None:
 
 
 class TestMeaning:
-    def test_what_esper_calls_grad_norm_is_measured_after_clipping_and_its_entropy_is_a_weighted_sum(self) -> None:
-        told = {
+    def test_espers_grad_norm_is_after_clipping_and_its_entropy_a_weighted_sum(self) -> None:
+        payload = {
             "grad_norm": 0.5,
             "pre_clip_grad_norm": 7.0,
             "entropy": 8.0,
@@ -176,61 +176,61 @@ class TestMeaning:
             "lr": 1e-4,
             "batch": 3,
         }
-        [row] = rows(mapped([event("PPO_UPDATE_COMPLETED", 1, told | {"batch": 3})]), "ppo_updates")
+        [row] = rows(mapped([event("PPO_UPDATE_COMPLETED", 1, payload | {"batch": 3})]), "ppo_updates")
         assert (row["grad_norm_clipped"], row["grad_norm"], row["entropy_weighted_sum"]) == (0.5, 7.0, 8.0)
         assert (row["approx_kl"], row["learning_rate"], row["update"], row["definition"]) == (0.01, 1e-4, 3, "esper")
         assert "entropy" not in row and "ratio_max" not in row, "an absent key is NULL"
 
-    def test_a_key_that_is_null_is_null_like_one_that_is_absent(self) -> None:
-        told = {"batch": 1, "ratio_max": None, "never_heard_of": None}
-        result = mapped([event("PPO_UPDATE_COMPLETED", 1, told)])
+    def test_a_null_key_and_an_absent_key_are_both_null(self) -> None:
+        payload = {"batch": 1, "ratio_max": None, "never_heard_of": None}
+        result = mapped([event("PPO_UPDATE_COMPLETED", 1, payload)])
         assert "ratio_max" not in rows(result, "ppo_updates")[0]
         assert not result.reasons
 
     def test_nan_and_infinities_stay_what_they_are_and_are_named(self) -> None:
-        told = {"batch": 1, "explained_variance": math.nan, "ratio_max": math.inf, "value_loss": 1.0}
-        [row] = rows(mapped([event("PPO_UPDATE_COMPLETED", 1, told)]), "ppo_updates")
+        payload = {"batch": 1, "explained_variance": math.nan, "ratio_max": math.inf, "value_loss": 1.0}
+        [row] = rows(mapped([event("PPO_UPDATE_COMPLETED", 1, payload)]), "ppo_updates")
         assert math.isnan(row["explained_variance"]) and row["ratio_max"] == math.inf
         assert row["nonfinite_fields"] == ["explained_variance", "ratio_max"]
 
-    def test_progress_is_episodes_done_of_those_planned_and_null_where_none_are_told(self) -> None:
+    def test_progress_is_the_fraction_of_planned_episodes_and_null_without_a_plan(self) -> None:
         update = event("PPO_UPDATE_COMPLETED", 1, {"batch": 1}, epoch=30)
         [row] = rows(mapped([event("TRAINING_STARTED", 1, {"n_episodes": 120}), update]), "ppo_updates")
         assert row["progress"] == 30 / 120
         [row] = rows(mapped([update]), "ppo_updates")
         assert row["progress"] is None
 
-    def test_an_update_was_stopped_early_only_where_the_trainer_tells_of_it(self) -> None:
-        told: list[dict[str, Any]] = [
+    def test_an_update_was_stopped_early_only_if_the_trainer_says_so(self) -> None:
+        payloads: list[dict[str, Any]] = [
             {"batch": 1, "early_stop_epoch": None},
             {"batch": 2, "early_stop_epoch": 3},
             {"batch": 3},
         ]
-        result = mapped([event("PPO_UPDATE_COMPLETED", 1, data) for data in told])
+        result = mapped([event("PPO_UPDATE_COMPLETED", 1, data) for data in payloads])
         stopped = {row["update"]: row.get("stopped_early") for row in rows(result, "ppo_updates")}
         assert stopped == {1: False, 2: True, 3: None}
 
-    def test_an_update_that_was_skipped_measured_nothing(self) -> None:
+    def test_a_skipped_update_measured_nothing(self) -> None:
         placeholders = {"value_loss": 0.0, "grad_norm": 0.0, "ratio_max": 1.0, "update_skipped": False}
-        told: list[dict[str, Any]] = [
+        payloads: list[dict[str, Any]] = [
             {**placeholders, "batch": 1, "skipped": False, "update_skipped": True},  # the optimizer was not asked
             {**placeholders, "batch": 2, "skipped": True},
         ]
-        result = mapped([event("PPO_UPDATE_COMPLETED", 1, data, epoch=4) for data in told])
+        result = mapped([event("PPO_UPDATE_COMPLETED", 1, data, epoch=4) for data in payloads])
         updates = {row["update"]: row for row in rows(result, "ppo_updates")}
         assert updates[1]["grad_norm_clipped"] == 0.0 and updates[1]["nonfinite_fields"] == []
         assert set(updates[2]) == {"update", "time", "definition", "progress"}
         skipped = {row["update"]: row["update_skipped"] for row in rows(result, "esper_updates")}
         assert skipped == {1: True, 2: True}
         [raw] = rows(result, "raw_events")
-        assert (raw["key"], raw["reason"], json.loads(raw["text"])) == ("data", "no_column", told[1])
+        assert (raw["key"], raw["reason"], json.loads(raw["text"])) == ("data", "no_column", payloads[1])
         assert result.typed == {"PPO_UPDATE_COMPLETED": 2} and not result.values_rejected
 
-    def test_a_whole_number_written_as_a_float_is_one_and_any_other_float_is_not(self) -> None:
-        told = [2.0, 1.5, math.nan, math.inf, 2.0**60, 3]
+    def test_a_float_without_a_fraction_fits_a_column_of_integers(self) -> None:
+        epochs = [2.0, 1.5, math.nan, math.inf, 2.0**60, 3]
         events_ = [
             event("PPO_UPDATE_COMPLETED", 1, {"batch": batch, "early_stop_epoch": epoch})
-            for batch, epoch in enumerate(told, 1)
+            for batch, epoch in enumerate(epochs, 1)
         ]
         result = mapped(events_)
         assert [row["early_stop_epoch"] for row in rows(result, "esper_updates")] == [2, None, None, None, None, 3]
@@ -242,8 +242,8 @@ class TestMeaning:
         ]
         assert result.values_rejected == {"PPO_UPDATE_COMPLETED": 4}
 
-    def test_heads_of_any_name_are_rows_and_each_head_of_a_flag_is_one(self) -> None:
-        told = {
+    def test_heads_of_any_name_and_heads_of_flags_are_rows(self) -> None:
+        payload = {
             "batch": 1,
             "head_my_head_entropy": 0.5,
             "head_my_head_gradient_state": "finite",
@@ -251,7 +251,7 @@ class TestMeaning:
             "head_nan_detected": {"op": True, "third": False},
             "head_value_grad_norm": 1.5,
         }
-        result = mapped([event("PPO_UPDATE_COMPLETED", 1, told)])
+        result = mapped([event("PPO_UPDATE_COMPLETED", 1, payload)])
         heads = {row["head"]: row for row in rows(result, "heads")}
         assert set(heads) == {"my_head", "op", "third"}
         assert heads["my_head"]["entropy_normalized_all"] == 0.5 and heads["my_head"]["nan_found"] is None
@@ -259,7 +259,7 @@ class TestMeaning:
         assert rows(result, "esper_updates")[0]["value_head_grad_norm"] == 1.5
 
     @pytest.mark.parametrize(
-        ("told", "rule", "key"),
+        ("anomaly_type", "rule", "key"),
         [
             ("ratio_explosion", "ratio_explosion", ""),
             ("entropy_collapse_alpha_curve", "entropy_collapse", "alpha_curve"),
@@ -267,14 +267,14 @@ class TestMeaning:
             ("entropy_collapse", "entropy_collapse", ""),
         ],
     )
-    def test_an_alarm_of_a_head_has_the_head_as_its_key(self, told: str, rule: str, key: str) -> None:
-        data = {"anomaly_type": told, "batch": 4, "episode": 8, "total_episodes": 80, "detail": "d"}
+    def test_an_alarm_of_a_head_has_the_head_as_its_key(self, anomaly_type: str, rule: str, key: str) -> None:
+        data = {"anomaly_type": anomaly_type, "batch": 4, "episode": 8, "total_episodes": 80, "detail": "d"}
         result = mapped([event("RATIO_EXPLOSION_DETECTED", 1, data, epoch=8, severity="warning")])
         [row] = rows(result, "alarms")
         assert (row["rule"], row["key"], row["update"], row["severity"]) == (rule, key, 4, "warning")
         assert (row["progress"], row["detail"]) == (0.1, "d")
 
-    def test_an_alarm_for_want_of_an_update_belongs_to_the_batch_being_collected(self) -> None:
+    def test_an_alarm_without_an_update_belongs_to_the_batch_being_collected(self) -> None:
         data = {"anomaly_type": "ppo_finiteness_skip", "batch": 0, "episode": 0, "total_episodes": 80}
         closed = event("BATCH_EPOCH_COMPLETED", 1, {"batch_idx": 6}, epoch=24)
         result = mapped([closed, event("NUMERICAL_INSTABILITY_DETECTED", 1, data)])
@@ -282,7 +282,7 @@ class TestMeaning:
         assert (row["rule"], row["update"], row["progress"]) == ("ppo_finiteness_skip", 7, None)
         assert not result.values_rejected
 
-    def test_the_diagnostic_of_a_ratio_explosion_is_kept_as_it_is_and_no_loss(self) -> None:
+    def test_the_diagnostic_of_a_ratio_explosion_is_kept_and_not_rejected(self) -> None:
         diagnostic = {"worst_ratio_values": [6.4], "logit_diff_max": 1.8}
         data = {"anomaly_type": "ratio_explosion", "batch": 1, "ratio_diagnostic": diagnostic}
         result = mapped([event("RATIO_EXPLOSION_DETECTED", 1, data)])
@@ -306,7 +306,7 @@ class TestMeaning:
         assert (first["configuration"], first["slots"], first["active"], first["accuracy"]) == (1, ["a", "b"], [], 1.0)
         assert (second["configuration"], second["active"], second["accuracy"]) == (2, ["b"], 2.0)
 
-    def test_a_module_that_fossilised_is_an_event_of_its_slot(self) -> None:
+    def test_a_fossilised_module_is_an_event_of_its_slot(self) -> None:
         data = {
             "slot_id": "r0c0",
             "env_id": 0,
@@ -356,7 +356,7 @@ class TestWhatFitsNoColumn:
             ("2026-01-01 00:00:00.000001+00:00", 1_767_225_600_000_001),
             ("2026-01-01T00:00:00.000001", 1_767_225_600_000_001),
             ("2026-01-01T00:00:00+00:00", 1_767_225_600_000_000),
-            ("2111-07-15T06:53:20.997069+00:00", 4_466_386_400_997_069),  # a float of seconds is off by one here
+            ("2111-07-15T06:53:20.997069+00:00", 4_466_386_400_997_069),  # float seconds are wrong by one here
         ],
     )
     def test_a_time_is_exact_to_the_microsecond(self, text: str, time: int) -> None:
@@ -374,7 +374,7 @@ class TestWhatFitsNoColumn:
             "2026-01-01T00:00:00.0000000+00:00",
         ],
     )
-    def test_a_time_that_is_none_or_too_fine_is_refused(self, text: str) -> None:
+    def test_an_invalid_or_too_fine_time_is_refused(self, text: str) -> None:
         with pytest.raises(ValueError, match=r"."):
             microseconds(text)
 
@@ -382,7 +382,7 @@ class TestWhatFitsNoColumn:
     @pytest.mark.parametrize(
         "kind", [*sorted({name.partition("/")[0] for name in event_kinds.KINDS}), "GOVERNOR_ROLLBACK", "?"]
     )
-    def test_an_event_of_any_kind_may_say_nothing_or_nonsense(self, kind: str, data: Any) -> None:
+    def test_an_event_of_any_kind_may_be_empty_or_nonsense(self, kind: str, data: Any) -> None:
         result = mapped([event(kind) | {"data": data}])
         assert len(rows(result, "events")) == 1
         kept = [row["reason"] for row in rows(result, "raw_events") if row["key"] == "data"]
@@ -405,7 +405,7 @@ class TestWhatFitsNoColumn:
             result = mapped(changed)
             assert len(rows(result, "events")) == len(changed)
 
-    def test_a_known_kind_without_a_table_is_kept_whole_and_an_unknown_one_is_a_loss(self) -> None:
+    def test_a_known_kind_without_a_table_is_kept_and_an_unknown_one_rejected(self) -> None:
         result = mapped([event("GOVERNOR_ROLLBACK", 1, {"a": 1}), event("NEW_THING", 1, {"b": 2})])
         kept = {row["event_type"]: (row["key"], row["reason"]) for row in rows(result, "raw_events")}
         assert kept == {"GOVERNOR_ROLLBACK": ("", "no_table"), "NEW_THING": ("", "unknown_event")}
@@ -426,7 +426,7 @@ class TestClock:
         profile = event("PHASE_PROFILE_COMPLETED", 1, {"batch_idx": 1})
         assert self.updates(epoch, closed, counts, epoch, profile, update) == [(1, n) for n in (1, 1, 1, 2, 2, 2)]
 
-    def test_a_second_training_begins_a_run_and_the_same_line_again_does_not(self) -> None:
+    def test_a_second_training_begins_a_run_and_a_repeated_line_does_not(self) -> None:
         first = event("TRAINING_STARTED", 1, {}, event_id="a")
         closed = event("BATCH_EPOCH_COMPLETED", 1, {"batch_idx": 9})
         second = event("TRAINING_STARTED", 1, {}, event_id="b")

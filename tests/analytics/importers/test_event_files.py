@@ -36,7 +36,7 @@ def record_starts(data):
 
 
 class TestWhole:
-    def test_it_holds_what_tensorboards_own_loader_finds(self, tmp_path):
+    def test_the_scalars_equal_those_of_tensorboards_loader(self, tmp_path):
         path = write_log(tmp_path, VALUES)
         theirs = [
             (value.tag, event.step, struct.pack("<f", value.simple_value))
@@ -60,7 +60,7 @@ class TestWhole:
         assert [(one.tag, one.step, one.value) for one in found.scalars] == [("x", 7, 1.5), ("x", 7, 2.5)]
         assert found.left_out == {"scalars that are not a number": 1}
 
-    def test_what_is_no_scalar_is_counted_by_kind(self, tmp_path):
+    def test_summaries_that_are_not_scalars_are_counted_by_kind(self, tmp_path):
         path = write_log(tmp_path, [("a", 1, 1.0)])
         pictures = Summary(
             value=[
@@ -90,7 +90,7 @@ print(len(file.scalars), "tensorflow" in sys.modules, "torch" in sys.modules)
 """
 
 
-def test_tensorflow_is_not_loaded_where_it_is_there(tmp_path, run_python):
+def test_tensorflow_is_not_loaded_even_if_installed(tmp_path, run_python):
     path = write_log(tmp_path / "log", VALUES)
     metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"))
     with path.open("ab") as file:
@@ -103,7 +103,7 @@ def test_tensorflow_is_not_loaded_where_it_is_there(tmp_path, run_python):
 
 
 class TestDamaged:
-    def test_a_last_record_that_was_cut_anywhere_costs_that_record_alone(self, tmp_path):
+    def test_a_last_record_cut_anywhere_costs_that_record_alone(self, tmp_path):
         path = write_log(tmp_path, VALUES)
         data = path.read_bytes()
         last = record_starts(data)[-1]
@@ -119,16 +119,16 @@ class TestDamaged:
         starts = record_starts(data)
         for position in range(len(data)):
             path.write_bytes(data[:position] + bytes([data[position] ^ 0x55]) + data[position + 1 :])
-            hit = sum(start <= position for start in starts) - 1
+            damaged = sum(start <= position for start in starts) - 1
             found = read_event_file(path)
-            left = as_said(VALUES) if hit == 0 else as_said(VALUES[: hit - 1] + VALUES[hit:])
+            left = as_said(VALUES) if damaged == 0 else as_said(VALUES[: damaged - 1] + VALUES[damaged:])
             assert said(found) == left, f"byte {position}"
             assert found.damaged == 1 and found.torn_bytes == 0
             ends = [*starts, len(data)]
-            assert found.skipped_bytes == ends[hit + 1] - ends[hit], f"byte {position}"
+            assert found.skipped_bytes == ends[damaged + 1] - ends[damaged], f"byte {position}"
 
     @pytest.mark.parametrize("filling", [b"\0" * 999, b"\xff" * 999, bytes(range(256)) * 4], ids=["0", "ff", "any"])
-    def test_what_is_no_record_between_records_is_one_damaged_stretch(self, tmp_path, filling):
+    def test_bytes_between_records_are_one_damaged_stretch(self, tmp_path, filling):
         path = write_log(tmp_path, VALUES)
         data = path.read_bytes()
         place = record_starts(data)[3]
@@ -137,7 +137,7 @@ class TestDamaged:
         assert said(found) == as_said(VALUES)
         assert (found.damaged, found.skipped_bytes, found.torn_bytes) == (1, len(filling), 0)
 
-    def test_a_record_that_is_whole_and_no_event_is_damaged(self, tmp_path):
+    def test_a_complete_record_that_is_not_an_event_is_damaged(self, tmp_path):
         path = write_log(tmp_path, VALUES)
         with path.open("ab") as file:
             file.write(framed(b"\xff\xff\xff\xff"))

@@ -133,7 +133,7 @@ def check(seed: int, originals: list[bytes], folder: Path) -> None:
     for part in (folder / "runs").glob("*/*/part-*.parquet"):
         rows[part.parent.name] += pq.read_metadata(part).num_rows
     if not expected.events:
-        assert not rows, seed  # a file without any event is no run
+        assert not rows, seed  # a file without any event makes no run
         return
     assert rows == sum((Counter(report.rows) for report in reports), Counter()), seed
     assert rows["events"] == expected.events.total(), seed

@@ -88,13 +88,19 @@ def test_every_value_that_was_logged_is_in_one_place(logs, imported, library):
 
 
 class TestCleanRl:
-    def test_updates_stand_at_their_steps_with_what_the_hyperparameters_tell(self, imported):
+    def test_updates_have_their_steps_and_the_columns_of_the_hyperparameters(self, imported):
         runs, _ = imported["cleanrl"]
         updates = rows(runs, "ppo_updates")
         assert [(row["update"], row["step"]) for row in updates] == [(1, 128), (2, 256), (3, 384)]
         assert [row["progress"] for row in updates] == [128 / 400, 256 / 400, 384 / 400]
-        told = {"clip_range": 0.2, "entropy_coef": 0.01, "value_coef": 0.5, "max_grad_norm": 0.5, "epochs_planned": 2}
-        assert all(row[name] == value for row in updates for name, value in told.items())
+        settings = {
+            "clip_range": 0.2,
+            "entropy_coef": 0.01,
+            "value_coef": 0.5,
+            "max_grad_norm": 0.5,
+            "epochs_planned": 2,
+        }
+        assert all(row[name] == value for row in updates for name, value in settings.items())
         assert all(row["target_kl"] is None for row in updates)
         [run] = runs.table("runs").collect().to_dicts()
         assert (run["trainer"], run["ended"], run["total_steps"]) == ("CleanRL", "unknown", 400)
@@ -114,16 +120,16 @@ PLACES = [(1, 1), (1, 2), (1, 3), (2, 3), (2, 4)]
 
 
 class TestRslRl:
-    def test_an_update_is_its_iteration_and_one_more_and_what_was_trained_again_takes_the_place(self, logs, imported):
+    def test_an_update_is_its_iteration_plus_one_and_a_resumed_one_supersedes_it(self, logs, imported):
         runs, report = imported["rsl_rl"]
         losses = [value for _, value in by_tag(logs[1]["rsl_rl"])["Loss/surrogate"]]
         every = [(row["attempt"], row["update"], row["policy_loss"]) for row in rows(runs, "ppo_updates_all")]
         assert every == [(*place, loss) for place, loss in zip(PLACES, losses, strict=True)]
         assert [row["policy_loss"] for row in rows(runs, "ppo_updates")] == [*losses[:2], *losses[3:]]
         assert [note for note in report.notes if "1 update made again" in note]
-        assert all(row["step"] is None for row in rows(runs, "ppo_updates")), "it does not tell environment steps"
+        assert all(row["step"] is None for row in rows(runs, "ppo_updates")), "it logs no environment steps"
 
-    def test_what_is_logged_over_seconds_belongs_to_the_update_it_was_logged_with(self, imported):
+    def test_a_value_logged_over_seconds_belongs_to_its_update(self, imported):
         of = defaultdict(list)
         for row in rows(imported["rsl_rl"][0], "scalars_all"):
             of[row["name"]].append((row["attempt"], row["update"], row["value"]))
@@ -132,11 +138,11 @@ class TestRslRl:
 
 
 class TestTorchRl:
-    def test_what_means_something_else_stays_a_scalar_and_hyperparameters_are_found_beside(self, imported):
+    def test_a_metric_of_another_meaning_stays_a_scalar_and_hyperparameters_are_found(self, imported):
         runs, report = imported["torchrl"]
         assert [row["step"] for row in rows(runs, "ppo_updates")] == [32, 64, 96]
         names = {row["name"] for row in rows(runs, "scalars")}
-        # Explained variance of the minibatches, not of the rollout; a mean of maxima is no maximum.
+        # Explained variance of the minibatches, not of the rollout; a mean of maxima is not a maximum.
         assert {"train/explained_variance", "train/max_ratio", "train/loss_entropy", "train/ESS"} <= names
         assert rows(runs, "ppo_updates")[0]["explained_variance"] is None
         [run] = runs.table("runs").collect().to_dicts()
@@ -158,7 +164,7 @@ def three_ways(tmp_path_factory):
 
 
 class TestStableBaselines3:
-    def test_an_import_says_of_an_update_what_a_recording_says(self, three_ways):
+    def test_an_import_has_the_metrics_of_a_recording(self, three_ways):
         native, events, lines = (rows(three_ways[name], "ppo_updates") for name in ("native", "events", "csv"))
         # SB3 logs an update when the next rollout is there: its last one never.
         assert (len(native), len(events), len(lines)) == (5, 4, 4)
@@ -171,7 +177,7 @@ class TestStableBaselines3:
             assert of_events["step"] == of_lines["step"] == recorded["step"] + 32, "one rollout late"
             assert of_events["definition"] == of_lines["definition"] == recorded["definition"] == "sb3"
 
-    def test_both_files_hold_the_same_scalars_beside_the_updates(self, three_ways):
+    def test_both_files_have_the_same_scalars(self, three_ways):
         def scalars(name):
             return {
                 (row["name"], row["step"], row["update"]): row["value"] for row in rows(three_ways[name], "scalars")
@@ -189,8 +195,8 @@ class TestStableBaselines3:
         # The figures of a rollout belong to the update that learns from it.
         assert {update for name, step, update in events if name == "time/fps" and step == 64} == {2}
 
-    def test_rules_are_replayed_over_an_import_and_say_what_they_could_not_look_at(self, three_ways):
+    def test_rules_are_replayed_over_an_import_and_report_what_was_never_evaluated(self, three_ways):
         coverage = ea.replay(three_ways["events"], "default").coverage.to_dicts()
-        looked = {row["rule"]: row["evaluated"] for row in coverage}
-        assert looked["kl_high"] == 4
-        assert looked["ratio_explosion"] == 0
+        evaluated = {row["rule"]: row["evaluated"] for row in coverage}
+        assert evaluated["kl_high"] == 4
+        assert evaluated["ratio_explosion"] == 0

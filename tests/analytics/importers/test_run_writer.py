@@ -31,14 +31,14 @@ def store(
         return writer.publish(manifest, Origin("test", "there", sha256, updates), report, rules=rules)
 
 
-def test_the_run_id_is_the_same_for_the_same_beginning_and_another_for_another():
+def test_the_run_id_depends_on_the_beginning_alone():
     assert imported_run_id("a run", STARTED, b"first line") == RUN_ID
     assert RUN_ID.startswith("a-run-20260101T000000Z-")
     assert imported_run_id("a run", STARTED, b"another") != RUN_ID
     assert imported_run_id("/..", None, b"").startswith("run-00000000T000000Z-")
 
 
-def test_a_run_that_was_published_is_read_like_any_other(tmp_path):
+def test_a_published_run_is_read_like_any_other(tmp_path):
     outcome = store(tmp_path, 3, "s", rules=("default", "[rules]\n"))
     assert (outcome.run_id, outcome.status) == (RUN_ID, "imported")
     runs = ea.open(tmp_path)
@@ -54,7 +54,7 @@ def test_a_run_that_was_published_is_read_like_any_other(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [RUN_ID]
 
 
-def test_the_same_content_is_left_as_it_is_and_a_grown_one_replaces_the_run_as_a_whole(tmp_path):
+def test_the_same_content_is_left_alone_and_a_grown_one_replaces_the_run(tmp_path):
     store(tmp_path, 2, "s")
     before = (tmp_path / RUN_ID / "run.json").stat().st_mtime_ns
     assert store(tmp_path, 2, "s").status == "unchanged"
@@ -66,14 +66,14 @@ def test_the_same_content_is_left_as_it_is_and_a_grown_one_replaces_the_run_as_a
     assert sorted(path.name for path in tmp_path.iterdir()) == [RUN_ID]
 
 
-def test_a_run_whose_folder_was_renamed_is_replaced_where_it_lies(tmp_path):
+def test_a_run_whose_folder_was_renamed_is_replaced_in_place(tmp_path):
     store(tmp_path, 2, "s")
     (tmp_path / RUN_ID).rename(tmp_path / "mine")
     assert store(tmp_path, 3, "t").status == "replaced"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
 
 
-def test_an_import_that_fails_leaves_nothing_and_what_was_there_stays(tmp_path):
+def test_a_failed_import_leaves_nothing_and_the_earlier_run_stays(tmp_path):
     store(tmp_path, 2, "s")
     with pytest.raises(RuntimeError), RunWriter(tmp_path, RUN_ID) as writer:
         writer.write("ppo_updates", {"update": [1], "definition": ["x"]})
@@ -94,7 +94,7 @@ time.sleep(60)
 """
 
 
-def test_what_a_killed_import_left_is_not_seen_and_the_next_import_removes_it(tmp_path):
+def test_the_remains_of_a_killed_import_are_invisible_and_removed_by_the_next(tmp_path):
     command = [sys.executable, "-c", KILLED, str(tmp_path), RUN_ID]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None and child.stdout.readline() == "written\n"
@@ -123,7 +123,7 @@ def test_rows_out_of_order_are_stored_in_the_order_of_their_updates(tmp_path):
     assert pq.read_metadata(part).metadata[b"esper_last_update"] == b"2"
 
 
-def test_one_runs_folder_is_no_place_for_another_run(tmp_path):
+def test_a_run_cannot_be_imported_into_the_folder_of_another_run(tmp_path):
     store(tmp_path, 1, "s")
     with pytest.raises(UsageError, match="is one run's folder"):
         RunWriter(tmp_path / RUN_ID, "b")

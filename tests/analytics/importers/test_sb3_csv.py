@@ -32,7 +32,7 @@ def rows(to, table):
     return ea.open(to).table(table).sort("update").collect().to_dicts()
 
 
-def test_a_row_with_figures_of_an_update_is_an_update(file, to):
+def test_a_row_with_metrics_of_an_update_is_an_update(file, to):
     file.write_text(WHOLE)
     err = esper("import", "sb3-csv", file, "--to", to, "--strict").stderr
     assert "imported from" in err
@@ -58,7 +58,7 @@ def rows_of_runs(to):
     return ea.open(to).table("runs").collect().to_dicts()
 
 
-def test_numbers_that_are_none_stay_as_they_are(file, to):
+def test_nan_and_infinities_are_stored(file, to):
     file.write_text(f"{HEADER},{TRAIN}\n128,2,2,,nan,inf,-inf\n")
     esper("import", "sb3-csv", file, "--to", to)
     [row] = rows(to, "ppo_updates")
@@ -86,7 +86,7 @@ class TestDamage:
         assert [(row["update"], row["step"]) for row in rows(to, "ppo_updates")] == [(1, 192)]
         assert [(row["line"], row["reason"], row["text"]) for row in rows(to, "raw_events")] == [(3, "no_event", line)]
 
-    def test_a_text_in_a_cell_is_kept_and_is_no_loss(self, file, to):
+    def test_text_in_a_cell_is_kept_and_not_rejected(self, file, to):
         file.write_text(WHOLE.replace("21.5", '"good, so far"'))
         esper("import", "sb3-csv", file, "--to", to, "--strict")
         raw = [(row["line"], row["key"], row["text"]) for row in rows(to, "raw_events")]
@@ -112,7 +112,7 @@ class TestDamage:
 
 
 class TestSources:
-    def test_a_folder_and_a_pattern_with_files_beside_that_are_none(self, file, to):
+    def test_a_folder_and_a_pattern_find_only_progress_files(self, file, to):
         file.write_text(WHOLE)
         (file.parent / "monitor.csv").write_text("#{}\nr,l,t\n")
         packed = file.parents[1] / "run_2" / "progress.csv.gz"
@@ -132,19 +132,19 @@ class TestSources:
         assert len(rows_of_runs(to)) == 1
         assert [row["approx_kl"] for row in rows(to, "ppo_updates")] == [0.01, 0.02, 0.03]
 
-    def test_progress_is_told_in_bytes(self, file, to):
+    def test_progress_is_reported_in_bytes(self, file, to):
         file.write_text(WHOLE)
-        told = []
-        sb3_csv.import_files([str(file)], to, lambda done, total: told.append((done, total)))
-        assert told == [(len(WHOLE), len(WHOLE))]
+        calls = []
+        sb3_csv.import_files([str(file)], to, lambda done, total: calls.append((done, total)))
+        assert calls == [(len(WHOLE), len(WHOLE))]
 
-    def test_log_interval_is_told(self, file, to):
+    def test_log_interval_is_reported(self, file, to):
         file.write_text(f"{HEADER},{TRAIN}\n640,1,10,,0.01,0.1,-0.6\n1280,1,20,,0.02,0.1,-0.6\n")
         err = esper("import", "sb3-csv", file, "--to", to, "--strict").stderr
         assert "logged once in 10 iterations only" in err
         assert [row["update"] for row in rows(to, "ppo_updates")] == [1, 2]
 
-    def test_steps_that_go_back_are_another_attempt(self, file, to):
+    def test_steps_that_go_back_begin_another_attempt(self, file, to):
         file.write_text(WHOLE + "64,1,1,20.5,,,\n128,2,2,21.5,0.05,0.1,-0.6\n")
         esper("import", "sb3-csv", file, "--to", to)
         found = [(row["attempt"], row["update"], row["approx_kl"]) for row in rows(to, "ppo_updates")]

@@ -48,13 +48,13 @@ class TestRecognising:
         found = match_library(tags)
         assert found is not None and found.library is library
 
-    def test_none_where_what_tells_it_is_not_there(self):
+    def test_no_library_matches_without_its_signature(self):
         assert match_library([]) is None
         assert match_library(["train/loss", "train/value_loss", "rollout/ep_rew_mean"]) is None, "SB3, but not its PPO"
         assert match_library(["charts/episodic_return", "losses/qf1_loss"]) is None, "CleanRL, but not its PPO"
 
     @pytest.mark.parametrize("prefix", ["", "losses/", "ppo/train/"])
-    def test_torchrl_under_whatever_its_user_writes_before_the_names(self, prefix):
+    def test_torchrl_matches_under_any_prefix(self, prefix):
         found = match_library([prefix + "loss_objective", prefix + "loss_critic", prefix + "kl_approx", "eval/entropy"])
         assert found is not None and found.library is TORCHRL
         assert {tag: one.column for tag, one in found.columns.items()} == {
@@ -64,13 +64,13 @@ class TestRecognising:
         }
 
     @pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.definition)
-    def test_every_column_that_is_named_is_declared(self, library):
+    def test_every_mapped_column_is_declared(self, library):
         columns = {tag.column for tag in library.tags} | {setting.column for setting in library.settings}
         assert columns <= set(column_names("ppo_updates"))
 
 
 class TestUpdates:
-    def test_what_is_logged_at_one_step_is_one_update_and_they_count_from_one(self):
+    def test_values_of_one_step_are_one_update_counted_from_one(self):
         result = arranged(session(*update(20, kl=0.1), *update(40, kl=0.2)))
         assert table(result, "ppo_updates", "update", "step", "approx_kl", "clip_fraction", "loss") == [
             (1, 20, 0.1, 0.25, 1.0),
@@ -78,31 +78,31 @@ class TestUpdates:
         ]
         assert (result.typed, result.kept) == ({KL: 2, CLIP: 2, LOSS: 2}, {})
 
-    def test_a_sign_is_turned_where_the_library_logs_a_loss(self):
+    def test_the_sign_of_a_logged_loss_is_turned(self):
         result = arranged(session(*update(20), ("train/entropy_loss", 20, -0.6)))
         assert table(result, "ppo_updates", "entropy") == [(0.6,)]
 
-    def test_numbers_that_are_none_stay_and_are_named(self):
+    def test_nan_and_infinities_are_stored_and_named(self):
         result = arranged(session((KL, 1, math.nan), (CLIP, 1, 0.0), (LOSS, 1, -math.inf)))
         [(kl, loss, names)] = table(result, "ppo_updates", "approx_kl", "loss", "nonfinite_fields")
         assert math.isnan(kl) and loss == -math.inf
         assert names == [KL, LOSS]
 
-    def test_a_value_that_comes_again_counts_and_the_one_before_is_a_scalar(self):
+    def test_a_repeated_value_replaces_the_earlier_one_which_is_a_scalar(self):
         result = arranged(session(*update(20, kl=0.1), (KL, 20, 0.3)))
         assert table(result, "ppo_updates", "approx_kl") == [(0.3,)]
         assert table(result, "scalars", "name", "step", "value", "line") == [(KL, 20, 0.1, 1)]
         assert (result.repeated, result.typed[KL], result.kept[KL]) == (1, 1, 1)
 
-    def test_a_learning_rate_alone_is_no_update(self):
+    def test_a_learning_rate_alone_is_not_an_update(self):
         result = arranged(session(("train/learning_rate", 5, 1e-3), *update(20)))
         assert table(result, "ppo_updates", "step", "learning_rate") == [(20, None)]
         assert table(result, "scalars", "name", "step") == [("train/learning_rate", 5)]
 
     def test_the_length_of_the_training_gives_the_progress(self):
         values = [(tag, 50, 0.5) for tag in ("losses/old_approx_kl", "losses/clipfrac", "losses/approx_kl")]
-        told = {"total_timesteps": 200, "clip_coef": 0.1, "target_kl": None, "update_epochs": 4}
-        result = arranged(session(*values), hyperparameters=told)
+        hyperparameters = {"total_timesteps": 200, "clip_coef": 0.1, "target_kl": None, "update_epochs": 4}
+        result = arranged(session(*values), hyperparameters=hyperparameters)
         assert table(result, "ppo_updates", "progress", "clip_range", "target_kl", "epochs_planned") == [
             (0.25, 0.1, None, 4)
         ]
@@ -111,7 +111,7 @@ class TestUpdates:
 
 
 class TestAttempts:
-    def test_another_file_from_an_earlier_step_takes_the_place_of_what_came_after_it(self):
+    def test_another_file_from_an_earlier_step_supersedes_later_updates(self):
         first = session(*update(20), *update(40), *update(60))
         again = session(*update(40), *update(60), *update(80))
         result = arranged(first, again)
@@ -126,7 +126,7 @@ class TestAttempts:
         assert [(one.attempt, one.from_update, one.updates) for one in result.attempts] == [(1, 1, 3), (2, 2, 3)]
         assert result.superseded == 2
 
-    def test_another_file_from_a_later_step_goes_on(self):
+    def test_another_file_from_a_later_step_continues(self):
         result = arranged(session(*update(20), *update(40)), session(*update(60)))
         assert table(result, "ppo_updates", "attempt", "update") == [(1, 1), (1, 2), (2, 3)]
         assert result.superseded == 0
@@ -136,7 +136,7 @@ class TestAttempts:
         assert table(result, "ppo_updates", "attempt", "update") == [(1, 1), (1, 2), (2, 1)]
         assert table(result, "scalars", "attempt", "update") == [(2, 1)], "the rollout of the second beginning"
 
-    def test_a_file_without_an_update_is_no_attempt(self):
+    def test_a_file_without_an_update_is_not_an_attempt(self):
         result = arranged(session(("eval/mean_reward", 5, 1.0)), session(*update(20)), session(("late", 30, 1.0)))
         assert [(one.attempt, one.updates) for one in result.attempts] == [(1, 1)]
         assert table(result, "scalars", "name", "attempt", "update") == [("eval/mean_reward", 1, 1), ("late", 1, 2)]
@@ -156,7 +156,7 @@ class TestScalars:
         # Rollout k ends at 20 k, and update k learns from it; the last update is never logged.
         assert table(result, "scalars", "step", "update") == [(20, 1), (40, 2), (60, 3), (80, 3)]
 
-    def test_of_a_trainer_that_is_not_known_everything_is_a_scalar(self):
+    def test_every_value_of_an_unknown_trainer_is_a_scalar(self):
         result = arranged(session(("a", 10, 1.0), ("b", 10, 2.0), ("a", 20, 3.0)))
         assert table(result, "scalars", "name", "step", "update", "value") == [
             ("a", 10, 1, 1.0),
@@ -165,7 +165,7 @@ class TestScalars:
         ]
         assert "ppo_updates" not in result.columns
 
-    def test_nothing_makes_nothing(self):
+    def test_an_empty_session_has_no_rows(self):
         result = arranged(session())
         assert (result.columns, result.attempts) == ({}, [])
 
@@ -177,7 +177,7 @@ class TestEpisodes:
         marks = [(tag, 100, 0.5) for tag in ("losses/old_approx_kl", "losses/clipfrac")]
         return arranged(session(*values, *marks))
 
-    def test_two_that_end_at_one_step_keep_their_own_lengths(self):
+    def test_two_episodes_of_one_step_keep_their_lengths(self):
         result = self.arranged((self.RETURN, 8, 1.5), (self.LENGTH, 8, 5), (self.RETURN, 8, 2.5), (self.LENGTH, 8, 7))
         assert table(result, "episodes", "episode", "update", "step", "episode_return", "episode_length") == [
             (1, 1, 8, 1.5, 5),
@@ -191,13 +191,13 @@ class TestEpisodes:
         kept = [(name, step) for name, step in table(result, "scalars", "name", "step") if name == self.LENGTH]
         assert kept == [(self.LENGTH, 9), (self.LENGTH, 8)]
 
-    def test_after_the_last_update_it_belongs_to_the_next(self):
+    def test_an_episode_after_the_last_update_belongs_to_the_next(self):
         marks = [(tag, 100, 0.5) for tag in ("losses/old_approx_kl", "losses/clipfrac")]
         result = arranged(session(*marks, (self.RETURN, 120, 1.0)))
         assert table(result, "episodes", "update") == [(2,)]
 
 
-def test_times_come_from_the_wall_clock_and_begin_with_the_file():
+def test_elapsed_time_begins_with_the_file():
     result = arranged(session(*update(20), started=-3.0))
     assert table(result, "ppo_updates", "time", "elapsed_s") == [(utc_time(3.0), 6.0)]
     assert utc_time(1e300) is None and utc_time(math.nan) is None and utc_time(None) is None

@@ -55,7 +55,7 @@ class TestRuns:
             esper("import", "tensorboard", source, "--to", to)
         assert names(to) == ["PPO_1"]
 
-    def test_what_add_hparams_and_add_scalars_write_beside_belongs_to_the_run(self, logs, to):
+    def test_folders_of_add_hparams_and_add_scalars_belong_to_the_run(self, logs, to):
         writer = SummaryWriter(str(logs / "run"))
         for tag in UPDATE:
             writer.add_scalar(tag, 0.5, 20)
@@ -63,7 +63,7 @@ class TestRuns:
         writer.add_scalars("eval/loss", {"left": 1.0, "right": 2.0}, 30)
         writer.add_text("note", "hello")
         writer.close()
-        assert len([*logs.rglob("*tfevents*")]) == 4, "torch writes them into folders of their own"
+        assert len([*logs.rglob("*tfevents*")]) == 4, "torch writes them into separate folders"
         esper("import", "tensorboard", logs, "--to", to, "--strict")
         assert names(to) == ["run"]
         assert scalar_names(to) == {"hparam/reward", "eval/loss/left", "eval/loss/right"}
@@ -78,7 +78,7 @@ class TestRuns:
         esper("import", "tensorboard", logs, "--to", to)
         assert names(to) == ["PPO_1", "logs"]
 
-    def test_a_training_taken_up_again_is_one_run_of_two_attempts(self, logs, to):
+    def test_a_resumed_training_is_one_run_of_two_attempts(self, logs, to):
         write_log(logs / "PPO_1", updates(20, 40, 60, value=0.1))
         write_log(logs / "PPO_1", updates(60, 80, value=0.2), started=STARTED + 100, suffix=".again")
         err = esper("import", "tensorboard", logs, "--to", to, "--strict").stderr
@@ -93,13 +93,13 @@ class TestRuns:
         assert ea.open(to).table("ppo_updates_all").collect().height == 5
         assert rows[2]["elapsed_s"] == 3.0, "the third record of the second file"
 
-    def test_a_trainer_that_is_not_known_is_told_and_its_values_are_kept(self, logs, to):
+    def test_an_unknown_trainer_is_reported_and_its_values_are_kept(self, logs, to):
         write_log(logs / "DQN_1", [("train/loss", 10, 0.5), ("rollout/exploration_rate", 10, 0.9)])
         err = esper("import", "tensorboard", logs, "--to", to, "--strict").stderr
         assert "match no known trainer (Stable-Baselines3, CleanRL, rsl_rl and TorchRL)" in err
         assert scalar_names(to) == {"train/loss", "rollout/exploration_rate"}
 
-    def test_a_training_killed_before_its_first_update_is_told_as_that(self, logs, to):
+    def test_a_training_killed_before_its_first_update_is_reported_as_such(self, logs, to):
         write_log(logs / "PPO_1", [("rollout/ep_rew_mean", 10, 20.5), ("time/fps", 10, 900.0)])
         err = esper("import", "tensorboard", logs, "--to", to, "--strict").stderr
         assert "no update was logged yet, only rollout/* and time/*" in err
@@ -139,7 +139,7 @@ class TestOnce:
 
 
 class TestDamage:
-    def test_it_is_told_kept_with_the_run_and_an_error_where_strict(self, logs, to):
+    def test_damage_is_reported_kept_with_the_run_and_an_error_if_strict(self, logs, to):
         path = write_log(logs / "PPO_1", updates(20, 40))
         data = bytearray(path.read_bytes())
         data[-10] ^= 0xFF  # in what the last record holds
@@ -152,7 +152,7 @@ class TestDamage:
         assert report is not None and "damaged" in report["damage"]
         assert "--strict" in esper("import", "tensorboard", logs, "--to", to, "--strict", code=3).stderr
 
-    def test_one_file_that_holds_nothing_does_not_keep_others_out(self, logs, to):
+    def test_an_empty_file_does_not_keep_others_out(self, logs, to):
         write_log(logs / "PPO_1", updates(20))
         write_log(logs / "PPO_2", [])
         (logs / "other").mkdir()
@@ -173,7 +173,7 @@ class TestDamage:
 
 
 class TestMistakes:
-    def test_a_source_that_is_not_there_or_holds_no_event_file(self, logs, to):
+    def test_a_missing_source_or_one_without_event_files_is_an_error(self, logs, to):
         assert "There is no file or folder" in esper("import", "tensorboard", logs, "--to", to, code=2).stderr
         logs.mkdir()
         message = "There is no file whose name contains tfevents"
@@ -193,7 +193,7 @@ class TestMistakes:
         to.write_text("a file\n")
         assert "cannot be written to" in esper("import", "tensorboard", logs, "--to", to, code=2).stderr
 
-    def test_without_the_package_one_sentence_says_what_to_install(self, logs, to, monkeypatch):
+    def test_without_the_package_one_message_says_what_to_install(self, logs, to, monkeypatch):
         write_log(logs / "PPO_1", updates(20))
         monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
         result = esper("import", "tensorboard", logs, "--to", to, code=2)
@@ -201,7 +201,7 @@ class TestMistakes:
         assert "pip install 'esper-analytics[tensorboard]'" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
-def test_a_replay_and_a_comparison_of_runs_say_that_their_figures_are_not_one_thing(logs, to, tmp_path):
+def test_a_replay_and_a_comparison_warn_of_different_definitions(logs, to, tmp_path):
     cleanrl = [(tag, 20, 0.5) for tag in ("losses/old_approx_kl", "losses/clipfrac", "losses/approx_kl")]
     write_log(logs / "PPO_1", updates(20))
     write_log(logs / "PPO_2", updates(20), started=STARTED + 1)

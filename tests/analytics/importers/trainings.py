@@ -2,9 +2,9 @@
 
     python tests/analytics/importers/trainings.py cleanrl FOLDER
 
-Run as a process of its own: rsl_rl switches off torch's argument checks for the whole process, and both it and TorchRL
+Run in a separate process: rsl_rl switches off torch's argument checks for the whole process, and both it and TorchRL
 warn when they are imported. What CleanRL does is written out here, since CleanRL is a script to copy and no package.
-What each logs is printed as JSON, value by value, so that a test can hold an import against it.
+What each logs is printed as JSON, value by value, so that a test can compare an import with it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # rsl_rl keeps the state of git repositories where there is git
+os.environ.setdefault("GIT_PYTHON_REFRESH", "silent")  # rsl_rl keeps the state of git repositories where there is git
 
 import numpy as np
 import torch
@@ -26,8 +26,8 @@ from torch.distributions import Categorical
 UPDATES = 3
 
 
-class _Heard:
-    """A writer's `add_scalar`, and everything that was given to it."""
+class _Recorder:
+    """A writer's `add_scalar` that keeps everything it is called with."""
 
     def __init__(self, writer: Any) -> None:
         self.said: list[tuple[str, float, int]] = []
@@ -67,7 +67,7 @@ def cleanrl(folder: Path) -> list[tuple[str, float, int]]:
     }
     torch.manual_seed(1)
     writer = SummaryWriter(str(folder / "CartPole-v1__ppo__1__1700000000"))
-    heard = _Heard(writer)
+    heard = _Recorder(writer)
     table = "\n".join(f"|{key}|{value}|" for key, value in settings.items())
     writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
 
@@ -155,7 +155,7 @@ def cleanrl(folder: Path) -> list[tuple[str, float, int]]:
 
 
 def rsl_rl(folder: Path) -> list[tuple[str, float, int]]:
-    """rsl_rl's own runner on a small environment; then a second runner goes on from its checkpoint, in one folder."""
+    """rsl_rl's own runner on a small environment; then a second runner continues from its checkpoint, in one folder."""
     from rsl_rl.env import VecEnv
     from rsl_rl.runners import OnPolicyRunner
     from tensordict import TensorDict
@@ -206,7 +206,7 @@ def rsl_rl(folder: Path) -> list[tuple[str, float, int]]:
 
     def heard_writer(*args: Any, **options: Any) -> Any:
         writer = writer_class(*args, **options)
-        heard = _Heard(writer)
+        heard = _Recorder(writer)
         heard.said = said
         return writer
 
@@ -223,7 +223,7 @@ def rsl_rl(folder: Path) -> list[tuple[str, float, int]]:
 
 
 def torchrl(folder: Path) -> list[tuple[str, float, int]]:
-    """TorchRL's ClipPPOLoss and GAE in a loop of one's own, logged as its PPO script logs, with every loss key."""
+    """TorchRL's ClipPPOLoss and GAE in a user's loop, logged as its PPO script logs, with every loss key."""
     from tensordict import TensorDict
     from tensordict.nn import TensorDictModule
     from torchrl.modules import ProbabilisticActor, ValueOperator
@@ -239,7 +239,7 @@ def torchrl(folder: Path) -> list[tuple[str, float, int]]:
     advantage = GAE(gamma=0.99, lmbda=0.95, value_network=critic)
     optimizer = torch.optim.Adam(loss_module.parameters(), lr=3e-3)
     logger = TensorboardLogger("PPO_walk", str(folder))
-    heard = _Heard(logger.experiment)
+    heard = _Recorder(logger.experiment)
     logger.log_hparams({"clip_epsilon": 0.2, "env": "walk"})
     frames = 0
     for _update in range(UPDATES):

@@ -40,7 +40,7 @@ class TestTaking:
         assert TrainingConfig(slots=["late", "early", "late"]).slots == ("early", "late")
         assert TrainingConfig(slots=("r0c10", "r0c2")).slots == ("r0c2", "r0c10")
 
-    def test_a_whole_number_is_a_number_and_a_chunk_that_is_not_given_is_an_episode(self) -> None:
+    def test_an_integer_is_a_number_and_the_default_chunk_is_an_episode(self) -> None:
         config = TrainingConfig(lr=1, max_epochs=7)
         assert (config.lr, config.chunk_length) == (1.0, 7)
 
@@ -49,10 +49,10 @@ class TestTaking:
         with pytest.raises(ValueError, match="frozen"):
             config.lr = 1.0
 
-    def test_every_field_says_what_it_is(self) -> None:
+    def test_every_field_has_a_description(self) -> None:
         assert [name for name, field in TrainingConfig.model_fields.items() if not field.description] == []
 
-    def test_a_file_is_read_and_what_is_wrong_with_it_is_said_with_its_name(self, tmp_path: Path) -> None:
+    def test_a_file_is_read_and_an_error_names_it(self, tmp_path: Path) -> None:
         path = tmp_path / "config.json"
         path.write_text('{"n_envs": 8}')
         assert TrainingConfig.load(path).n_envs == 8
@@ -90,17 +90,17 @@ class TestRefusing:
             ({"plateau_threshold": 2.0}, "a change would be both a plateau and an improvement"),
         ],
     )
-    def test_it_says_which_field_and_why(self, values: dict[str, Any], why: str) -> None:
+    def test_an_error_names_the_field_and_the_reason(self, values: dict[str, Any], why: str) -> None:
         with pytest.raises(ConfigError) as refused:
             TrainingConfig(**values)
         assert why in str(refused.value)
         assert "pydantic" not in str(refused.value)
 
-    def test_at_the_edges_it_takes_what_is_in(self) -> None:
+    def test_limits_are_inclusive_where_documented(self) -> None:
         config = TrainingConfig(gamma=1.0, clip_ratio=1.0, entropy_coef=0.0, n_envs=1, entropy_anneal_episodes=0)
         assert config.gamma == 1.0
 
-    def test_everything_that_is_wrong_is_said_at_once(self) -> None:
+    def test_all_errors_are_reported_at_once(self) -> None:
         with pytest.raises(ConfigError) as refused:
             TrainingConfig(lr=-1, n_envs=0)
         assert len(str(refused.value).splitlines()) == 2
@@ -142,7 +142,7 @@ class TestTraining:
         assert torch.get_num_threads() == threads
         assert ea.open(tmp_path).table("ppo_updates").collect()["n"].to_list() == [16]
 
-    def test_another_function_is_given_the_fields_it_takes(self) -> None:
+    def test_another_function_gets_the_fields_it_takes(self) -> None:
         def train(lr: float, *, slots: tuple[str, ...], max_seeds: int | None = 3, verbose: bool = False) -> None: ...
 
         kwargs = TrainingConfig().to_train_kwargs(train)
@@ -172,7 +172,7 @@ def test_a_configuration_that_is_a_dataclass_is_kept_field_by_field(tmp_path: Pa
     assert read_manifest(rec.path).config == {"lr": 1e-3, "betas": [0.9, 0.999]}
 
 
-def test_without_pydantic_the_sentence_says_what_to_install() -> None:
+def test_without_pydantic_the_message_says_what_to_install() -> None:
     code = """
 import sys
 sys.modules["pydantic"] = None

@@ -54,12 +54,12 @@ def test_the_replay_finds_the_incident_and_its_recovery(runs: Path) -> None:
     assert -0.55 < incident["peak_value"] < -0.5
 
 
-def test_the_report_says_it_and_is_silent_where_returns_hold(runs: Path, tmp_path: Path) -> None:
+def test_the_report_names_the_degradation_and_nothing_for_a_run_without_it(runs: Path, tmp_path: Path) -> None:
     said = {"falling": f"1 incident; the first was {RULE} (warning) at update 14", "holding": "Nothing fired"}
-    for name, sentence in said.items():
+    for name, text in said.items():
         report = tmp_path / f"{name}.md"
         esper("report", runs, "--run", run_id(runs, name), "-o", report)
-        assert sentence in report.read_text()
+        assert text in report.read_text()
 
 
 ACCURACY_RULE = """
@@ -74,7 +74,7 @@ evidence = "A tenth below the average so far."
 """
 
 
-def test_an_accuracy_that_an_emitter_told_fires_live_as_in_the_replay(tmp_path: Path) -> None:
+def test_an_emitted_accuracy_fires_live_as_in_the_replay(tmp_path: Path) -> None:
     rules = tmp_path / "rules.toml"
     rules.write_text(ACCURACY_RULE)
     with Recorder(tmp_path / "runs", rules=rules) as rec:

@@ -41,25 +41,25 @@ def recorded(all_events: list[Any], root: Path) -> ea.Runs:
 
 
 def rows(runs: ea.Runs, table: str) -> list[str]:
-    """The rows of a table but for whose they are, sorted; texts of raw events as the JSON they are."""
+    """The rows of a table without their identity, sorted; texts of raw events as JSON values."""
     frame = runs.table(table).collect()
     frame = frame.drop([name for name in frame.columns if name in IDENTITY])
-    told = []
+    texts = []
     for row in frame.iter_rows(named=True):
         if table == "raw_events":
             row["text"] = json.loads(row["text"])
-        told.append(repr(row))
-    return sorted(told)
+        texts.append(repr(row))
+    return sorted(texts)
 
 
 class TestAgainstTheImport:
     @pytest.mark.parametrize("path", [*ALL_KINDS, *EXCERPTS], ids=lambda path: path.name)
-    def test_the_tables_are_those_that_an_import_makes_of_the_same_events(self, path: Path, tmp_path: Path) -> None:
+    def test_the_tables_equal_those_of_an_import_of_the_same_events(self, path: Path, tmp_path: Path) -> None:
         self.compare(path, tmp_path)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.name)
-    def test_so_they_are_of_a_whole_run(self, path: Path, tmp_path: Path) -> None:
+    def test_the_tables_of_a_whole_run_equal_those_of_an_import(self, path: Path, tmp_path: Path) -> None:
         self.compare(path, tmp_path)
 
     def compare(self, path: Path, tmp_path: Path) -> None:
@@ -74,8 +74,8 @@ class TestAgainstTheImport:
             one, other = rows(ours, table), rows(theirs, table)
             assert one == other, table
         assert ours.table("gaps").collect().is_empty()
-        told = ("trainer", "definition", "config", "total_updates", "rules_profile")
-        frames = [runs.table("runs").select(told).collect() for runs in (ours, theirs)]
+        columns = ("trainer", "definition", "config", "total_updates", "rules_profile")
+        frames = [runs.table("runs").select(columns).collect() for runs in (ours, theirs)]
         assert frames[0].equals(frames[1])
         texts = [runs.rules_text(runs.ids[0]) for runs in (ours, theirs)]
         assert texts[0] == texts[1]
@@ -144,30 +144,30 @@ class TestEventsInMemory:
     @pytest.mark.parametrize("path", ALL_KINDS, ids=lambda path: path.name)
     def test_objects_of_every_kind_of_event_give_the_rows_of_their_lines(self, path: Path, tmp_path: Path) -> None:
         class Data:
-            def __init__(self, told: dict[str, Any]) -> None:
-                self._told = told
+            def __init__(self, data: dict[str, Any]) -> None:
+                self._data = data
 
             def to_dict(self) -> dict[str, Any]:
-                return self._told
+                return self._data
 
         all_events = events(path)
-        kinds: Any = Enum("kinds", sorted({told["event_type"] for told in all_events}))  # type: ignore[misc]
+        kinds: Any = Enum("kinds", sorted({sent["event_type"] for sent in all_events}))  # type: ignore[misc]
         objects = [
             TelemetryEvent(
-                **told
+                **sent
                 | {
-                    "event_type": kinds[told["event_type"]],
-                    "timestamp": datetime.fromisoformat(told["timestamp"]),
-                    "data": Data(told["data"]),
+                    "event_type": kinds[sent["event_type"]],
+                    "timestamp": datetime.fromisoformat(sent["timestamp"]),
+                    "data": Data(sent["data"]),
                 }
             )
-            for told in all_events
+            for sent in all_events
         ]
         one, other = recorded(objects, tmp_path / "objects"), recorded(all_events, tmp_path / "lines")
         for table in TABLES:
             assert rows(one, table) == rows(other, table), table
 
-    def test_what_a_trainer_changes_after_it_sent_an_event_does_not_change_the_event(self, tmp_path: Path) -> None:
+    def test_an_event_is_copied_when_it_is_sent(self, tmp_path: Path) -> None:
         data = {"env_id": 1, "inner_epoch": 1, "val_loss": 1.0}
         backend = HubBackend(tmp_path)
         backend.emit(event("EPOCH_COMPLETED", 1, data))
@@ -175,7 +175,7 @@ class TestEventsInMemory:
         backend.close()
         assert ea.open(tmp_path).table("epochs").collect()["val_loss"].to_list() == [1.0]
 
-    def test_values_become_what_json_would_give_back(self) -> None:
+    def test_values_become_those_of_a_round_trip_through_json(self) -> None:
         values = [True, 1, 1.5, "a", None, np.int64(2), np.float64(0.1), np.bool_(True), np.array([1.0, 2.0]), (1, 2)]
         assert [plain(value) for value in values] == [
             *(True, 1, 1.5, "a", None, 2, 0.1, True),
@@ -190,7 +190,7 @@ class TestEventsInMemory:
         }
         assert plain(Path("a/b")) == "a/b"
 
-    def test_what_names_no_type_is_no_event(self) -> None:
+    def test_an_object_without_an_event_type_is_rejected(self) -> None:
         for value in (None, 5, "text", {}, {"event_type": None}, {"event_type": 5}, object(), TelemetryEvent(None, {})):
             assert plain_event(value) is None
 
@@ -204,7 +204,7 @@ class Hostile:
 
 
 class TestTheTrainerIsTheHost:
-    def test_what_cannot_be_read_never_raises_and_is_counted_and_told(
+    def test_an_unreadable_event_never_raises_and_is_counted_and_logged(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         deep: list[Any] = []
@@ -226,7 +226,7 @@ class TestTheTrainerIsTheHost:
         assert [record.message for record in caplog.records if "no data today" in record.message] != []
         assert any(record.exc_info for record in caplog.records)
 
-    def test_a_folder_that_cannot_be_made_is_told_once_and_the_events_counted(
+    def test_a_folder_that_cannot_be_made_is_logged_once_and_the_events_counted(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         (tmp_path / "file").touch()
@@ -294,7 +294,7 @@ class TestTheTrainerIsTheHost:
             stored + sum(last - first + 1 for first, last in lost.select("first_update", "last_update").rows()) == sent
         )
 
-    def test_events_from_several_threads_all_arrive_each_with_a_line_of_its_own(self, tmp_path: Path) -> None:
+    def test_events_of_several_threads_all_arrive_each_with_its_line(self, tmp_path: Path) -> None:
         backend = HubBackend(tmp_path)
         backend.emit(STARTED)
 
@@ -340,21 +340,21 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 class TestRuns:
-    def test_what_was_sent_a_while_before_a_kill_is_there_without_another_event(self, tmp_path: Path) -> None:
+    def test_events_sent_a_second_before_a_kill_are_recorded(self, tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], timeout=60, check=False)
         assert done.returncode == -9
         runs = ea.open(tmp_path)
         assert runs.list()["ended"].to_list() == ["killed"]
         assert runs.table("epochs").collect().height == 3
 
-    def test_an_exception_that_ends_the_process_is_told_though_nobody_closed_the_hub(self, tmp_path: Path) -> None:
+    def test_an_exception_that_ends_the_process_is_recorded_without_a_close(self, tmp_path: Path) -> None:
         code = KILLED[: KILLED.index("for n in")] + "raise ValueError('diverged')"
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60, check=False, capture_output=True)
         assert done.returncode == 1
         [run] = ea.open(tmp_path).table("runs").collect().to_dicts()
         assert (run["ended"], run["error"]) == ("raised", "ValueError: diverged")
 
-    def test_it_is_live_while_it_is_recorded_and_its_rows_are_there_after_a_flush(self, tmp_path: Path) -> None:
+    def test_a_run_is_live_while_it_is_recorded_and_has_its_rows_after_a_flush(self, tmp_path: Path) -> None:
         backend = HubBackend(tmp_path)
         backend.emit(STARTED)
         assert backend.flush()
@@ -373,12 +373,12 @@ class TestRuns:
         assert counts == [("esper", 1), ("esper-2", 1), ("esper-B", 2)]
 
     @pytest.mark.parametrize("last", ["TRAINING_COMPLETED", "BATCH_EPOCH_COMPLETED"])
-    def test_a_training_that_says_it_is_complete_is_finished(self, last: str, tmp_path: Path) -> None:
+    def test_a_completed_training_is_finished(self, last: str, tmp_path: Path) -> None:
         done = event(last, 2, {"batch_idx": 2, "episodes_completed": 8, "total_episodes": 8})
         runs = recorded([STARTED, done], tmp_path)
         assert runs.list()["ended"].to_list() == ["finished"]
 
-    def test_a_training_that_ended_early_says_why(self, tmp_path: Path) -> None:
+    def test_a_training_that_ended_early_has_the_reason(self, tmp_path: Path) -> None:
         backend = HubBackend(tmp_path)
         backend.emit(STARTED)
         with pytest.raises(ZeroDivisionError):
@@ -395,7 +395,7 @@ class TestRuns:
             "the hub was closed before the training said that it was complete",
         ]
 
-    def test_a_late_word_about_an_earlier_batch_is_put_there(self, tmp_path: Path) -> None:
+    def test_a_late_event_of_an_earlier_batch_belongs_to_that_batch(self, tmp_path: Path) -> None:
         sent = [
             STARTED,
             event("BATCH_EPOCH_COMPLETED", 1, {"batch_idx": 1}),

@@ -15,7 +15,7 @@ from esper_recorder import Recorder
 from esper_recorder.contract.tables import TABLES, column_names
 from esper_recorder.esper import EnvironmentEmitter, RewardComponents, reward_components
 
-# The fields of Esper's RewardComponentsTelemetry at the first review, what the second had besides, and what came later.
+# The fields of Esper's RewardComponentsTelemetry at the first review, what the second added, and what came later.
 FIRST = (
     *("base_acc_delta", "seed_contribution", "bounded_attribution", "progress_since_germination", "ratio_penalty"),
     *("attribution_discount", "compute_rent", "blending_warning", "probation_warning", "stage_bonus", "pbrs_bonus"),
@@ -34,18 +34,18 @@ LATER = (
 )
 
 
-def test_it_is_in_sync_with_the_table_by_being_its_row() -> None:
+def test_reward_components_are_the_row_of_the_table() -> None:
     assert RewardComponents is TABLES["rewards"]
     assert {f.name for f in dataclasses.fields(RewardComponents)} == set(column_names("rewards"))
 
 
 @pytest.mark.parametrize("names", [FIRST, SECOND, LATER], ids=["first", "second", "later"])
-def test_each_component_has_a_field_of_its_own(names: tuple[str, ...]) -> None:
+def test_each_component_has_a_field(names: tuple[str, ...]) -> None:
     row = reward_components({name: place for place, name in enumerate(names)})
     assert sorted(value for value in dataclasses.asdict(row).values() if value is not None) == [*range(len(names))]
 
 
-def test_the_trainers_own_object_is_taken_as_it_is() -> None:
+def test_the_trainers_own_object_is_accepted() -> None:
     @dataclasses.dataclass(slots=True)
     class Telemetry:
         total_reward: float
@@ -58,12 +58,12 @@ def test_the_trainers_own_object_is_taken_as_it_is() -> None:
         reward_components(5)
 
 
-def test_what_is_not_told_is_none_and_zero_is_zero() -> None:
+def test_a_missing_component_is_none_and_zero_is_zero() -> None:
     row = reward_components({"total_reward": 0.0, "synergy_bonus": None}, env=1, step=2)
     assert (row.total_reward, row.synergy_bonus, row.alpha_shock, row.env) == (0.0, None, None, 1)
 
 
-def test_it_is_frozen_and_takes_no_other_attribute() -> None:
+def test_reward_components_are_frozen_and_have_no_other_attribute() -> None:
     row: Any = RewardComponents(total_reward=1.0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         row.total_reward = 2.0
@@ -73,19 +73,19 @@ def test_it_is_frozen_and_takes_no_other_attribute() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "why"),
+    ("components", "why"),
     [
         ({"compute_rnt": 1.0}, "no component 'compute_rnt'. Did you mean compute_rent?"),
         ({"probation_warning": 1.0, "holding_warning": 2.0}, "holding_warning has two values"),
         ({"qqq": 1.0}, "no component 'qqq'. The components are: run_id, "),
     ],
 )
-def test_a_component_that_is_none_is_refused(told: dict[str, Any], why: str) -> None:
+def test_an_unknown_or_repeated_component_is_refused(components: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why.replace("?", r"\?")):
-        reward_components(told)
+        reward_components(components)
 
 
-def test_whether_they_add_up_is_a_named_question(tmp_path: Path) -> None:
+def test_a_named_query_checks_that_components_add_up(tmp_path: Path) -> None:
     with Recorder(tmp_path, rules=None) as rec:
         emitter = EnvironmentEmitter(rec).of(env=0)
         emitter.rewarded(1, {"total_reward": 0.25, "bounded_attribution": 0.5, "compute_rent": -0.25})

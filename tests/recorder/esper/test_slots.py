@@ -16,7 +16,7 @@ def test_the_order_does_not_depend_on_the_order_they_are_named_in() -> None:
         assert ordered_slots(order) == slots
 
 
-def test_each_counts_once_and_none_is_fine() -> None:
+def test_each_slot_counts_once_and_no_slot_is_valid() -> None:
     assert ordered_slots(["late", "early", "late"]) == ("early", "late")
     assert ordered_slots([]) == ()
     assert ordered_slots(CANONICAL_SLOTS) == ("early", "mid", "late")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import esper_recorder.esper as surface
 
 
-def test_each_public_name_is_there_and_said_once() -> None:
+def test_each_public_name_exists_and_is_listed_once() -> None:
     assert surface.__all__ == sorted(set(surface.__all__))
     assert surface.__all__ == dir(surface)
     for name in surface.__all__:

@@ -1,4 +1,4 @@
-"""How much is collected, and how closely a model is looked at: two configurations, and no name for both."""
+"""How much is collected, and how closely a model is examined: two configurations with two names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TestCollection:
         assert TelemetryLevel.OFF < TelemetryLevel.DEBUG and TelemetryLevel is Level
 
     @pytest.mark.parametrize("level", list(Level))
-    def test_what_is_collected_is_what_the_level_stands_for(self, level: Level):
+    def test_each_level_collects_what_it_stands_for(self, level: Level):
         config = CollectionConfig(level)
         for one in dataclasses.fields(COLLECTED[level]):
             assert config.should_collect(one.name) is getattr(COLLECTED[level], one.name)
@@ -53,7 +53,7 @@ class TestCollection:
             config.level = Level.DEBUG  # type: ignore[misc]
 
     @pytest.mark.parametrize(
-        ("words", "told"),
+        ("words", "message"),
         [
             ({"level": "loud"}, "level 'loud' is not known; there are: off, minimal, normal, debug"),
             ({"escalate": "bad"}, "escalate is 'bad'"),
@@ -61,11 +61,11 @@ class TestCollection:
             ({"escalate_updates": True}, "escalate_updates is True"),
         ],
     )
-    def test_what_cannot_be_is_refused(self, words: dict[str, Any], told: str):
-        with pytest.raises(ValueError, match=told):
+    def test_an_invalid_configuration_is_refused(self, words: dict[str, Any], message: str):
+        with pytest.raises(ValueError, match=message):
             CollectionConfig(**words)
 
-    def test_the_state_of_an_escalation_is_its_own(self):
+    def test_each_escalation_has_its_own_state(self):
         config = CollectionConfig(Level.NORMAL, Severity.CRITICAL, 2)
         one, other = config.escalation(), config.escalation()
         firing = Firing(1, "ratio_explosion", "", "critical", 9.0, 5.0, None, None)
@@ -76,7 +76,7 @@ class TestCollection:
         assert other.next_level() is Level.NORMAL and config.level is Level.NORMAL
         assert config.should_collect("debug", level=levels[0]) and not config.should_collect("debug", level=levels[2])
 
-    def test_a_recorder_takes_it(self, tmp_path: Path):
+    def test_a_recorder_accepts_a_collection_config(self, tmp_path: Path):
         with Recorder(tmp_path, **CollectionConfig("debug").recorder_arguments()) as recorder:  # type: ignore[arg-type]
             assert recorder.level is Level.DEBUG
 
@@ -90,7 +90,7 @@ class TestDiagnostics:
         model[1].weight.grad = torch.zeros(1, 2)
         return model
 
-    def test_the_profiles_are_four_and_each_looks_closer(self):
+    def test_each_of_the_four_profiles_looks_closer_than_the_one_before(self):
         assert list(DIAGNOSTIC_PROFILES) == ["minimal", "standard", "diagnostic", "research"]
         lengths = [one.history_length for one in DIAGNOSTIC_PROFILES.values()]
         assert lengths == sorted(lengths)
@@ -98,7 +98,7 @@ class TestDiagnostics:
             DiagnosticConfig.profile("reserch")
         assert DiagnosticConfig.profile("minimal", history_length=7).history_length == 7
 
-    def test_norms_percentiles_and_weights_are_told(self):
+    def test_norms_percentiles_and_weights_are_reported(self):
         found = {one.layer: one for one in ModelDiagnostics(DiagnosticConfig.profile("research")).look(self.model())}
         first = found["0.weight"]
         assert first.grad_norm == pytest.approx(math.sqrt(1 + 9 + 1e8)) and first.exploding and not first.vanishing
@@ -110,22 +110,22 @@ class TestDiagnostics:
         assert not found["0.bias"].has_grad and found["0.bias"].grad_norm is None
         assert found["0.bias"].weight_norm == pytest.approx(math.sqrt(8.0))
 
-    def test_only_the_layers_asked_for_are_looked_at(self):
+    def test_only_the_configured_layers_are_examined(self):
         config = DiagnosticConfig(gradients=GradientDiagnostics(layers=("1.*",)))
         assert [one.layer for one in ModelDiagnostics(config).look(self.model())] == ["1.weight", "1.bias"]
 
-    def test_minimal_tells_weight_norms_alone(self):
+    def test_the_minimal_profile_reports_weight_norms_alone(self):
         found = ModelDiagnostics(DiagnosticConfig.profile("minimal")).look(self.model())
         assert all(one.weight_norm is not None and one.grad_norm is None for one in found) and len(found) == 4
 
-    def test_the_newest_looks_are_kept(self):
+    def test_the_newest_examinations_are_kept(self):
         diagnostics = ModelDiagnostics(DiagnosticConfig(history_length=5))
         for _ in range(7):
             diagnostics.look(self.model())
         assert len(diagnostics.history) == 5
 
     @pytest.mark.parametrize(
-        ("make", "error", "told"),
+        ("make", "error", "message"),
         [
             (lambda: DiagnosticConfig(history_length=4), ValueError, r"must lie in \[5, 100\], and 4"),
             (lambda: DiagnosticConfig(history_length=5.0), TypeError, r"history_length is 5\.0; give a whole number"),  # type: ignore[arg-type]
@@ -133,8 +133,8 @@ class TestDiagnostics:
             (lambda: GradientDiagnostics(vanishing=2.0, exploding=1.0), ValueError, "must lie below"),
         ],
     )
-    def test_what_cannot_be_is_refused(self, make: Any, error: type[Exception], told: str):
-        with pytest.raises(error, match=told):
+    def test_an_invalid_configuration_is_refused(self, make: Any, error: type[Exception], message: str):
+        with pytest.raises(error, match=message):
             make()
 
     def test_a_complex_weight_is_refused_by_name(self):
@@ -166,7 +166,7 @@ class TestQuantiles:
             bounds = gradient_quantile(counts, share)
             assert bounds is not None and bounds[0] <= low and high <= bounds[1]
 
-    def test_of_nothing_there_is_none_and_a_wrong_question_is_refused(self):
+    def test_an_empty_histogram_has_no_quantile_and_an_invalid_one_is_refused(self):
         assert gradient_quantile(self.counts(), 0.5) is None
         with pytest.raises(ValueError, match="and 50 does not"):
             gradient_quantile(self.counts(1.0), 50)

@@ -1,4 +1,4 @@
-"""Layers, stability, gradient health, drift and recurrent state, asked for by hand."""
+"""Layers, stability, gradient health, drift and recurrent state, measured by hand."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def transfers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 class TestLayerGradients:
-    def test_the_twelve_figures_are_those_of_plain_arithmetic(self):
+    def test_the_twelve_statistics_equal_plain_arithmetic(self):
         got = one(torch.tensor([0.0, 5e-7, -1e-6, 3.0, -11.0, 10.0, NAN, INF], dtype=torch.float64))
         finite = [0.0, 5e-7, -1e-6, 3.0, -11.0, 10.0]
         mean = sum(finite) / 6
@@ -98,7 +98,7 @@ class TestLayerGradients:
         assert (got.grad_norm, got.grad_min, got.grad_max, got.zero_fraction) == (5.0, -4.0, 3.0, 0.5)
 
     def test_small_and_large_are_strict_in_float32_too(self):
-        # The limits as float32 has them: the neighbours lie on either side, the limit itself on neither.
+        # The limits as float32 has them: the adjacent numbers lie on either side, the limit itself on neither.
         for limit, count in ((1e-6, "small_fraction"), (10.0, "large_fraction")):
             at = torch.tensor(limit)
             outside = torch.nextafter(at, torch.tensor(0.0 if count == "small_fraction" else INF))
@@ -110,7 +110,7 @@ class TestLayerGradients:
         grad = whole[:, ::2]
         assert one(grad) == one(grad.contiguous())
 
-    def test_of_a_sparse_gradient_duplicates_are_added_and_what_is_not_stored_is_zero(self):
+    def test_a_sparse_gradient_sums_duplicates_and_has_implied_zeros(self):
         grad = sparse([[1, 1, 3]], [[2.0], [3.0], [-1.0]], (5, 1))
         got = one(grad)
         assert got == one(torch.tensor([[0.0], [5.0], [0.0], [-1.0], [0.0]]))
@@ -129,7 +129,7 @@ class TestLayerGradients:
         [(_, statistics)] = measured.statistics()
         assert statistics.zeros == 3 and values.zero_fraction == 0.75 and statistics.max == 2.0
 
-    def test_a_complex_gradient_is_refused_with_a_sentence(self):
+    def test_a_complex_gradient_is_refused_with_a_message(self):
         with pytest.raises(TypeError, match=r"the gradient of w is torch\.complex64: complex numbers have no order"):
             one(torch.ones(2, dtype=torch.complex64))
 
@@ -140,12 +140,12 @@ class TestLayerGradients:
         some = collect_per_layer_gradients(Holder(a=None, b=torch.ones(1)))
         assert (some.state, some.without_gradient) == (GradientState.MEASURED, ("a",))
 
-    def test_a_parameter_without_elements_has_counts_and_no_figures(self):
+    def test_a_parameter_without_elements_has_counts_and_no_statistics(self):
         got = one(torch.zeros(0, 3))
         assert (got.param_count, got.nan_count) == (0, 0)
         assert got.grad_norm is got.grad_mean is got.grad_min is got.zero_fraction is None
 
-    def test_one_of_nan_alone_has_figures_that_are_nan(self):
+    def test_a_gradient_of_nan_alone_has_statistics_of_nan(self):
         got = one(torch.tensor([NAN, NAN]))
         assert all(math.isnan(x) for x in (got.grad_norm, got.grad_mean, got.grad_std, got.grad_min, got.grad_max))  # type: ignore[arg-type]
         assert (got.nan_count, got.zero_fraction) == (2, 0.0)
@@ -159,13 +159,13 @@ class TestLayerGradients:
         assert [one.layer_name for one in found.layers] == list(mixed)
         assert [one.grad_norm for one in found.layers] == [pytest.approx(math.sqrt(i + 1)) for i in range(60)]
 
-    def test_large_and_small_layers_side_by_side_are_told_apart(self):
+    def test_large_and_small_layers_are_measured_separately(self):
         grads = {"a": torch.ones(3), "b": torch.full((CPU_CHUNK + 5,), 2.0), "c": torch.full((70, 10), 20.0)}
         found = {one.layer_name: one for one in collect_per_layer_gradients(Holder(**grads)).layers}
         assert found["b"].grad_norm == pytest.approx(2.0 * math.sqrt(CPU_CHUNK + 5), rel=1e-12)
         assert [found[name].large_fraction for name in "abc"] == [0.0, 0.0, 1.0]
 
-    def test_what_is_no_model_is_a_type_error(self):
+    def test_anything_but_a_model_is_a_type_error(self):
         with pytest.raises(TypeError, match=r"model is a dict; give a torch\.nn\.Module"):
             collect_per_layer_gradients({})  # type: ignore[arg-type]
 
@@ -201,7 +201,7 @@ class TestStability:
         assert (report.max_weight, report.max_gradient) == (INF, INF)
         assert report.loss_is_finite is False and report.has_nan and report.has_inf
 
-    def test_a_healthy_model_is_one(self):
+    def test_a_finite_model_is_healthy(self):
         model = Holder(a=torch.tensor([1.0, -3.0]))
         report = check_numerical_stability(model, 0.5)
         assert not (report.has_nan or report.has_inf)
@@ -212,7 +212,7 @@ class TestStability:
             True,
         )
 
-    def test_what_is_not_there_is_none_and_not_zero(self):
+    def test_a_missing_measurement_is_none_and_not_zero(self):
         report = check_numerical_stability(Holder(a=None))
         assert report.max_gradient is None and report.loss_value is None and report.loss_is_finite is None
         assert check_numerical_stability(nn.ReLU()).max_weight is None
@@ -223,7 +223,7 @@ class TestStability:
         assert check_numerical_stability(model, torch.tensor(1.0)).nan_gradients == ("p150",)
         assert len(transfers) == 1
 
-    def test_complex_weights_are_looked_at_by_their_parts(self):
+    def test_complex_weights_are_checked_by_their_parts(self):
         model = Holder(z=torch.tensor([complex(1.0, NAN), complex(0.0, 2.0)]))
         report = check_numerical_stability(model)
         assert report.nan_gradients == ("z",) and report.max_gradient == 2.0
@@ -232,7 +232,7 @@ class TestStability:
         ("loss", "error", "words"),
         [("1", TypeError, "loss is '1'; give a tensor"), (torch.ones(2), ValueError, "loss has 2 elements")],
     )
-    def test_a_loss_that_is_none_is_refused(self, loss: Any, error: type[Exception], words: str):
+    def test_an_invalid_loss_is_refused(self, loss: Any, error: type[Exception], words: str):
         with pytest.raises(error, match=words):
             check_numerical_stability(Holder(a=None), loss)
 
@@ -279,12 +279,12 @@ class TestGradientHealth:
         half = collect_gradients(Holder(a=torch.tensor([1.0, 0.0])).parameters()).materialise()
         assert half.zero_fraction == 0.5 and not half.is_healthy
 
-    def test_what_is_not_finite_counts_as_exploding_and_has_no_norm(self):
+    def test_a_gradient_that_is_not_finite_counts_as_exploding_and_has_no_norm(self):
         got = collect_gradients(Holder(a=torch.tensor([1.0, NAN, INF]), b=torch.ones(1)).parameters()).materialise()
         assert (got.nan_count, got.inf_count, got.exploding) == (1, 1, 1) and got.score == pytest.approx(0.6)
         assert math.isnan(got.norm) and math.isnan(got.norm_ratio) and got.is_healthy is False  # type: ignore[arg-type]
 
-    def test_no_gradient_has_no_figures(self):
+    def test_without_a_gradient_there_are_no_statistics(self):
         nothing: list[list[nn.Parameter]] = [list(Holder(a=None).parameters()), []]
         for parameters in nothing:
             got = collect_gradients(parameters).materialise()
@@ -327,7 +327,7 @@ class TestGradientHealth:
         assert len(transfers) == 1
         assert got.host.tensors == int(host is not None) and got.seed.tensors == int(seed is not None)
 
-    def test_types_are_checked_where_assertions_are_off(self):
+    def test_types_are_checked_with_assertions_disabled(self):
         code = """
 import torch
 from esper_recorder.instruments import collect_gradients, collect_dual_gradients, compute_lstm_health
@@ -349,7 +349,7 @@ assert False, "assertions are on"
         assert len(done.stdout.splitlines()) == len(calls)
         assert "exploding is '5'; give a number" in done.stdout
 
-    def test_the_private_torch_function_has_a_way_round(self, monkeypatch: pytest.MonkeyPatch):
+    def test_the_private_torch_function_is_optional(self, monkeypatch: pytest.MonkeyPatch):
         model = Holder(a=torch.tensor([3.0]), b=torch.tensor([4.0, 0.0]))
         with_it = collect_gradients(model.parameters()).materialise()
         monkeypatch.delattr(torch, "_foreach_copy_")
@@ -382,10 +382,10 @@ class TestDrift:
         # (0.1 * 100 * 0.81 + 0.1 * 0.9 + 0.1) / (1 - 0.9^3)
         assert corrected.ema_norm == pytest.approx((8.1 + 0.09 + 0.1) / 0.271)
 
-    def test_a_warm_up_says_nothing_for_so_many_values(self):
+    def test_values_of_the_warm_up_have_no_drift(self):
         tracker = GradientEMATracker(warmup=2)
-        told = [tracker.update(x, 1.0).norm_drift for x in (1.0, 2.0, 3.0, 4.0)]
-        assert told[:3] == [None, None, None] and told[3] is not None
+        drifts = [tracker.update(x, 1.0).norm_drift for x in (1.0, 2.0, 3.0, 4.0)]
+        assert drifts[:3] == [None, None, None] and drifts[3] is not None
 
     def test_it_is_the_drift_that_rules_see(self):
         tracker, average = GradientEMATracker(momentum=0.7, warmup=1), Average(Drift(momentum=0.7, warmup=1))
@@ -393,7 +393,7 @@ class TestDrift:
             assert tracker.update(x, 1.0).norm_drift == average.push(x)
 
     @pytest.mark.parametrize("odd", [NAN, INF, -INF])
-    def test_what_is_not_finite_neither_enters_nor_raises(self, odd: float):
+    def test_a_value_that_is_not_finite_neither_enters_nor_raises(self, odd: float):
         with_it, without = GradientEMATracker(), GradientEMATracker()
         for tracker in (with_it, without):
             tracker.update(2.0, 1.0)
@@ -402,7 +402,7 @@ class TestDrift:
         assert with_it.update_count == 3 and without.update_count == 2
 
     @pytest.mark.parametrize("corrected", [False, True])
-    def test_a_state_goes_on_to_the_last_bit(self, corrected: bool):
+    def test_a_restored_tracker_continues_to_the_last_bit(self, corrected: bool):
         import json
 
         one = GradientEMATracker(momentum=0.95, bias_correction=corrected, warmup=3)
@@ -428,7 +428,7 @@ class TestDrift:
         assert GradientEMATracker().ema_norm is None and GradientEMATracker().ema_health is None
 
     @pytest.mark.parametrize("words", [{"momentum": 1.0}, {"momentum": NAN}, {"epsilon": 0.0}, {"warmup": -1}])
-    def test_settings_that_cannot_be_are_refused(self, words: dict[str, Any]):
+    def test_invalid_settings_are_refused(self, words: dict[str, Any]):
         with pytest.raises(ValueError, match=next(iter(words))):
             GradientEMATracker(**words)
 
@@ -456,7 +456,7 @@ class TestLSTM:
         got = compute_lstm_health((h, torch.ones(1, 100, 4)))
         assert got is not None and got.hidden.rms < 10.0 and got.exploding == ("h",)
 
-    def test_what_is_not_finite_is_counted_and_told(self):
+    def test_values_that_are_not_finite_are_counted(self):
         got = compute_lstm_health((torch.tensor([[[NAN, INF, 2.0]]]), torch.ones(1, 1, 3)))
         assert got is not None and got.has_nan and got.has_inf and not got.is_healthy
         assert (got.hidden.nan_count, got.hidden.inf_count, got.hidden.rms, got.hidden.abs_max) == (1, 1, 2.0, 2.0)
@@ -467,7 +467,7 @@ class TestLSTM:
         compute_lstm_health((torch.ones(2, 3, 4), torch.ones(2, 3, 4)))
         assert transfers == [2]
 
-    def test_no_state_is_none_and_what_is_no_state_is_an_error(self):
+    def test_no_state_is_none_and_an_invalid_state_is_an_error(self):
         assert compute_lstm_health(None) is None
         with pytest.raises(TypeError, match=r"state is \(Tensor, NoneType\); give the pair"):
             compute_lstm_health((torch.ones(1), None))  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.trains
 NAN, INF = math.nan, math.inf
 
 
-def test_what_is_not_finite_comes_first_then_the_furthest_to_either_side():
+def test_non_finite_transitions_come_first_then_the_furthest_to_either_side():
     got = diagnose_ratios(log_ratio=torch.tensor([0.5, NAN, -4.0, INF, 3.0, -INF]), actions=torch.arange(6))
     [joint] = got.ratios
     logs = [one.log_ratio for one in joint.worst]
@@ -41,7 +41,7 @@ def test_only_the_worst_are_kept_and_they_are_the_recorders():
     assert got.ratios[0].worst[0].log_ratio == pytest.approx(2.0)
 
 
-def test_the_guilty_head_is_named_though_the_joint_ratio_hides_it():
+def test_the_worst_head_is_named_though_the_joint_ratio_hides_it():
     up, down = torch.tensor([0.0, 3.0, 0.0]), torch.tensor([0.0, -3.5, 0.0])
     heads = {"op": {"log_ratio": up}, "slot": {"log_ratio": down}, "value": {"entropy": torch.ones(3)}}
     got = diagnose_ratios(log_ratio=up + down, heads=heads)
@@ -57,7 +57,7 @@ def test_a_head_that_is_not_finite_is_worse_than_one_that_moved_far():
     assert got.worst_head is not None and got.worst_head.head == "broken"
 
 
-def test_without_heads_none_is_guilty_and_a_ratio_of_one_is_no_guilt():
+def test_without_heads_and_at_a_ratio_of_one_there_is_no_worst_head():
     assert diagnose_ratios(log_ratio=torch.tensor([9.0])).worst_head is None
     assert diagnose_ratios(log_ratio=torch.zeros(1), heads={"a": {"log_ratio": torch.zeros(1)}}).worst_head is None
 
@@ -76,7 +76,7 @@ def test_masks_are_used():
     assert [one.log_ratio for one in diagnose_ratios(log_ratio=log_ratio, heads=heads).ratios[1].worst] == [9.0, 1.0]
 
 
-def test_log_probabilities_index_and_advantages_are_told_and_what_is_not_given_is_none():
+def test_log_probabilities_index_and_advantages_are_reported_and_missing_ones_are_none():
     got = diagnose_ratios(
         new_log_probs=torch.tensor([-1.0, -2.0]),
         old_log_probs=torch.tensor([-1.5, -5.0]),
@@ -98,7 +98,7 @@ def test_the_ratio_of_a_log_ratio_beyond_float64_is_infinite():
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ({}, "a minibatch needs log_ratio, or new_log_probs and old_log_probs"),
         ({"log_ratio": torch.ones(3), "advantages": torch.ones(2)}, "the log ratio has 3, advantages has 2"),
@@ -107,8 +107,8 @@ def test_the_ratio_of_a_log_ratio_beyond_float64_is_infinite():
         ({"log_ratio": torch.ones(2), "heads": {"op": {"log_ratio": torch.ones(5)}}}, "log_ratio of head 'op' has 5"),
     ],
 )
-def test_a_mistake_is_met_with_a_sentence(words: dict[str, Any], told: str):
-    with pytest.raises(ValueError, match=told):
+def test_an_invalid_call_has_a_message(words: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
         diagnose_ratios(**words)
 
 
@@ -130,7 +130,7 @@ def test_the_thresholds_are_those_of_the_profile():
     assert high is not None and low is not None and (high.number, low.number) == (ABOVE, BELOW)
 
 
-def test_it_is_there_where_a_real_training_stops_early(tmp_path: Path):
+def test_the_diagnostic_is_recorded_though_a_real_training_stops_early(tmp_path: Path):
     """Stable-Baselines3 leaves its epochs at target_kl, before the step; the minibatch that did it is on record."""
     shape: dict[str, Any] = {"n_steps": 32, "batch_size": 16, "n_epochs": 4, "policy_kwargs": {"net_arch": [8]}}
     model = PPO("MlpPolicy", TinyEnv(), seed=3, device="cpu", target_kl=1e-3, learning_rate=0.3, **shape)

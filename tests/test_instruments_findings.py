@@ -1,4 +1,4 @@
-"""docs/instruments.md has an entry per instrument and a row per finding, and names tests that exist."""
+"""tests/instruments_findings.md has a row per finding of the reviews, and names tests that exist."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 
 from tests.support import ROOT
 
-PAGE = (ROOT / "docs" / "instruments.md").read_text(encoding="utf-8")
+FINDINGS = (ROOT / "tests" / "instruments_findings.md").read_text(encoding="utf-8")
 ROWS = [
     line
-    for line in PAGE.splitlines()
+    for line in FINDINGS.splitlines()
     if line.startswith("| ") and not line.startswith(("| finding |", "| what it must do |"))
 ]
 
@@ -36,7 +36,7 @@ INSTRUMENTS = (
     "Trends",
     "Backend of Esper's hub",
 )
-"""Those of the reviews, and the way an Esper trainer uses them as it is."""
+"""The instruments of the reviews, and the backend that connects an unchanged Esper trainer."""
 
 FIRST_REVIEW = (
     "S-01",
@@ -61,7 +61,7 @@ SECOND_REVIEW = {
 }
 """Module -> severity -> how many findings."""
 
-OF_ALL_MODULES = (
+ALL_MODULES = (
     "compliance with the payloads' contract",
     "gaps of the tests",
     "private functions of torch",
@@ -74,20 +74,20 @@ OF_ALL_MODULES = (
 
 
 @cache
-def found_in(path: str) -> frozenset[str]:
+def names_of_tests(path: str) -> frozenset[str]:
     """The tests of a file, as pytest names them: `test_a`, `TestB::test_c`."""
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    found = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    tests = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
-            found |= {f"{node.name}::{one.name}" for one in node.body if isinstance(one, ast.FunctionDef)}
-    return frozenset(found)
+            tests |= {f"{node.name}::{member.name}" for member in node.body if isinstance(member, ast.FunctionDef)}
+    return frozenset(tests)
 
 
 @pytest.mark.parametrize("name", INSTRUMENTS)
-def test_every_instrument_has_an_entry_with_rows(name: str):
-    _, entry, rest = PAGE.partition(f"\n## {name}\n")
-    assert entry and "::test_" in rest.partition("\n## ")[0]
+def test_every_instrument_has_rows(name: str):
+    _, heading, rest = FINDINGS.partition(f"\n## {name}\n")
+    assert heading and "::test_" in rest.partition("\n## ")[0]
 
 
 @pytest.mark.parametrize("finding", FIRST_REVIEW)
@@ -97,11 +97,12 @@ def test_every_finding_of_the_first_review_has_a_row(finding: str):
 
 @pytest.mark.parametrize("module", SECOND_REVIEW)
 def test_every_finding_of_the_second_review_has_a_row(module: str):
-    found = [match[1] for row in ROWS if (match := re.match(rf"\| (P\d) {module}: ", row))]
-    assert {severity: found.count(severity) for severity in sorted(set(found))} == SECOND_REVIEW[module]
+    severities = [match[1] for row in ROWS if (match := re.match(rf"\| (P\d) {module}: ", row))]
+    counts = {severity: severities.count(severity) for severity in sorted(set(severities))}
+    assert counts == SECOND_REVIEW[module]
 
 
-@pytest.mark.parametrize("finding", OF_ALL_MODULES)
+@pytest.mark.parametrize("finding", ALL_MODULES)
 def test_every_risk_of_all_modules_has_a_row(finding: str):
     assert [row for row in ROWS if row.startswith(f"| cross-cutting: {finding} |")]
 
@@ -112,9 +113,9 @@ def test_every_row_names_a_test_that_exists():
         named = re.findall(r"`(tests/[\w/]+\.py)::([\w:]+)`", row)
         assert named, f"names no test: {row}"
         for path, test in named:
-            assert test in found_in(path), f"{path} has no {test}"
+            assert test in names_of_tests(path), f"{path} has no {test}"
 
 
-def test_a_row_that_names_a_test_that_is_not_there_is_found():
-    assert "test_nothing_of_the_kind" not in found_in("tests/test_instruments_page.py")
-    assert "test_every_row_names_a_test_that_exists" in found_in("tests/test_instruments_page.py")
+def test_a_row_with_an_unknown_test_is_found():
+    assert "test_nothing_of_the_kind" not in names_of_tests("tests/test_instruments_findings.py")
+    assert "test_every_row_names_a_test_that_exists" in names_of_tests("tests/test_instruments_findings.py")
