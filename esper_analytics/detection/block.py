@@ -102,7 +102,7 @@ class Block:
     def runs_that_record(self, table: str) -> list[int]:
         """Return the numbers of the runs with a row of the table, or with a gap in it."""
         aligned = self._tables.get(table)
-        recorded = [] if aligned is None else np.unique(aligned.run).tolist()
+        recorded = [] if aligned is None else aligned.run[_begins(aligned.run)].tolist()
         return [*recorded, *(run for run, missing, _, _ in self.gaps if missing == table)]
 
     def column(self, signal: Signal) -> tuple[Floats, Flags | None]:

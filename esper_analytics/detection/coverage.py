@@ -6,7 +6,7 @@ that a run never recorded. A series counts from its first row on, a rule without
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import polars as pl
@@ -96,47 +96,44 @@ class Coverage:
             abstained = counts.abstained.setdefault(int(reason), np.zeros(len(self._runs), np.int64))
             abstained[run] += _sum_by_run(reasons == reason, begins)
 
-    def frame(self, keys: Mapping[str, int]) -> pl.DataFrame:
+    def frame(self, numbers: dict[SeriesId, int]) -> pl.DataFrame:
         """Return all counts.
 
         Args:
-            keys: a number for each key.
+            numbers: a number for each series; those that have none yet get one.
 
         Returns:
             run_id, rule, key, evaluated, reason, abstained and `series`, a number for each run, rule and key: one row
             per reason, the most frequent first, and one with an empty reason for a series that was always evaluated.
         """
         texts, offsets = self._reason_texts()
-        names = ("run", "place", "key", "evaluated", "reason", "abstained")
-        parts: list[tuple[Ints, ...]] = [(np.empty(0, np.int64),) * len(names)]
-        for (place, key), run, by_reason in self._totals():
+        parts: list[tuple[Ints, ...]] = [(np.empty(0, np.int64),) * 5]
+        for series, run, by_reason in self._totals():
             evaluated = by_reason.pop(0)
-            codes = np.array([reason + offsets[place] * (reason >= FIRST_GATE) for reason in by_reason], np.int64)
+            codes = np.array([number + offsets[series[0]] * (number >= FIRST_GATE) for number in by_reason], np.int64)
             abstained = np.array(list(by_reason.values()), np.int64)
             which, at = np.nonzero(abstained)
             always = np.flatnonzero(~abstained.any(axis=0))
             zeros = np.zeros(len(always), np.int64)
-            times, at, reason = abstained[which, at], np.append(at, always), np.append(codes[which], zeros)
-            series = (np.full(len(at), number) for number in (place, keys[key]))
-            parts.append((run[at], *series, evaluated[at], reason, np.append(times, zeros)))
-        columns = map(np.concatenate, zip(*parts, strict=True))
-        counts = pl.DataFrame(dict(zip(names, columns, strict=True)))
-        number = (pl.col("run") * len(self._rules) + pl.col("place")) * len(keys) + pl.col("key")
-        return (
-            counts.select(
-                "run",
-                "place",
-                gather_texts("run_id", counts["run"], self._runs),
-                gather_texts("rule", counts["place"], [rule.name for rule in self._rules]),
-                gather_texts("key", counts["key"], list(keys)),
-                "evaluated",
-                gather_texts("reason", counts["reason"], texts),
-                "abstained",
-                number.alias("series"),
-            )
-            .sort("run", "place", "key", "abstained", "reason", descending=[False, False, False, True, False])
-            .drop("run", "place")
-        )
+            reason, times = np.append(codes[which], zeros), np.append(abstained[which, at], zeros)
+            at = np.append(at, always)
+            number = np.full(len(at), numbers.setdefault(series, len(numbers)))
+            parts.append((run[at], number, evaluated[at], reason, times))
+        run, number, evaluated, reason, times = map(np.concatenate, zip(*parts, strict=True))
+        places = np.array([place for place, _ in numbers], np.int64)
+        columns = {
+            "run": run,
+            "place": places[number],
+            "run_id": gather_texts(run, self._runs),
+            "rule": gather_texts(places[number], [rule.name for rule in self._rules]),
+            "key": gather_texts(number, [key for _, key in numbers]),
+            "evaluated": evaluated,
+            "reason": gather_texts(reason, texts),
+            "abstained": times,
+            "series": number * len(self._runs) + run,
+        }
+        by = ("run", "place", "key", "abstained", "reason")
+        return pl.DataFrame(columns).sort(by, descending=[name == "abstained" for name in by]).drop("run", "place")
 
     def _reason_texts(self) -> tuple[list[str], list[int]]:
         """Return the texts of the codes, and for each rule how far its gates are from their codes in it."""
@@ -180,13 +177,9 @@ def tables_of(rule: Rule) -> frozenset[str]:
     return frozenset(condition.signal.table for condition in rule.conditions)
 
 
-def gather_texts(name: str, positions: pl.Series, texts: Sequence[str]) -> pl.Series:
+def gather_texts(positions: Ints, texts: Sequence[str]) -> pl.Series:
     """Return the text at each position; NULL at -1."""
-    if not texts:
-        return pl.Series(name, [None], pl.String).new_from_index(0, len(positions))
-    if (positions < 0).any():
-        positions = positions.replace(-1, None)
-    return pl.Series(name, texts, pl.String).gather(positions)
+    return pl.Series([*texts, None], dtype=pl.String).gather(np.where(positions < 0, len(texts), positions))
 
 
 def _sum_by_run(flags: Flags, begins: Ints) -> Ints:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from esper_analytics.detection.arrays import Flags, Floats, Ints, code
+from esper_analytics.detection.arrays import Floats, Ints, code
 from esper_analytics.detection.block import NO_READING, Block
 from esper_analytics.detection.coverage import Coverage, SeriesId, gather_texts
 from esper_analytics.detection.judge import (
@@ -45,6 +45,8 @@ FIRING_COLUMNS: Final = {
     "progress": pl.Float64,
 }
 
+_FURTHER_COLUMNS: Final = {"evaluation": pl.Int64, "signed_value": pl.Float64, "series": pl.Int64}
+
 _MIN_PARALLEL: Final = 20_000
 """Blocks with fewer updates are evaluated in the calling thread: starting others would take longer."""
 
@@ -72,9 +74,9 @@ class Engine:
         self._rules, self._runs = rules, runs
         self._coverage = Coverage(rules, runs)
         self._states: dict[SeriesId, dict[int, SeriesState]] = {}
-        self._keys: dict[str, int] = {"": 0}
-        self._firings = [pl.DataFrame(schema=_FIRINGS)]
-        self._inhibited = [pl.DataFrame(schema=_INHIBITED)]
+        self._numbers: dict[SeriesId, int] = {}
+        self._firings = [pl.DataFrame(schema={**FIRING_COLUMNS, **_FURTHER_COLUMNS})]
+        self._inhibited = [pl.DataFrame(schema={"series": pl.Int64, "evaluation": pl.Int64})]
         places = {rule.name: place for place, rule in enumerate(rules.rules)}
         self._inhibitors = {places[rule.name]: places[rule.inhibited_by] for rule in rules.rules if rule.inhibited_by}
 
@@ -94,102 +96,62 @@ class Engine:
             }
             results = dict(zip(tasks, each(_Task.run, tasks.values()), strict=True))
         for series, task in tasks.items():
+            self._numbers.setdefault(series, len(self._numbers))
             self._coverage.add(series, block, task.rows, task.begins, results[series].reasons)
-        self._add_firings(results, block)
+        self._add_firings({series: result for series, result in results.items() if len(result.rows)}, block)
 
     def finish(self) -> Evaluation:
         """Return what was found in all blocks."""
-        rules = self._rules.rules
-        firings = pl.concat(self._firings)
-        of_rule = pl.col("run").cast(pl.Int64) * len(rules) + pl.col("rule")
-        series = (of_rule * len(self._keys) + pl.col("key")).alias("series")
-        named = firings.select(
-            gather_texts("run_id", firings["run"], self._runs),
-            "update",
-            gather_texts("rule", firings["rule"], [rule.name for rule in rules]),
-            gather_texts("key", firings["key"], list(self._keys)),
-            gather_texts("severity", firings["rule"], [str(rule.severity) for rule in rules]),
-            "value",
-            "threshold",
-            gather_texts("phase", firings["phase"], [name for name, _ in self._rules.phases]),
-            "progress",
-            "evaluation",
-            "signed_value",
-            series,
-        )
-        inhibited = pl.concat(self._inhibited).select(series, "evaluation")
-        return Evaluation(named, self._coverage.frame(self._keys), inhibited)
+        coverage = self._coverage.frame(self._numbers)
+        return Evaluation(pl.concat(self._firings), coverage, pl.concat(self._inhibited))
 
     def _add_firings(self, results: Mapping[SeriesId, SeriesResult], block: Block) -> None:
         """Add a block's firings, by update and then in the order of rules and keys, and what was inhibited."""
-        for key in sorted({key for _, key in results}):
-            self._keys.setdefault(key, len(self._keys))
-        kept = {series: self._kept(series, results) for series, result in results.items() if len(result.rows)}
-        # A counting sort: count the firings at each update, then put those of each series at their places. It is a
-        # third of the time of sorting all firings.
+        numbers, kept = [], []
+        for (place, key), result in results.items():
+            number = self._numbers[place, key]
+            inhibitor = results.get((self._inhibitors.get(place, -1), key))
+            if inhibitor is not None:
+                flags = np.isin(result.rows, inhibitor.rows, assume_unique=True)
+                inhibited, result = result.select(flags), result.select(~flags)
+                of_run = number * len(self._runs) + block.run[inhibited.rows]
+                self._inhibited.append(pl.DataFrame({"series": of_run, "evaluation": inhibited.evaluation}))
+            numbers.append(np.full(len(result.rows), number))
+            kept.append(result)
+        if not kept:
+            return
+        # A counting sort, in a third of the time of a general one: count the firings at each update, then give those of
+        # each series their places.
         places = np.zeros(block.height + 1, np.int64)
-        for series, flags in kept.items():
-            places[results[series].rows[flags] + 1] += 1
+        for result in kept:
+            places[result.rows + 1] += 1
         np.cumsum(places, out=places)
-        row = np.empty(int(places[-1]), np.int64)
-        columns = {name: np.empty(len(row), kind) for name, kind in _SORTED.items()}
-        for series, flags in kept.items():
-            result = results[series]
-            rows = result.rows[flags]
-            at = places[rows]
-            places[rows] += 1
-            row[at] = rows
-            columns["rule"][at], columns["key"][at] = series[0], self._keys[series[1]]
-            for name in ("value", "threshold", "evaluation", "signed_value"):
-                columns[name][at] = getattr(result, name)[flags]
-            if isinstance(flags, np.ndarray) and not flags.all():
-                self._add_inhibited(series, result, ~flags, block)
-        firings = {"run": block.run[row], "update": block.update[row], **columns, "phase": block.phase[row]}
-        frame = pl.DataFrame(firings).with_columns(
-            pl.col("threshold").fill_nan(None), block.progress.gather(row).alias("progress")
-        )
-        self._firings.append(frame.select(pl.col(name).cast(kind) for name, kind in _FIRINGS.items()))
+        order, begin = np.empty(int(places[-1]), np.int64), 0
+        for result in kept:
+            order[places[result.rows]] = np.arange(begin, begin + len(result.rows))
+            places[result.rows] += 1
+            begin += len(result.rows)
 
-    def _kept(self, series: SeriesId, results: Mapping[SeriesId, SeriesResult]) -> Flags | slice:
-        """Return which firings of a series no other rule inhibits."""
-        place, key = series
-        inhibitor = results.get((self._inhibitors.get(place, -1), key))
-        if inhibitor is None or not len(inhibitor.rows):
-            return slice(None)
-        return ~np.isin(results[series].rows, inhibitor.rows, assume_unique=True)
+        def column(name: str) -> Any:
+            return np.concatenate([getattr(result, name) for result in kept])[order]
 
-    def _add_inhibited(self, series: SeriesId, result: SeriesResult, flags: Flags, block: Block) -> None:
-        evaluation = result.evaluation[flags]
-        columns = {
-            "run": block.run[result.rows[flags]],
-            "rule": np.full(len(evaluation), series[0]),
-            "key": np.full(len(evaluation), self._keys[series[1]]),
-            "evaluation": evaluation,
+        row, series = column("rows"), np.concatenate(numbers)[order]
+        rules = [self._rules.rules[place] for place, _ in self._numbers]
+        firings = {
+            "run_id": gather_texts(block.run[row], self._runs),
+            "update": block.update[row],
+            "rule": gather_texts(series, [rule.name for rule in rules]),
+            "key": gather_texts(series, [key for _, key in self._numbers]),
+            "severity": gather_texts(series, [str(rule.severity) for rule in rules]),
+            "value": column("value"),
+            "threshold": pl.Series(column("threshold")).fill_nan(None),
+            "phase": gather_texts(block.phase[row], [name for name, _ in block.phases]),
+            "progress": block.progress.gather(row),
+            "evaluation": column("evaluation"),
+            "signed_value": column("signed_value"),
+            "series": series * len(self._runs) + block.run[row],
         }
-        self._inhibited.append(pl.DataFrame(columns).cast(pl.Schema(_INHIBITED)))
-
-
-_SORTED: Final = {
-    "rule": np.int32,
-    "key": np.int32,
-    "value": np.float64,
-    "threshold": np.float64,
-    "evaluation": np.int64,
-    "signed_value": np.float64,
-}
-_FIRINGS: Final = {
-    "run": pl.Int32,
-    "update": pl.Int64,
-    "rule": pl.Int32,
-    "key": pl.Int32,
-    "value": pl.Float64,
-    "threshold": pl.Float64,
-    "phase": pl.Int32,
-    "progress": pl.Float64,
-    "evaluation": pl.Int64,
-    "signed_value": pl.Float64,
-}
-_INHIBITED: Final = {"run": pl.Int32, "rule": pl.Int32, "key": pl.Int32, "evaluation": pl.Int64}
+        self._firings.append(pl.DataFrame(firings))
 
 
 class _Task:

@@ -6,6 +6,7 @@ cover: reading signals (`block`), or which firings are inhibited (`engine`).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -67,6 +68,11 @@ class SeriesResult:
     signed_value: Floats
     evaluation: Ints
     reasons: Codes | None
+
+    def select(self, flags: Flags) -> SeriesResult:
+        """Return some of the firings."""
+        names = ("rows", "value", "threshold", "signed_value", "evaluation")
+        return dataclasses.replace(self, **{name: getattr(self, name)[flags] for name in names})
 
 
 def gate_codes(gates: Sequence[Gate], readings: Sequence[Values], height: int) -> Codes | None:
