@@ -1,4 +1,4 @@
-"""How fast rules are replayed: one long run, row by row, a sweep of a threshold, and many runs. Five minutes at most.
+"""Speed of replay: one long run, row by row, a sweep of a threshold, and many runs. Takes at most five minutes.
 
 Each measure runs in a fresh process on two threads; candidates take turns, and the best turn counts. One run and many
 are each opened and replayed once per process: reading manifests, and the peak memory, are those of a first replay.
@@ -26,7 +26,7 @@ RUNS = 1000
 
 
 def read_columns(runs: Any, profile: str) -> None:
-    """Read the columns that the rules of a profile need, and do nothing with them."""
+    """Read the columns that the rules of a profile need."""
     from esper_recorder.contract.rules.ruleset import load_profile
 
     for table, names in load_profile(profile).tables.items():
@@ -34,7 +34,7 @@ def read_columns(runs: Any, profile: str) -> None:
 
 
 def measure(what: str, folder: str, turns: int) -> dict[str, Any]:
-    """The best of some turns at each of one or more things, in this process, and its peak memory."""
+    """Measure one or more calls in this process: the best time of some turns each, and the peak memory."""
     import esper_analytics as ea
 
     values = [1.5 + place * 0.005 for place in range(1000)]
@@ -45,10 +45,9 @@ def measure(what: str, folder: str, turns: int) -> dict[str, Any]:
         "default": lambda: ea.replay(ea.open(folder), "default"),
         "sweep": lambda: ea.sweep(runs, PROFILE, rule="ratio_explosion", field="above", values=values),
     }
-    names = what.split("+")
-    best = dict.fromkeys(names, float("inf"))
+    best = dict.fromkeys(what.split("+"), float("inf"))
     for _ in range(turns):
-        for name in names:
+        for name in best:
             began = time.perf_counter()
             calls[name]()
             best[name] = min(best[name], time.perf_counter() - began)
@@ -56,7 +55,7 @@ def measure(what: str, folder: str, turns: int) -> dict[str, Any]:
 
 
 def row_by_row(folder: str, updates: int) -> float:
-    """Microseconds an update of the evaluator that runs in the trainer."""
+    """Measure the evaluator that runs in the trainer, in microseconds per update."""
     import polars as pl
 
     import esper_analytics as ea
@@ -74,8 +73,7 @@ def row_by_row(folder: str, updates: int) -> float:
         evaluator = RuleEvaluator(rules)
         began = time.perf_counter()
         for update in range(1, updates + 1):
-            own = rows[update]
-            evaluator.update(update, own["ppo_updates"][0]["progress"], own)
+            evaluator.update(update, rows[update]["ppo_updates"][0]["progress"], rows[update])
         best = min(best, time.perf_counter() - began)
     return best / updates * 1e6
 
@@ -85,8 +83,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--updates", type=int, default=1_000_000)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--measure", nargs=2, metavar=("WHAT", "FOLDER"), help="used by the benchmark itself")
-    parser.add_argument("--rows", metavar="FOLDER", help="used by the benchmark itself")
+    parser.add_argument("--measure", nargs=2, metavar=("WHAT", "FOLDER"), help="for the benchmark's own processes")
+    parser.add_argument("--rows", metavar="FOLDER", help="for the benchmark's own processes")
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(measure(arguments.measure[0], arguments.measure[1], arguments.turns)))
@@ -97,9 +95,9 @@ def main() -> None:
     from replay_runs import HEADS, esper_run, plain_run
     from results_file import write_result
 
-    def ask(turns: int, *words: str) -> Any:
+    def run(turns: int, *arguments: str) -> Any:
         environment = os.environ | {"POLARS_MAX_THREADS": str(THREADS)}
-        command = [sys.executable, __file__, "--turns", str(turns), *words]
+        command = [sys.executable, __file__, "--turns", str(turns), *arguments]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
         return json.loads(done.stdout)
 
@@ -111,19 +109,19 @@ def main() -> None:
         plain_run(root / "one", "one", updates)
         for number in range(RUNS):
             plain_run(root / "many", f"run{number:04d}", updates // RUNS)
-        long = ask(turns, "--measure", "read+replay", str(root / "long"))
-        by_row = ask(1, "--rows", str(root / "short"), "--updates", str(min(20_000, updates // 10)))
-        swept = ask(turns, "--measure", "replay+sweep", str(root / "short"))
-        firsts: dict[str, list[Any]] = {"one": [], "many": []}
+        long = run(turns, "--measure", "read+replay", str(root / "long"))
+        by_row = run(1, "--rows", str(root / "short"), "--updates", str(min(20_000, updates // 10)))
+        swept = run(turns, "--measure", "replay+sweep", str(root / "short"))
+        first: dict[str, list[Any]] = {"one": [], "many": []}
         for _ in range(turns):
-            for name, found in firsts.items():
-                found.append(ask(1, "--measure", "default", str(root / name)))
-    one, many = (min(entry["default"] for entry in firsts[name]) for name in ("one", "many"))
-    peak = max(entry["peak_mb"] for entry in firsts["many"])
+            for name, measurements in first.items():
+                measurements.append(run(1, "--measure", "default", str(root / name)))
+    one, many = (min(entry["default"] for entry in first[name]) for name in ("one", "many"))
+    peak, one_peak = (max(entry["peak_mb"] for entry in first[name]) for name in ("many", "one"))
     rows = [
         {
             "measure": f"{PROFILE} over {updates:,} updates",
-            "goal": "at least 1,000,000 updates a second, and at most 5 times the reading of the columns",
+            "goal": "at least 1,000,000 updates per second, and at most 5 times the reading of the columns",
             "updates_per_s": round(updates / long["replay"]),
             "times_reading": round(long["replay"] / long["read"], 2),
             "seconds": round(long["replay"], 3),
@@ -132,7 +130,7 @@ def main() -> None:
         },
         {
             "measure": f"{PROFILE} row by row",
-            "goal": "at most 50 us an update",
+            "goal": "at most 50 us per update",
             "us_per_update": round(by_row, 1),
             "met": by_row <= 50,
         },
@@ -150,7 +148,7 @@ def main() -> None:
             "times_one_run": round(many / one, 2),
             "seconds": round(many, 3),
             "one_run_seconds": round(one, 3),
-            "one_run_peak_mb": round(max(entry["peak_mb"] for entry in firsts["one"])),
+            "one_run_peak_mb": round(one_peak),
             "met": peak <= 1024 and many <= 3 * one,
         },
     ]

@@ -1,9 +1,9 @@
-"""Made-up runs for the benchmarks of the replay, written as the recorder writes them."""
+"""Synthetic runs for the benchmarks of replay, written as the recorder writes them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,20 @@ import pyarrow as pa
 
 from esper_recorder.contract.rules.ruleset import load_profile
 from esper_recorder.contract.tables import SCHEMA_VERSION, columns
+from esper_recorder.storage.manifest import Attempt, Manifest, write_manifest
 from esper_recorder.storage.parquet import arrow_schema, write_part
 
 HEADS = ("slot", "blueprint", "style", "tempo", "alpha_target", "alpha_speed", "alpha_curve", "op")
 LAYERS = ("policy.0.weight", "policy.0.bias", "value.0.weight", "value.0.bias")
 UPDATES_PER_PART = 100_000
+STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 IDENTITY = frozenset({"attempt", "rank", "update", "time", "elapsed_s"})
 
 Columns = Mapping[str, Any]
 
 
 def esper_run(root: Path, name: str, updates: int) -> None:
-    """A run with eight heads, a gradient norm and the state of an LSTM; alarms about one and a half an update."""
+    """Write a run with eight heads, a gradient norm and the state of an LSTM, and about 1.5 firings per update."""
 
     def rows(first: int, count: int, rng: np.random.Generator) -> dict[str, tuple[int, Columns]]:
         bad = rng.random(count) < 0.1
@@ -52,40 +54,37 @@ def esper_run(root: Path, name: str, updates: int) -> None:
 
 
 def plain_run(root: Path, name: str, updates: int) -> None:
-    """A healthy run of a plain network, with all of its tables that `default` reads filled in.
-
-    An update has four minibatches, four layers and two episodes.
-    """
+    """Write a healthy run with every table that `default` reads: 4 minibatches, 4 layers and 2 episodes per update."""
     read = load_profile("default").tables
 
     def rows(first: int, count: int, rng: np.random.Generator) -> dict[str, tuple[int, Columns]]:
-        found: dict[str, tuple[int, Any]] = {}
+        tables: dict[str, tuple[int, Any]] = {}
         for table, per_update in (("ppo_updates", 1), ("minibatches", 4), ("gradient_layers", 4), ("episodes", 2)):
             height = per_update * count
-            own: dict[str, Any] = {}
+            filled: dict[str, Any] = {}
             for column in columns(table):
                 if column.name in read.get(table, frozenset()) - IDENTITY:
                     match column.type:
                         case "float64":
-                            own[column.name] = healthy(column.name, rng, height)
+                            filled[column.name] = healthy(column.name, rng, height)
                         case "int64":
-                            own[column.name] = np.full(height, 2048 if column.name == "n" else 0)
+                            filled[column.name] = np.full(height, 2048 if column.name == "n" else 0)
                         case "bool":
-                            own[column.name] = np.zeros(height, bool)
-            found[table] = (per_update, own)
-        minibatches, layers, episodes = (found[table][1] for table in ("minibatches", "gradient_layers", "episodes"))
+                            filled[column.name] = np.zeros(height, bool)
+            tables[table] = (per_update, filled)
+        minibatches, layers, episodes = (tables[table][1] for table in ("minibatches", "gradient_layers", "episodes"))
         minibatches["minibatch"] = np.tile(np.arange(1, 5), count)
         for name in ("ratio_max", "ratio_min"):
             minibatches[name][::4] = 1.0  # the first is evaluated with the policy that acted
         layers |= {"layer": repeated(LAYERS, count), "minibatch": np.full(4 * count, 4)}
         episodes |= {"env": np.tile([0, 1], count), "episode": np.repeat(np.arange(first, first + count), 2)}
-        return found
+        return tables
 
     write_run(root, name, updates, rows)
 
 
 def healthy(column: str, rng: np.random.Generator, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Numbers such as a run that goes well has them."""
+    """Draw the numbers of a healthy run."""
     if column.startswith("entropy"):
         return rng.beta(20, 20, count)
     if column.startswith("ratio_m"):
@@ -98,7 +97,7 @@ def healthy(column: str, rng: np.random.Generator, count: int) -> np.ndarray[Any
 
 
 def write_run(root: Path, name: str, updates: int, rows: Any) -> None:
-    """Write a run of `updates` updates, from a function that returns the rows of a range of them."""
+    """Write a run from a function that makes the columns of consecutive updates: (first, count, rng) -> tables."""
     run_id = f"{name}-20260101T000000Z-abc123"
     path = root / run_id
     rng = np.random.default_rng(list(name.encode()))
@@ -120,7 +119,9 @@ def write_run(root: Path, name: str, updates: int, rows: Any) -> None:
                 filled |= {"definition": repeated(["pooled"], count), "progress": update / updates}
             part = path / table / f"part-a1-r0-{seq:06d}.parquet"
             write_part(part, table, _arrow(table, filled, len(update)), durable=False)
-    (path / "run.json").write_text(json.dumps(_manifest(run_id, name, updates)))
+    attempt = Attempt(started=STARTED, ended=STARTED + timedelta(days=1), how="finished", updates=updates)
+    manifest = Manifest(run_id, name, STARTED, definition="pooled", attempts=(attempt,), schema_version=SCHEMA_VERSION)
+    write_manifest(path, manifest)
 
 
 def repeated(texts: Any, times: int) -> pa.Array:
@@ -138,38 +139,3 @@ def _arrow(table: str, filled: Columns, height: int) -> pa.Table:
         else:
             arrays.append(value if isinstance(value, pa.Array) else pa.array(value, field.type))
     return pa.table(arrays, schema=schema)
-
-
-def _manifest(run_id: str, name: str, updates: int) -> dict[str, Any]:
-    started, ended = "2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"
-    attempt = {
-        "attempt": 1,
-        "rank": 0,
-        "pid": 1,
-        "host": "elsewhere",
-        "started": started,
-        "from_update": 1,
-        "ended": ended,
-        "how": "finished",
-        "error": None,
-        "updates": updates,
-        "lost": {"rows": 0, "writes": 0, "message": None},
-    }
-    return {
-        "format": 1,
-        "schema_version": SCHEMA_VERSION,
-        "run_id": run_id,
-        "name": name,
-        "started": started,
-        "trainer": {"name": "made up"},
-        "definition": "pooled",
-        "config": {},
-        "versions": {},
-        "host": "elsewhere",
-        "platform": "made up",
-        "level": "normal",
-        "rules": {"profile": None, "sha256": None},
-        "total_updates": updates,
-        "total_steps": None,
-        "attempts": [attempt],
-    }

@@ -38,7 +38,7 @@ _CHECK_STEPS: Final = 64
 """How often a walk is checked for having met another one, or for having come to rest."""
 
 _MIN_REPEATS: Final = 16
-"""A series that changes less often than every so many values is walked by its stretches of one value."""
+"""A series that changes at fewer than one in this many values is walked by its stretches of one value."""
 
 
 def averages_before(form: Drift, averages: Sequence[Average], values: Floats, bounds: Sequence[int]) -> Floats:
@@ -51,7 +51,7 @@ def averages_before(form: Drift, averages: Sequence[Average], values: Floats, bo
         bounds: where in `values` each series begins, and the end of the last.
 
     Returns:
-        One per value: the average before it enters, NaN if there is none yet.
+        One per value: the average before it enters, NaN before the first.
     """
     terms = (1.0 - form.momentum) * values
     before = np.full(len(values), math.nan)

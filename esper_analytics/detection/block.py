@@ -14,7 +14,7 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -39,7 +39,7 @@ class Reading:
 
     Attributes:
         rows: the updates with rows for it, as ascending positions in the block; None for all.
-        values: one per such update; NaN if there is none.
+        values: one per such update; NaN if it is missing.
         reasons: one code per such update; None if all have a value.
     """
 
@@ -234,7 +234,7 @@ class _Table:
         for key, of_key in places.items():
             if len(of_key) == 1:
                 yield key, slice(of_key[0], None, width), None
-            elif signal.take in (Take.MAX, Take.MIN) and signal.min_n is None:
+            elif _EXTREMES.get(signal.take) and signal.min_n is None:
                 yield key, tuple(slice(place, None, width) for place in of_key), None
             else:
                 rows = (np.arange(0, height, width)[:, None] + np.array(of_key)).ravel()
@@ -255,6 +255,9 @@ class _Table:
             {name: None if texts[place] is None else str(texts[place]) for name, texts in repeated.items()}
             for place in range(width)
         ]
+
+
+_EXTREMES: Final = {Take.MAX: np.fmax, Take.MIN: np.fmin}  # both ignore NaN, a missing value, beside a number
 
 
 def _reduce(
@@ -308,8 +311,8 @@ def _group(
             order = _order(signal, frame, rows, positions)
             at = at if order is None else order[at]
             return Reading(updates, values[at], _not_measured(None if missing is None else missing[at]))
-        case Take.MAX | Take.MIN:  # NaN stands for a missing value; fmax and fmin ignore it beside a number
-            reduced = (np.fmax if signal.take is Take.MAX else np.fmin).reduceat(values, begins)
+        case Take.MAX | Take.MIN:
+            reduced = _EXTREMES[signal.take].reduceat(values, begins)
         case Take.SUM if _is_whole(signal):
             reduced = np.add.reduceat(values if missing is None else np.where(missing, 0.0, values), begins)
         case _:
@@ -326,7 +329,7 @@ def _group(
 def _extreme(signal: Signal, values: list[Floats], missing: list[Flags]) -> Reading:
     """Take the largest or the smallest of several values per update, with one array for each."""
     lacking = _not_measured(functools.reduce(np.logical_and, missing) if missing else None)
-    return Reading(None, functools.reduce(np.fmax if signal.take is Take.MAX else np.fmin, values), lacking)
+    return Reading(None, functools.reduce(_EXTREMES[signal.take], values), lacking)
 
 
 def _exact_sums(values: Floats, missing: Flags | None, begins: Ints, ends: Ints) -> Floats:
@@ -347,7 +350,7 @@ def _exact_sums(values: Floats, missing: Flags | None, begins: Ints, ends: Ints)
 
 
 def _order(signal: Signal, frame: pl.DataFrame, rows: Rows, positions: Ints) -> Ints | None:
-    """Return the order in which rows were recorded within their updates; None if they already are in it."""
+    """Return the order in which rows were recorded within their updates; None if they already are in that order."""
     keys = [
         frame.get_column(name).cast(pl.Float64).fill_null(-math.inf).to_numpy()[rows]
         for name in ORDER_COLUMNS.get(signal.table, ())

@@ -196,7 +196,7 @@ class _Task:
         return values, codes
 
     def _threshold(self, condition: Condition) -> Floats | float:
-        """Return the threshold of each row, or of all; NaN if there is none."""
+        """Return the threshold of each row, or of all; NaN if it is missing."""
         threshold = condition.threshold
         if threshold is None:
             return np.nan

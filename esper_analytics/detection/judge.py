@@ -150,7 +150,7 @@ def apply_trend(
 
 
 def compare(condition: Condition, reading: Values, threshold: Floats | float) -> Judgement:
-    """Compare values (or drifts, steps, trends) with thresholds, NaN if there is none."""
+    """Compare values (or drifts, steps, trends) with thresholds, NaN if there is not one."""
     value, reasons = reading
     if condition.test is Test.NONFINITE:
         breach = ~np.isfinite(value)

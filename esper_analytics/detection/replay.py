@@ -112,7 +112,7 @@ def replay(
     Args:
         runs: the runs, or the folder that holds them.
         rules: a profile's name, a TOML file or a RuleSet. By default each run is evaluated with the rules it was
-            recorded with, or with `default` if there were none.
+            recorded with, or with `default` if it ran without.
         values: other numbers, by RULE.FIELD, as in `RuleSet.with_values`.
         progress: called with the number of updates done and the total.
 

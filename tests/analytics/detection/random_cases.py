@@ -1,4 +1,4 @@
-"""Random rules and random runs, nasty ones preferred, for holding the two evaluators against each other."""
+"""Random rules and random runs, preferably awkward ones, to compare the two evaluators."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ EXPRESSIONS = (
 
 @dataclass(frozen=True)
 class Case:
-    """Rules and the runs to hold them against.
+    """Rules, and runs to evaluate with them.
 
     Attributes:
         rules: the rules.
         runs: run_id -> [(update, rows by table)].
-        losses: run_id -> [(table, first update, last update)] whose rows are told to be lost.
+        gaps: run_id -> [(table, first update, last update)] with missing rows.
     """
 
     rules: RuleSet
     runs: dict[str, list[tuple[int, dict[str, list[dict[str, Any]]]]]]
-    losses: dict[str, list[tuple[str, int, int]]]
+    gaps: dict[str, list[tuple[str, int, int]]]
 
 
 @st.composite
@@ -165,7 +165,7 @@ def runs(draw: st.DrawFn) -> list[tuple[int, dict[str, list[dict[str, Any]]]]]:
         minibatches = draw(st.lists(rows("minibatches"), max_size=3))
         places: list[int | None] = list(draw(st.permutations(range(1, len(minibatches) + 1))))
         if places and draw(st.integers(0, 4)) == 0:
-            places[draw(st.integers(0, len(places) - 1))] = None  # a trainer that did not tell
+            places[draw(st.integers(0, len(places) - 1))] = None  # not recorded
         layers = [(row, draw(st.sampled_from(LAYERS))) for row in draw(st.lists(rows("gradient_layers"), max_size=4))]
         if regular:  # as most trainers write them: the same layers in every update
             names = (*LAYERS, *LAYERS[:1])[:width]
@@ -194,11 +194,11 @@ def cases(draw: st.DrawFn) -> Case:
         named[names[0]]["inhibited_by"] = names[1]
     data = {"phases": {"first": 0.0, "second": 0.1, "third": 0.75}, "rules": named}
     found = {f"run{i}": draw(runs()) for i in range(draw(st.integers(1, 3)))}
-    return Case(RuleSet.parse(to_toml(data), "random"), found, {run: draw(losses()) for run in found})
+    return Case(RuleSet.parse(to_toml(data), "random"), found, {run: draw(gaps()) for run in found})
 
 
 @st.composite
-def losses(draw: st.DrawFn) -> list[tuple[str, int, int]]:
+def gaps(draw: st.DrawFn) -> list[tuple[str, int, int]]:
     found = []
     for _ in range(draw(st.sampled_from([0, 0, 1, 1, 3]))):
         first = draw(st.integers(1, 12))

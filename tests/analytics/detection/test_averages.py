@@ -1,4 +1,4 @@
-"""Averages of whole series at once are those of one value after the other, to the last bit."""
+"""Averages of whole series at once equal those of one value after the other, to the last bit."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ FORMS = [
 ]
 
 
-def drifts(form: Drift, values: np.ndarray, told: np.ndarray) -> list[float | None]:
-    found = np.abs(values - told) / (np.abs(told) + form.epsilon)
-    return [None if math.isnan(average) else drift for average, drift in zip(told, found.tolist(), strict=True)]
+def drifts(form: Drift, values: np.ndarray, before: np.ndarray) -> list[float | None]:
+    drift = np.abs(values - before) / (np.abs(before) + form.epsilon)
+    return [None if math.isnan(average) else value for average, value in zip(before, drift.tolist(), strict=True)]
 
 
 def series(kind: str, count: int) -> np.ndarray:
@@ -44,24 +44,24 @@ def test_a_long_series_cut_into_pieces_drifts_as_one_value_after_the_other(form:
     wanted = [expected.push(value) for value in values.tolist()]
     average = Average(form)
     with np.errstate(all="ignore"):
-        told = np.concatenate(
+        before = np.concatenate(
             [averages_before(form, [average], part, [0, len(part)]) for part in (values[:3], values[3:])]
         )
-        assert drifts(form, values, told) == wanted
+        assert drifts(form, values, before) == wanted
     assert (average.seen, average.total) == (expected.seen, expected.total)
     assert not form.bias_correction or average.weight == expected.weight
 
 
 @pytest.mark.parametrize("lengths", [[5] * 9, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [1, 900, 2, 2, 2, 2, 2, 2, 2, 2]])
-def test_many_series_side_by_side_drift_as_each_by_itself(lengths: list[int]) -> None:
+def test_many_series_side_by_side_drift_as_each_does_alone(lengths: list[int]) -> None:
     form = Drift(momentum=0.99, warmup=1)
     values = series("spread", sum(lengths))
     bounds = [0, *np.cumsum(lengths).tolist()]
     together = [Average(form) for _ in lengths]
     alone = [Average(form) for _ in lengths]
-    for _ in range(2):  # the second time each goes on from where it was
-        told = averages_before(form, together, values, bounds)
+    for _ in range(2):  # the second time each continues where it ended
+        before = averages_before(form, together, values, bounds)
         for average, start, end in zip(alone, bounds[:-1], bounds[1:], strict=True):
-            own = values[start:end]
-            assert drifts(form, own, told[start:end]) == [average.push(value) for value in own.tolist()]
+            one_series = values[start:end]
+            assert drifts(form, one_series, before[start:end]) == [average.push(value) for value in one_series.tolist()]
     assert [(a.seen, a.total) for a in together] == [(a.seen, a.total) for a in alone]

@@ -1,4 +1,4 @@
-"""Replaying what Esper's trainer recorded gives back the alarms that it raised itself: none more, none less."""
+"""Replaying what Esper's trainer recorded gives exactly the alarms that the trainer raised."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def series(rows: Any) -> Counter[tuple[int, str, str]]:
 
 
 def check(path: Path, folder: Path) -> list[dict[str, Any]]:
-    """Both evaluators, from Python and from the command line, against what was raised live; returns the alarms."""
+    """Both evaluators, from Python and from the command line, compared with what was raised live; return the alarms."""
     profile = profile_of(path)
     [stored] = esper_jsonl.import_file(path, folder)
     assert stored.report.problems == []
@@ -51,8 +51,8 @@ def check(path: Path, folder: Path) -> list[dict[str, Any]]:
     assert series(ea.replay(runs, profile).firings.to_dicts()) == alarms
     words = ["replay", str(folder)]  # with the rules the run ran with, which the import recognised
     fired = esper(*words, "--show", "firings", "--format", "csv")
-    told = [row | {"update": int(row["update"])} for row in csv.DictReader(io.StringIO(fired.stdout))]
-    assert series(told) == alarms
+    printed = [row | {"update": int(row["update"])} for row in csv.DictReader(io.StringIO(fired.stdout))]
+    assert series(printed) == alarms
     assert f"rules {profile} " in fired.stderr
     changed = esper(*words, "--against", "live", "--format", "ndjson")
     assert changed.stdout == ""
@@ -95,11 +95,11 @@ def test_a_whole_real_run_gives_back_its_own_alarms(path: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("path", EXCERPTS, ids=lambda path: path.name)
 def test_a_run_killed_between_an_update_and_its_alarms_is_compared_up_to_there(path: Path, tmp_path: Path) -> None:
-    told = content(path).splitlines(keepends=True)
-    last_alarm = max(place for place, line in enumerate(told) if b'"anomaly_type"' in line)
-    batch = json.loads(told[last_alarm])["data"]["batch"]
-    torn = told[last_alarm + 1][:100]
-    folder, report = import_run(b"".join(told[: last_alarm + 1]) + torn, tmp_path)
+    lines = content(path).splitlines(keepends=True)
+    last_alarm = max(place for place, line in enumerate(lines) if b'"anomaly_type"' in line)
+    batch = json.loads(lines[last_alarm])["data"]["batch"]
+    torn = lines[last_alarm + 1][:100]
+    folder, report = import_run(b"".join(lines[: last_alarm + 1]) + torn, tmp_path)
     assert report.read == last_alarm + 2
     runs = ea.open(folder)
     alone = runs.table("alarms").filter(pl.col("update") == batch).collect().height
@@ -113,7 +113,7 @@ def test_a_run_killed_between_an_update_and_its_alarms_is_compared_up_to_there(p
     assert f"not compared: {alarms} of update {batch}, not in the recording" in changed.stderr
 
 
-def test_a_sweep_takes_the_rules_all_runs_ran_with_and_else_the_default(tmp_path: Path) -> None:
+def test_a_sweep_uses_the_rules_all_runs_ran_with_else_the_default(tmp_path: Path) -> None:
     def sweep(folder: Path, rule: str) -> str:
         done = esper("sweep", str(folder), "--rule", rule, "--values", "0,9", "--format", "csv")
         assert len(done.stdout.splitlines()) == 3

@@ -40,7 +40,7 @@ def fired(result: ea.Result, rule: str) -> list[tuple[str, int]]:
     return result.firings.filter(pl.col("rule") == rule).select("run_id", "update").rows()
 
 
-def test_each_run_is_held_against_the_rules_it_ran_with_else_against_default(tmp_path: Path) -> None:
+def test_each_run_is_evaluated_with_the_rules_it_ran_with_else_with_default(tmp_path: Path) -> None:
     write_run(tmp_path, "a", updates=updates(1.0, 3.0, 11.0), rules=OWN, profile="mine")
     write_run(tmp_path, "b", updates=updates(1.0, 3.0, 11.0))
     result = ea.replay(ea.open(tmp_path))
@@ -54,7 +54,7 @@ def test_each_run_is_held_against_the_rules_it_ran_with_else_against_default(tmp
         _ = result.rules
 
 
-def test_other_thresholds_change_what_fires_and_the_difference_names_it(tmp_path: Path) -> None:
+def test_other_thresholds_change_what_fires_and_the_difference_lists_it(tmp_path: Path) -> None:
     write_run(tmp_path, "a", updates=updates(1.0, 4.0, 6.0, math.nan, None), total_updates=5)
     runs = ea.open(tmp_path)
     shipped = ea.replay(runs, "esper-review")
@@ -71,7 +71,7 @@ def test_other_thresholds_change_what_fires_and_the_difference_names_it(tmp_path
     assert row["reason"] in ("not finite (1), not measured (1)", "not measured (1), not finite (1)")
 
 
-def test_replaying_a_run_with_its_own_rules_gives_back_its_alarms(tmp_path: Path) -> None:
+def test_replaying_a_run_with_its_own_rules_gives_its_alarms(tmp_path: Path) -> None:
     rows = updates(1.0, 3.0, 1.0, 2.5)
     write_run(tmp_path, "a", updates=rows, rules=OWN, profile="mine", tables={"alarms": alarms(OWN, rows)})
     done = esper("replay", str(tmp_path), "--against", "live", "--format", "json")
@@ -124,7 +124,7 @@ def test_updates_lost_after_the_last_one_recorded_are_a_gap(tmp_path: Path) -> N
     assert (row["evaluated"], row["abstained"], row["reason"]) == (2, 5, "recording gap")
 
 
-def test_a_rule_that_never_could_look_is_told_beside_every_table(tmp_path: Path) -> None:
+def test_a_rule_that_was_never_evaluated_is_reported_with_every_view(tmp_path: Path) -> None:
     write_run(tmp_path, "a", updates=updates(1.0, 1.0))
     for what in ("incidents", "firings", "coverage"):
         done = esper("replay", str(tmp_path), "--rules", "esper-review", "--show", what)
@@ -132,15 +132,15 @@ def test_a_rule_that_never_could_look_is_told_beside_every_table(tmp_path: Path)
         assert "never" not in done.stdout
 
 
-def test_runs_whose_rules_could_not_look_for_the_same_reason_share_a_line(tmp_path: Path) -> None:
+def test_runs_whose_rules_lack_data_for_the_same_reason_share_a_line(tmp_path: Path) -> None:
     for name, length in (("a", 2), ("b", 3), ("c", 4)):
         write_run(tmp_path, name, updates=updates(*[1.0] * length))
-    told = esper("replay", str(tmp_path), "--rules", "esper-review").stderr
-    assert told.count("never evaluated (not measured): ratio_collapse, value_collapse") == 1
-    assert "3 runs: never evaluated (not measured): ratio_collapse" in told
+    reported = esper("replay", str(tmp_path), "--rules", "esper-review").stderr
+    assert reported.count("never evaluated (not measured): ratio_collapse, value_collapse") == 1
+    assert "3 runs: never evaluated (not measured): ratio_collapse" in reported
 
 
-def test_rules_on_tables_that_a_run_does_not_record_share_one_line_and_are_not_called_blind(tmp_path: Path) -> None:
+def test_rules_on_tables_that_a_run_does_not_record_share_one_line(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_run(tmp_path, name, updates=updates(1.0, 1.0))
     text = (
@@ -152,8 +152,8 @@ def test_rules_on_tables_that_a_run_does_not_record_share_one_line_and_are_not_c
     done = esper("replay", str(tmp_path), "--rules", str(tmp_path / "own.toml"))
     assert "2 runs record no heads and no recurrent_state: 2 rules had no data\n" in done.stderr
     assert "never evaluated" not in done.stderr
-    blind = ea.replay(ea.open(tmp_path), tmp_path / "own.toml").never_evaluated
-    assert blind.select("rule", "evaluated", "abstained", "reason").unique().sort("rule").rows() == [
+    never = ea.replay(ea.open(tmp_path), tmp_path / "own.toml").never_evaluated
+    assert never.select("rule", "evaluated", "abstained", "reason").unique().sort("rule").rows() == [
         ("heads", 0, 2, "table not recorded by this run"),
         ("state", 0, 2, "table not recorded by this run"),
     ]
@@ -173,11 +173,11 @@ def test_a_gap_in_one_table_is_a_recording_gap_to_the_rules_on_it(tmp_path: Path
         (A, "op", 2, 3, "recording gap (2), not recorded (1)"),
         (B, "", 0, 3, "recording gap (2), not recorded (1)"),
     ]
-    told = esper("replay", str(tmp_path), "--run", B, "--rules", "default").stderr
-    assert f"{B}: never evaluated (recording gap (2), not recorded (1)): nonfinite_head" in told
+    reported = esper("replay", str(tmp_path), "--run", B, "--rules", "default").stderr
+    assert f"{B}: never evaluated (recording gap (2), not recorded (1)): nonfinite_head" in reported
 
 
-def test_fail_on_ends_with_one_where_an_incident_is_that_severe(tmp_path: Path) -> None:
+def test_fail_on_ends_with_exit_code_one_if_an_incident_is_that_severe(tmp_path: Path) -> None:
     write_run(tmp_path, "a", updates=updates(1.0, 3.0), rules=OWN)
     codes = [
         esper("replay", str(tmp_path), "--fail-on", s, code=None).exit_code for s in ("info", "warning", "critical")
@@ -185,7 +185,7 @@ def test_fail_on_ends_with_one_where_an_incident_is_that_severe(tmp_path: Path) 
     assert codes == [1, 1, 0]
 
 
-def test_only_the_runs_asked_for_are_looked_at(tmp_path: Path) -> None:
+def test_only_the_selected_runs_are_replayed(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_run(tmp_path, name, updates=updates(9.0))
     done = esper(
@@ -194,15 +194,15 @@ def test_only_the_runs_asked_for_are_looked_at(tmp_path: Path) -> None:
     assert {row["run_id"] for row in json.loads(done.stdout)} == {A}
 
 
-def test_many_runs_in_small_batches_give_the_same_as_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_runs_in_small_batches_give_the_same_as_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5):
         write_run(tmp_path, f"r{number}", updates=updates(1.0, 6.0 + number, 1.0, 7.0), total_updates=4)
     runs = ea.open(tmp_path)
     at_once = ea.replay(runs, "esper-review")
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     monkeypatch.setattr("esper_analytics.detection.batching.UPDATES_AT_ONCE", 8)
-    batched = ea.replay(runs, "esper-review", progress=lambda done, total: told.append((done, total)))
-    assert told == [(8, 20), (16, 20), (20, 20)]
+    batched = ea.replay(runs, "esper-review", progress=lambda done, total: reported.append((done, total)))
+    assert reported == [(8, 20), (16, 20), (20, 20)]
     for name in ("firings", "incidents", "coverage"):
         assert getattr(batched, name).equals(getattr(at_once, name))
 
@@ -212,7 +212,7 @@ def layers_of(count: int) -> dict[str, list[dict[str, Any]]]:
     return {"gradient_layers": norms}
 
 
-def test_a_long_run_read_in_windows_gives_the_same_as_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_run_read_in_windows_gives_the_same_as_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = updates(*(6.0 if update % 7 < 3 else 1.0 for update in range(40)), approx_kl=0.01)
     write_run(tmp_path, "a", updates=rows, tables=layers_of(40), total_updates=40, rows_per_part=15)
     rules = RuleSet.parse(
@@ -222,17 +222,17 @@ def test_a_long_run_read_in_windows_gives_the_same_as_at_once(tmp_path: Path, mo
     )
     runs = ea.open(tmp_path)
     at_once = ea.replay(runs, rules)
-    told: list[int] = []
+    reported: list[int] = []
     monkeypatch.setattr("esper_analytics.detection.batching.CELLS_AT_ONCE", 60)  # (40 + 80) * 3 cells: 6 windows
-    windows = ea.replay(runs, rules, progress=lambda done, _: told.append(done))
-    assert len(told) == 6 and told[-1] == 40
+    windows = ea.replay(runs, rules, progress=lambda done, _: reported.append(done))
+    assert len(reported) == 6 and reported[-1] == 40
     assert at_once.firings.get_column("rule").value_counts().height == 2
     for name in ("firings", "incidents", "coverage"):
         assert getattr(windows, name).equals(getattr(at_once, name))
 
 
-def test_runs_of_unlike_files_are_read_together(tmp_path: Path) -> None:
-    """A run that was resumed, one still in its journal, one without layers and plain ones: each as if by itself."""
+def test_runs_with_different_files_are_read_together(tmp_path: Path) -> None:
+    """A resumed run, one still in its journal, one without layers and ordinary ones: each as if it were alone."""
     for name in "abc":
         write_run(tmp_path, name, updates=updates(1.0, 6.0, 7.0), tables=layers_of(3), rows_per_part=2)
     write_run(tmp_path, "d", updates=updates(6.0, 1.0))
@@ -259,25 +259,25 @@ def test_runs_of_unlike_files_are_read_together(tmp_path: Path) -> None:
     }
 
 
-def test_what_a_result_tells_of_its_rules_is_enough_to_get_it_again(tmp_path: Path) -> None:
+def test_the_provenance_of_a_result_is_enough_to_reproduce_it(tmp_path: Path) -> None:
     write_run(tmp_path, "a", updates=updates(1.0, 3.0, 6.0), rules=OWN, profile="mine")
     write_run(tmp_path, "b", updates=updates(1.0, 3.0, 11.0))
     runs = ea.open(tmp_path)
     result = ea.replay(runs, values={})
     changed = ea.replay(runs["a"], values={"ratio.above": 4.0})
     for first in (result, changed):
-        for told in json.loads(json.dumps(first.provenance())):  # as it lies in a file
-            rules = RuleSet.parse(told["text"], told["rules"])
-            assert rules.sha256 == told["sha256"]
-            again = ea.replay(runs[told["run_id"]], rules)
+        for row in json.loads(json.dumps(first.provenance())):  # as a file would hold it
+            rules = RuleSet.parse(row["text"], row["rules"])
+            assert rules.sha256 == row["sha256"]
+            again = ea.replay(runs[row["run_id"]], rules)
             for name in ("firings", "incidents", "coverage"):
-                own = getattr(first, name).filter(pl.col("run_id") == told["run_id"])
+                own = getattr(first, name).filter(pl.col("run_id") == row["run_id"])
                 assert getattr(again, name).equals(own)
     assert fired(changed, "ratio") == [(A, 3)]
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("arguments", "message"),
     [
         (["--rules", "esper-reviw"], "there is no rule profile 'esper-reviw'. Did you mean esper-review"),
         (["--rules", "none.toml"], "there is no file none.toml"),
@@ -296,15 +296,13 @@ def test_what_a_result_tells_of_its_rules_is_enough_to_get_it_again(tmp_path: Pa
         (["--run", "zzz"], "zzz"),
     ],
 )
-def test_words_that_are_off_are_met_with_a_sentence_and_exit_code_two(
-    tmp_path: Path, words: list[str], sentence: str
-) -> None:
+def test_an_invalid_argument_is_reported_with_exit_code_two(tmp_path: Path, arguments: list[str], message: str) -> None:
     write_run(tmp_path / "runs", "a", updates=updates(1.0))
     foreign = tmp_path / "foreign.toml"
     foreign.write_text("root:x:0:0\n")
-    words = [str(foreign) if word == "FOREIGN" else word for word in words]
-    done = esper("replay", str(tmp_path / "runs"), *words, code=2)
-    assert sentence in done.stderr
+    arguments = [str(foreign) if word == "FOREIGN" else word for word in arguments]
+    done = esper("replay", str(tmp_path / "runs"), *arguments, code=2)
+    assert message in done.stderr
     assert done.stdout == "" and "Traceback" not in done.stderr
 
 

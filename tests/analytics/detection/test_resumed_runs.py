@@ -1,4 +1,4 @@
-"""A watcher that resumes a run goes on from what counts of its past, and so raises what a replay of the whole finds."""
+"""A watcher that resumes a run continues from its visible rows, and so raises what a replay of the whole run finds."""
 
 from __future__ import annotations
 

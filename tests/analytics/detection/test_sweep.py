@@ -1,4 +1,4 @@
-"""One threshold at many values, against replays of each value."""
+"""One threshold at many values, compared with one replay per value."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def two_runs(folder: Path) -> ea.Runs:
     return ea.open(folder)
 
 
-def test_each_value_tells_runs_updates_share_first_firing_and_margins(tmp_path: Path) -> None:
+def test_each_value_has_runs_updates_their_fraction_first_firing_and_margins(tmp_path: Path) -> None:
     swept = ea.sweep(
         two_runs(tmp_path), "esper-review", rule="ratio_explosion", field="above", values=[3, 2, 1e9, math.inf]
     )
@@ -57,7 +57,7 @@ def test_a_sweep_counts_what_replays_of_each_value_count(tmp_path: Path, test: s
         assert row["first_update"] == (firings["update"].min() if firings.height else None)
 
 
-def test_what_is_no_plain_threshold_is_replayed_for_each_value(tmp_path: Path) -> None:
+def test_a_number_that_is_not_a_plain_threshold_is_replayed_for_each_value(tmp_path: Path) -> None:
     write_run(tmp_path, "a", updates=[{"grad_norm": g} for g in (1.0, 2.0, 1.0, 9.0)])
     swept = ea.sweep(
         ea.open(tmp_path), "esper-review", rule="gradient_norm_drift", field="drift.momentum", values=[0.0, 0.99]
@@ -88,7 +88,7 @@ def test_values_are_a_list_or_start_stop_step(text: str, values: list[Any]) -> N
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("arguments", "message"),
     [
         (
             ["--rule", "ratio_explosio", "--values", "1"],
@@ -103,15 +103,15 @@ def test_values_are_a_list_or_start_stop_step(text: str, values: list[Any]) -> N
         (["--rule", "ratio_explosion", "--values", ""], "START:STOP:STEP"),
     ],
 )
-def test_words_that_are_off_are_met_with_a_sentence(tmp_path: Path, words: list[str], sentence: str) -> None:
+def test_an_invalid_argument_is_reported(tmp_path: Path, arguments: list[str], message: str) -> None:
     two_runs(tmp_path)
-    done = esper("sweep", str(tmp_path), "--rules", "esper-review", *words, code=2)
-    assert sentence in done.stderr and done.stdout == ""
+    done = esper("sweep", str(tmp_path), "--rules", "esper-review", *arguments, code=2)
+    assert message in done.stderr and done.stdout == ""
 
 
-def test_the_command_prints_a_row_a_value(tmp_path: Path) -> None:
+def test_the_command_prints_one_row_per_value(tmp_path: Path) -> None:
     two_runs(tmp_path)
-    words = [
+    arguments = [
         "--rules",
         "esper-review",
         "--rule",
@@ -123,6 +123,6 @@ def test_the_command_prints_a_row_a_value(tmp_path: Path) -> None:
         "--format",
         "json",
     ]
-    done = esper("sweep", str(tmp_path), *words)
+    done = esper("sweep", str(tmp_path), *arguments)
     assert [(row["value"], row["updates"]) for row in json.loads(done.stdout)] == [(2.0, 3), (4.0, 2), (6.0, 2)]
     assert pl.DataFrame(json.loads(done.stdout)).height == 3

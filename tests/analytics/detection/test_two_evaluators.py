@@ -1,4 +1,4 @@
-"""The watcher's evaluator and the replay's give the same firings and the same coverage, whatever the rules and rows."""
+"""The evaluators of the watcher and of the replay give the same firings and coverage, whatever the rules and rows."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def row_by_row(case: Case) -> tuple[list[Any], list[Any]]:
     coverage: list[Any] = []
     for run, updates in sorted(case.runs.items()):
         evaluator = RuleEvaluator(case.rules)
-        for loss in case.losses[run]:
-            evaluator.add_gap(*loss)
+        for gap in case.gaps[run]:
+            evaluator.add_gap(*gap)
         last = max((update for update, tables in updates if tables["ppo_updates"]), default=None)
         if last is None:
             continue
@@ -94,8 +94,8 @@ def row_by_row(case: Case) -> tuple[list[Any], list[Any]]:
                         bits(f.progress),
                     )
                 )
-        ends = [end for table, _, end in case.losses[run] if table in (ALL_TABLES, "ppo_updates")]
-        if max(ends, default=0) > last:  # except those that a gap tells of
+        ends = [end for table, _, end in case.gaps[run] if table in (ALL_TABLES, "ppo_updates")]
+        if max(ends, default=0) > last:  # except up to the end of a recorded gap
             evaluator.update(max(ends), None, {})
         for c in evaluator.coverage():
             coverage.append((run, c.rule, c.key, c.evaluated, {str(k): v for k, v in c.abstained.items()}))
@@ -103,17 +103,17 @@ def row_by_row(case: Case) -> tuple[list[Any], list[Any]]:
 
 
 def one_by_one(case: Case) -> Evaluation:
-    """Each run in a block of its own."""
+    """Each run in a separate block."""
     by_run = [
         {table: frame.filter(pl.col("run_id") == run) for table, frame in frames(case).items()}
         for run in sorted(case.runs)
     ]
-    return joined([evaluate(case.rules, own, case.losses) for own in by_run])
+    return joined([evaluate(case.rules, own, case.gaps) for own in by_run])
 
 
 def all_at_once(case: Case) -> Evaluation:
     """All runs in one block."""
-    return evaluate(case.rules, frames(case), case.losses)
+    return evaluate(case.rules, frames(case), case.gaps)
 
 
 def in_stretches(case: Case) -> Evaluation:
@@ -122,7 +122,7 @@ def in_stretches(case: Case) -> Evaluation:
     for run in sorted(case.runs):
         engine = Engine(case.rules, [run])
         for stretch in stretches(tables_of(case.rules, frames(case), [run]), 2):
-            engine.feed(Block(case.rules, stretch, numbered(case.losses, [run])))
+            engine.feed(Block(case.rules, stretch, numbered(case.gaps, [run])))
         found.append(engine.finish())
     return joined(found)
 
