@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 def suggest(name: object, names: Iterable[str], kind: str) -> str:
-    """Return a sentence with the closest names, or with all names if none is close.
+    """Ask `Did you mean ...?` with the closest names, or list all names if none is close.
 
     >>> suggest("ratio_mx", ["ratio_max", "update"], kind="columns")
     'Did you mean ratio_max?'

@@ -133,19 +133,19 @@ def ratio_of_head(head: str, statistics: Mapping[str, Any], exemplars: Iterable[
 
 
 def describe(diagnostic: RatioDiagnostic) -> Sequence[str]:
-    """Return the diagnosis as sentences, if there is anything to say."""
-    sentences = []
+    """Return the diagnosis, one line per finding."""
+    lines = []
     broken = sum(ratio.nonfinite or 0 for ratio in diagnostic.ratios if ratio.head == JOINT)
     if broken:
-        sentences.append(f"{broken} of its log ratios {'is' if broken == 1 else 'are'} not finite.")
+        lines.append(f"{broken} of its log ratios {'is' if broken == 1 else 'are'} not finite.")
     worst = diagnostic.worst_head
     if worst is not None and worst.head in diagnostic.exploded:
         not_finite, nats = worst.severity
         what = "has log ratios that are not finite" if not_finite else f"moved furthest, by up to {nats:.3g} nats"
-        sentences.append(f"The head {worst.head!r} {what}.")
+        lines.append(f"The head {worst.head!r} {what}.")
     elif any(ratio.head != JOINT for ratio in diagnostic.ratios):
-        sentences.append(f"No head's ratio lies above {diagnostic.above:g} or below {diagnostic.below:g}.")
-    return sentences
+        lines.append(f"No head's ratio lies above {diagnostic.above:g} or below {diagnostic.below:g}.")
+    return lines
 
 
 def _transition(place: int, row: Mapping[str, Any]) -> WorstTransition:

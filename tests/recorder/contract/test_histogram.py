@@ -1,4 +1,4 @@
-"""Log-ratio histograms: which bin a value is in, and bounds on what the bins can't tell exactly."""
+"""Log-ratio histograms: which bin a value is in, and bounds if a bin cannot decide."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ class TestBins:
 
 
 class TestBounds:
-    def test_the_bounds_agree_where_the_threshold_falls_into_an_empty_bin(self):
+    def test_the_bounds_agree_if_the_bin_of_the_threshold_is_empty(self):
         # log 3 = 1.0986 lies in [1, 2), which is empty; log ratios 2.5 and 40 are beyond it, 0.5 is not.
         assert count_ratios_above(histogram([0.5, 2.5, 40.0]), 3.0) == (2, 2)
 
-    def test_values_in_the_thresholds_own_bin_may_be_on_either_side(self):
-        # 1.05 and 1.2 share the bin [1, 2) with log 3 = 1.0986: one of them is beyond it, the bins can't tell.
+    def test_values_in_the_bin_of_the_threshold_may_be_on_either_side(self):
+        # 1.05 and 1.2 share the bin [1, 2) with log 3 = 1.0986: one of them is beyond it, which the bins do not show.
         assert count_ratios_above(histogram([1.05, 1.2, 2.5]), 3.0) == (1, 3)
 
     def test_the_ratios_on_either_side_of_one_are_known_exactly(self):
@@ -95,11 +95,11 @@ class TestBounds:
         # log 1e20 = 46: the last bin begins at 32.
         assert count_ratios_above(counts, 1e20) == (0, 1)
 
-    def test_below_an_infinite_ratio_is_all_but_what_may_be_infinite_itself(self):
+    def test_all_but_the_outer_bin_is_surely_below_an_infinite_ratio(self):
         assert count_ratios_below(histogram([math.inf, 40.0, 1.0]), math.inf) == (1, 3)
         assert count_ratios_above(histogram([math.inf, 40.0, 1.0]), math.inf) == (0, 0)
 
-    def test_nothing_counted_is_nothing_beyond(self):
+    def test_an_empty_histogram_has_nothing_beyond_any_ratio(self):
         assert count_ratios_above(histogram([math.nan]), 2.0) == (0, 0)
 
     def test_counts_on_another_axis_are_refused(self):
@@ -125,7 +125,7 @@ thresholds = st.one_of(
 
 @given(values=st.lists(log_ratios, max_size=40), ratio=thresholds)
 @example(values=[1.0, -1.0, 0.0], ratio=math.e)
-def test_the_bounds_hold_the_true_counts(values, ratio):
+def test_the_bounds_contain_the_true_counts(values, ratio):
     counts, limit = histogram(values), math.log(ratio)
     above, below = sum(1 for v in values if v > limit), sum(1 for v in values if v < limit)
     low, high = count_ratios_above(counts, ratio)
@@ -135,14 +135,14 @@ def test_the_bounds_hold_the_true_counts(values, ratio):
 
 
 @given(values=st.lists(log_ratios, max_size=40), ratio=thresholds)
-def test_the_bounds_differ_by_what_is_in_the_thresholds_bin_at_most(values, ratio):
+def test_the_bounds_differ_by_at_most_the_count_of_one_bin(values, ratio):
     counts = histogram(values)
     low, high = count_ratios_above(counts, ratio)
     assert high - low <= counts[bin_of(math.log(ratio))]
 
 
 @given(values=st.lists(log_ratios, max_size=40))
-def test_the_larger_the_threshold_the_fewer_are_above_it(values):
+def test_fewer_values_are_above_a_larger_threshold(values):
     counts = histogram(values)
     bounds = [count_ratios_above(counts, ratio) for ratio in (0.1, 0.5, 1.0, 1.5, 5.0, 1e9)]
     assert [low for low, _ in bounds] == sorted((low for low, _ in bounds), reverse=True)

@@ -23,7 +23,7 @@ def merged(reducer: Reducer, *values: object) -> object:
 
 
 class TestReducers:
-    def test_each_takes_what_its_name_says(self):
+    def test_each_reducer_does_what_its_name_says(self):
         values = (3.0, 1.0, 2.0)
         assert merged(Reducer.SUM, *values) == 6.0
         assert merged(Reducer.MIN, *values) == 1.0
@@ -50,11 +50,11 @@ class TestReducers:
 
 class TestNull:
     @pytest.mark.parametrize("reducer", [r for r in Reducer if r is not Reducer.DERIVED])
-    def test_null_takes_no_part(self, reducer):
+    def test_null_is_ignored(self, reducer):
         assert merged(reducer, None, 4.0, None) == 4.0
 
     @pytest.mark.parametrize("reducer", [r for r in Reducer if r is not Reducer.DERIVED])
-    def test_what_no_row_measured_stays_null(self, reducer):
+    def test_a_column_that_no_row_measured_stays_null(self, reducer):
         assert merged(reducer, None, None) is None
         assert merge([column(reducer)], [{}, {}]) == {"x": None}
         assert merge([column(reducer)], []) == {"x": None}
@@ -62,11 +62,11 @@ class TestNull:
 
 class TestNotFinite:
     @pytest.mark.parametrize("reducer", [Reducer.MIN, Reducer.MAX])
-    def test_nan_gives_way_to_any_number(self, reducer):
+    def test_any_number_replaces_nan(self, reducer):
         assert merged(reducer, math.nan, 1.0, math.nan) == 1.0
 
     @pytest.mark.parametrize("reducer", [Reducer.MIN, Reducer.MAX])
-    def test_nan_stands_where_there_is_no_number(self, reducer):
+    def test_without_a_number_the_result_is_nan(self, reducer):
         result = merged(reducer, math.nan, None, math.nan)
         assert isinstance(result, float) and math.isnan(result)
 
@@ -81,13 +81,13 @@ class TestNotFinite:
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_a_merged_row_has_every_column_of_its_table_but_the_derived_ones(table):
+def test_a_merged_row_has_every_column_of_its_table_except_derived_ones(table):
     expected = [c.name for c in columns(table) if c.reducer is not Reducer.DERIVED]
     assert list(merge(columns(table), [{}])) == expected
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_a_single_row_comes_out_as_it_went_in(table):
+def test_a_single_row_is_unchanged(table):
     values = {"int64": 3, "float64": 0.5, "string": "a", "bool": True, "list<int64>": [1, 2], "list<float64>": [0.5]}
     row = {c.name: values.get(c.type, "other") for c in columns(table)}
     assert merge(columns(table), [row]) == {

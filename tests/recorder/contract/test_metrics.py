@@ -1,4 +1,4 @@
-"""Metrics from sums: the arithmetic written out, and the same by whatever way the transitions were cut up."""
+"""Metrics from sums: the arithmetic written out, and the same however the transitions are split."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class TestBuildingStones:
     def test_a_mean_is_the_sum_over_the_count(self):
         assert mean(6.0, 4) == 1.5
 
-    def test_nothing_measured_or_nothing_counted_has_no_mean(self):
+    def test_without_a_sum_or_a_count_the_mean_is_null(self):
         assert mean(None, 4) is None
         assert mean(6.0, None) is None
         assert mean(0.0, 0) is None
 
-    def test_a_standard_deviation_is_the_populations(self):
+    def test_a_standard_deviation_is_of_the_population(self):
         # 1, 2, 3, 6: mean 3, squared distances 4 + 1 + 0 + 9 = 14, over 4 values.
         assert std(12.0, 1.0 + 4.0 + 9.0 + 36.0, 4) == pytest.approx(math.sqrt(14.0 / 4.0), rel=1e-15)
 
@@ -69,7 +69,7 @@ class TestExplainedVariance:
     def test_a_perfect_prediction_explains_all(self):
         assert self.of([1.0, 2.0, 4.0], [1.0, 2.0, 4.0]) == 1.0
 
-    def test_a_constant_offset_goes_unseen(self):
+    def test_a_constant_offset_changes_nothing(self):
         assert self.of([11.0, 12.0, 14.0], [1.0, 2.0, 4.0]) == pytest.approx(1.0, abs=1e-12)
 
     def test_predicting_the_mean_explains_nothing(self):
@@ -79,28 +79,28 @@ class TestExplainedVariance:
         # returns 1, -1 (variance 1); return - value = 2, -2 (variance 4): 1 - 4 / 1.
         assert self.of([-1.0, 1.0], [1.0, -1.0]) == -3.0
 
-    def test_returns_that_do_not_vary_leave_it_without_a_meaning(self):
+    def test_it_is_nan_if_returns_do_not_vary(self):
         value = self.of([1.0, 2.0], [5.0, 5.0])
         assert value is not None and math.isnan(value)
 
-    def test_not_recorded_stays_not_recorded(self):
+    def test_null_stays_null(self):
         assert explained_variance(None, 1.0, 2, 1.0, 1.0, 2) is None
         assert explained_variance(1.0, 1.0, 2, None, 1.0, 2) is None
 
 
 class TestClippedNorm:
-    def test_a_norm_below_the_limit_is_left_alone(self):
+    def test_a_norm_below_the_limit_is_unchanged(self):
         assert clipped_norm(0.25, 0.5) == 0.25
 
     def test_a_norm_above_the_limit_is_scaled_as_torch_scales_it(self):
         # torch divides by norm + 1e-6, so the result is a little below the limit.
         assert clipped_norm(2.0, 0.5) == 2.0 * 0.5 / 2.000001
 
-    def test_a_norm_that_is_not_finite_leaves_nan(self):
+    def test_a_non_finite_norm_becomes_nan(self):
         assert math.isnan(clipped_norm(math.inf, 0.5) or 0.0)
         assert math.isnan(clipped_norm(math.nan, 0.5) or 0.0)
 
-    def test_without_a_norm_or_a_limit_it_is_not_known(self):
+    def test_without_a_norm_or_a_limit_it_is_null(self):
         assert clipped_norm(None, 0.5) is None
         assert clipped_norm(1.0, None) is None
 
@@ -134,16 +134,16 @@ class TestDerive:
         assert derive(row | {"value_coef": 0.5})["loss"] is None
 
     def test_entropy_is_normalised_over_the_transitions_that_had_a_choice(self):
-        # Three transitions, one with a single valid action: the shares 1 and 0.5 are over two.
+        # Three transitions, one with a single valid action: the fractions 1 and 0.5 are over two.
         assert derive({"n": 3, "entropy_normalized_sum": 1.5, "entropy_normalized_n": 2})["entropy_normalized"] == 0.75
         assert derive({"n": 3})["entropy_normalized"] is None
 
-    def test_the_bias_that_explained_variance_cannot_see(self):
+    def test_the_residual_shows_a_bias_that_explained_variance_ignores(self):
         # return - value is 2 for both: mean 2, root mean square 2, and yet the variance is explained in full.
         metrics = derive(sums([Transition(value=1.0, return_=3.0), Transition(value=3.0, return_=5.0)]))
         assert (metrics["residual_mean"], metrics["residual_rms"], metrics["explained_variance"]) == (2.0, 2.0, 1.0)
 
-    def test_what_is_not_finite_stays_out_of_sum_and_count_alike(self):
+    def test_non_finite_values_are_in_neither_sum_nor_count(self):
         # Of five: log 2 and 0 are finite; NaN; +inf has an infinite ratio; -inf has ratio 0 and an infinite k3.
         log_ratios = (LN2, 0.0, math.nan, math.inf, -math.inf)
         metrics = derive(sums([Transition(log_ratio=v) for v in log_ratios]))
@@ -159,10 +159,10 @@ class TestDerive:
         assert metrics["approx_kl_k3"] == 0.0
         assert metrics["ratio_mean"] == 1.0
 
-    def test_of_a_row_without_sums_every_metric_is_null(self):
+    def test_every_metric_of_a_row_without_sums_is_null(self):
         assert set(derive({}).values()) == {None}
 
-    def test_a_row_with_the_log_ratios_alone_has_the_metrics_of_the_policy_and_no_other(self):
+    def test_a_row_with_log_ratios_only_has_only_the_metrics_of_the_policy(self):
         kept = {
             k: v for k, v in sums([Transition(log_ratio=LN2)]).items() if k.startswith(("n", "log_r", "ratio", "k"))
         }
@@ -192,7 +192,7 @@ class TestStableBaselines3:
         # k3 of log 2 is 1 - log 2: minibatch 3 has it twice of two, minibatch 4 has 0.
         assert self.derived(self.update())["approx_kl"] == pytest.approx((1.0 - LN2 + 0.0) / 2, rel=1e-14)
 
-    def test_pooled_approx_kl_weighs_every_transition_the_same(self):
+    def test_pooled_approx_kl_gives_every_transition_the_same_weight(self):
         # Log 2 three times among six transitions.
         assert self.derived(self.update(), "pooled")["approx_kl"] == pytest.approx(3 * (1.0 - LN2) / 6, rel=1e-14)
         assert self.derived(self.update())["approx_kl_k3"] == pytest.approx(3 * (1.0 - LN2) / 6, rel=1e-14)
@@ -212,7 +212,7 @@ class TestStableBaselines3:
     def test_the_loss_is_that_of_the_last_minibatch(self):
         assert self.derived(self.update())["loss"] == pytest.approx(-1.0 - 0.1 * 4.0 + 0.5 * 16.0, rel=1e-14)
 
-    def test_an_early_stop_in_the_first_epoch_leaves_that_epoch_as_the_last(self):
+    def test_after_an_early_stop_the_stopped_epoch_is_the_last(self):
         # Stopped at minibatch 2: the KL of the one stepped on and of the one that was only evaluated.
         assert self.derived(self.update()[:2])["approx_kl"] == pytest.approx(((1.0 - LN2) / 2 + 0.0) / 2, rel=1e-14)
 
@@ -232,13 +232,13 @@ class TestStableBaselines3:
         minibatches[0] = minibatch([Transition(log_ratio=math.nan)]) | {"epoch": 1}
         assert self.derived(minibatches)["approx_kl"] == pytest.approx((1.0 - LN2) / 2, rel=1e-14)
 
-    def test_without_minibatches_the_pooled_metrics_stand(self):
+    def test_without_minibatches_the_metrics_are_the_pooled_ones(self):
         row = sums([Transition(log_ratio=LN2, return_=1.0), Transition(return_=2.0)])
         assert derive_update(row, {}, "sb3") == derive_update(row, {}, "pooled")
 
 
 class TestUpdate:
-    def test_explained_variance_is_the_rollouts_where_that_was_recorded(self):
+    def test_explained_variance_is_that_of_the_rollout_if_it_was_recorded(self):
         row = sums([Transition(value=-1.0, return_=1.0), Transition(value=1.0, return_=-1.0)])
         assert derive_update(row, {})["explained_variance"] == -3.0
         rollout = {
@@ -257,12 +257,12 @@ class TestUpdate:
         row = {"grad_norm_n": 3, "grad_norm_nonfinite": 1, "grad_norm_sum": 5.0}
         assert derive_update(row, {})["grad_norm"] == 2.5
 
-    def test_a_definition_that_is_not_known_is_refused(self):
+    def test_an_unknown_definition_is_refused(self):
         with pytest.raises(KeyError):
             derive_update({}, {}, "tensorflow")
 
     @pytest.mark.parametrize("definition", DEFINITIONS)
-    def test_every_derived_column_of_an_update_is_computed_whatever_the_definition(self, definition):
+    def test_every_derived_column_of_an_update_is_computed_by_each_definition(self, definition):
         row = minibatch([Transition(log_ratio=LN2, return_=1.0)], epoch=1)
         computed = derive_update(row, as_columns([row]), definition)
         declared = {c.name for c in columns("ppo_updates") if c.reducer is Reducer.DERIVED}
@@ -289,7 +289,7 @@ class TestLayer:
         assert metrics["grad_std"] == pytest.approx(math.sqrt(25 / 3 - 1 / 9), rel=1e-14)
         assert metrics["weight_norm"] == 4.0
 
-    def test_a_parameter_without_a_gradient_has_no_statistics_of_it(self):
+    def test_a_parameter_without_a_gradient_has_no_gradient_statistics(self):
         metrics = derive_layer({"n": 4, "weight_sum_sq": 16.0})
         missing = dict.fromkeys(("grad_norm", "grad_mean", "grad_std", "step_norm"))
         assert metrics == {**missing, "weight_norm": 4.0}
@@ -311,7 +311,7 @@ transition = st.builds(
 cut_up = st.lists(st.lists(transition, min_size=1, max_size=12), min_size=1, max_size=6)
 
 
-def check_that_cutting_up_changes_nothing(minibatches: list[list[Transition]]) -> None:
+def check_that_splitting_changes_nothing(minibatches: list[list[Transition]]) -> None:
     together = [t for part in minibatches for t in part]
     merged = merge(columns("minibatches"), [minibatch(part) for part in minibatches])
     expected = derive(sums(together))
@@ -326,7 +326,7 @@ def check_that_cutting_up_changes_nothing(minibatches: list[list[Transition]]) -
         ("advantage_std", "advantage_sum_sq"),
         ("return_std", "return_sum_sq"),
     ):
-        # Both sums of squares are right to a few of 16 digits, and so is the variance to that share of their mean.
+        # Both sums of squares are right to a few of 16 digits, and so is the variance to that fraction of their mean.
         tolerance = 1e-14 * merged[mean_square]
         before, after = expected[name], derive(merged)[name]
         assert (before is None) == (after is None)
@@ -337,14 +337,14 @@ def check_that_cutting_up_changes_nothing(minibatches: list[list[Transition]]) -
 
 @given(cut_up)
 def test_minibatches_merged_and_then_derived_equal_all_transitions_at_once(minibatches):
-    check_that_cutting_up_changes_nothing(minibatches)
+    check_that_splitting_changes_nothing(minibatches)
 
 
 @pytest.mark.slow
 @settings(max_examples=2000, derandomize=False)
 @given(cut_up)
 def test_minibatches_merged_and_then_derived_equal_all_transitions_at_once_over_many_examples(minibatches):
-    check_that_cutting_up_changes_nothing(minibatches)
+    check_that_splitting_changes_nothing(minibatches)
 
 
 finite = st.integers(-400, 400).map(lambda i: i / 16)
@@ -366,7 +366,7 @@ def test_moments_from_sums_are_those_of_the_values(transitions):
 
 
 class TestMeasuredButNotFinite:
-    def test_transitions_of_which_no_term_is_finite_have_nan_metrics_and_not_null(self):
+    def test_metrics_without_a_finite_term_are_nan_and_not_null(self):
         row = derive(sums([Transition(log_ratio=math.nan, return_=math.nan)] * 3))
         for name in ("approx_kl", "approx_kl_k1", "ratio_mean", "return_mean", "residual_rms", "explained_variance"):
             assert math.isnan(row[name]), name
@@ -375,7 +375,7 @@ class TestMeasuredButNotFinite:
     def test_nothing_counted_is_null(self):
         assert set(derive(sums([])).values()) == {None}
 
-    def test_a_gradient_of_nothing_but_nan_has_a_nan_norm_and_not_zero(self):
+    def test_a_gradient_with_only_nan_has_a_nan_norm_and_not_zero(self):
         row = {"n": 4, "grad_nan": 4, "grad_posinf": 0, "grad_neginf": 0, "grad_sum": 0.0, "grad_sum_sq": 0.0}
         derived: dict[str, Any] = derive_layer(row)
         assert math.isnan(derived["grad_norm"]) and math.isnan(derived["grad_mean"])
@@ -388,7 +388,7 @@ def test_explained_variance_of_a_constant_return_that_is_no_binary_fraction_is_n
     assert math.isnan(row["explained_variance"])
 
 
-def test_the_sb3_definition_of_an_overflowing_ratio_is_infinite_as_torch_has_it():
+def test_the_sb3_definition_of_an_overflowing_ratio_is_infinite_as_in_torch():
     # exp(800) overflows; (inf - 1) - 800 = inf, and a mean with it is inf. With a NaN beside it, it is NaN.
     overflowing = [Transition(log_ratio=800.0), Transition(log_ratio=0.1)]
     row = {"epoch": 1, **sums(overflowing)}

@@ -1,4 +1,4 @@
-"""Transitions as plain numbers, and their counts and sums by the letter of the contract: what the tests measure by."""
+"""Transitions as Python numbers, and the counts and sums the contract declares for them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Transition:
 
 
 def sums(transitions: Sequence[Transition], clip_range: float = 0.2, **more: Any) -> dict[str, Any]:
-    """The counts and sums of a row over these transitions: those the derived metrics are made of."""
+    """Return the counts and sums of a row over these transitions, from which metrics are derived."""
     t = transitions
     ratios = [x.ratio for x in t]
     finite_ratios = _finite(ratios)

@@ -13,8 +13,8 @@ from esper_recorder.contract.rules.trend import TrendOf
 Format = Callable[[float], str]
 
 _TRENDS = {
-    TrendOf.CHANGE: "change of the mean over {window} of {signal}",
-    TrendOf.SIZE: "size of the change of the mean over {window} of {signal}",
+    TrendOf.CHANGE: "change of the mean of {signal} over {window}",
+    TrendOf.SIZE: "size of the change of the mean of {signal} over {window}",
     TrendOf.DROP: "fraction by which {signal} lies below its mean over {window}",
 }
 

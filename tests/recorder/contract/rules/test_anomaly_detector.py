@@ -28,13 +28,13 @@ TABLES: dict[str, list[dict[str, Any]]] = {
 
 
 def check(progress: float | None = 0.5, tables: Any = TABLES, **changes: Any) -> AnomalyReport:
-    """The second update, so that drift and trends have something to go by."""
+    """Check the second update, so that drift and trends have a value before it."""
     detector = AnomalyDetector()
     detector.check_all(HEALTHY, progress=0.5, tables=TABLES)
     return detector.check_all(HEALTHY | changes, progress=progress, tables=tables)
 
 
-def test_a_healthy_row_is_looked_at_by_every_check():
+def test_every_check_evaluates_a_healthy_row():
     report = check()
     assert report.abstained == ()
     assert {one.type for one in report.anomalies} == {"plateau"}  # two batches of 50: the mean moved by 0
@@ -54,8 +54,8 @@ def test_a_healthy_row_is_looked_at_by_every_check():
     ],
 )
 def test_each_check_fires_and_says_what_it_compared(changes: dict[str, Any], type_: str, detail: str):
-    found = {one.type: one.detail for one in check(**changes).anomalies}
-    assert found[type_] == detail
+    details = {anomaly.type: anomaly.detail for anomaly in check(**changes).anomalies}
+    assert details[type_] == detail
 
 
 def test_at_the_thresholds_nothing_fires():
@@ -77,17 +77,17 @@ def test_what_was_not_measured_abstains_and_is_not_healthy():
     assert reasons["lstm_nan"] == "table not recorded by this run"
 
 
-def test_nan_is_no_health_either():
+def test_nan_abstains_and_is_not_healthy():
     report = check(ratio_max=math.nan, approx_kl=math.nan)
     assert {one.type: one.reason for one in report.abstained}["ratio_explosion"] == "not finite"
 
 
-def test_without_a_progress_the_checks_by_phase_abstain():
+def test_without_a_progress_checks_with_phases_abstain():
     reasons = {one.type: one.reason for one in check(progress=None).abstained}
     assert reasons == {"value_collapse": "no threshold", "performance_degradation": "no threshold"}
 
 
-def test_an_abstention_is_of_this_update_alone():
+def test_an_abstention_is_of_this_update_only():
     detector = AnomalyDetector()
     detector.check_all({}, progress=0.5, tables={})
     later = detector.check_all(HEALTHY, progress=0.5, tables=TABLES)
@@ -107,9 +107,9 @@ def test_two_anomalies_of_one_type_keep_both_details():
 def test_every_argument_is_required():
     detector = AnomalyDetector()
     missing: list[dict[str, Any]] = [{}, {"progress": 0.5}, {"tables": {}}]
-    for words in missing:
+    for arguments in missing:
         with pytest.raises(TypeError, match="missing"):
-            detector.check_all({}, **words)
+            detector.check_all({}, **arguments)
     with pytest.raises(TypeError, match="row is a list; give a mapping"):
         detector.check_all([], progress=None, tables={})  # type: ignore[arg-type]
 
@@ -131,7 +131,7 @@ def test_importing_either_distribution_parses_no_rules(run_python):
     )
 
 
-def test_other_rules_may_be_given():
+def test_other_rules_can_be_checked():
     rules = RuleSet.parse('[rules.r]\nseverity = "info"\ncolumn = "n"\nnonfinite = true', "own")
     report = AnomalyDetector(rules).check_all({"n": math.inf}, progress=None, tables={})
     assert report.details == {"r": ("n = inf",)}
@@ -140,5 +140,5 @@ def test_other_rules_may_be_given():
 def test_phases_are_half_open():
     below = {0.0999: "warmup", 0.1: "early", 0.25: "mid", 0.75: "late", 1.0: "late"}
     for progress, phase in below.items():
-        [found] = [one for one in check(progress, explained_variance=-9.0).anomalies if one.type == "value_collapse"]
-        assert found.phase == phase
+        anomalies = check(progress, explained_variance=-9.0).anomalies
+        assert [one.phase for one in anomalies if one.type == "value_collapse"] == [phase]

@@ -1,4 +1,4 @@
-"""Arithmetic over the columns of a row: what it means, and everything it refuses."""
+"""Arithmetic over the columns of a row: what it means, and what it refuses."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_division_by_zero_is_an_infinity_or_nan_and_does_not_raise() -> None:
     assert math.isnan(ratio.evaluate({"a": 0.0, "b": 0.0}) or 0.0)
 
 
-def test_nan_spreads_and_is_on_neither_side_of_a_comparison() -> None:
+def test_nan_propagates_and_is_on_neither_side_of_a_comparison() -> None:
     assert math.isnan(Expression("max(a, 1)").evaluate({"a": math.nan}) or 0.0)
     assert Expression("1 if a > 0 else 2").evaluate({"a": math.nan}) == 2.0
     assert Expression("1 if a <= 0 else 2").evaluate({"a": math.nan}) == 2.0
@@ -77,6 +77,6 @@ def test_nan_spreads_and_is_on_neither_side_of_a_comparison() -> None:
         "a" + " + a" * 900,
     ],
 )
-def test_anything_else_is_refused_with_a_sentence(text: str) -> None:
+def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(ExpressionError):
         Expression(text)

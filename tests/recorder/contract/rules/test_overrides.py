@@ -1,8 +1,9 @@
-"""Other numbers for rules: what can be set, what is refused, and that the text and its hash can be had again."""
+"""Overrides: what can be set, what is refused, and that the changed text and its hash are reproducible."""
 
 from __future__ import annotations
 
 import math
+import tomllib
 from typing import Any
 
 import pytest
@@ -61,14 +62,14 @@ def threshold(rules: RuleSet, name: str, condition: int = 0) -> Any:
     return next(r for r in rules.rules if r.name == name).conditions[condition].threshold
 
 
-def test_a_number_is_replaced_and_all_else_stays() -> None:
+def test_only_the_named_number_changes() -> None:
     changed = RULES.with_values({"ratio.above": 3})
     assert threshold(changed, "ratio").number == 3.0
     assert changed.rules[1:] == RULES.rules[1:]
     assert changed.overrides == {"ratio.above": 3.0}
 
 
-def test_a_threshold_per_phase_is_replaced_in_one_place_or_as_a_whole() -> None:
+def test_a_threshold_per_phase_is_replaced_in_part_or_as_a_whole() -> None:
     assert threshold(RULES.with_values({"value.below.phase.warmup": -0.6}), "value").values == {
         "warmup": -0.6,
         "late": 0.1,
@@ -83,12 +84,12 @@ def test_alternatives_and_gates_are_counted_from_one() -> None:
     assert RULES.with_values({"value.unless.below": 0.5}).rules[1].unless[0].number == 0.5
 
 
-def test_names_of_layers_may_hold_dots_and_words_of_the_format() -> None:
+def test_names_of_layers_may_contain_dots_and_keys_of_the_format() -> None:
     changed = RULES.with_values({"layer.above.key.mlp.0.weight": 9, "layer.above.key.warmup": 8.5})
     assert threshold(changed, "layer").values == {"mlp.0.weight": 9.0, "warmup": 8.5}
 
 
-def test_what_a_rule_leaves_to_its_default_can_be_set_too() -> None:
+def test_a_field_with_a_default_can_be_set() -> None:
     changed = RULES.with_values(
         {"ratio.for": 3.0, "ratio.reset": 2, "ratio.keep": True, "ratio.severity": "info", "drift.drift.warmup": 10}
     )
@@ -98,7 +99,7 @@ def test_what_a_rule_leaves_to_its_default_can_be_set_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "words"),
+    ("path", "value", "message"),
     [
         ("rato.above", 3.0, "mine.toml has no rule 'rato'. Did you mean ratio"),
         ("ratio.abov", 3.0, "no field 'abov' to set. Did you mean above"),
@@ -116,12 +117,12 @@ def test_what_a_rule_leaves_to_its_default_can_be_set_too() -> None:
         ("any.any_of.3.above", 3.0, "no field 'any_of.3.above' to set"),
     ],
 )
-def test_what_cannot_be_set_is_met_with_a_sentence(path: str, value: Any, words: str) -> None:
-    with pytest.raises(RuleError, match=words):
+def test_an_invalid_override_is_an_error_that_names_it(path: str, value: Any, message: str) -> None:
+    with pytest.raises(RuleError, match=message):
         RULES.with_values({path: value})
 
 
-def test_the_text_of_changed_rules_reads_back_as_those_rules_with_the_same_hash() -> None:
+def test_the_text_of_changed_rules_parses_to_the_same_rules_and_hash() -> None:
     changed = RULES.with_values({"ratio.above": 3.0, "value.below.phase.late": 0.0})
     again = RuleSet.parse(changed.text, "again")
     assert again.rules == changed.rules and again.phases == changed.phases and again.description == "of a test"
@@ -130,7 +131,7 @@ def test_the_text_of_changed_rules_reads_back_as_those_rules_with_the_same_hash(
     assert changed.tests == ()
 
 
-def test_the_hash_depends_on_the_values_and_not_on_how_they_were_given() -> None:
+def test_the_hash_depends_on_the_values_and_not_on_how_they_are_written() -> None:
     once = RULES.with_values({"ratio.above": 3, "drift.above": 1.0})
     twice = RULES.with_values({"drift.above": 1}).with_values({"ratio.above": 3.0})
     assert once.sha256 == twice.sha256
@@ -140,13 +141,13 @@ def test_the_hash_depends_on_the_values_and_not_on_how_they_were_given() -> None
 
 
 @pytest.mark.parametrize("name", profiles())
-def test_shipped_rules_survive_being_written_out(name: str) -> None:
+def test_shipped_rules_survive_being_written_as_toml(name: str) -> None:
     rules = load_profile(name)
     changed = rules.with_values({f"{rules.rules[0].name}.severity": "info"})
     assert RuleSet.parse(changed.text).rules[1:] == rules.rules[1:]
 
 
-def test_a_typed_value_is_a_number_a_switch_or_a_word() -> None:
+def test_a_typed_value_is_a_number_a_boolean_or_text() -> None:
     assert [read_value(t) for t in ("3", "-1e-3", "true", "false", "info", "inf")] == [
         3.0,
         -1e-3,
@@ -157,9 +158,7 @@ def test_a_typed_value_is_a_number_a_switch_or_a_word() -> None:
     ]
 
 
-def test_toml_text_keeps_quotes_controls_and_special_numbers() -> None:
-    import tomllib
-
+def test_toml_keeps_quotes_control_characters_and_special_numbers() -> None:
     data = {"a": 'say "x"\n\\ \u00e9 \x7f', "t": {"b": [1, 2.5, math.inf, True], "c d": {"e": {}, "f": {"g": -0.0}}}}
     assert tomllib.loads(to_toml(data)) == data
     with pytest.raises(TypeError, match="cannot express None"):

@@ -1,4 +1,4 @@
-"""Reading rules from TOML: what a rule can say, and the sentence each mistake is met with."""
+"""Parsing rules from TOML: what a rule can say, and the error of each mistake."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rule(body: str) -> str:
     return f'[phases]\nstart = 0.0\nend = 0.5\n[rules.r]\nseverity = "info"\n{body}\n'
 
 
-def test_a_phase_begins_at_its_share_and_ends_where_the_next_begins() -> None:
+def test_a_phase_ends_where_the_next_one_begins() -> None:
     rules = RuleSet.parse(GOOD)
     assert [rules.phase(p) for p in (0.0, 0.0999, 0.10, 0.75, 1.0, 1.5)] == [
         "warmup",
@@ -41,7 +41,7 @@ def test_a_phase_begins_at_its_share_and_ends_where_the_next_begins() -> None:
     assert RuleSet.parse(rule('column = "ratio_max"\nabove = 1')).phase(0.7) == "end"
 
 
-def test_the_rules_name_the_columns_they_read() -> None:
+def test_a_rule_set_lists_the_columns_it_reads() -> None:
     text = rule(
         'table = "minibatches"\ntake = "first"\ncolumn = "ratio_max"\nmin_n = 8\n'
         'above = { column = "clip_range", times = 2 }\n'
@@ -54,7 +54,7 @@ def test_the_rules_name_the_columns_they_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("not toml", "rules.toml is not TOML"),
         ("", "contains no rules"),
@@ -116,20 +116,20 @@ def test_the_rules_name_the_columns_they_read() -> None:
         (rule('table = "episodes"\ntake = "max"\ncolumn = "episode_return"\nmin_n = 1\nabove = 1'), "has no column n"),
     ],
 )
-def test_a_mistake_is_met_with_a_sentence_that_names_its_place(text: str, words: str) -> None:
+def test_an_error_names_its_location_and_the_mistake(text: str, message: str) -> None:
     with pytest.raises(RuleError) as caught:
         RuleSet.parse(text, "rules.toml")
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).startswith("rules.toml")
 
 
-def test_an_unknown_profile_is_met_with_those_there_are() -> None:
+def test_an_unknown_profile_is_an_error_that_suggests_one() -> None:
     with pytest.raises(RuleError, match=r"no rule profile 'defalt'. Did you mean default"):
         load_profile("defalt")
     assert {"default", "esper-review"} <= set(profiles())
 
 
-def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RuleError, match="there is no file"):
         load_file(tmp_path / "none.toml")
     with pytest.raises(RuleError, match="cannot be read"):

@@ -1,4 +1,4 @@
-"""The unit tests that a file of rules carries, and those of the shipped profiles."""
+"""The unit tests in a rules file, and those of the shipped profiles."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_every_shipped_rule_has_evidence_and_a_unit_test_in_which_it_fires(profi
     assert [rule.name for rule in rules.rules if not rule.evidence.endswith(".")] == []
 
 
-def test_words_may_repeat_be_null_be_no_row_or_hold_several_rows() -> None:
+def test_a_word_may_repeat_be_null_be_no_row_or_be_several_rows() -> None:
     assert run('name = "t"\nseries."ppo_updates.ratio_max" = "6x2 nan null inf 1"\nfires.ratio = [1, 2, 5]') == []
     rows = 'series."gradient_layers.grad_norm{layer=a}" = "6 1,6 6,1 _"\n'
     assert run(f'name = "t"\n{rows}fires."layer{{a}}" = [1, 2]\nabstains.layer = 1', LAYER) == []
 
 
-def test_a_test_that_fails_says_what_was_expected_and_what_came() -> None:
+def test_a_failed_test_reports_expected_and_actual_firings() -> None:
     problems = run('name = "t"\nseries."ppo_updates.ratio_max" = "6 1 null"\nfires.ratio = [2]\nabstains.ratio = 0')
     assert problems == [
         "ratio must fire at 2, and fires at 1",
@@ -50,7 +50,7 @@ def test_a_test_that_fails_says_what_was_expected_and_what_came() -> None:
 
 
 @pytest.mark.parametrize(
-    ("test", "words"),
+    ("test", "message"),
     [
         ('series."ppo_updates.ratio_max" = "1"\nfires.ratio = []', "test 1: name must be text"),
         ('name = "t"\nfires.ratio = []', "needs series"),
@@ -83,8 +83,8 @@ def test_a_test_that_fails_says_what_was_expected_and_what_came() -> None:
         ('name = "t"\nserie."ppo_updates.ratio_max" = "1"\nfires.ratio = []', "Did you mean series"),
     ],
 )
-def test_a_test_that_is_off_is_met_with_a_sentence(test: str, words: str) -> None:
+def test_an_invalid_test_is_an_error_that_names_the_mistake(test: str, message: str) -> None:
     with pytest.raises(RuleError) as caught:
         run(test)
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).startswith("mine.toml")
