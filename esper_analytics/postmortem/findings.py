@@ -7,7 +7,9 @@ other thresholds change, what the worst transitions were, which rules had no dat
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -29,12 +31,11 @@ from esper_analytics.postmortem.caveats import read_caveats
 from esper_analytics.postmortem.exemplars import worst_transitions
 from esper_analytics.postmortem.model import Findings, FirstFiring, Incident, IncidentGroup, RuleCoverage, RunFindings
 from esper_analytics.postmortem.recording import describe_not_compared, describe_recording, ending_of
-from esper_analytics.postmortem.rules_used import base_rules, describe_rules, evidence_of
 from esper_analytics.postmortem.verdict import verdict
 from esper_analytics.runs import Runs
-from esper_recorder.contract.rules.describe import describe_comparison, describe_inputs
+from esper_recorder.contract.rules.describe import describe_comparison, describe_inputs, describe_value
 from esper_recorder.contract.rules.model import Rule, Severity, Test
-from esper_recorder.contract.rules.ruleset import RuleSet
+from esper_recorder.contract.rules.ruleset import RuleError, RuleSet, load_profile, profiles
 from esper_recorder.contract.rules.signal import UPDATE_TABLE, Reason
 from esper_recorder.contract.tables import columns
 from esper_recorder.storage.traces import traces_of
@@ -96,8 +97,8 @@ def _run_findings(result: Result, name: str, row: Mapping[str, Any]) -> RunFindi
     by_name = {rule.name: rule for rule in rules.rules}
     of_run = pl.col("run_id") == run_id
     firings = result.firings.filter(of_run)
-    base = base_rules(rules, result, run_id)
-    evidence = {rule.name: evidence_of(rule, rules, base) for rule in rules.rules}
+    base = _base_rules(rules, result, run_id)
+    evidence = {rule.name: _evidence_of(rule, rules, base) for rule in rules.rules}
     incidents = _incidents(result.incidents.filter(of_run), firings, by_name, frame, row["updates"])
     never, partly = _coverage(result.coverage.filter(of_run), by_name, frame)
     ending = ending_of(row["ended"], manifest)
@@ -135,7 +136,7 @@ def _run_findings(result: Result, name: str, row: Mapping[str, Any]) -> RunFindi
         definition=manifest.definition or NOT_RECORDED,
         rules=rules.name,
         rules_sha256=rules.sha256,
-        evaluated_with=describe_rules(rules, base),
+        evaluated_with=_describe_rules(rules, base),
         overrides=_texts(rules.overrides),
         recorded_with=_recorded_with(result.ran_with[run_id], rules),
         traces=[str(folder / trace) for trace in traces_of(folder)],
@@ -244,11 +245,11 @@ def _coverage(
         (partly if evaluated[name] else never).append(
             RuleCoverage(
                 rule=rule.name,
-                keys=[key for key in rows.get_column("key") if key],
+                keys=[key for key in rows["key"] if key],
                 severity=str(rule.severity),
                 reads=describe_inputs(rule),
-                evaluated=int(rows.get_column("evaluated").sum()),
-                abstained=int(rows.get_column("abstained").sum()),
+                evaluated=int(rows["evaluated"].sum()),
+                abstained=int(rows["abstained"].sum()),
                 reason=text,
                 expected=expected,
             )
@@ -278,6 +279,57 @@ def _measured(frame: pl.DataFrame, column: str) -> bool:
     return column in frame.columns and frame.get_column(column).null_count() < frame.height
 
 
+# --- the rules ------------------------------------------------------------------------------------------------------
+
+
+def _describe_rules(rules: RuleSet, base: RuleSet | None = None) -> str:
+    """Name the rules and every changed value: `default with ratio_explosion.above = 2 instead of 10`."""
+    changes = []
+    for path, value in rules.overrides.items():
+        before = _base_value(base, path)
+        changes.append(f"{path} = {describe_value(value)}" + ("" if before is None else f" instead of {before}"))
+    return f"{rules.name} with {format_list(changes, most=len(changes))}" if changes else rules.name
+
+
+def _base_rules(rules: RuleSet, result: Result, run_id: str) -> RuleSet | None:
+    """Find the rules before values were changed in them: the shipped profile or the run's own; None if neither."""
+    if not rules.overrides:
+        return rules
+    candidates = [load_profile(rules.name)] if rules.name in profiles() else []
+    own = result.runs.rules_text(run_id)
+    with suppress(RuleError):  # unreadable rules are not those the run was evaluated with
+        candidates += [] if own is None else [RuleSet.parse(own[1], own[0] or rules.name)]
+    for base in candidates:
+        with suppress(RuleError):
+            if base.with_values(rules.overrides).text == rules.text:
+                return base
+    return None
+
+
+def _base_value(base: RuleSet | None, path: str) -> str | None:
+    """Write the value at `RULE.FIELD` before it was changed; None if it is unknown or had none."""
+    at: Any = None if base is None else tomllib.loads(base.text)["rules"]
+    for key in path.split("."):
+        if isinstance(at, list):
+            at = at[int(key) - 1] if key.isdigit() and 0 < int(key) <= len(at) else None
+        elif isinstance(at, Mapping):
+            at = at.get(key)
+        else:
+            return None
+    return None if at is None else describe_value(at)
+
+
+def _evidence_of(rule: Rule, rules: RuleSet, base: RuleSet | None) -> str:
+    """Return the rule's evidence; if its threshold was changed, say which one the evidence is for."""
+    keys = [path.split(".") for path in rules.overrides]
+    changed = [key for key in keys if key[0] == rule.name and {"above", "below"} & {*key[1:]}]
+    if not changed or not rule.evidence:
+        return rule.evidence
+    before = _base_value(base, ".".join(changed[0])) if len(changed) == 1 else None
+    whose = "shipped" if base is not None and rules.name in profiles() else "original"
+    return f"For the {whose} threshold{'' if before is None else f' {before}'}: {rule.evidence}"
+
+
 # --- other rules, other runs ------------------------------------------------------------------------------------------
 
 
@@ -290,7 +342,7 @@ def _differences(changes: pl.DataFrame) -> list[dict[str, Any]]:
 def _against_text(against: Against | None) -> str | None:
     if against is None or against == "live":
         return None if against is None else "the alarms the runs raised themselves"
-    return format_list(sorted({describe_rules(rules) for rules in against.rules_by_run.values()}))
+    return format_list(sorted({_describe_rules(rules) for rules in against.rules_by_run.values()}))
 
 
 def _recorded_with(ran_with: tuple[str | None, str] | None, rules: RuleSet) -> str:

@@ -95,13 +95,13 @@ def describe_comparison(
     """Compare the value of a firing with its threshold: `9.35 > 5`.
 
     The sign is that of the rule's test. A rule that is kept after its breach also fires at values that are no longer
-    beyond the threshold: these are `4 against 5`.
+    beyond the threshold: these are `4 vs 5`.
     """
     tests = {condition.test for condition in rule.conditions}
     if threshold is None or math.isnan(threshold) or tests == {Test.NONFINITE}:
         return "not finite" if value is None else format_number(value)
     tests -= {Test.NONFINITE}
-    sign = "against"
+    sign = "vs"
     if value is not None and tests == {Test.ABOVE} and value > threshold:
         sign = ">"
     elif value is not None and tests == {Test.BELOW} and value < threshold:
