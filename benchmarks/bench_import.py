@@ -1,10 +1,10 @@
-"""How fast Esper's JSON lines are imported, and how small they become, beside DuckDB extracting the same fields.
+"""How fast Esper's JSON lines are imported, and how small they become, compared with DuckDB extracting the same fields.
 
 DuckDB reads the lines once and writes a Parquet file per kind of event with every field that ever has a value there,
 cast to its type: by a `json_extract_string` for each field, as views over such lines are written (`duckdb`), and by one
 for all fields of a line, which parses it once (`duckdb_one_call`). The list of the fields is made beforehand and not
 measured. DuckDB does less than the import: nothing is checked or accounted for, lists stay JSON text, and
-no key that comes later is noticed. Each measure runs in a fresh process, in turns; the best of several counts.
+a key that appears later is missed. Each measure runs in a fresh process, in turns; the best of several counts.
 
     python benchmarks/bench_import.py [--turns 5] [FILE.jsonl.zst ...]
 
@@ -31,7 +31,7 @@ Fields = dict[tuple[str, str], dict[str, str]]
 
 
 def fields_of(path: Path) -> Fields:
-    """The fields that have a value in some event of a file, those inside of mappings too; a list is one field."""
+    """Return the fields that have a value in some event of a file, also inside mappings; a list is one field."""
     fields: Fields = {}
     for line in path.read_text().splitlines():
         event = json.loads(line)
@@ -42,19 +42,19 @@ def fields_of(path: Path) -> Fields:
 
 def _add(fields: dict[str, str], prefix: str, data: dict[str, Any]) -> None:
     for key, value in data.items():
-        where = f'{prefix}."{key}"'
+        json_path = f'{prefix}."{key}"'
         if isinstance(value, dict):
-            _add(fields, where, value)
+            _add(fields, json_path, value)
         elif value is not None:
             kind = _SQL_TYPES.get(type(value), "VARCHAR")
-            fields[where] = "DOUBLE" if fields.get(where) == "DOUBLE" else kind
+            fields[json_path] = "DOUBLE" if fields.get(json_path) == "DOUBLE" else kind
 
 
 def extract(path: Path, out: Path, fields: Fields, *, one_call: bool) -> None:
-    """DuckDB's ways: the fields of each kind of event as a Parquet file.
+    """Write the fields of each kind of event as a Parquet file, with DuckDB.
 
     Args:
-        one_call: all fields of a line in one `json_extract_string`; else one for each field, as views are written.
+        one_call: extract all fields of a line in one `json_extract_string`; else one for each field, as views do.
     """
     import duckdb
 
@@ -66,12 +66,12 @@ def extract(path: Path, out: Path, fields: Fields, *, one_call: bool) -> None:
         f"columns = {{{columns}, epoch: 'BIGINT', data: 'JSON'}})"
     )
     for number, ((event_type, kind), types) in enumerate(fields.items()):
-        paths = ", ".join(f"'{where}'" for where in types)
+        paths = ", ".join(f"'{json_path}'" for json_path in types)
         extracted = f", json_extract_string(data, [{paths}]) AS v" if one_call else ", NULL AS v"
         casts = ""
-        for place, (where, type_) in enumerate(types.items(), 1):
-            value = f"v[{place}]" if one_call else f"json_extract_string(data, '{where}')"
-            casts += f', CAST({value} AS {type_}) AS "{where[2:].replace(chr(34), "")}"'
+        for place, (json_path, type_) in enumerate(types.items(), 1):
+            value = f"v[{place}]" if one_call else f"json_extract_string(data, '{json_path}')"
+            casts += f', CAST({value} AS {type_}) AS "{json_path[2:].replace(chr(34), "")}"'
         kept = f"event_type = '{event_type}'" + (f" AND json_extract_string(data, '$.kind') = '{kind}'" if kind else "")
         connection.execute(
             f"COPY (SELECT CAST(timestamp AS TIMESTAMPTZ) AS time, * EXCLUDE (timestamp, data, v){casts} FROM "
@@ -81,11 +81,11 @@ def extract(path: Path, out: Path, fields: Fields, *, one_call: bool) -> None:
 
 
 def once(who: str, path: Path) -> dict[str, Any]:
-    """One measure, in this process: seconds, and bytes of what was written."""
+    """Measure once, in this process: seconds, and bytes written."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         if who != "import":
-            import duckdb  # noqa: F401 - what is measured begins when it is there
+            import duckdb  # noqa: F401 - its import is not measured
 
             fields = fields_of(path)
             began = time.perf_counter()
@@ -118,16 +118,16 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         for file in files:
-            plain = Path(temporary) / file.name.removesuffix(".zst")
-            plain.write_bytes(pa.input_stream(str(file), compression="detect").read())
+            lines = Path(temporary) / file.name.removesuffix(".zst")
+            lines.write_bytes(pa.input_stream(str(file), compression="detect").read())
             best: dict[str, dict[str, Any]] = {}
             for _ in range(arguments.turns):
                 for who in ("import", "duckdb", "duckdb_one_call"):
-                    command = [sys.executable, __file__, "--once", who, str(plain)]
+                    command = [sys.executable, __file__, "--once", who, str(lines)]
                     done = subprocess.run(command, check=True, capture_output=True, text=True)
-                    found = json.loads(done.stdout)
-                    best[who] = min(best.get(who, found), found, key=lambda one: one["seconds"])
-            size = plain.stat().st_size
+                    result = json.loads(done.stdout)
+                    best[who] = min(best.get(who, result), result, key=lambda turn: turn["seconds"])
+            size = lines.stat().st_size
             row = {
                 "file": file.name,
                 "jsonl_mb": round(size / 1e6, 1),

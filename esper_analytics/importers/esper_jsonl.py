@@ -49,7 +49,7 @@ from esper_recorder.contract.tables import columns
 from esper_recorder.esper.field_map.event_batch import NO_EVENT, Block
 from esper_recorder.esper.field_map.event_mapping import PlacedEvent, is_event, map_events
 from esper_recorder.esper.field_map.run_facts import FACT_EVENTS, RunFacts
-from esper_recorder.esper.field_map.update_clock import CLOCK_EVENTS, Clock, RunKey
+from esper_recorder.esper.field_map.update_clock import CLOCK_EVENTS, Clock, RunKey, run_name
 from esper_recorder.storage.manifest import Attempt, Manifest, to_jsonable
 from esper_recorder.storage.parquet import arrow_type
 
@@ -196,8 +196,7 @@ class _FilePass:
         name = base_name(self.source.path)
         if name in _COMMON_NAMES:
             name = self.source.path.parent.name or name
-        group, number = key
-        return "-".join([name, *([group] if group != "default" else []), *([str(number)] if number > 1 else [])])
+        return run_name(name, key)
 
     def _manifest(self, key: RunKey, facts: RunFacts) -> Manifest:
         attempt = Attempt(
@@ -210,7 +209,7 @@ class _FilePass:
             run_id="",
             name=self._name(key),
             started=facts.started,
-            trainer={"name": "esper", "generation": facts.generation, "group_id": key[0]},
+            trainer=facts.trainer(key[0]),
             definition="esper",
             config=None if facts.config is None else to_jsonable(facts.config),
             total_updates=facts.total_updates,

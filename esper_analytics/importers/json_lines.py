@@ -1,4 +1,4 @@
-"""JSON lines, read strictly if they are strict and tolerantly where trainers are not."""
+"""JSON lines, read with the tokens that trainers write and JSON does not have."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What only Esper's trainer has: its events and how they become rows, its slots, rewards and configuration.
 
-    from esper_recorder.esper import HubBackend              # beside or instead of the hub's JSONL
+    from esper_recorder.esper import HubBackend              # next to the hub's JSONL, or instead of it
     from esper_recorder.esper import EnvironmentEmitter      # rows of a vectorised trainer's environments
     from esper_recorder.esper import TrainingConfig          # needs pydantic: pip install 'esper-recorder[esper]'
 

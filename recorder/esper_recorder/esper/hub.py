@@ -29,7 +29,7 @@ from esper_recorder.esper.field_map.event_batch import NO_EVENT, Block
 from esper_recorder.esper.field_map.event_mapping import PlacedEvent, map_events
 from esper_recorder.esper.field_map.event_values import json_text, plain, plain_event
 from esper_recorder.esper.field_map.run_facts import FACT_EVENTS, RunFacts
-from esper_recorder.esper.field_map.update_clock import DEFAULT_GROUP, Clock, RunKey
+from esper_recorder.esper.field_map.update_clock import Clock, RunKey, run_name
 from esper_recorder.storage.gaps import QUEUE_FULL, REDUCE_FAILED
 from esper_recorder.storage.manifest import loaded_versions, to_jsonable
 from esper_recorder.storage.run_folder import RunFolder, keep_rules
@@ -154,16 +154,11 @@ class HubBackend:
             if key in self._unwritable:
                 raise _NotRecorded(f"there is no folder for its run under {self.root}")
             try:
-                run = self._runs[key] = _Run(self.root, self._name(key), key)
+                run = self._runs[key] = _Run(self.root, run_name(self.name, key), key)
             except OSError:
                 self._unwritable.add(key)
                 raise
         return run
-
-    def _name(self, key: RunKey) -> str:
-        group, number = key
-        parts = [self.name, *([group] if group != DEFAULT_GROUP else []), *([str(number)] if number > 1 else [])]
-        return "-".join(parts)
 
     def _failed(self, method: str, error: Exception) -> None:
         """Count a lost event, also in the gaps of its run if it has one; log the first failure of each kind."""
@@ -199,7 +194,12 @@ class _Run:
         self.dropped = 0
         self.update = 1
         self.folder = RunFolder.create(
-            root, name, trainer=self._trainer(), definition="esper", versions=loaded_versions(), level=None
+            root,
+            name,
+            trainer=self._facts.trainer(self._group),
+            definition="esper",
+            versions=loaded_versions(),
+            level=None,
         )
         sink = ParquetSink(self.folder.path, self.folder.attempt, self.folder.rank)
         # The queue is bounded by its events and not by its items, see `_put`.
@@ -278,7 +278,7 @@ class _Run:
         facts = self._facts
         if facts.config is self._saved.config and facts.generation == self._saved.generation:
             return
-        fields: dict[str, Any] = {"trainer": self._trainer(), "total_updates": facts.total_updates}
+        fields: dict[str, Any] = {"trainer": facts.trainer(self._group), "total_updates": facts.total_updates}
         if facts.config is not None:
             fields["config"] = to_jsonable(facts.config)
         try:
@@ -290,9 +290,6 @@ class _Run:
             log.warning("The facts about run %s cannot be written into its run.json: %s", self.folder.run_id, error)
             return
         self._saved = RunFacts(config=facts.config, generation=facts.generation)
-
-    def _trainer(self) -> dict[str, Any]:
-        return {"name": "esper", "generation": self._facts.generation, "group_id": self._group}
 
     @property
     def _identity(self) -> dict[str, Any]:

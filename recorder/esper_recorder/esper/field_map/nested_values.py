@@ -133,7 +133,7 @@ def _add_states(batch: EventBatch, rest: Rest) -> None:
 
 
 def _add_measured(batch: EventBatch, table: str, columns: Block, key: Mapping[str, str]) -> None:
-    """Add rows of a table, but none that would hold nothing beside its key."""
+    """Add rows of a table, except those with nothing but the key."""
     indices: list[int] | None = None
     if not any(type(None) not in set(map(type, values)) for values in columns.values()):
         rows = zip(*columns.values(), strict=True)

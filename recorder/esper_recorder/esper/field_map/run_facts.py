@@ -62,6 +62,10 @@ class RunFacts:
         self.finished |= later.finished
         self.last_update = max(self.last_update, later.last_update)
 
+    def trainer(self, group: str) -> dict[str, Any]:
+        """Return who trained the run, as its manifest has it."""
+        return {"name": "esper", "generation": self.generation, "group_id": group}
+
     @property
     def profile(self) -> str | None:
         """The rules profile with the checks its trainer ran."""

@@ -31,6 +31,12 @@ RunKey = tuple[str, int]
 """(group_id, number of the run in its group, from 1)."""
 
 
+def run_name(name: str, key: RunKey) -> str:
+    """Name a run after its source, its group and its number, as far as these distinguish it."""
+    group, number = key
+    return "-".join([name, *([group] if group != DEFAULT_GROUP else []), *([str(number)] if number > 1 else [])])
+
+
 @dataclass(slots=True)
 class Training:
     """A run while its events go by."""
