@@ -29,33 +29,15 @@ if TYPE_CHECKING:
 
 __version__: str
 
-__all__ = [
-    "DataError",
-    "EsperError",
-    "Problem",
-    "QueryError",
-    "Result",
-    "Runs",
-    "UsageError",
-    "diff",
-    "load_rules",
-    "open",
-    "replay",
-    "report",
-    "sweep",
-]
-
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "esper_analytics.catalog.discovery": ("Problem",),
-        "esper_analytics.detection.diff": ("diff",),
-        "esper_analytics.detection.replay": ("Result", "replay"),
-        "esper_analytics.detection.rules": ("load_rules",),
-        "esper_analytics.detection.sweep": ("sweep",),
-        "esper_analytics.errors": ("DataError", "EsperError", "QueryError", "UsageError"),
-        "esper_analytics.postmortem.render": ("report",),
-        "esper_analytics.runs": ("Runs", "open"),
-    },
-    distribution="esper-analytics",
-)
+_NAMES = {
+    "esper_analytics.catalog.discovery": ("Problem",),
+    "esper_analytics.detection.diff": ("diff",),
+    "esper_analytics.detection.replay": ("Result", "replay"),
+    "esper_analytics.detection.rules": ("load_rules",),
+    "esper_analytics.detection.sweep": ("sweep",),
+    "esper_analytics.errors": ("DataError", "EsperError", "QueryError", "UsageError"),
+    "esper_analytics.postmortem.render": ("report",),
+    "esper_analytics.runs": ("Runs", "open"),
+}
+__all__ = sorted(name for names in _NAMES.values() for name in names)
+__getattr__, __dir__ = lazy_names(__name__, _NAMES, distribution="esper-analytics")

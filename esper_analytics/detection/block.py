@@ -123,10 +123,8 @@ class Block:
         values, missing = table.values(signal)
         for key, rows, positions in table.select(signal):
             if isinstance(rows, tuple):
-                yield (
-                    key,
-                    _extreme(signal, [values[r] for r in rows], [missing[r] for r in rows if missing is not None]),
-                )
+                parts = [] if missing is None else [missing[slice_] for slice_ in rows]
+                yield key, _extreme(signal, [values[slice_] for slice_ in rows], parts)
             else:
                 lacking = None if missing is None else missing[rows]
                 yield key, _reduce(signal, table.frame, rows, positions, values[rows], lacking, self.height)
@@ -140,27 +138,16 @@ class Block:
             if same.all() and (run.reshape(-1, per_update) == self.run[:, None]).all():
                 return _Table(frame, run, update, None, per_update)
         frame, run, update = _ordered(frame, run, update)
-        positions = self._positions(run, update)
+        begins = _begins(run, update)
+        updates = pl.DataFrame({"run": self.run, "update": self.update, "position": np.arange(self.height)})
+        groups = pl.DataFrame({"run": run[begins], "update": update[begins]})
+        joined = groups.join(updates, on=["run", "update"], how="left", maintain_order="left")
+        positions = np.repeat(joined["position"].fill_null(-1).to_numpy(), np.diff(begins, append=len(update)))
         recorded = positions >= 0
         if not recorded.all():
             frame, run = frame.filter(pl.Series(recorded)), run[recorded]
             update, positions = update[recorded], positions[recorded]
         return _Table(frame, run, update, positions)
-
-    def _positions(self, run: Ints, update: Ints) -> Ints:
-        """Return the position in the block of each row's update, -1 if the block lacks it; rows are in order."""
-        begins = _begins(run, update)
-        run_of, update_of = run[begins], update[begins]
-        positions = np.full(len(begins), -1, np.int64)
-        starts = _begins(self.run)
-        ends = np.append(starts, self.height)[1:]
-        for number, start, end in zip(self.run[starts].tolist(), starts, ends, strict=True):
-            low, high = np.searchsorted(run_of, (number, number + 1))
-            recorded, searched = self.update[start:end], update_of[low:high]
-            at = np.searchsorted(recorded, searched)
-            matches = (at < len(recorded)) & (recorded[np.minimum(at, len(recorded) - 1)] == searched)
-            positions[low:high] = np.where(matches, at + start, -1)
-        return np.repeat(positions, np.diff(begins, append=len(update)))
 
 
 @dataclass(slots=True)
