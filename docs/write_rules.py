@@ -35,7 +35,7 @@ below = { phase = { warmup = -0.5, late = 0.1 } }
 for = 3                         # breaches needed before it fires
 reset = 0.2                     # only a value beyond this ends the streak
 unless = { column = "return_std", below = 0.1 }
-evidence = "One sentence on where the number comes from."
+evidence = "Where the number comes from, with its source."
 
 [[tests]]                       # series in, the updates that must fire out
 name = "the third bad value fires; NaN and NULL change nothing"

@@ -94,7 +94,7 @@ class AnomalyDetector:
             row: its row of `ppo_updates`, by column name. A missing column was not measured.
             progress: fraction of the training done; None if the length is unknown, and then checks with a threshold
                 per phase abstain.
-            tables: the update's rows of other tables, such as `recurrent_state`; {} if there are none.
+            tables: the update's rows of other tables, such as `recurrent_state`; {} without any.
         """
         if not isinstance(row, Mapping):
             raise TypeError(f"row is a {type(row).__name__}; give a mapping of column name to value")
@@ -119,7 +119,7 @@ class AnomalyDetector:
         covered = {(series.rule, series.key): series for series in self._evaluator.coverage()}
         for series, now in covered.items():
             counts = dict(self._covered[series].abstained) if series in self._covered else {}
-            if Reason.NO_TABLE not in now.abstained:  # the table's first row has come: until now there were none
+            if Reason.NO_TABLE not in now.abstained:  # its first row has come: NO_TABLE becomes NOT_RECORDED
                 counts[Reason.NOT_RECORDED] = counts.pop(Reason.NO_TABLE, counts.get(Reason.NOT_RECORDED, 0))
             added = {reason: n - counts.get(reason, 0) for reason, n in now.abstained.items()}
             if sum(now.abstained.values()) > sum(counts.values()):

@@ -22,8 +22,7 @@ from esper_recorder.contract.rules.conditions import (
 )
 from esper_recorder.contract.rules.model import Rule
 from esper_recorder.contract.rules.ruleset import RuleSet
-from esper_recorder.contract.rules.signal import UPDATE_TABLE, Reading, Reason, Signal
-from esper_recorder.contract.rules.signal_reader import Rows, compile_signal
+from esper_recorder.contract.rules.signal import UPDATE_TABLE, Reading, Reason, Rows, Signal, compile_signal
 
 ALL_TABLES: Final = "*"
 """In place of a table's name: rows of every table are missing."""

@@ -29,6 +29,7 @@ _SIGNAL_KEYS = ("table", "column", "expr", "take", "key", "min_n", "where")
 _TEST_KEYS = tuple(str(test) for test in Test)
 _CONDITION_KEYS = (*_SIGNAL_KEYS, *_TEST_KEYS, "reset", "drift", "step", "rolling")
 _RULE_KEYS = ("severity", "for", "keep", "unless", "inhibited_by", "evidence", "any_of")
+_FORMER_KEYS = {"yields_to": "inhibited_by"}  # in the rules that runs of schema 2 keep
 _SHARED_KEYS = ("table", "key", "where")  # of a rule with any_of: for all alternatives
 _UNREADABLE = ("alarms", "gaps")  # written after the rules are evaluated
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -99,8 +100,8 @@ def _rule(name: str, raw: Any, phases: dict[str, float], file: Location) -> Rule
     location = Location(file.file, name)
     if not isinstance(raw, dict):
         raise location.error(f"must be a table, not {raw!r}")
-    if "yields_to" in raw and "inhibited_by" not in raw:  # the key's name in the rules that runs of schema 2 keep
-        raw = {"inhibited_by" if key == "yields_to" else key: value for key, value in raw.items()}
+    if "inhibited_by" not in raw:
+        raw = {_FORMER_KEYS.get(key, key): value for key, value in raw.items()}
     conditions = _conditions(raw, phases, location)
     keys = {condition.signal.key for condition in conditions}
     if len(keys) > 1:
@@ -116,7 +117,7 @@ def _rule(name: str, raw: Any, phases: dict[str, float], file: Location) -> Rule
         keep=location.at("keep").boolean(raw.get("keep", False)),
         unless=_gates(raw.get("unless", []), conditions[0].signal, location),
         inhibited_by=None if inhibited_by is None else location.at("inhibited_by").text(inhibited_by, "a rule's name"),
-        evidence=location.at("evidence").text(raw.get("evidence", ""), "one sentence on where the number comes from"),
+        evidence=location.at("evidence").text(raw.get("evidence", ""), "where the number comes from"),
     )
 
 

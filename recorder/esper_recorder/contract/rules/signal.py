@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -64,6 +64,16 @@ ORDER_COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "episodes": ("episode",),
 }
 """Table -> the columns that give the order of recording (NULL first)."""
+
+Row = Mapping[str, Any]
+Rows = Mapping[str, Sequence[Row]]
+"""One update's rows by table, each a mapping of column to value; a missing column is NULL."""
+
+Read = Callable[[Row, Rows], Reading]
+"""From the update's row of `ppo_updates` and its rows of every table."""
+
+ReadKeys = Callable[[Row, Rows], Mapping[str, Reading]]
+"""The same by key; a key without a row is absent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +167,7 @@ class Signal:
 
 def order_columns(signal: Signal) -> tuple[str, ...]:
     """Return the columns that order the rows `first` and `last` choose from."""
-    return ORDER_COLUMNS.get(signal.table, ()) if signal.take in (Take.FIRST, Take.LAST) else ()
+    return () if signal.take not in (Take.FIRST, Take.LAST) else ORDER_COLUMNS.get(signal.table, ())
 
 
 @functools.cache
@@ -186,6 +196,55 @@ def _is_list(table: str, column: str | None) -> bool:
 
 def _null_first(value: Any) -> float:
     return -math.inf if value is None else value
+
+
+def compile_signal(signal: Signal) -> Read | ReadKeys:
+    """Return the function that reads a signal at every update: `Signal.read`, with shortcuts for the common forms."""
+    return _compile_whole(signal) if signal.key is None else _compile_keyed(signal)
+
+
+def _compile_whole(signal: Signal) -> Read:
+    table, column, where = signal.table, signal.column, signal.where
+    simple = column is not None and signal.min_n is None and not signal.counts
+    if table != UPDATE_TABLE:
+        single = simple and signal.take is not Take.SUM  # a sum turns -0.0 into 0.0; the others return the value
+
+        def read_rows(row: Row, rows: Rows) -> Reading:
+            matching = rows.get(table, ())
+            for name, text in where:
+                matching = [candidate for candidate in matching if candidate.get(name) == text]
+            if single and len(matching) == 1:
+                value = matching[0].get(column)  # type: ignore[arg-type]  # `simple`: there is a column
+                return Reason.NOT_MEASURED if value is None else float(value)
+            return signal.value_of(matching)
+
+        return read_rows
+    if simple:
+
+        def read_column(row: Row, rows: Rows) -> Reading:
+            value = row.get(column)  # type: ignore[arg-type]  # `simple`: there is a column
+            return Reason.NOT_MEASURED if value is None else float(value)
+
+        return read_column
+    return lambda row, rows: signal.value_of((row,))
+
+
+def _compile_keyed(signal: Signal) -> ReadKeys:
+    table, column, key = signal.table, signal.column, signal.key
+    if column is None or signal.counts or signal.min_n is not None or signal.where or signal.take is not Take.ONLY:
+        return lambda row, rows: signal.read(rows.get(table, ()))
+    assert key is not None
+
+    def read_column(row: Row, rows: Rows) -> dict[str, Reading]:
+        readings: dict[str, Reading] = {}
+        for candidate in rows.get(table, ()):
+            name, value = candidate.get(key), candidate.get(column)
+            name = "" if name is None else str(name)
+            reading = Reason.NOT_MEASURED if value is None else float(value)
+            readings[name] = Reason.SEVERAL_ROWS if name in readings else reading
+        return readings
+
+    return read_column
 
 
 assert set(ORDER_COLUMNS) <= set(TABLES)

@@ -115,8 +115,8 @@ def _updates(raw: Mapping[str, Any], location: Location) -> tuple[Update, ...]:
     series = raw.get("series")
     if not isinstance(series, dict) or not series:
         raise location.error('needs series, such as series."ppo_updates.ratio_max" = "1.0 5.0"')
-    words = {text: _parse_words(values, location.at(text)) for text, values in series.items()}
-    lengths = {len(cells) for cells in words.values()}
+    parsed = {text: _parse_words(values, location.at(text)) for text, values in series.items()}
+    lengths = {len(words) for words in parsed.values()}
     progress: list[Any] | None = None
     if "progress" in raw:
         progress = [next(iter(cells), None) for cells in _parse_words(raw["progress"], location.at("progress"))]
@@ -126,8 +126,8 @@ def _updates(raw: Mapping[str, Any], location: Location) -> tuple[Update, ...]:
     if len(lengths) != 1:
         raise location.error(f"every series, and progress, must have the same number of words, not {_join(lengths)}")
     tables: list[dict[str, list[dict[str, Any]]]] = [{UPDATE_TABLE: [{}]} for _ in range(lengths.pop())]
-    for text, cells in words.items():
-        _fill_rows(text, cells, tables, location.at(text))
+    for text, words in parsed.items():
+        _fill_rows(text, words, tables, location.at(text))
     numbers = [_update_number(rows[UPDATE_TABLE][0], place, location) for place, rows in enumerate(tables, 1)]
     if any(later <= earlier for earlier, later in itertools.pairwise(numbers)):
         raise location.error("the numbers of the updates must ascend")
@@ -183,7 +183,7 @@ def _fill_rows(
     if column not in types:
         raise location.error(f"table {table} has no column {column!r}. {suggest(column, types, kind='columns')}")
     is_list = types[column].startswith("list<")
-    if any(isinstance(value, list) is not is_list for cells in words for value in cells if value is not None):
+    if any(isinstance(value, list) is not is_list for row_values in words for value in row_values if value is not None):
         raise location.error(f"column {column} is a {types[column]}; write {'[a;b]' if is_list else 'numbers'}")
     for key in keys:
         if key not in own_keys(table):

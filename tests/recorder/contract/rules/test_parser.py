@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from esper_recorder.contract.rules.ruleset import RuleError, RuleSet, load_file, load_profile, profiles
+from tests.support import DATA
 
 GOOD = """
 [phases]
@@ -139,9 +140,11 @@ def test_an_unreadable_file_is_an_error(tmp_path: Path) -> None:
         load_file(tmp_path / "binary.toml")
 
 
-def test_the_old_name_of_inhibited_by_is_still_read() -> None:
-    text = rule('column = "approx_kl"\nabove = 1\nyields_to = "s"')
-    text += '[rules.s]\nseverity = "info"\ncolumn = "approx_kl"\nabove = 2'
-    assert RuleSet.parse(text).rules[0].inhibited_by == "s"
-    with pytest.raises(RuleError, match="unknown key 'yields_to'"):
-        RuleSet.parse(text.replace('yields_to = "s"', 'yields_to = "s"\ninhibited_by = "s"'))
+def test_the_former_key_of_inhibited_by_is_read_unless_both_are_given() -> None:
+    [path, *_] = (DATA / "schema_2").glob("runs/*/rules/*.toml")
+    text = path.read_text()
+    assert "inhibited_by" not in text
+    inhibited = {rule.name: rule.inhibited_by for rule in RuleSet.parse(text).rules if rule.inhibited_by}
+    assert inhibited["kl_high"] == "kl_extreme" and len(inhibited) == 3
+    with pytest.raises(RuleError, match="rule kl_high: unknown key"):
+        RuleSet.parse(text.replace("[rules.kl_high]", '[rules.kl_high]\ninhibited_by = "kl_extreme"'))
