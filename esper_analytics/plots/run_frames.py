@@ -139,8 +139,8 @@ def short_names(names: Mapping[str, str]) -> dict[str, str]:
     ends = {run_id: run_id.rsplit("-", 1)[-1] for run_id in names}
     of_name = Counter(names.values())
     of_both = Counter((name, ends[run_id]) for run_id, name in names.items())
-    found = {}
+    short = {}
     for run_id, name in names.items():
         distinct = of_both[name, ends[run_id]] == 1 and ends[run_id] != run_id
-        found[run_id] = name if of_name[name] == 1 else f"{name} {ends[run_id]}" if distinct else run_id
-    return found
+        short[run_id] = name if of_name[name] == 1 else f"{name} {ends[run_id]}" if distinct else run_id
+    return short

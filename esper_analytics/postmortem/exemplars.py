@@ -104,8 +104,9 @@ def _missing(worst: Sequence[WorstTransition], incident: Incident, rule: Rule, f
     value = fired.item(0) if len(fired) else None
     if value is None or math.isnan(value):
         return ""
-    recorded = [one.log_ratio if column.startswith("log_") else one.ratio for one in worst]
-    if any(one == value or math.isclose(one, value, rel_tol=1e-3, abs_tol=1e-12) for one in recorded):
+    recorded = [t.log_ratio if column.startswith("log_") else t.ratio for t in worst]
+    # Equal infinities are close to each other.
+    if any(math.isclose(ratio, value, rel_tol=1e-3, abs_tol=1e-12) for ratio in recorded):
         return ""
     return (
         f"The value that fired, {column} = {format_number(value)}, is not among them: recorded are the {len(worst)} "

@@ -189,7 +189,7 @@ def _incidents(
 ) -> list[Incident]:
     following = dict(pairwise(frame.get_column("update")))
     fired = set(firings.select("rule", "key", "update").iter_rows())
-    found = []
+    described = []
     for row in incidents.drop("run_id").iter_rows(named=True):
         rule = rules[row["rule"]]
         outcome = "firing at the end" if row["last_update"] >= last else "unknown: not evaluated again"
@@ -198,33 +198,33 @@ def _incidents(
         elif row["recovered"]:
             outcome = "recovered"
         comparison = describe_comparison(rule, row["peak_value"], row["threshold"], format_number)
-        found.append(Incident(**row, comparison=comparison, outcome=outcome))
-    return found
+        described.append(Incident(**row, comparison=comparison, outcome=outcome))
+    return described
 
 
 def _group(incidents: Sequence[Incident], rules: Mapping[str, Rule]) -> list[IncidentGroup]:
     """Fold incidents of one rule with the same onset, end, firings and outcome for several keys into one."""
     groups: dict[tuple[Any, ...], list[Incident]] = {}
-    for one in incidents:
-        course = (one.rule, one.severity, one.onset_update, one.last_update, one.updates, one.threshold, one.outcome)
-        groups.setdefault(course, []).append(one)
-    found = []
+    for i in incidents:
+        course = (i.rule, i.severity, i.onset_update, i.last_update, i.updates, i.threshold, i.outcome)
+        groups.setdefault(course, []).append(i)
+    folded = []
     for group in groups.values():
         rule = rules[group[0].rule]
-        keys = [one.key for one in group if one.key]
+        keys = [incident.key for incident in group if incident.key]
         what = f"{len(keys)} {rule.key or 'key'}s" if len(keys) > 1 else ""
-        found.append(IncidentGroup(_worst_peak(group, rule), keys, what))
-    return found
+        folded.append(IncidentGroup(_worst_peak(group, rule), keys, what))
+    return folded
 
 
 def _worst_peak(group: Sequence[Incident], rule: Rule) -> Incident:
     """The incident whose peak is furthest beyond the threshold; the first if the peaks do not compare."""
-    finite = [one for one in group if one.peak_value is not None and one.peak_value == one.peak_value]
+    finite = [i for i in group if i.peak_value is not None and i.peak_value == i.peak_value]  # NaN is not itself
     tests = {condition.test for condition in rule.conditions}
     if not finite or len(tests) != 1:
         return group[0]
     choose = min if Test.BELOW in tests else max
-    return choose(finite, key=lambda one: one.peak_value or 0.0)
+    return choose(finite, key=lambda incident: incident.peak_value or 0.0)
 
 
 # --- which rules had no data ------------------------------------------------------------------------------------------
@@ -296,9 +296,9 @@ def _base_rules(rules: RuleSet, result: Result, run_id: str) -> RuleSet | None:
     if not rules.overrides:
         return rules
     candidates = [load_profile(rules.name)] if rules.name in profiles() else []
-    own = result.runs.rules_text(run_id)
+    recorded = result.runs.rules_text(run_id)
     with suppress(RuleError):  # unreadable rules are not those the run was evaluated with
-        candidates += [] if own is None else [RuleSet.parse(own[1], own[0] or rules.name)]
+        candidates += [] if recorded is None else [RuleSet.parse(recorded[1], recorded[0] or rules.name)]
     for base in candidates:
         with suppress(RuleError):
             if base.with_values(rules.overrides).text == rules.text:

@@ -159,11 +159,11 @@ def examine(runs: Runs, run_id: str, update: int | None = None) -> Forensics:
         absent=tuple(absent),
         fired=tuple(fired),
         row=_select(row, _UPDATE_COLUMNS),
-        around=tuple([_select(one, _AROUND_COLUMNS) for one in around.sort("update").collect().to_dicts()]),
-        minibatches=tuple([_select(one, _MINIBATCH_COLUMNS) for one in shown]),
+        around=tuple([_select(other, _AROUND_COLUMNS) for other in around.sort("update").collect().to_dicts()]),
+        minibatches=tuple([_select(minibatch, _MINIBATCH_COLUMNS) for minibatch in shown]),
         ratios=tuple(_ratios(diagnostic)),
         transitions=tuple(_transitions(diagnostic)),
-        layers=tuple([_select(one, _LAYER_COLUMNS) for one in _worst_layers(layers)]),
+        layers=tuple([_select(layer, _LAYER_COLUMNS) for layer in _worst_layers(layers)]),
     )
 
 

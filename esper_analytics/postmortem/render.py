@@ -101,10 +101,9 @@ def _rules_arguments(result: Result) -> list[str] | None:
     names = {rules.name for rules in result.rules_by_run.values()}
     if len(names) == 1 and names <= set(profiles()):
         return ["--rules", names.pop(), *values]
-    own = {run_id: ran for run_id, ran in result.ran_with.items() if ran is not None}
-    if not values and all(own.get(run_id, (None, None))[1] == r.sha256 for run_id, r in result.rules_by_run.items()):
-        return []
-    return None
+    recorded_with = {run_id: None if ran is None else ran[1] for run_id, ran in result.ran_with.items()}
+    same = recorded_with == {run_id: rules.sha256 for run_id, rules in result.rules_by_run.items()}
+    return [] if same and not values else None
 
 
 # --- what a page shows of a run ---------------------------------------------------------------------------------------
@@ -184,25 +183,25 @@ def _compared(runs: Sequence[RunFindings]) -> list[Picture]:
 Writer = Callable[[Findings, Path, str, datetime], None]
 
 
-def _html(found: Findings, path: Path, command: str, now: datetime) -> None:
+def _html(content: Findings, path: Path, command: str, now: datetime) -> None:
     sections = []
-    for place, run in enumerate(found.runs, 1):
+    for place, run in enumerate(content.runs, 1):
         pictures, timeline = None, None
         if place <= MOST_RUNS:
             pictures = _pictures(run, place)
             prefix, alt = f"r{place}-timeline", f"When which rule fired in {run.name}"
             timeline = Markup(figures.as_svg(figures.timeline(run.frames), prefix, alt)) if run.incidents else None
         sections.append(RunSection(run, place, pictures, timeline))
-    context = _context(found, sections, path, command, now)
-    colours = figures.run_colours([run.frames for run in found.runs if run.updates])
-    context |= {"css": Markup(_resource("report.css")), "compared": _compared(found.runs), "colours": colours}
+    context = _context(content, sections, path, command, now)
+    colours = figures.run_colours([run.frames for run in content.runs if run.updates])
+    context |= {"css": Markup(_resource("report.css")), "compared": _compared(content.runs), "colours": colours}
     _write(path, _environment(html=True).get_template("report.html.j2").render(context))
 
 
-def _markdown(found: Findings, path: Path, command: str, now: datetime) -> None:
+def _markdown(content: Findings, path: Path, command: str, now: datetime) -> None:
     folder = plots_folder(path)
     sections = []
-    for place, run in enumerate(found.runs, 1):
+    for place, run in enumerate(content.runs, 1):
         link = None
         if place <= MOST_RUNS and run.frames.panels:
             folder.mkdir(exist_ok=True)
@@ -211,24 +210,24 @@ def _markdown(found: Findings, path: Path, command: str, now: datetime) -> None:
             figures.save(figures.postmortem(run.frames), picture)
             link = f"{folder.name}/{picture.name}".replace(" ", "%20")
         sections.append(RunSection(run, place, link))
-    context = _context(found, sections, path, command, now)
+    context = _context(content, sections, path, command, now)
     _write(path, _environment(html=False).get_template("report.md.j2").render(context))
 
 
-def _json(found: Findings, path: Path, command: str, now: datetime) -> None:
+def _json(content: Findings, path: Path, command: str, now: datetime) -> None:
     names = [f.name for f in fields(RunFindings) if f.name not in ("frames", "ending", "grouped")]
     runs = []
-    for run in found.runs:
+    for run in content.runs:
         facts = {name: _as_data(getattr(run, name)) for name in names}
         runs.append(facts | {"counts": run.counts, "evaluated": run.evaluated, "failed": run.failed})
     whole = {
-        "title": _title(found),
+        "title": _title(content),
         "written": now.isoformat(timespec="seconds"),
         "esper_analytics": _version(),
         "command": command or None,
-        "against": found.against,
-        "settings": found.settings,
-        "problems": found.problems,
+        "against": content.against,
+        "settings": content.settings,
+        "problems": content.problems,
         "runs": runs,
     }
     _write(path, json.dumps(to_json(whole), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -255,22 +254,22 @@ def _writer(path: Path) -> Writer:
 
 
 def _context(
-    found: Findings, sections: Sequence[RunSection], path: Path, command: str, now: datetime
+    content: Findings, sections: Sequence[RunSection], path: Path, command: str, now: datetime
 ) -> dict[str, Any]:
     folder = path.resolve().parent
     evaluated_with: dict[str, list[str]] = {}
-    for run in found.runs:
+    for run in content.runs:
         evaluated_with.setdefault(run.evaluated_with, []).append(run.name)
     return {
-        "title": _title(found),
+        "title": _title(content),
         "runs": sections,
         "runs_shown": min(len(sections), MOST_RUNS),
         "not_shown": max(len(sections) - MOST_RUNS, 0),
         "most_incidents": MOST_INCIDENTS,
-        "against": found.against,
-        "settings": [*found.settings.items()],
+        "against": content.against,
+        "settings": [*content.settings.items()],
         "rules": [(text, names if len(evaluated_with) > 1 else []) for text, names in evaluated_with.items()],
-        "problems": found.problems,
+        "problems": content.problems,
         "command": command,
         "written": format_time(now),
         "version": _version(),
@@ -279,15 +278,15 @@ def _context(
     }
 
 
-def _title(found: Findings) -> str:
-    if len(found.runs) == 1:
-        return f"Post-mortem of {found.runs[0].name}"
-    others = [run for run in found.runs if not run.failed]
-    counts = [(len(found.runs) - len(others), "failed"), (sum(not run.evaluated for run in others), "not evaluated")]
+def _title(content: Findings) -> str:
+    if len(content.runs) == 1:
+        return f"Post-mortem of {content.runs[0].name}"
+    others = [run for run in content.runs if not run.failed]
+    counts = [(len(content.runs) - len(others), "failed"), (sum(not run.evaluated for run in others), "not evaluated")]
     parts = [f"{n} {what}" for n, what in counts if n] or ["none failed"]
     ended = [(sum(run.ended == how for run in others), how) for how in ("interrupted", "killed")]
     parts += [f"{n} {how}" for n, how in ended if n]
-    return f"Post-mortem of {len(found.runs)} runs: {', '.join(parts)}"
+    return f"Post-mortem of {len(content.runs)} runs: {', '.join(parts)}"
 
 
 def _version() -> str:

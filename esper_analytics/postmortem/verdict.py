@@ -41,20 +41,20 @@ def badges(run: RunFindings) -> list[tuple[str, str]]:
     """List the (css class, text) of each badge of a run."""
     ended = {"raised": "ended with an error", "killed": "killed", "interrupted": "interrupted"}.get(run.ended)
     without_data = len(_names(run.without_data))
-    found = [("critical", "ended with an error")] if run.ended == "raised" else []
+    marks = [("critical", "ended with an error")] if run.ended == "raised" else []
     if not run.evaluated:
-        found.append(("unknown", "not evaluated"))
+        marks.append(("unknown", "not evaluated"))
     elif run.severity:
-        found.append((run.severity, run.severity))
+        marks.append((run.severity, run.severity))
     elif without_data:
-        found.append(("unknown", f"nothing fired, {without_data} of {run.rules_count} rules without data"))
+        marks.append(("unknown", f"nothing fired, {without_data} of {run.rules_count} rules without data"))
     else:
-        found.append(("unknown" if ended else "", "nothing fired"))
+        marks.append(("unknown" if ended else "", "nothing fired"))
     if run.caveats:
-        found.append(("unknown", "caveats"))
+        marks.append(("unknown", "caveats"))
     if ended and run.ended != "raised":
-        found.append(("ended", ended))
-    return found
+        marks.append(("ended", ended))
+    return marks
 
 
 def tone(run: RunFindings) -> str:

@@ -121,6 +121,11 @@ class TestPlot:
         run("plot runs --run wrecked --rules rules.toml --set ratio_explosion.above=1e300 --kind postmortem -o q.svg")
         assert "kl_spike (warning)" in (root / "q.svg").read_text()
 
+    def test_a_recorded_run_is_not_written_to(self, root):
+        folder = next((root / "runs").glob("wrecked-*"))
+        done = run(f"plot runs --run wrecked -o {folder / 'p.png'}")
+        assert done.exit_code == 2 and "lies in the recorded run wrecked-" in done.stderr
+
     def test_compare_draws_several_runs(self, root):
         done = run("plot runs --kind compare -o p.svg")
         assert done.exit_code == 0, done.stderr
