@@ -32,7 +32,6 @@ class Watcher:
 
     def __init__(self, rules: RuleSet, escalation: Escalation) -> None:
         self.rules = rules
-        self._tables = rules.tables  # a property that is computed from all rules at each access
         self._evaluator = RuleEvaluator(rules)
         self._escalation = escalation
 
@@ -48,7 +47,7 @@ class Watcher:
             OSError, pyarrow.ArrowException: the recorded rows cannot be read.
         """
         updates: dict[int, dict[str, list[dict[str, Any]]]] = defaultdict(dict)
-        for table, columns in self._tables.items():
+        for table, columns in self.rules.tables.items():
             for row in _recorded_rows(folder, table, columns | {"update", "attempt", "rank", "progress"}):
                 if row["rank"] != rank or row.get(BACKFILLED):
                     continue
@@ -71,7 +70,7 @@ class Watcher:
             return {}
         update_row = tables[UPDATE_TABLE]
         progress = next(iter(update_row.get("progress", ())), None)
-        rows = {table: _as_rows(tables[table], names) for table, names in self._tables.items() if table in tables}
+        rows = {table: _as_rows(tables[table], names) for table, names in self.rules.tables.items() if table in tables}
         firings = self._evaluator.update(update, progress, rows)
         if not firings:
             return {}

@@ -25,6 +25,8 @@ from typing import Any, Protocol
 
 Row = Mapping[str, Any]
 Columns = Mapping[str, Sequence[Any]]
+Moments = tuple[Any, Any, Any]
+"""Sum, sum of squares and count of the finite values of a quantity."""
 
 
 class Arithmetic(Protocol):
@@ -109,38 +111,24 @@ def root_mean_square(total_sq: Any, n: Any, o: Arithmetic = _SCALARS, *, of: Any
     return o.root(o.divide(total_sq, n, of))
 
 
-def explained_variance(
-    residual_sum: Any,
-    residual_sum_sq: Any,
-    residual_n: Any,
-    return_sum: Any,
-    return_sum_sq: Any,
-    return_n: Any,
-    o: Arithmetic = _SCALARS,
-    *,
-    of: Any = None,
-) -> Any:
+def explained_variance(residual: Moments, returns: Moments, o: Arithmetic = _SCALARS, *, of: Any = None) -> Any:
     """1 - var(return - value) / var(return), population variances (Stable-Baselines3, CleanRL).
 
     1 is perfect up to a constant offset, 0 as good as predicting the mean return, negative worse. NaN if the returns
     vary by no more than the rounding error of their sums: the ratio is meaningless.
     """
-    residual = _variance(residual_sum, residual_sum_sq, residual_n, o, of)
-    spread = _variance(return_sum, return_sum_sq, return_n, o, of)
+    _, return_sum_sq, return_n = returns
     rounding = o.multiply(_ROUNDING, o.divide(return_sum_sq, return_n, of))
-    return o.subtract(1.0, o.ratio(residual, spread, rounding))
+    return o.subtract(1.0, o.ratio(_variance(*residual, o, of), _variance(*returns, o, of), rounding))
 
 
-def correlation(
-    x: tuple[Any, Any, Any], y: tuple[Any, Any, Any], product_sum: Any, n: Any, o: Arithmetic = _SCALARS
-) -> Any:
+def correlation(x: Moments, y: Moments, product_sum: Any, n: Any, o: Arithmetic = _SCALARS) -> Any:
     """Pearson's correlation of two quantities over the same n transitions.
 
     NaN if one has a non-finite value (the sums are then not over the same transitions), or does not vary by more than
     the rounding error of its sums.
 
     Args:
-        x, y: (sum, sum of squares, count) of the finite values.
         product_sum: sum of x * y.
     """
     (x_sum, x_sum_sq, x_n), (y_sum, y_sum_sq, y_n) = x, y
@@ -193,7 +181,7 @@ def derive(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
         "ratio": o.subtract(n, get("ratio_nonfinite")),
     }
 
-    def moments(name: str) -> tuple[Any, Any, Any]:
+    def moments(name: str) -> Moments:
         return get(f"{name}_sum"), get(f"{name}_sum_sq"), counts[name]
 
     clipped_in = o.subtract(o.subtract(n, get("clip_low_count")), get("clip_high_count"))
@@ -218,7 +206,7 @@ def derive(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
             for name in ("advantage", "return", "value", "raw_advantage", "ratio")
         },
         "residual_rms": root_mean_square(*residual[1:], o, of=n),
-        "explained_variance": explained_variance(*residual, *returns, o, of=n),
+        "explained_variance": explained_variance(residual, returns, o, of=n),
         "advantage_positive_fraction": o.divide(
             get("advantage_positive_count"), o.subtract(n, get("advantage_nan")), n
         ),
@@ -270,7 +258,7 @@ def derive_pooled(row: Row, o: UpdateArithmetic = _SCALARS) -> dict[str, Any]:
     )
     result["rollout_return_std"] = std(*returns, o, of=n)
     result["rollout_value_return_correlation"] = correlation(value, returns, get("rollout_value_return_sum"), n, o)
-    of_rollout = explained_variance(*residual, *returns, o, of=n)
+    of_rollout = explained_variance(residual, returns, o, of=n)
     result["explained_variance"] = o.choose(get("rollout_residual_n"), of_rollout, result["explained_variance"])
     return result
 

@@ -84,8 +84,8 @@ class TestExplainedVariance:
         assert value is not None and math.isnan(value)
 
     def test_null_stays_null(self):
-        assert explained_variance(None, 1.0, 2, 1.0, 1.0, 2) is None
-        assert explained_variance(1.0, 1.0, 2, None, 1.0, 2) is None
+        assert explained_variance((None, 1.0, 2), (1.0, 1.0, 2)) is None
+        assert explained_variance((1.0, 1.0, 2), (None, 1.0, 2)) is None
 
 
 class TestClippedNorm:

@@ -6,6 +6,7 @@ Does not cover: whole columns at once (`esper_analytics.detection`); a property 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -124,8 +125,8 @@ class RuleEvaluator:
         """Say `NO_TABLE` for a rule whose tables the run never recorded, except at updates not recorded at all."""
         if not runner.tables <= self._unrecorded:
             return dict(series.abstained)
-        gaps = series.abstained.get(Reason.GAP, 0)
-        others = sum(series.abstained.values()) - gaps
+        gaps = series.abstained[Reason.GAP]
+        others = series.abstained.total() - gaps
         return {reason: n for reason, n in ((Reason.NO_TABLE, others), (Reason.GAP, gaps)) if n}
 
     def _missing_at(self, update: int) -> frozenset[str]:
@@ -148,10 +149,7 @@ class _Series:
         self.streak = 0
         self.trends: list[Trend] = [new_trend(condition) for condition in rule.conditions]
         self.evaluated = 0
-        self.abstained: dict[str, int] = {}
-
-    def abstain(self, reason: str, times: int = 1) -> None:
-        self.abstained[reason] = self.abstained.get(reason, 0) + times
+        self.abstained: Counter[str] = Counter()
 
 
 class _Runner:
@@ -181,7 +179,7 @@ class _Runner:
     def skip(self, updates: int) -> None:
         """Count updates that were not recorded."""
         for _, series in self.all_series():
-            series.abstain(Reason.GAP, updates)
+            series.abstained[Reason.GAP] += updates
 
     def run(self, readings: list[Any], phase: str | None, missing: Collection[str]) -> Sequence[KeyFiring]:
         """Evaluate one update and return what fires.
@@ -192,11 +190,10 @@ class _Runner:
             missing: the tables with a gap at this update.
         """
         series = self._series
-        for position, _, check_gate in self._gates:
-            closed = check_gate(readings[position])
-            if closed is not None:
-                series.abstain(closed)
-                return ()
+        closed = self._closed("", readings) if self._gates else None
+        if closed is not None:
+            series.abstained[closed] += 1
+            return ()
         if self._only is not None:
             position, _, check = self._only
             firing = self._advance(series, check(readings[position], series.trends[0], readings, phase, ""))
@@ -204,6 +201,15 @@ class _Runner:
             alternatives = [readings[position] for position, _, _ in self._checks]
             firing = self._advance(series, self._combine(series, alternatives, readings, phase, ""))
         return () if firing is None else (("", *firing),)
+
+    def _closed(self, key: str, readings: list[Any]) -> str | None:
+        """Return why a gate is closed for a key; None if all are open."""
+        for position, keyed, check_gate in self._gates:
+            reading = readings[position]
+            closed = check_gate(reading.get(key, Reason.NOT_RECORDED) if keyed else reading)
+            if closed is not None:
+                return closed
+        return None
 
     def _combine(
         self, series: _Series, alternatives: Sequence[Reading], readings: list[Any], phase: str | None, key: str
@@ -232,7 +238,7 @@ class _Runner:
     def _advance(self, series: _Series, outcome: Outcome | Reason) -> tuple[float, float | None] | None:
         """Advance the streak by an outcome; return the value and threshold if the rule fires."""
         if isinstance(outcome, Reason):
-            series.abstain(outcome)
+            series.abstained[outcome] += 1
             return None
         kind, value, threshold = outcome
         series.evaluated += 1
@@ -265,16 +271,16 @@ class _KeyedRunner(_Runner):
         absent = [Reason.GAP if table in missing else Reason.NOT_RECORDED for _, table, _ in self._checks]
         no_row = Reason.GAP if Reason.GAP in absent else Reason.NOT_RECORDED
         if not self._by_key:
-            self._series.abstain(no_row)
+            self._series.abstained[no_row] += 1
             return ()
         firings: list[KeyFiring] = []
         for key, series in self._by_key.items():
             if key not in keys:
-                series.abstain(no_row)
+                series.abstained[no_row] += 1
                 continue
             closed = self._closed(key, readings) if self._gates else None
             if closed is not None:
-                series.abstain(closed)
+                series.abstained[closed] += 1
                 continue
             if self._only is not None:
                 outcome = self._only[2](alternatives[0][key], series.trends[0], readings, phase, key)
@@ -285,11 +291,3 @@ class _KeyedRunner(_Runner):
             if firing is not None:
                 firings.append((key, *firing))
         return firings
-
-    def _closed(self, key: str, readings: list[Any]) -> str | None:
-        for position, keyed, check_gate in self._gates:
-            reading = readings[position]
-            closed = check_gate(reading.get(key, Reason.NOT_RECORDED) if keyed else reading)
-            if closed is not None:
-                return closed
-        return None

@@ -40,12 +40,12 @@ class RuleSet(RulesFile):
         """Parse rules from TOML. Raises RuleError naming `name`, the rule, the key and what is allowed."""
         return RuleSet(**vars(parser.parse_text(text, name)), name=name, text=text)
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
         """Hexadecimal SHA-256 of the text in UTF-8."""
-        return _sha256(self.text)
+        return hashlib.sha256(self.text.encode()).hexdigest()
 
-    @property
+    @functools.cached_property
     def tables(self) -> dict[str, frozenset[str]]:
         """Table -> the columns the rules read from it. Always includes `ppo_updates`."""
         needed: dict[str, frozenset[str]] = {UPDATE_TABLE: frozenset({"progress"})}
@@ -109,11 +109,6 @@ def load_rules(rules: str | Path) -> RuleSet:
     if isinstance(rules, Path) or rules.endswith(".toml"):
         return load_file(rules)
     return load_profile(rules)
-
-
-@functools.lru_cache(64)
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _shipped() -> Any:

@@ -84,8 +84,8 @@ class TestComparison:
         assert describe_comparison(above, 9.35, 5.0) == "9.35 > 5"
         assert describe_comparison(below, 1.0, 5.0) == "1 < 5"
 
-    def test_a_value_that_is_no_longer_beyond_the_threshold_is_against_it(self) -> None:
-        assert describe_comparison(rule('column = "n"\nabove = 5\nreset = 3\nkeep = true'), 4.0, 5.0) == "4 against 5"
+    def test_a_value_that_is_no_longer_beyond_the_threshold_has_no_sign(self) -> None:
+        assert describe_comparison(rule('column = "n"\nabove = 5\nreset = 3\nkeep = true'), 4.0, 5.0) == "4 vs 5"
 
     def test_without_a_threshold_it_is_the_value(self) -> None:
         nonfinite = rule('column = "n"\nnonfinite = true')
