@@ -16,9 +16,10 @@ import numpy as np
 
 from esper_analytics.detection.arrays import Codes, Flags, Floats, Ints, code
 from esper_analytics.detection.averages import averages_before, rolling_trends
+from esper_recorder.contract.rules.conditions import new_trend
 from esper_recorder.contract.rules.model import Condition, Gate, Rule, Test
 from esper_recorder.contract.rules.signal import Reason
-from esper_recorder.contract.rules.trend import Average, Previous, RollingMean, TrendOf
+from esper_recorder.contract.rules.trend import TrendOf
 
 FIRST_GATE = len(Reason) + 1
 """Codes from here on are the gates of the rule."""
@@ -113,24 +114,22 @@ def apply_trend(
     rows = None if usable.all() else np.flatnonzero(usable)
     values = value if rows is None else value[rows]
     bounds = [*begins, len(value)] if rows is None else np.searchsorted(rows, [*begins, len(value)]).tolist()
-    spans = list(zip(states, bounds[:-1], bounds[1:], strict=True))
+    accumulators: list[Any] = [state.accumulators.setdefault(place, new_trend(condition)) for state in states]
+    spans = zip(accumulators, bounds[:-1], bounds[1:], strict=True)
     trend = np.empty(len(values))
     warming = np.zeros(len(values), bool)
     if condition.drift is not None:
-        averages = [state.accumulators.setdefault(place, Average(condition.drift)) for state in states]
-        before = averages_before(condition.drift, averages, values, bounds)
+        before = averages_before(condition.drift, accumulators, values, bounds)
         warming = np.isnan(before)  # an average of finite values is a number, or has grown to an infinity
         change = values - before
         trend = (change if condition.drift.signed else np.abs(change)) / (np.abs(before) + condition.drift.epsilon)
     elif condition.rolling is not None:
-        for state, start, end in spans:
-            mean = state.accumulators.setdefault(place, RollingMean(condition.rolling))
+        for mean, start, end in spans:
             if start < end and mean.mean is None and condition.rolling.trend is not TrendOf.DROP:
                 warming[start] = True
             trend[start:end] = rolling_trends(condition.rolling, mean, values[start:end])
     else:
-        for state, start, end in spans:
-            previous = state.accumulators.setdefault(place, Previous())
+        for previous, start, end in spans:
             if start < end:
                 warming[start] = previous.last is None
                 trend[start] = values[start] - (math.nan if previous.last is None else previous.last)
