@@ -36,6 +36,7 @@ from esper_analytics.sql.named_queries import Value, bind, find_query
 from esper_recorder.contract.suggest import closest, did_you_mean, suggest
 from esper_recorder.contract.tables import TABLES
 from esper_recorder.storage.manifest import Manifest
+from esper_recorder.storage.safe_files import check_folder, read_regular
 
 if TYPE_CHECKING:
     import duckdb
@@ -343,7 +344,8 @@ def _rules_text(run: RunEntry) -> tuple[str | None, str] | None:
         return None
     path = run.path / "rules" / f"{Path(sha256).name}.toml"
     try:
-        return run.manifest.rules_profile, path.read_text(encoding="utf-8")
+        check_folder(path.parent)
+        return run.manifest.rules_profile, read_regular(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         message = f"The rules that {run.run_id} ran with cannot be read from {path}: {error}. Give others."
         raise DataError(message) from error

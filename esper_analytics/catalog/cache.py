@@ -65,7 +65,7 @@ class FileCache:
         began = time.time_ns()
         names = ["", JOURNAL_FOLDER]
         if folder.is_dir():
-            names += [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+            names += [entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
         stamps = {name: _stamp(os.path.join(at, name)) for name in names}
         files = list_row_files(folder)
         self._listings.pop(folder, None)
@@ -76,12 +76,9 @@ class FileCache:
 
     def _footer(self, run: RunEntry, path: Path, table: str) -> Footer:
         try:
-            linked = path.is_symlink() or path.parent.is_symlink()
-            if linked and not path.resolve().is_relative_to(run.path.resolve()):
-                return Footer(problem="a link that leads out of the run")
-            status = path.stat()
+            status = path.lstat()
         except FileNotFoundError:
-            return Footer(problem="it is gone", gone=not path.is_symlink())
+            return Footer(problem="it is gone", gone=True)
         except OSError as error:
             return Footer(problem=f"it cannot be read ({error.strerror or error})")
         stamp = (status.st_ino, status.st_size, status.st_mtime_ns, run.run_id)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from esper_analytics.errors import DataError, UsageError
 from esper_recorder.contract.tables import SCHEMA_VERSION
-from esper_recorder.storage.listing import list_row_files
+from esper_recorder.storage.listing import journals_in, list_row_files, parts_in
 from esper_recorder.storage.manifest import MANIFEST_FILE, Manifest, ManifestError, read_manifest
 
 _RESTORE = f"Restore {MANIFEST_FILE} from a copy, or move the folder away"
@@ -94,7 +94,7 @@ def run_folders(root: Path) -> tuple[list[RunEntry], list[Problem]]:
         raise UsageError(f"{root} is a file. RUNS is a folder of runs, or one run's folder.")
     problems: list[Problem] = []
     entries: list[RunEntry] = []
-    for folder in [root] if (root / MANIFEST_FILE).is_file() else _candidates(root, problems):
+    for folder in [root] if _has_manifest(root) else _candidates(root, problems):
         try:
             manifest = read_manifest(folder)
         except ManifestError as error:
@@ -113,17 +113,22 @@ def run_folders(root: Path) -> tuple[list[RunEntry], list[Problem]]:
 
 
 def _candidates(root: Path, problems: list[Problem]) -> Iterator[Path]:
-    inside = root.resolve()
     for folder in sorted(root.iterdir()):
         if folder.name.startswith(".") or not folder.is_dir():
             continue
-        if (folder / MANIFEST_FILE).is_file():
-            if folder.is_symlink() and not folder.resolve().is_relative_to(inside):
-                problems.append(Problem(folder, "a link that leads out of RUNS", "Open the folder it leads to"))
-            else:
-                yield folder
-        elif any(folder.glob("*/part-*.parquet")) or any(folder.glob("journal/*.journal")):
+        if folder.is_symlink():
+            if _has_manifest(folder):
+                problems.append(Problem(folder, "it is a link, which is not followed", "Open the folder it leads to"))
+        elif _has_manifest(folder):
+            yield folder
+        elif parts_in(folder)[0] or journals_in(folder):
             problems.append(Problem(folder, f"it holds recorded rows but no {MANIFEST_FILE}", _RESTORE_MANIFEST))
+
+
+def _has_manifest(folder: Path) -> bool:
+    """Whether a folder holds a run.json, be it one that cannot be read: a link, or a special file."""
+    path = folder / MANIFEST_FILE
+    return path.is_symlink() or (path.exists() and not path.is_dir())
 
 
 def _without_copies(entries: Iterable[RunEntry], problems: list[Problem]) -> Iterator[RunEntry]:

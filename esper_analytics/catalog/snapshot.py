@@ -30,6 +30,7 @@ def scan_tables(
         cuts = run.superseded_from()
         problems += (Problem(file.path, file.reason, partly=True) for file in files.problems)
         problems += (Problem(path, "it is not named like a part", _MOVE) for path in files.foreign)
+        problems += (Problem(file.path, file.reason, _MOVE) for file in files.irregular)
         for table in sorted(files.parts.keys() - TABLES.keys()):
             problems.append(Problem(run.path / table, f"this version knows no table {table}", _UPGRADE))
         if "ppo_updates" in scans:

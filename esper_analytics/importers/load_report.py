@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from esper_analytics.formatting import format_count
 from esper_recorder.storage.atomic import atomic_file
+from esper_recorder.storage.safe_files import read_regular
 
 if TYPE_CHECKING:
     import polars as pl
@@ -133,7 +134,7 @@ def write_report(folder: Path, report: LoadReport) -> None:
 def read_report(folder: Path) -> dict[str, Any] | None:
     """Return a run's load report as plain data; None if the run was not imported, or the file cannot be read."""
     try:
-        data = json.loads((folder / REPORT_FILE).read_bytes())
+        data = json.loads(read_regular(folder / REPORT_FILE))
     except (OSError, ValueError):
         return None
     return data if isinstance(data, dict) else None

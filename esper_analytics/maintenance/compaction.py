@@ -24,11 +24,11 @@ import pyarrow.parquet as pq
 
 from esper_analytics.catalog.discovery import Problem, RunEntry, run_folders
 from esper_analytics.catalog.footers import read_footer
-from esper_analytics.maintenance.outcome import Outcome
+from esper_analytics.maintenance.outcome import MOVE, Outcome
 from esper_recorder.contract.tables import SCHEMA_VERSION, TABLES, stored_names
 from esper_recorder.storage.arrow_batches import to_table
 from esper_recorder.storage.atomic import sync_folder
-from esper_recorder.storage.listing import RowFileName, journals_in, parts_in, split_replaced
+from esper_recorder.storage.listing import RowFileName, irregular_files, journals_in, parts_in, split_replaced
 from esper_recorder.storage.lock import maintenance_lock
 from esper_recorder.storage.parquet import arrow_schema, part_writer
 
@@ -87,7 +87,7 @@ def compact_run(run: RunEntry, most_rows: int = MOST_ROWS) -> tuple[bool, list[P
     for journal in sorted(journals_in(run.path)):
         barriers[journal.process].append(journal.first)
     changed = False
-    problems: list[Problem] = []
+    problems = [Problem(file.path, file.reason, MOVE) for file in irregular_files(run.path)]
     for table, paths in sorted(parts_in(run.path)[0].items()):
         if table not in TABLES:
             continue

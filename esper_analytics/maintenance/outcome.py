@@ -8,6 +8,8 @@ import polars as pl
 
 from esper_analytics.catalog.discovery import Problem
 
+MOVE = "Move it out of the run's folder"
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

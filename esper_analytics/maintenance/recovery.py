@@ -14,11 +14,12 @@ from pathlib import Path
 import polars as pl
 
 from esper_analytics.catalog.discovery import Problem, run_folders
-from esper_analytics.maintenance.outcome import Outcome
+from esper_analytics.maintenance.outcome import MOVE, Outcome
 from esper_recorder.storage.listing import (
     DAMAGED_SUFFIX,
     JOURNAL_FOLDER,
     FileProblem,
+    irregular_files,
     journals_in,
     unfinished_files,
 )
@@ -43,6 +44,7 @@ def recover(root: Path) -> Outcome:
     rows = []
     for run in runs:
         recovery = Recovery()
+        problems += (Problem(file.path, file.reason, MOVE) for file in irregular_files(run.path))
         try:
             recovery = recover_run(run.path)
             state = recovery.state
@@ -86,7 +88,7 @@ def recover_run(folder: Path) -> Recovery:
     with maintenance_lock(folder):
         # Listed before the check for life: what begins after the check makes files that are not in the lists.
         journals = journals_in(folder)
-        temporaries = [(path, path.stat().st_mtime_ns) for path in unfinished_files(folder)]
+        temporaries = [(path, path.lstat().st_mtime_ns) for path in unfinished_files(folder)]
         if is_live(folder):
             return Recovery(live=True)
         for _, path in sorted(journals.items()):
@@ -104,7 +106,7 @@ def recover_run(folder: Path) -> Recovery:
                 recovery.problems += (FileProblem(kept, f"{size} bytes of it were damaged; the rest became parts"),)
         for path, written in temporaries:
             with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_mtime_ns == written:
+                if path.lstat().st_mtime_ns == written:
                     path.unlink()
                     recovery.temporaries += 1
         with contextlib.suppress(OSError):  # it does not exist, or holds damaged journals

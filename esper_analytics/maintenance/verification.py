@@ -24,16 +24,16 @@ import pyarrow.parquet as pq
 from esper_analytics.catalog.discovery import Problem, RunEntry, run_folders
 from esper_analytics.catalog.footers import read_footer
 from esper_analytics.formatting import format_count
-from esper_analytics.maintenance.outcome import Outcome
+from esper_analytics.maintenance.outcome import MOVE, Outcome
 from esper_recorder.contract.tables import TABLES
 from esper_recorder.storage.gaps import ALL_TABLES
 from esper_recorder.storage.listing import RowFileName, RowFiles, list_row_files, unfinished_files
 from esper_recorder.storage.manifest import how_it_ended, is_live
+from esper_recorder.storage.safe_files import files_in
 
 _RECOVER = "`esper recover` finishes it"
 _COMPACT = "`esper compact` removes what is left over"
 _RESTORE = "Restore it from a copy, or move it away"
-_MOVE = "Move it out of the run's folder"
 _KEEP_PART = "Leave it where it is: queries by update do not find these rows, but what they measured is in them"
 _UPGRADE = "Upgrade esper-analytics to read it"
 _KEEP_ONE = "Keep one of the two"
@@ -148,7 +148,9 @@ class _RunCheck:
         for path in files.replaced:
             self._problem(path, "its rows are in a compacted part; an interrupted compaction left it", _COMPACT)
         for path in files.foreign:
-            self._problem(path, "it is not named like a part", _MOVE)
+            self._problem(path, "it is not named like a part", MOVE)
+        for file in files.irregular:
+            self._problem(file.path, file.reason, MOVE)
         self._check_rules()
         self._check_continuity(live)
         self._check_end(live)
@@ -181,7 +183,7 @@ class _RunCheck:
         expected = None if name is None else (self.run.run_id, *name.process)
         for run_id, attempt, rank in sorted(content.owners - {expected}, key=str):
             reason = "its name and folder are of another run, attempt or rank than its rows"
-            self._problem(path, f"{reason}: run {run_id}, attempt {attempt}, rank {rank}", _MOVE)
+            self._problem(path, f"{reason}: run {run_id}, attempt {attempt}, rank {rank}", MOVE)
         if content.anonymous:
             have, are = ("does", "its") if content.anonymous == 1 else ("do", "their")
             rows = f"{format_count(content.anonymous, 'row')} of {content.rows}"
@@ -225,7 +227,9 @@ class _RunCheck:
 
     def _check_rules(self) -> None:
         sha256 = self.run.manifest.rules_sha256
-        if sha256 is not None and not (self.run.path / "rules" / f"{Path(sha256).name}.toml").is_file():
+        if sha256 is None:
+            return
+        if f"{Path(sha256).name}.toml" not in {path.name for path in files_in(self.run.path, "rules")}:
             self._problem(self.run.path, f"the text of the rules it ran with ({sha256[:12]}) is missing", _RESTORE)
 
     def _check_continuity(self, live: bool) -> None:

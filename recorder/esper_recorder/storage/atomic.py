@@ -46,7 +46,7 @@ def atomic_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
 
 def sync_folder(folder: Path) -> None:
     """Make the entries of a folder durable: a rename is not until its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

@@ -44,6 +44,7 @@ import pyarrow.compute as pc
 
 from esper_recorder.storage.atomic import sync_folder
 from esper_recorder.storage.row_codec import Layout, PackedRow, unpack_rows
+from esper_recorder.storage.safe_files import read_regular
 
 MAGIC = b"ESPERJ1\n"
 _MARKER = 0x4AE5
@@ -186,10 +187,10 @@ def read_journal(path: Path) -> JournalContent:
     """Read the committed rows of a journal, which another process may be appending to.
 
     Raises:
-        OSError: the file does not exist or cannot be read.
+        OSError: the file does not exist, cannot be read, or is a link or a special file.
         ValueError: it is not a journal of ours.
     """
-    return parse_journal(path.read_bytes(), str(path))
+    return parse_journal(read_regular(path), str(path))
 
 
 def parse_journal(data: bytes, name: str = "journal") -> JournalContent:
@@ -229,7 +230,10 @@ def parse_journal(data: bytes, name: str = "journal") -> JournalContent:
                 pending.append((table, number, pa.ipc.read_record_batch(payload, schema)))
             elif kind == _SCHEMA:
                 encoded_name, _, encoded = payload.to_pybytes().partition(b"\0")
-                schemas[number] = (encoded_name.decode(), pa.ipc.read_schema(pa.py_buffer(encoded)))
+                table = encoded_name.decode()
+                if not table.isidentifier():  # parts go to a folder of this name
+                    raise ValueError(f"{table!r} is not the name of a table")
+                schemas[number] = (table, pa.ipc.read_schema(pa.py_buffer(encoded)))
             else:
                 raise ValueError(f"kind {kind} is unknown to this version")
         except KeyError:

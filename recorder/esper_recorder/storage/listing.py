@@ -12,6 +12,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 from esper_recorder.storage.arrow_batches import to_table
 from esper_recorder.storage.journal import JournalContent, read_journal
 from esper_recorder.storage.manifest import MANIFEST_FILE
+from esper_recorder.storage.safe_files import files_in, folders_in, irregular_in
 
 JOURNAL_FOLDER = "journal"
 NOT_TABLES = (JOURNAL_FOLDER, "rules")
@@ -121,6 +123,8 @@ class RowFiles:
     """Parquet files in table folders whose names are not a part's: a copy, a merged file, another program's."""
     problems: tuple[FileProblem, ...] = ()
     """Journals that are damaged or not ours; each with what was left out."""
+    irregular: tuple[FileProblem, ...] = ()
+    """Links and special files in the folder: they are not read, whatever their names are."""
     ranks: frozenset[int] = frozenset()
     """The ranks whose rows these are."""
     bytes_ignored: int = 0
@@ -129,8 +133,10 @@ class RowFiles:
 
 def last_sequence(folder: Path, attempt: int, rank: int) -> int:
     """Return the highest sequence number a process has used for a journal or a part; 0 if it has used none."""
-    names = itertools.chain(journals_in(folder), *parts_in(folder)[0].values())
-    return max((name.last for name in names if name.process == (attempt, rank)), default=0)
+    irregular = (path.name for path, _ in irregular_in(folder))  # their names are taken too
+    taken = (RowFileName.of_journal(name) or RowFileName.of_part(name) for name in irregular)
+    names = itertools.chain(journals_in(folder), *parts_in(folder)[0].values(), taken)
+    return max((name.last for name in names if name and name.process == (attempt, rank)), default=0)
 
 
 def list_row_files(folder: str | Path) -> RowFiles:
@@ -203,6 +209,7 @@ def _list_once(folder: Path) -> RowFiles | None:
         journals=tuple(first[name] for name in sorted(contents)),
         foreign=foreign,
         problems=(*problems, *_set_aside(folder)),
+        irregular=irregular_files(folder),
         ranks=frozenset(j.rank for j in contents) | {name.rank for names in chosen.values() for name in names},
         bytes_ignored=sum(content.bytes_ignored for content in contents.values()),
     )
@@ -245,7 +252,7 @@ def _last_update_of_part(part: Path) -> int:
 
 def journals_in(folder: Path) -> dict[RowFileName, Path]:
     """List the journals in a run's folder."""
-    named = ((RowFileName.of_journal(path.name), path) for path in _entries(folder / JOURNAL_FOLDER))
+    named = ((RowFileName.of_journal(path.name), path) for path in files_in(folder, JOURNAL_FOLDER))
     return {name: path for name, path in named if name is not None}
 
 
@@ -253,10 +260,10 @@ def parts_in(folder: Path) -> tuple[dict[str, dict[RowFileName, Path]], tuple[Pa
     """List the parts of each table, and the Parquet files whose names are not a part's."""
     parts: dict[str, dict[RowFileName, Path]] = {}
     foreign: list[Path] = []
-    for table in _entries(folder):
-        if table.name in NOT_TABLES or table.name.startswith(".") or not table.is_dir():
+    for table in folders_in(folder):
+        if table.name in NOT_TABLES or table.name.startswith("."):
             continue
-        for path in _entries(table):
+        for path in files_in(folder, table.name):
             name = RowFileName.of_part(path.name)
             if name is not None:
                 parts.setdefault(table.name, {})[name] = path
@@ -267,8 +274,16 @@ def parts_in(folder: Path) -> tuple[dict[str, dict[RowFileName, Path]], tuple[Pa
 
 def unfinished_files(folder: Path) -> list[Path]:
     """List the temporary files in a run's folder: being written, or left by a process that died while writing."""
-    parts = [path for path in folder.glob("*/.part-*.tmp") if _UNFINISHED_PART.fullmatch(path.name)]
-    return sorted([*parts, *folder.glob(f".{MANIFEST_FILE}.*.tmp"), *folder.glob("rules/.*.tmp")])
+    parts = (path for table in folders_in(folder) for path in files_in(folder, table.name))
+    unfinished = [path for path in parts if _UNFINISHED_PART.fullmatch(path.name)]
+    unfinished += (path for path in files_in(folder) if fnmatch(path.name, f".{MANIFEST_FILE}.*.tmp"))
+    unfinished += (path for path in files_in(folder, "rules") if fnmatch(path.name, ".*.tmp"))
+    return sorted(unfinished)
+
+
+def irregular_files(folder: Path) -> tuple[FileProblem, ...]:
+    """List the links and special files in a run's folder, which nothing opens."""
+    return tuple(FileProblem(path, f"it is {what}") for path, what in sorted(irregular_in(folder)))
 
 
 def _read_journals(
@@ -280,8 +295,6 @@ def _read_journals(
     problems: list[FileProblem] = []
     for name, path in sorted(journals.items()):
         try:
-            if _leads_out(path):
-                raise ValueError("a link that leads out of the run; it is not followed")
             content = contents[name] = read_journal(path)
         except FileNotFoundError:
             continue  # it has become parts
@@ -300,22 +313,8 @@ def _read_journals(
     return contents, unreadable, problems
 
 
-def _leads_out(journal: Path) -> bool:
-    """Whether a journal is a link, or lies in one, to a place outside of its run's folder."""
-    if not (journal.is_symlink() or journal.parent.is_symlink()):
-        return False
-    return not journal.resolve().is_relative_to(journal.parent.parent.resolve())
-
-
 def _set_aside(folder: Path) -> Iterator[FileProblem]:
     """The damaged journals that were kept when what could be read of them became parts."""
-    for path in sorted(_entries(folder / JOURNAL_FOLDER)):
+    for path in sorted(files_in(folder, JOURNAL_FOLDER)):
         if path.name.endswith(DAMAGED_SUFFIX):
             yield FileProblem(path, "a damaged journal; what could be read of it is in the parts")
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []

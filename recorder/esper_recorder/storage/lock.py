@@ -19,6 +19,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from esper_recorder.storage.safe_files import open_regular
+
 LOCK_FILE = "lock"
 _MANIFEST_BYTE = 1 << 30
 """The byte locked while run.json is changed; those before it are the ranks'."""
@@ -47,7 +49,7 @@ def is_locked(folder: Path) -> bool:
         try:
             if _inode(path) in _locked:
                 return True
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_regular(path)
         except OSError:
             return False
         try:
@@ -65,16 +67,17 @@ def acquire_lock(folder: Path, rank: int = 0) -> int | None:
     """Take the recording lock of a run's folder: one byte of the file for each rank.
 
     Returns the descriptor for `release_lock`, or None if another recorder (in this process or another) has the lock.
-    Raises OSError if the file cannot be made or locked.
+    Raises OSError if the file cannot be made or locked, or is a link or a special file.
     """
     path = folder / LOCK_FILE
     for attempt in range(_TRIES):
         if attempt:
             time.sleep(0.02)  # a reader that checks for life holds a shared lock for a moment
         with _guard:
-            if path.exists() and _inode(path) in _locked:
-                return None
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            with contextlib.suppress(FileNotFoundError):
+                if _inode(path) in _locked:
+                    return None
+            descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)
             except (BlockingIOError, PermissionError):
@@ -127,5 +130,5 @@ def maintenance_lock(folder: Path) -> Iterator[None]:
 
 
 def _inode(file: Path | int) -> tuple[int, int]:
-    status = os.stat(file)
+    status = os.fstat(file) if isinstance(file, int) else os.lstat(file)
     return status.st_dev, status.st_ino

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 from esper_recorder.storage.atomic import atomic_file
 from esper_recorder.storage.lock import is_locked
+from esper_recorder.storage.safe_files import NotRegularError, read_regular
 
 FORMAT = 1
 MANIFEST_FILE = "run.json"
@@ -127,9 +129,11 @@ def read_manifest(folder: str | Path) -> Manifest:
     """
     path = Path(folder) / MANIFEST_FILE
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_regular(path))
     except FileNotFoundError:
         raise ManifestError(f"{path} does not exist, so {folder} is not a run's folder") from None
+    except NotRegularError as error:
+        raise ManifestError(str(error)) from error
     except OSError as error:
         raise ManifestError(f"{path} could not be read: {error.strerror or error}") from error
     except ValueError as error:
@@ -186,9 +190,10 @@ def is_recorded_elsewhere(folder: Path, manifest: Manifest) -> bool:
 
 def _heartbeat_is_young(folder: Path) -> bool:
     try:
-        touched = (folder / HEARTBEAT_FILE).stat().st_mtime
+        status = (folder / HEARTBEAT_FILE).lstat()
     except OSError:
         return False
+    touched = status.st_mtime if stat.S_ISREG(status.st_mode) else 0
     # A heartbeat from the future dates from before a clock was set back: not a sign of life either.
     return abs(time.time() - touched) < HEARTBEAT_DEAD_SECONDS
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from esper_recorder.contract.tables import SCHEMA_VERSION, Column, columns
 from esper_recorder.storage.atomic import atomic_file
+from esper_recorder.storage.safe_files import make_folder
 
 COMPACT_LEVEL = 3
 
@@ -57,12 +58,12 @@ def part_writer(
     """Write one part in pieces; it appears, whole, if the block ends without an exception.
 
     Args:
-        path: `.../<table>/part-*.parquet`; its folder is made if needed.
+        path: `.../<table>/part-*.parquet`; its folder is made if needed, and must not be a link.
         schema: the contract's, of this version or an older one.
         durable: False skips the fsyncs, for rows that are kept elsewhere until the part is durable.
         compact: spend more time on a smaller file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with atomic_file(path, durable=durable) as file:
         part = PartWriter(file, schema, compact=compact)
         try:

@@ -17,6 +17,7 @@ from esper_recorder.storage.atomic import sync_folder
 from esper_recorder.storage.journal import JournalContent, read_journal
 from esper_recorder.storage.listing import DAMAGED_SUFFIX, RowFileName
 from esper_recorder.storage.parquet import write_part
+from esper_recorder.storage.safe_files import NotRegularError, check_folder, is_regular
 
 log = logging.getLogger("esper_recorder")
 
@@ -27,7 +28,7 @@ def roll(folder: Path, journal: Path) -> JournalContent:
     Returns the journal's content without the batches, which are in the parts.
 
     Raises:
-        OSError: the parts could not be written; the journal is still there.
+        OSError: the parts could not be written, or a link is in their way; the journal is still there.
         ValueError: the file is not a journal.
     """
     name = RowFileName.of_journal(journal.name)
@@ -37,8 +38,11 @@ def roll(folder: Path, journal: Path) -> JournalContent:
     while content.batches:  # the memory of each is freed once its part is written
         table, batches = content.batches.popitem()
         part = folder / table / name.part
-        if part.exists():
+        check_folder(part.parent)
+        if is_regular(part):
             continue
+        if part.is_symlink() or part.exists():
+            raise NotRegularError(part, "in the way of a part, and is not a file")
         rows = to_table(table, batches)
         if rows.num_rows:
             write_part(part, table, rows)

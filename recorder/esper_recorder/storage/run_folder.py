@@ -29,7 +29,7 @@ from typing import Any
 from esper_recorder.contract.suggest import suggest
 from esper_recorder.contract.tables import SCHEMA_VERSION
 from esper_recorder.storage.atomic import atomic_file, sync_folder
-from esper_recorder.storage.listing import last_update
+from esper_recorder.storage.listing import irregular_files, last_update
 from esper_recorder.storage.lock import acquire_lock, manifest_lock, release_lock
 from esper_recorder.storage.manifest import (
     HEARTBEAT_FILE,
@@ -44,6 +44,7 @@ from esper_recorder.storage.manifest import (
     to_jsonable,
     write_manifest,
 )
+from esper_recorder.storage.safe_files import folders_in, is_regular, make_folder, open_regular
 
 HEARTBEAT_SECONDS = 5.0
 _ALPHABET = string.ascii_lowercase + string.digits
@@ -132,13 +133,16 @@ class RunFolder:
             about: fields of the manifest, as for `create`; None keeps the old value.
 
         Raises:
-            RunFolderError: the run does not exist, it is being recorded, or `from_update` is below 1.
+            RunFolderError: the run does not exist, it is being recorded, its folder is a link or holds one, or
+                `from_update` is below 1.
             ManifestError: its run.json is damaged.
             OSError: the folder cannot be written.
         """
         if from_update is not None and from_update < 1:
             raise RunFolderError(f"from_update is {from_update}, but updates count from 1")
         path = _find_run(Path(root), run_id)
+        for file in irregular_files(path):
+            raise RunFolderError(f"{file.path}: {file.reason}. Move it out of the run's folder, then resume the run")
         with _locked(path, rank) as lock:
             manifest = read_manifest(path)
             previous = manifest.last_attempt
@@ -194,7 +198,11 @@ class RunFolder:
         now = time.monotonic()
         if self._mine and now - self._last_beat >= HEARTBEAT_SECONDS:
             self._last_beat = now
-            (self.path / HEARTBEAT_FILE).touch()
+            descriptor = open_regular(self.path / HEARTBEAT_FILE, os.O_WRONLY | os.O_CREAT)
+            try:
+                os.utime(descriptor)
+            finally:
+                os.close(descriptor)
 
     def finish(
         self, how: str, error: str | None = None, updates: int | None = None, dropped: DropCounts | None = None
@@ -271,9 +279,9 @@ def keep_rules(path: Path, text: str) -> str:
     data = text.encode()
     sha256 = hashlib.sha256(data).hexdigest()
     folder = path / "rules"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     file = folder / f"{sha256}.toml"
-    if not file.exists():
+    if not is_regular(file):
         with atomic_file(file, durable=True) as stream:
             stream.write(data)
     return sha256
@@ -351,9 +359,11 @@ def _make_folder(root: Path, name: str, now: datetime) -> Path:
 
 
 def _find_run(root: Path, run_id: str) -> Path:
+    if (root / run_id).is_symlink():
+        raise RunFolderError(f"{root / run_id} is a link, which is not followed. Resume the run it leads to")
     if (root / run_id / MANIFEST_FILE).is_file():
         return root / run_id
-    names = sorted(path.parent.name for path in root.glob(f"*/{MANIFEST_FILE}"))
+    names = sorted(path.name for path in folders_in(root) if (path / MANIFEST_FILE).is_file())
     for name in names:
         with contextlib.suppress(ManifestError):
             if read_manifest(root / name).run_id == run_id:

@@ -31,6 +31,7 @@ from esper_recorder.storage.journal import JournalWriter
 from esper_recorder.storage.listing import JOURNAL_FOLDER, RowFileName, last_sequence
 from esper_recorder.storage.rollover import roll
 from esper_recorder.storage.row_codec import PackedRow, pack_row
+from esper_recorder.storage.safe_files import make_folder
 
 log = logging.getLogger("esper_recorder")
 
@@ -256,7 +257,7 @@ class ParquetSink(Sink):
     def _new_journal(self, path: Path) -> JournalWriter:
         """Create a journal, and its folder, which another rank that ends removes whenever it is empty."""
         for _ in range(_TRIES):
-            path.parent.mkdir(exist_ok=True)
+            make_folder(path.parent)
             with contextlib.suppress(FileNotFoundError):
                 return JournalWriter(path)
         raise FileNotFoundError(f"{path.parent} was removed again and again")

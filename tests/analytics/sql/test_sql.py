@@ -249,7 +249,7 @@ def test_the_commands_refuse_every_attack_too(runs, tmp_path, words, monkeypatch
 class TestPlaces:
     """Where runs lie, what they are called, and what lies beside them makes no difference."""
 
-    def test_a_link_that_leads_out_of_a_run_or_of_the_runs_is_not_followed(self, tmp_path):
+    def test_a_link_in_a_run_or_among_the_runs_is_not_followed(self, tmp_path):
         outside = write_run(tmp_path / "elsewhere", "outside", updates=[{"ratio_max": 99.0}])
         path = write_run(tmp_path / "runs", "a", updates=[{"ratio_max": 1.0}], minibatches=[{"minibatch": 1}])
         (tmp_path / "runs" / "linked").symlink_to(outside)
@@ -259,9 +259,9 @@ class TestPlaces:
         runs = ea.open(tmp_path / "runs")
         assert runs.sql("SELECT max(ratio_max), count(*) FROM ppo_updates").row(0) == (1.0, 1)
         assert runs.sql("SELECT count(*) FROM heads").item() == 0
-        assert sum("link that leads out" in problem.reason for problem in runs.problems) == 3
+        assert sum("link, which is not followed" in problem.reason for problem in runs.problems) == 3
 
-    def test_a_journal_that_is_a_link_out_of_the_run_is_not_read(self, tmp_path):
+    def test_a_journal_that_is_a_link_is_not_read(self, tmp_path):
         outside = write_run(tmp_path / "elsewhere", "outside")
         rows = complete_rows("ppo_updates", [{"ratio_max": 99.0}], run_id=run_id_of("outside"))
         journal = add_journal(outside, {"ppo_updates": rows})
@@ -270,7 +270,7 @@ class TestPlaces:
         (path / "journal" / "a1-r0-000007.journal").symlink_to(journal)
         runs = ea.open(tmp_path / "runs")
         assert runs.sql("SELECT max(ratio_max), count(*) FROM ppo_updates").row(0) == (1.0, 1)
-        assert any("link that leads out" in problem.reason for problem in runs.problems)
+        assert any("link, which is not followed" in problem.reason for problem in runs.problems)
 
     @pytest.mark.parametrize(
         "name",
