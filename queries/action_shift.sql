@@ -1,5 +1,5 @@
--- How the shares of the actions changed over the training.
--- param bins BIGINT 4 stretches that the training is divided into
+-- How the frequencies of the actions changed over the training.
+-- param bins BIGINT 4 intervals that the training is divided into
 SELECT
     run_id,
     action,

@@ -1,4 +1,4 @@
--- Alarms raised while the runs were recorded, per rule and phase of the training.
+-- Alarms raised during recording, per rule and phase of the training.
 -- param early DOUBLE 0.1 progress at which warmup ends
 -- param mid DOUBLE 0.25 progress at which early ends
 -- param late DOUBLE 0.75 progress at which mid ends

@@ -1,4 +1,4 @@
--- Changes to the networks that were proposed and not carried out, by operation and reason.
+-- Changes to the networks that were proposed but not carried out, by operation and reason.
 SELECT
     run_id,
     operation,

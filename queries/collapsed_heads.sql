@@ -1,6 +1,6 @@
--- Which action heads collapsed: their entropy stayed below a limit; and whether they could have learned at all.
--- param below DOUBLE 0.1 normalised entropies below this count
--- param in_a_row BIGINT 3 updates in a row that make a collapse
+-- Which action heads collapsed, that is, kept an entropy below a limit, and whether they had anything to learn from.
+-- param below DOUBLE 0.1 normalised entropies below this count as low
+-- param in_a_row BIGINT 3 consecutive low updates that make a collapse
 WITH measured AS (
     SELECT run_id, head, update, learnable_fraction, coalesce(entropy_normalized, entropy_normalized_all) AS entropy
     FROM heads

@@ -1,8 +1,8 @@
--- How two runs differ over the training: the mean of a metric at the same progress.
+-- How two runs differ over the training: the mean of a metric at equal progress.
 -- param a RUN required the first run
--- param b RUN required the other
+-- param b RUN required the second run
 -- param metric METRIC approx_kl a numeric column of ppo_updates
--- param bins BIGINT 10 stretches that the training is divided into
+-- param bins BIGINT 10 intervals that the training is divided into
 WITH metrics AS (
     SELECT run_id, progress, COLUMNS(lambda name: name = $metric)::DOUBLE AS value
     FROM ppo_updates

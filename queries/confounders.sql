@@ -1,5 +1,5 @@
--- What makes the evidence of each run doubtful or unusable.
--- param blocking BOOLEAN false only what makes it unusable
+-- What makes the evidence of each run questionable or unusable.
+-- param blocking BOOLEAN false list only what makes it unusable
 SELECT run_id, confounder, key, blocking, updates, fraction, first_update, last_update, meaning
 FROM run_confounders
 WHERE blocking OR NOT $blocking

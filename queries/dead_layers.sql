@@ -1,5 +1,5 @@
--- Layers whose gradients died: zero in nearly every element, or none at all.
--- param zero_fraction DOUBLE 0.99 share of zero elements from which on a gradient is dead
+-- Layers whose gradients died: zero in nearly every element, or absent.
+-- param zero_fraction DOUBLE 0.99 fraction of zero elements at which a gradient counts as dead
 SELECT
     run_id,
     layer,

@@ -1,4 +1,4 @@
--- How often the epochs were left early (target_kl), and how many of the planned ones were made.
+-- How often the epochs stopped early (target_kl), and how many of the planned ones were completed.
 SELECT
     run_id,
     count(*) AS updates,

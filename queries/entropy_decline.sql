@@ -1,4 +1,4 @@
--- How far the entropy fell: the mean of the first and of the last updates of each run.
+-- How far the entropy fell: its mean over the first and over the last updates of each run.
 -- param updates BIGINT 10 updates at each end
 WITH measured AS (
     SELECT

@@ -1,5 +1,5 @@
--- Updates whose explained variance says little, because the returns barely vary.
--- param below DOUBLE 1 standard deviations of the returns below this count
+-- Updates whose explained variance means little, because the returns barely vary.
+-- param below DOUBLE 1 standard deviations of the returns below this count as low
 SELECT
     run_id,
     update,

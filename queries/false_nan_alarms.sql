@@ -1,4 +1,4 @@
--- Alarms about NaN that are about a mark of the trainer ("not meaningful"), not about the training.
+-- Alarms about a NaN by which the trainer marks a value as not meaningful: no fault of the training.
 SELECT
     run_id,
     rule,

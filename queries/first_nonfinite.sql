@@ -1,5 +1,5 @@
--- The first NaN or infinity of each run, by what it was in.
-WITH found AS (
+-- The first NaN or infinity of each run, in each quantity.
+WITH counts AS (
     SELECT run_id, update, 'ppo_updates' AS table_name, unnest(['log_ratio', 'ratio', 'advantage', 'value', 'return',
             'entropy', 'grad_norm', 'rollout']) AS what,
         unnest([log_ratio_nan + log_ratio_posinf + log_ratio_neginf, ratio_nonfinite,
@@ -12,8 +12,9 @@ WITH found AS (
     UNION ALL
     SELECT run_id, update, 'nonfinite_fields', unnest(nonfinite_fields), 1 FROM ppo_updates
 )
-SELECT run_id, table_name, what, min(update) AS first_update, count(DISTINCT update) AS updates, sum(n) AS values_met
-FROM found
+SELECT run_id, table_name, what, min(update) AS first_update, count(DISTINCT update) AS updates,
+    sum(n) AS nonfinite_values
+FROM counts
 WHERE n > 0
 GROUP BY run_id, table_name, what
 ORDER BY run_id, first_update, table_name, what

@@ -1,5 +1,5 @@
 -- Which actions, environments or heads the worst transitions have in common.
--- param at_least DOUBLE 1.5 transitions whose ratio, or its inverse, is at least this count
+-- param at_least DOUBLE 1.5 transitions count if their ratio, or its inverse, is at least this
 SELECT
     run_id,
     head,

@@ -1,4 +1,4 @@
--- How large each layer's gradient is against its weights: the layers that learn much, and those that hardly learn.
+-- The size of each layer's gradient relative to its weights: which layers learn much, and which hardly learn.
 SELECT
     run_id,
     layer,

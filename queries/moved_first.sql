@@ -1,8 +1,8 @@
--- What moved first: for each run, the metrics in the order in which they first left the range of their beginning.
--- param sigmas DOUBLE 6 deviations (1.4826 times the median distance to the median) that count as leaving
--- param baseline BIGINT 20 updates that make the range, at most
--- param fraction DOUBLE 0.25 of the run's updates that make the range, at most: a wreck must not become what is usual
--- param floor DOUBLE 0.05 the least deviation, as a share of the metric's level: below it is noise
+-- What moved first: the metrics of each run, in the order in which they first left the range of their first updates.
+-- param sigmas DOUBLE 6 deviations from the median (1.4826 times the median absolute deviation) that count as leaving
+-- param baseline BIGINT 20 most updates that define the range
+-- param fraction DOUBLE 0.25 largest fraction of the updates that define the range, so that a failure does not
+-- param floor DOUBLE 0.05 smallest deviation, as a fraction of the metric's level; less is noise
 WITH metrics AS (
     UNPIVOT (
         SELECT
@@ -14,7 +14,7 @@ WITH metrics AS (
     ON COLUMNS(* EXCLUDE (run_id, update, progress))
     INTO NAME metric VALUE value
 ),
--- What these are small against, however near to zero they begin; other metrics have their own level alone.
+-- The scale of metrics that begin near zero; the others are compared with their level alone.
 scales(metric, scale) AS (
     VALUES ('approx_kl', 0.01), ('clip_fraction', 0.1), ('entropy_normalized', 1.0), ('explained_variance', 1.0)
 ),
@@ -31,14 +31,14 @@ beginnings AS (
     WHERE place <= usable AND isfinite(value)
 ),
 medians AS (
-    SELECT run_id, metric, median(value) AS usual, mad(value) AS off, count(*) AS n
+    SELECT run_id, metric, median(value) AS usual, mad(value) AS deviation, count(*) AS n
     FROM beginnings
     GROUP BY run_id, metric
 ),
 ranges AS (
     SELECT
         run_id, metric, usual, n,
-        greatest(1.4826 * off, $floor * greatest(abs(usual), coalesce(scale, 0))) AS spread
+        greatest(1.4826 * deviation, $floor * greatest(abs(usual), coalesce(scale, 0))) AS spread
     FROM medians
     LEFT JOIN scales USING (metric)
 ),
@@ -60,7 +60,7 @@ SELECT *, CAST(NULL AS VARCHAR) AS note FROM moved
 UNION ALL
 SELECT
     run_id, NULL, NULL, NULL, NULL, NULL, NULL,
-    format('not judged: {} of {} updates may make the range, and it takes 5; a larger fraction or baseline takes more',
+    format('not evaluated: {} of {} updates may define the range, and 5 are needed; raise fraction or baseline',
         usable, updates)
 FROM runs_begin
 WHERE usable < 5
@@ -68,9 +68,9 @@ UNION ALL
 SELECT
     run_id, metric, NULL, NULL, any_value(usual), NULL, NULL,
     CASE
-        WHEN coalesce(any_value(n), 0) < 5 THEN format('not judged: {} finite values among the first {} updates, and it '
-            'takes 5', coalesce(any_value(n), 0), any_value(usable))
-        ELSE 'not judged: it stood still at the beginning, so there is no range'
+        WHEN coalesce(any_value(n), 0) < 5 THEN format('not evaluated: {} finite values among the first {} updates, '
+            'and 5 are needed', coalesce(any_value(n), 0), any_value(usable))
+        ELSE 'not evaluated: it was constant at first, so there is no range'
     END
 FROM (SELECT DISTINCT run_id, metric FROM metrics)
 JOIN runs_begin USING (run_id)

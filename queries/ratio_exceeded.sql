@@ -1,5 +1,5 @@
--- Which runs ever had a ratio above a limit, when first, how often, and how bad it became.
--- param above DOUBLE 5 ratios above this count
+-- Which runs had a ratio above a limit: when first, how often, and the largest.
+-- param above DOUBLE 5 limit of the ratio
 SELECT
     run_id,
     count(*) AS updates,

@@ -1,5 +1,5 @@
--- How the episodes' returns went over the training.
--- param bins BIGINT 10 stretches that the training is divided into
+-- How the returns of the episodes changed over the training.
+-- param bins BIGINT 10 intervals that the training is divided into
 SELECT
     run_id,
     least(floor(progress * $bins), $bins - 1) / $bins AS progress_from,

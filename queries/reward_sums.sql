@@ -1,5 +1,5 @@
--- Whether the components of the reward add up to the total: where they don't, something is missing or counted twice.
--- param tolerance DOUBLE 0.00001 differences up to this are none
+-- Whether the components of the reward add up to the total; if not, something is missing or counted twice.
+-- param tolerance DOUBLE 0.00001 largest difference that counts as equal
 WITH sums AS (
     SELECT
         run_id, update, env, step, total_reward,
@@ -18,7 +18,7 @@ SELECT
     count(*) FILTER (NOT abs(total_reward - components) <= $tolerance OR isnan(components)) AS steps_mismatched,
     steps_mismatched / steps AS mismatched_fraction,
     max(abs(finite(total_reward - components))) AS largest_difference,
-    arg_max(update, abs(finite(total_reward - components))) AS its_update
+    arg_max(update, abs(finite(total_reward - components))) AS largest_difference_update
 FROM sums
 GROUP BY run_id
 ORDER BY mismatched_fraction DESC, run_id

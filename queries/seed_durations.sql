@@ -1,4 +1,4 @@
--- What became of the modules (seeds), and how long they lived, per blueprint.
+-- How the modules (seeds) ended and how long they lived, per blueprint.
 SELECT
     run_id,
     blueprint,

@@ -1,5 +1,5 @@
 -- The updates that took longest, and how they compare with the run's median.
--- param n BIGINT 20 how many
+-- param n BIGINT 20 number of updates
 SELECT
     run_id,
     update,

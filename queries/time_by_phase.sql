@@ -1,5 +1,5 @@
--- Where the time went: phases of the training loop, collecting against learning, stages of the modules.
--- param kind VARCHAR NULL `loop`, `ppo` or `stage`; all where nothing is said
+-- Where the time went: phases of the training loop, rollout and update, stages of the modules.
+-- param kind VARCHAR NULL `loop`, `ppo` or `stage`; all if not given
 SELECT run_id, kind, phase, amount, fraction
 FROM phase_occupancy
 WHERE kind = coalesce($kind, kind)

@@ -1,4 +1,4 @@
--- Updates of which rows are missing: what the recorder could not record, and numbers that are skipped.
+-- Updates with missing rows: what the recorder could not record, and numbers that are skipped.
 WITH numbered AS (
     SELECT run_id, update, lag(update) OVER (PARTITION BY run_id ORDER BY update) AS before
     FROM (SELECT DISTINCT run_id, update FROM ppo_updates)

@@ -1,6 +1,5 @@
--- Whether the value predictions are off on one side: the mean residual against its size (explained variance is
---     blind to it).
--- param fraction DOUBLE 0.5 |mean| / rms of the residual from which on it counts
+-- Whether the value predictions are biased: the mean residual relative to its size, which explained variance ignores.
+-- param fraction DOUBLE 0.5 |mean| / rms of the residual at which it counts as biased
 SELECT
     run_id,
     count(*) AS updates,

@@ -1,6 +1,6 @@
 -- The transitions whose probability changed most, non-finite ones first, with their actions.
--- param n BIGINT 20 how many
--- param head VARCHAR NULL one action head; the joint ratio where nothing is said
+-- param n BIGINT 20 number of transitions
+-- param head VARCHAR NULL an action head; the joint ratio if not given
 SELECT
     run_id, update, epoch, minibatch, env, env_step, action, ratio, log_ratio, old_log_prob, new_log_prob, advantage,
     value, value_target

@@ -1,10 +1,10 @@
--- One row is one action, and its share of the actions taken in the rollout of an update.
+-- One row is one action in the rollout of one update, and how frequent it was.
 -- column run_id VARCHAR - the run
 -- column update BIGINT 1 PPO update
--- column progress DOUBLE 1 share of the training done; NULL: the length was not told
+-- column progress DOUBLE 1 fraction of the training done; NULL: the total length is unknown
 -- column action VARCHAR - the action
 -- column n BIGINT 1 times it was taken; NULL: not measured
--- column fraction DOUBLE 1 n of the times any was taken; NULL: none was taken
+-- column fraction DOUBLE 1 n / number of all actions of the rollout; NULL: there were none
 SELECT
     a.run_id,
     a.update,

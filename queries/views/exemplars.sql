@@ -1,7 +1,7 @@
 -- One row is one of the k transitions with the largest |log ratio|, with its ratio.
 -- columns of ratio_exemplars
 -- column ratio DOUBLE 1 exp(log_ratio): pi_new / pi_old, infinite where exp overflows; NULL: not measured
--- column progress DOUBLE 1 share of the training done at its update; NULL: the length was not told
+-- column progress DOUBLE 1 fraction of the training done at its update; NULL: the total length is unknown
 SELECT
     e.*,
     CASE WHEN e.log_ratio > 709.7 AND NOT isnan(e.log_ratio) THEN 'infinity'::DOUBLE ELSE exp(e.log_ratio) END AS ratio,

@@ -1,9 +1,9 @@
--- One row is one parameter tensor's gradient at one optimizer step, with the shares that its counts add up to.
+-- One row is one parameter tensor's gradient at one optimizer step, with fractions of its counts.
 -- columns of gradient_layers
--- column zero_fraction DOUBLE 1 share of its elements that were exactly zero; NULL: no gradient
--- column nonfinite_fraction DOUBLE 1 share of its elements that were NaN or infinite; NULL: no gradient
+-- column zero_fraction DOUBLE 1 fraction of its elements that were exactly zero; NULL: no gradient
+-- column nonfinite_fraction DOUBLE 1 fraction of its elements that were NaN or infinite; NULL: no gradient
 -- column update_ratio DOUBLE 1 grad_norm / weight_norm; NULL: not measured
--- column dead BOOLEAN - it had no gradient, or one that was zero in every element; NULL: not measured
+-- column dead BOOLEAN - it had no gradient, or every element was zero; NULL: not measured
 SELECT
     *,
     grad_zero / nullif(n, 0) AS zero_fraction,

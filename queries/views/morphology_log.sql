@@ -1,17 +1,17 @@
--- One row is one change to a network, its steps (proposal, verdict, mutation, dispatch, commit) side by side.
+-- One row is one change to a network, with its steps (proposal, verdict, mutation, dispatch, commit) combined.
 -- column run_id VARCHAR - the run
 -- column update BIGINT 1 PPO update it belongs to
--- column env BIGINT 1 environment; NULL: not told
--- column slot VARCHAR - slot of the network; NULL: not told
+-- column env BIGINT 1 environment; NULL: not reported
+-- column slot VARCHAR - slot of the network; NULL: not reported
 -- column action_id VARCHAR - the change
--- column operation VARCHAR - what is done to the slot; NULL: not told
--- column blueprint VARCHAR - kind of module; NULL: the operation takes none
--- column approved BOOLEAN - the governor approved of it; NULL: it was not judged
--- column reason VARCHAR - why; NULL: it was not judged, or not told
--- column blocked_factor VARCHAR - what the governor blocked it for; NULL: it did not
--- column steps BIGINT 1 steps recorded
+-- column operation VARCHAR - operation on the slot; NULL: not reported
+-- column blueprint VARCHAR - kind of module; NULL: the operation has none
+-- column approved BOOLEAN - approved by the governor; NULL: no verdict
+-- column reason VARCHAR - reason of the verdict; NULL: no verdict, or not reported
+-- column blocked_factor VARCHAR - what the governor blocked it for; NULL: not blocked
+-- column steps BIGINT 1 recorded steps
 -- column committed BOOLEAN - it was carried out
--- column duration_s DOUBLE s from its first step to its last; NULL: the times were not told
+-- column duration_s DOUBLE s time from its first step to its last; NULL: the times were not reported
 SELECT
     run_id,
     min(update) AS update,

@@ -1,10 +1,10 @@
--- One row is one phase of a run, and its share: of the loop's time, of the update's time, or of the slots' epochs.
+-- One row is one phase of a run, and its part of the loop's time, of the update's time, or of the slots' epochs.
 -- column run_id VARCHAR - the run
--- column kind VARCHAR - what is shared out: `loop` (phases of the training loop, by time), `ppo` (collecting against
---     learning, by time), `stage` (stages of the modules, by epochs of occupied slots)
+-- column kind VARCHAR - what is divided: `loop` (the training loop, by time), `ppo` (rollout and update, by time),
+--     `stage` (stages of the modules, by epochs of occupied slots)
 -- column phase VARCHAR - the phase, or the stage
--- column amount DOUBLE 1 seconds of `loop` and `ppo`, epochs of `stage`
--- column fraction DOUBLE 1 of all amounts of the run and kind; NULL: they add up to nothing
+-- column amount DOUBLE 1 seconds for `loop` and `ppo`, epochs for `stage`
+-- column fraction DOUBLE 1 amount / sum over the run and kind; NULL: the sum is zero
 WITH amounts AS (
     SELECT run_id, 'loop' AS kind, phase, sum(wall_ms) / 1000 AS amount FROM phase_profiles GROUP BY ALL
     UNION ALL

@@ -1,16 +1,16 @@
--- One row is one component of the reward in a run: how large it is, and whether it goes with what is wanted.
+-- One row is one component of the reward in a run: how large it is, and how it correlates with the outcome.
 -- column run_id VARCHAR - the run
 -- column component VARCHAR - column of `rewards`
--- column n BIGINT 1 steps it was recorded for
+-- column n BIGINT 1 steps with a value
 -- column mean DOUBLE 1 its mean over the steps
 -- column std DOUBLE 1 its population standard deviation
--- column size_fraction DOUBLE 1 its part in the sum of |component| over what is added up to the reward; NULL: all are
---     zero, or it is not added (base_acc_delta is what others are made from)
--- column total_correlation DOUBLE 1 correlation with the total reward, over steps; NULL: one of the two does not vary
--- column return_correlation DOUBLE 1 correlation of an episode's sum of it with the episode's return; NULL: one of the
---     two does not vary, or no return was recorded
--- column accuracy_correlation DOUBLE 1 the same with the episode's final accuracy; NULL: one of the two does not vary,
---     or no accuracy was recorded
+-- column size_fraction DOUBLE 1 its fraction of the sum of |component| over the components of the reward; NULL: all are
+--     zero, or it is not a term of the reward (base_acc_delta is an input of others)
+-- column total_correlation DOUBLE 1 correlation with the total reward over steps; NULL: either does not vary
+-- column return_correlation DOUBLE 1 correlation of its sum over an episode with the episode's return; NULL: either
+--     does not vary, or no return was recorded
+-- column accuracy_correlation DOUBLE 1 the same with the episode's final accuracy; NULL: either does not vary, or no
+--     accuracy was recorded
 WITH components AS (
     UNPIVOT (
         SELECT

@@ -1,22 +1,22 @@
 -- One row is one module (seed) in a slot of an environment's network: from its germination to its end.
 -- column run_id VARCHAR - the run
 -- column env BIGINT 1 environment
--- column seed VARCHAR - name of the module; NULL: not told
--- column episode BIGINT 1 episode of the run; NULL: not told
+-- column seed VARCHAR - name of the module; NULL: not reported
+-- column episode BIGINT 1 episode of the run; NULL: not reported
 -- column slot VARCHAR - slot of the network
--- column blueprint VARCHAR - kind of module; NULL: not told
+-- column blueprint VARCHAR - kind of module; NULL: not reported
 -- column first_update BIGINT 1 update it germinated in; NULL: its germination was not recorded
 -- column last_update BIGINT 1 update of its last event
--- column stages VARCHAR[] - stages it came to, in their order
--- column last_stage VARCHAR - stage it came to last; NULL: it never left the stage it germinated in
--- column ended VARCHAR - `fossilized`, `pruned`, or NULL; NULL: it was neither while the run was recorded
--- column reason VARCHAR - why it was pruned; NULL: it was not
--- column epochs_total BIGINT epochs epochs it had lived when it ended; NULL: not told
--- column improvement DOUBLE % accuracy gained over its life; NULL: not told
--- column params BIGINT 1 parameters of the module; NULL: not told
+-- column stages VARCHAR[] - stages it entered, in order
+-- column last_stage VARCHAR - last stage it entered; NULL: it never left its first stage
+-- column ended VARCHAR - `fossilized` or `pruned`; NULL: neither during recording
+-- column reason VARCHAR - why it was pruned; NULL: it was not pruned
+-- column epochs_total BIGINT epochs its age when it ended; NULL: not reported
+-- column improvement DOUBLE % accuracy gained over its life; NULL: not reported
+-- column params BIGINT 1 parameters of the module; NULL: not reported
 -- column gates_passed BIGINT 1 gates it passed
--- column gates_failed BIGINT 1 gates it was evaluated at and did not pass
-WITH lives AS (  -- the names of modules may be used again in another episode, so a germination begins a life
+-- column gates_failed BIGINT 1 gates it failed
+WITH lives AS (  -- a later episode may reuse the name of a module, so each germination begins a life
     SELECT *, count(*) FILTER (event = 'germinated') OVER (PARTITION BY run_id, env, slot ORDER BY line) AS life
     FROM slots
 )

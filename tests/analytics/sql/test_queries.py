@@ -172,7 +172,7 @@ def test_moved_first_says_what_it_could_not_judge(tmp_path):
     assert "2 finite values among the first 7 updates" in sparse["note"]
     write_run(tmp_path, "zero", updates=still_then([0.0] * 30 + [1.0]))  # no level of its own, and none to compare with
     [zero] = ea.open(tmp_path)["zero"].query("moved_first").to_dicts()
-    assert "stood still at the beginning" in zero["note"] and zero["update"] is None
+    assert "it was constant at first" in zero["note"] and zero["update"] is None
     # Of 15 updates, NaN is the first to leave.
     assert runs.query("moved_first", fraction=0.5)["update"].to_list() == [11, 5, None]
 
@@ -268,7 +268,7 @@ def test_kl_against_target_takes_the_runs_own_target_or_the_one_given(sb3, tmp_p
         target = updates[0]["target_kl"] or 0.005
         beyond = [r["update"] for r in updates if r["approx_kl"] > 2 * target]
         own = answer[run_id]
-        assert (own["updates"], own["beyond"], own["first_update"]) == (
+        assert (own["updates"], own["exceeded"], own["first_update"]) == (
             len(updates),
             len(beyond),
             min(beyond, default=None),
@@ -276,7 +276,7 @@ def test_kl_against_target_takes_the_runs_own_target_or_the_one_given(sb3, tmp_p
     values = [{"approx_kl": v, "target_kl": 0.02} for v in (0.01, 0.05, math.nan, None)]
     write_run(tmp_path, "a", updates=values)
     [row] = ea.open(tmp_path).query("kl_against_target").to_dicts()
-    assert (row["updates"], row["beyond"], row["largest"], row["times_target"]) == (3, 1, 0.05, near(2.5))
+    assert (row["updates"], row["exceeded"], row["largest"], row["times_target"]) == (3, 1, 0.05, near(2.5))
 
 
 def test_early_stops_are_counted_where_it_was_told(sb3):
@@ -363,7 +363,7 @@ def test_first_nonfinite_names_what_was_not_finite_first(esper, tmp_path):
     broken = [counts, counts | {"return_posinf": 2}, counts | {"return_nan": 1}]
     layers = [{"update": 3, "layer": "w", "minibatch": 1, "grad_nan": 4, "grad_posinf": 0, "grad_neginf": 1}]
     write_run(tmp_path, "a", updates=broken, tables={"gradient_layers": layers})
-    found = ea.open(tmp_path).query("first_nonfinite").select("what", "first_update", "updates", "values_met")
+    found = ea.open(tmp_path).query("first_nonfinite").select("what", "first_update", "updates", "nonfinite_values")
     assert found.rows() == [("return", 2, 2, 3), ("w", 3, 1, 5)]
 
 
@@ -708,11 +708,11 @@ def test_every_named_query_runs_over_runs_without_any_rows(name, tmp_path):
         ("../views/layers", {}, "There is no query '../views/layers'"),
         ("ratio_exceeded", {"abov": 2}, "The query ratio_exceeded has no parameter 'abov'. Did you mean above?"),
         ("early_stops", {"n": 2}, "The query early_stops has no parameter 'n'. It takes none."),
-        ("ratio_exceeded", {"above": "x"}, "above must be a number, not 'x' (ratios above this count)."),
+        ("ratio_exceeded", {"above": "x"}, "above must be a number, not 'x' (limit of the ratio)."),
         ("moved_first", {"baseline": 1.5}, "baseline must be a whole number, not '1.5'"),
         ("moved_first", {"baseline": 10**30}, "baseline must be a whole number, not"),
         ("confounders", {"blocking": "maybe"}, "blocking must be true or false, not 'maybe'"),
-        ("compare_runs", {"a": "a"}, "The query compare_runs needs b: the other. Add -p b=ID."),
+        ("compare_runs", {"a": "a"}, "The query compare_runs needs b: the second run. Add -p b=ID."),
         ("compare_runs", {"a": "a", "b": "zzz"}, "There is no run 'zzz'."),
         (
             "compare_runs",
