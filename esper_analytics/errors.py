@@ -1,13 +1,13 @@
-"""What can go wrong for a person, and the exit code each ends the command with.
+"""The errors that a user can act on, and the exit code of the command for each.
 
     EsperError
-    ├── UsageError          2   the words of the call are off
+    ├── UsageError          2   invalid arguments
     │   ├── UnknownRunError     no run of that name
     │   ├── UnknownTableError   no table of that name
     │   └── QueryError          SQL that cannot be run, or asks for more than it may
     └── DataError           3   the data is damaged or incomplete, or nothing could be read
 
-A message is one or two sentences: what was asked, what there is, what to do.
+A message says what was asked, what there is, and what to do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 
 class ExitCode(IntEnum):
-    """What the command `esper` returns to its shell."""
+    """Exit codes of the command `esper`."""
 
     DONE = 0
     FOUND = 1
@@ -30,27 +30,27 @@ class ExitCode(IntEnum):
 
 
 class EsperError(Exception):
-    """A mistake or a state of the data that a person can do something about."""
+    """A mistake, or a state of the data, that a user can act on."""
 
     exit_code = ExitCode.DATA
 
 
 class UsageError(EsperError):
-    """The words of the call are off: an unknown name, a path that is not there, a value that does not fit."""
+    """Invalid arguments: an unknown name, a path that does not exist, a value of the wrong kind."""
 
     exit_code = ExitCode.USAGE
 
 
 class UnknownRunError(UsageError):
-    """No run has this run_id."""
+    """There is no run of this name."""
 
 
 class UnknownTableError(UsageError):
-    """No table has this name."""
+    """There is no table of this name."""
 
 
 class QueryError(UsageError):
-    """SQL that cannot be run: wrong, not a question, outside of RUNS, or beyond its limits."""
+    """SQL that cannot be run: it is wrong, not a SELECT, reads outside of RUNS, or exceeds its limits."""
 
 
 class DataError(EsperError):

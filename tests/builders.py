@@ -3,7 +3,7 @@
     path = write_run(tmp_path, "a", updates=[{"ratio_max": 1.5}, {"ratio_max": float("nan")}], total_updates=10)
 
 A row is a mapping of column name to value. What a row leaves out is filled in as follows, and NULL otherwise:
-run_id, attempt 1, rank 0, update (its position among the rows of `updates`, else 1), time (a second an update from
+run_id, attempt 1, rank 0, update (its position among the rows of `updates`, else 1), time (one second per update from
 `STARTED`), elapsed_s, and for `ppo_updates` also definition "pooled", and progress where `total_updates` is given.
 """
 
@@ -58,7 +58,7 @@ def write_run(
         profile: name of their profile.
         rows_per_part: the rows of a part.
         manifest: entries of `run.json` that replace the defaults.
-        folder: name of the folder, where it is not to be the run_id.
+        folder: name of the folder, if not the run_id.
     """
     run_id = (manifest or {}).get("run_id", run_id_of(name))
     rows_by_table: dict[str, list[Row]] = {
@@ -97,7 +97,7 @@ def write_run(
 def complete_rows(
     table: str, rows: Iterable[Row], *, run_id: str, total_updates: int | None = None
 ) -> list[dict[str, Any]]:
-    """Rows with their identity, time and progress filled in where they lack it."""
+    """Fill in the identity, time and progress that rows lack."""
     filled = []
     for position, row in enumerate(rows, 1):
         update = row.get("update", position if table == "ppo_updates" else 1)
@@ -127,7 +127,7 @@ def add_part(path: Path, table: str, rows: Sequence[Row], *, attempt: int = 1, r
 def add_journal(
     path: Path, tables: Mapping[str, Sequence[Row]], *, attempt: int = 1, rank: int = 0, seq: int = 1
 ) -> Path:
-    """Write complete rows of any tables as a journal, one commit an update, and return the journal's path."""
+    """Write complete rows of any tables as a journal, one commit per update, and return the journal's path."""
     journal = path / "journal" / f"a{attempt}-r{rank}-{seq:06d}.journal"
     journal.parent.mkdir(exist_ok=True)
     writer = JournalWriter(journal)
@@ -142,7 +142,7 @@ def add_journal(
 
 
 def as_columns(table: str, rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """Rows as columns of the table; a column no row names is left out, an undeclared one is an error."""
+    """Rows as columns of the table; a column that no row names is left out, an undeclared one is an error."""
     unknown = sorted({name for row in rows for name in row} - set(column_names(table)))
     assert not unknown, f"{table} declares no column {', '.join(unknown)}"
     return {

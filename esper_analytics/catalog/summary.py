@@ -26,7 +26,7 @@ RUN_COLUMNS: tuple[Column, ...] = (
     _column("run_id", "string", "the run: name, start and random characters, unique"),
     _column("trainer", "string", "the software that trained", null="not reported"),
     _column("started", _TIME, "when the run began", null="not reported"),
-    _column("updates", "int64", "number of the last recorded PPO update; 0 if there is none", unit="1"),
+    _column("updates", "int64", "number of the last recorded PPO update; 0 without any", unit="1"),
     _column(
         "progress", "float64", "fraction of the training done at its last update", unit="1", null="unknown total length"
     ),

@@ -97,15 +97,15 @@ def check_select(query: str) -> None:
 
 
 def views_named_in(query: str, views: Iterable[str]) -> list[str]:
-    """The views whose names occur in the text as words; all views if it may reach them without naming them.
+    """The views whose names occur as words of the text; all views if it may reach them without naming them.
 
     DuckDB's `get_table_names` fails on joins by USING and does not look into `query('...')`. Here a superfluous name
     costs a listing, and a hidden one is an unknown view.
     """
     if _INDIRECT.search(query):
         return list(views)
-    words = {word.lower() for word in re.findall(r"\w+", query)}
-    return [view for view in views if view in words]
+    mentioned = {word.lower() for word in re.findall(r"\w+", query)}
+    return [view for view in views if view in mentioned]
 
 
 class ConfinedConnection:

@@ -36,7 +36,7 @@ class Parameter:
     type: str
     """VARCHAR, BIGINT, DOUBLE, BOOLEAN; RUN, a run named as in `runs["ID"]`; METRIC, a number of `ppo_updates`."""
     default: str
-    """As text; `required` if there is none, `NULL` if it may be left open."""
+    """As text; `required` without a default, `NULL` if it may be left open."""
     meaning: str
 
 

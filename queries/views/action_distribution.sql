@@ -3,8 +3,8 @@
 -- column update BIGINT 1 PPO update
 -- column progress DOUBLE 1 fraction of the training done; NULL: the total length is unknown
 -- column action VARCHAR - the action
--- column n BIGINT 1 times it was taken; NULL: not measured
--- column fraction DOUBLE 1 n / number of all actions of the rollout; NULL: there were none
+-- column n BIGINT 1 times it occurred; NULL: not measured
+-- column fraction DOUBLE 1 n / number of all actions of the rollout; NULL: it has no actions
 SELECT
     a.run_id,
     a.update,

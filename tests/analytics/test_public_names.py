@@ -1,4 +1,4 @@
-"""What `import esper_analytics as ea` gives."""
+"""The public names of `esper_analytics`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import esper_analytics as ea
 
 
-def test_the_public_names_are_sorted_and_there():
+def test_the_public_names_are_sorted_and_exist():
     assert ea.__all__ == sorted(ea.__all__)
     for name in ea.__all__:
         assert getattr(ea, name) is not None
@@ -19,7 +19,7 @@ def test_the_public_names_are_sorted_and_there():
 
 def test_type_checkers_see_the_same_names():
     tree = ast.parse(Path(ea.__file__).read_text(encoding="utf-8"))
-    told = {
+    names = {
         alias.asname
         for node in tree.body
         if isinstance(node, ast.If)
@@ -27,7 +27,7 @@ def test_type_checkers_see_the_same_names():
         if isinstance(statement, ast.ImportFrom)
         for alias in statement.names
     }
-    assert told == set(ea.__all__)
+    assert names == set(ea.__all__)
 
 
 def test_an_unknown_name_is_an_attribute_error():

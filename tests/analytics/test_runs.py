@@ -31,7 +31,7 @@ def updates_of(runs, table="ppo_updates"):
     return from_frame
 
 
-class TestWhatThereIs:
+class TestOpening:
     def test_a_folder_of_runs_and_one_run_are_both_opened(self, tmp_path):
         a = write_run(tmp_path, "a", updates=[{}, {}])
         write_run(tmp_path, "b", updates=[{}])
@@ -40,7 +40,7 @@ class TestWhatThereIs:
         assert updates_of(ea.open(tmp_path)) == [1, 1, 2]
         assert updates_of(ea.open(a)) == [1, 2]
 
-    def test_the_list_has_a_row_a_run(self, tmp_path):
+    def test_the_list_has_one_row_per_run(self, tmp_path):
         write_run(tmp_path, "a", updates=[{}, {}], total_updates=4, tables={"alarms": [{"rule": "x"}, {"rule": "y"}]})
         assert ea.open(tmp_path).list().to_dicts() == [
             {
@@ -77,7 +77,7 @@ class TestWhatThereIs:
             assert runs.sql(f"SELECT * FROM {table}").schema == expected
             assert len(runs.table(table).collect()) == 1
 
-    def test_a_question_lists_the_folders_anew(self, tmp_path):
+    def test_every_query_lists_the_folders_again(self, tmp_path):
         path = write_run(tmp_path, "a", updates=[{}])
         runs = ea.open(tmp_path)
         assert updates_of(runs) == [1]
@@ -110,11 +110,11 @@ class TestWhatThereIs:
             schema = schema.set(schema.get_field_index(name), pa.field(name, kind))
         pq.write_table(table.cast(schema), part)
         runs = ea.open(tmp_path)
-        question = "run_id", "epochs", "ratio_max", "time"
+        names = "run_id", "epochs", "ratio_max", "time"
         expected = [(path.name, 4, 2.0, datetime(2026, 1, 1, 0, 0, 1, tzinfo=UTC))]
         assert runs.problems == ()
-        assert runs.table("ppo_updates").select(question).collect().rows() == expected
-        assert runs.sql(f"SELECT {', '.join(question)} FROM ppo_updates").rows() == expected
+        assert runs.table("ppo_updates").select(names).collect().rows() == expected
+        assert runs.sql(f"SELECT {', '.join(names)} FROM ppo_updates").rows() == expected
 
     def test_names_with_quotes_and_sql_in_them_are_only_names(self, tmp_path):
         root = tmp_path / 'it\'s "here"; DROP TABLE x; --*?[a]'
@@ -126,20 +126,43 @@ class TestWhatThereIs:
         assert runs.connect().sql("SELECT * FROM ppo_updates").to_arrow_table().num_rows == 1
 
 
-class TestChoosingRuns:
+class TestSelection:
     @pytest.fixture
     def runs(self, tmp_path):
         write_run(tmp_path, "alpha", updates=[{}], folder="renamed")
         write_run(tmp_path, "alps", updates=[{}, {}])
         return ea.open(tmp_path)
 
-    def test_by_id_by_folder_and_by_a_beginning(self, runs):
+    def test_a_run_is_selected_by_id_folder_or_a_beginning(self, runs):
         for name in (run_id_of("alpha"), "renamed", "alph"):
             assert runs[name].ids == [run_id_of("alpha")]
             assert updates_of(runs[name]) == [1]
         assert runs.select("alph", "alps").ids == runs.ids
 
-    def test_an_unknown_run_is_told_with_those_near(self, runs):
+    def test_a_run_is_selected_by_its_number_and_all_by_iteration(self, runs):
+        assert [runs[0].ids, runs[-1].ids] == [[run_id] for run_id in runs.ids]
+        assert [run.ids for run in runs] == [[run_id] for run_id in runs.ids]
+        with pytest.raises(UnknownRunError, match=r"There is no run number 2\. There are 2, numbered from 0"):
+            runs[2]
+
+    def test_patterns_select_runs_by_id_folder_or_name(self, runs):
+        assert runs.select("al*").ids == runs.select("*").ids == runs.ids
+        assert runs.select("ren?med").ids == runs.select("alph[a]").ids == [run_id_of("alpha")]
+        assert runs.select("alps", "alp?").ids == [run_id_of("alps")]
+        assert updates_of(runs.select("al*")) == [1, 1, 2]
+
+    def test_a_pattern_that_fits_no_run_ends_in_a_message_with_the_closest_names(self, runs):
+        with pytest.raises(UnknownRunError, match=r"No run matches 'alpa\*'\. Did you mean alpha or alps\?"):
+            runs.select("alps", "alpa*")
+        with pytest.raises(UnknownRunError, match=r"There is no run 'alpa'\. Did you mean"):
+            runs.select("alpa")
+
+    def test_a_name_that_looks_like_a_pattern_is_first_a_name(self, tmp_path):
+        write_run(tmp_path, "lr[1]")
+        write_run(tmp_path, "lr1")
+        assert ea.open(tmp_path).select("lr[1]").ids == [run_id_of("lr[1]")]
+
+    def test_an_unknown_run_ends_in_a_message_with_the_closest_names(self, runs):
         with pytest.raises(UnknownRunError, match=r"There is no run 'alpa-20260101T.*Did you mean alpha-"):
             runs["alpa-20260101T000000Z-abc123"]
 
@@ -154,37 +177,37 @@ class TestChoosingRuns:
         write_run(tmp_path, "hotter", updates=[{}])
         return ea.open(tmp_path)
 
-    def test_of_several_runs_of_one_name_the_newest_is_taken(self, namesakes):
+    def test_of_several_runs_of_one_name_the_newest_is_selected(self, namesakes):
         newest = ["hot-20260103T000000Z-abcde2", "hot-20260102T000000Z-abcde1", "hot-20260101T000000Z-abcde3"]
         assert namesakes.of_name("hot") == newest
         assert namesakes["hot"].ids == newest[:1]
         assert updates_of(namesakes["hot"]) == [1, 2]
         assert namesakes.manifest("hot").run_id == newest[0]
 
-    def test_a_name_is_taken_before_the_beginning_of_another(self, namesakes):
+    def test_a_name_comes_before_the_beginning_of_another(self, namesakes):
         assert namesakes["hotter"].ids == [run_id_of("hotter")]
         with pytest.raises(UnknownRunError, match="beginning of 4 runs"):
             namesakes["ho"]
 
-    def test_a_run_is_known_by_its_id_without_the_time(self, namesakes):
+    def test_a_run_is_selected_by_its_id_without_the_time(self, namesakes):
         assert namesakes["hot-abcde3"].ids == ["hot-20260101T000000Z-abcde3"]
 
-    def test_a_beginning_of_two_runs_is_not_enough(self, runs):
+    def test_a_beginning_of_two_runs_is_ambiguous(self, runs):
         with pytest.raises(UnknownRunError, match=r"beginning of 2 runs: alps-.*, alpha-.*Write more"):
             runs["al"]
 
-    def test_an_unknown_table_is_told_with_those_near(self, runs):
+    def test_an_unknown_table_ends_in_a_message_with_the_closest_names(self, runs):
         with pytest.raises(UnknownTableError, match=r"no table 'ppo_update'\. Did you mean ppo_updates"):
             runs.table("ppo_update")
 
-    def test_a_run_that_went_away_is_told(self, runs, tmp_path):
+    def test_a_run_whose_folder_was_deleted_is_named(self, runs, tmp_path):
         one = runs["renamed"]
         shutil.rmtree(tmp_path / "renamed")
         with pytest.raises(DataError, match="no longer in"):
             one.list()
 
 
-class TestWhatOneRunTells:
+class TestOneRun:
     def test_manifest_folder_rows_and_rules(self, tmp_path):
         path = write_run(tmp_path, "a", updates=[{}, {}], rules="[rule]\n", profile="default")
         runs = ea.open(tmp_path)
@@ -197,7 +220,7 @@ class TestWhatOneRunTells:
         write_run(tmp_path, "a")
         assert ea.open(tmp_path).rules_text("a") is None
 
-    def test_rules_whose_text_is_gone_are_told(self, tmp_path):
+    def test_rules_without_their_text_are_an_error(self, tmp_path):
         path = write_run(tmp_path, "a", rules="x = 1")
         shutil.rmtree(path / "rules")
         with pytest.raises(DataError, match=r"rules that a-.* ran with cannot be read"):
@@ -207,7 +230,7 @@ class TestWhatOneRunTells:
 class TestResumedRuns:
     @pytest.fixture
     def runs(self, tmp_path):
-        """Attempt 1 made updates 1-5; attempt 2 began anew at 4 and made 4-6; attempt 3 at 6 and made 6."""
+        """Attempt 1 made updates 1-5; attempt 2 began again at 4 and made 4-6; attempt 3 at 6 and made 6."""
         attempts = [(1, 1), (2, 4), (3, 6)]
         rows = [{"update": u, "attempt": 1, "ratio_max": 1.0} for u in (1, 2, 3, 4, 5)]
         rows += [{"update": u, "attempt": 2, "ratio_max": 2.0} for u in (4, 5, 6)]
@@ -265,7 +288,7 @@ class TestRunsBeingWritten:
         assert updates_of(ea.open(tmp_path)) == [1]
 
 
-class TestFoldersAskedAgainAndAgain:
+class TestRepeatedListing:
     """One `Runs` remembers what it found in folders that have not changed for a while."""
 
     def test_a_live_run_shows_its_new_rows_within_the_same_second(self, tmp_path):
@@ -280,7 +303,7 @@ class TestFoldersAskedAgainAndAgain:
         assert updates_of(runs) == [1, 2, 3, 4, 5]
         folder.release()
 
-    def test_whatever_comes_into_a_remembered_folder_or_goes_is_seen(self, tmp_path, monkeypatch):
+    def test_files_that_appear_in_or_vanish_from_a_cached_folder_are_noticed(self, tmp_path, monkeypatch):
         monkeypatch.setattr(cache, "_OLD_NS", -(10**18))  # every folder counts as unchanged for long
         path = write_run(tmp_path, "a", updates=[{}, {}], rows_per_part=1, ended=None)
         runs = ea.open(tmp_path)
@@ -304,9 +327,7 @@ class TestFoldersAskedAgainAndAgain:
         add_part(path, "alarms", complete_rows("alarms", [{"rule": "kl"}], run_id=path.name), seq=5)
         assert runs.table("alarms").collect()["rule"].to_list() == ["kl"]
 
-    def test_another_folder_in_the_place_of_a_remembered_one_is_seen_although_its_times_are_the_same(
-        self, tmp_path, monkeypatch
-    ):
+    def test_a_folder_that_replaces_a_cached_one_with_the_same_times_is_noticed(self, tmp_path, monkeypatch):
         monkeypatch.setattr(cache, "_OLD_NS", -(10**18))
         path = write_run(tmp_path, "a", updates=[{}])
         other = write_run(tmp_path / "elsewhere", "a", updates=[{}, {}], rows_per_part=1)
@@ -359,7 +380,7 @@ class TestDamage:
         pq.write_table(pa.table({"x": [1], "update": [9]}), self.part(path, 2))
         self.assert_left_out(ea.open(tmp_path), self.part(path, 2), "it has no column run_id", left=[1, 3])
 
-    def test_a_foreign_parquet_file_under_a_name_of_its_own(self, tmp_path, path):
+    def test_a_foreign_parquet_file_under_another_name(self, tmp_path, path):
         file = path / "ppo_updates" / "export.parquet"
         pq.write_table(pa.table({"x": [1]}), file)
         self.assert_left_out(ea.open(tmp_path), file, "not named like a part", left=[1, 2, 3])
@@ -395,7 +416,7 @@ class TestDamage:
         with pytest.raises(DataError, match=r"part-a1-r0-000002.parquet is damaged"):
             ea.open(tmp_path).sql("SELECT * FROM ppo_updates")
 
-    def test_a_part_that_is_mended_is_read(self, tmp_path, path):
+    def test_a_part_that_is_repaired_is_read(self, tmp_path, path):
         runs = ea.open(tmp_path)
         whole = self.part(path, 2).read_bytes()
         self.part(path, 2).write_bytes(whole[:100])
@@ -404,7 +425,7 @@ class TestDamage:
         assert updates_of(runs) == [1, 2, 3]
         assert runs.problems == ()
 
-    def test_a_manifest_that_is_no_json_leaves_its_run_out(self, tmp_path, path):
+    def test_a_manifest_that_is_not_json_leaves_its_run_out(self, tmp_path, path):
         write_run(tmp_path, "b", updates=[{}])
         (path / "run.json").write_text('{"format": 1, "run')
         runs = ea.open(tmp_path)
@@ -415,14 +436,14 @@ class TestDamage:
         assert problem.message.startswith(f"left out: {path / 'run.json'}: it is damaged: it is not JSON (")
         assert problem.message.endswith("). Restore run.json from a copy, or move the folder away")
 
-    def test_parts_without_a_manifest_are_told(self, tmp_path, path):
+    def test_parts_without_a_manifest_are_a_problem(self, tmp_path, path):
         write_run(tmp_path, "b", updates=[{}])
         (path / "run.json").unlink()
         [problem] = ea.open(tmp_path).problems
         assert problem.path == path
         assert "no run.json" in problem.reason
 
-    def test_a_newer_schema_is_told(self, tmp_path):
+    def test_a_newer_schema_is_a_problem(self, tmp_path):
         write_run(tmp_path, "b", updates=[{}], manifest={"schema_version": 99})
         [problem] = ea.open(tmp_path).problems
         assert problem.message.startswith("not wholly read: ")
@@ -455,13 +476,13 @@ class TestCopies:
         assert updates_of(ea.open(tmp_path)) == [1]
 
 
-class TestFoldersThatHoldNothing:
-    def test_a_folder_that_is_not_there_names_those_beside_it(self, tmp_path):
+class TestFoldersWithoutRuns:
+    def test_a_folder_that_does_not_exist_names_its_siblings(self, tmp_path):
         write_run(tmp_path / "runs", "a")
         with pytest.raises(UsageError, match=r"There is no folder .*rusn\. In .* there are: runs\."):
             ea.open(tmp_path / "rusn")
 
-    def test_a_file_is_no_folder(self, tmp_path):
+    def test_a_file_is_not_a_folder(self, tmp_path):
         (tmp_path / "x").touch()
         with pytest.raises(UsageError, match="is a file"):
             ea.open(tmp_path / "x")
@@ -480,7 +501,7 @@ class TestFoldersThatHoldNothing:
         with pytest.raises(DataError, match="inside a run"):
             ea.open(path / "ppo_updates")
 
-    def test_only_unreadable_runs_is_told_with_the_reason(self, tmp_path):
+    def test_unreadable_runs_alone_are_an_error_with_the_reason(self, tmp_path):
         path = write_run(tmp_path, "a")
         (path / "run.json").write_text("[]")
         with pytest.raises(DataError, match=r"No run in .* can be read\. a-.*/run\.json: it is not the manifest"):
@@ -499,12 +520,12 @@ class TestComplete:
         write_run(tmp_path, "a", updates=[{}], tables={"gaps": [{"table_name": "*", "reason": "queue_full"}]})
         assert self.complete(tmp_path) == [False]
 
-    def test_a_told_loss_is_incomplete(self, tmp_path):
+    def test_dropped_rows_make_a_run_incomplete(self, tmp_path):
         attempt = {"attempt": 1, "how": "finished", "lost": {"rows": 3}}
         write_run(tmp_path, "a", updates=[{}], manifest={"attempts": [attempt]})
         assert self.complete(tmp_path) == [False]
 
-    def test_a_run_that_raised_is_complete_where_nothing_is_missing(self, tmp_path):
+    def test_a_run_that_raised_is_complete_if_nothing_is_missing(self, tmp_path):
         write_run(tmp_path, "a", updates=[{}], ended="raised")
         assert self.complete(tmp_path) == [True]
 

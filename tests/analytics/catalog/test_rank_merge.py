@@ -32,7 +32,7 @@ def both(runs: Runs, table: str = "ppo_updates", order: str = '"update"') -> lis
 
 
 def assert_same(one: dict[str, object], other: dict[str, object]) -> None:
-    """Equal but for the rounding of sums taken in another order."""
+    """Equal but for the rounding of sums in another order."""
     assert [*one] == [*other]
     for name, a in one.items():
         b = other[name]
@@ -43,7 +43,7 @@ def assert_same(one: dict[str, object], other: dict[str, object]) -> None:
             assert a == b, (name, a, b)
 
 
-def test_two_ranks_are_one_row_an_update_merged_by_each_columns_reducer(tmp_path):
+def test_two_ranks_are_one_row_per_update_merged_by_each_columns_reducer(tmp_path):
     rows = [
         {"update": 1, "rank": 0, "n": 4, "ratio_sum": 4.0, "ratio_nonfinite": 0, "ratio_max": 1.5, "ratio_min": 0.5},
         {"update": 1, "rank": 1, "n": 12, "ratio_sum": 18.0, "ratio_nonfinite": 2, "ratio_max": 9.0, "ratio_min": 0.75},
@@ -60,7 +60,7 @@ def test_two_ranks_are_one_row_an_update_merged_by_each_columns_reducer(tmp_path
 
 
 def random_row(table: str, chance: random.Random) -> dict[str, object]:
-    """Values for the columns that are no keys: measured or not, NaN and infinite among them."""
+    """Values for the columns other than keys: measured or not, NaN and infinite among them."""
     row: dict[str, object] = {}
     for column in columns(table):
         if column.reducer is Reducer.KEY or column.name in ("time", "definition") or chance.random() < 0.2:
@@ -127,7 +127,7 @@ def test_histograms_of_ranks_are_added_bin_by_bin(tmp_path):
     assert (merged[1]["counts"], merged[1]["nan_count"]) == (None, None)  # not measured is not zero
 
 
-def test_a_layer_of_which_each_rank_holds_a_copy_is_not_counted_twice(tmp_path):
+def test_a_layer_with_a_copy_on_each_rank_is_not_counted_twice(tmp_path):
     rows = [
         {"update": 1, "rank": rank, "layer": "w", "minibatch": 4, "has_grad": True, "n": 10, "grad_norm": 2.0 + rank}
         for rank in (1, 0)
@@ -137,7 +137,7 @@ def test_a_layer_of_which_each_rank_holds_a_copy_is_not_counted_twice(tmp_path):
     assert [(r["update"], r["rank"], r["n"], r["grad_norm"]) for r in merged] == [(1, 0, 10, 2.0), (2, 1, 10, 7.0)]
 
 
-def test_what_happened_to_one_rank_stays_a_row_of_its_own(tmp_path):
+def test_what_belongs_to_one_rank_is_not_merged(tmp_path):
     episodes = [{"rank": rank, "env": 0, "episode": 1, "episode_return": 5.0 + rank} for rank in (0, 1)]
     gaps = [{"rank": rank, "table_name": "*", "reason": "queue_full", "rows": 3} for rank in (0, 1)]
     runs = ea.open(write_run(tmp_path, tables={"episodes": episodes, "gaps": gaps}))
@@ -145,7 +145,7 @@ def test_what_happened_to_one_rank_stays_a_row_of_its_own(tmp_path):
     assert [r["rank"] for r in both(runs, "gaps", '"rank"')] == [0, 1]
 
 
-def test_ranks_merge_over_parts_journals_and_resumed_attempts_and_one_rank_runs_stay_beside_them(tmp_path):
+def test_ranks_merge_over_parts_journals_and_attempts_beside_runs_of_one_rank(tmp_path):
     rows = [{"update": u, "rank": r, "attempt": 1, "n": 1} for u in (1, 2, 3) for r in (0, 1)]
     again = [{"update": u, "rank": r, "attempt": 2, "n": 10} for u in (3, 4) for r in (0, 1)]
     attempts = [
@@ -179,7 +179,7 @@ def test_a_run_of_one_rank_pays_nothing_for_ranks(tmp_path):
     assert "AGGREGATE" not in runs.table("ppo_updates").explain()
 
 
-def test_a_rank_that_ended_early_is_told_and_the_run_is_not_complete(tmp_path):
+def test_a_rank_that_ended_early_is_a_problem_and_the_run_incomplete(tmp_path):
     rows = [{"update": u, "rank": 0, "n": 1} for u in (1, 2, 3)] + [{"update": 1, "rank": 1, "n": 1}]
     attempts = [{"attempt": 1, "rank": 0, "how": "finished"}, {"attempt": 1, "rank": 1}]
     runs = ea.open(write_run(tmp_path, updates=rows, manifest={"attempts": attempts}))
@@ -189,14 +189,14 @@ def test_a_rank_that_ended_early_is_told_and_the_run_is_not_complete(tmp_path):
     assert runs.list().select("ended", "complete").rows() == [("killed", False)]
 
 
-def test_a_rank_that_never_recorded_is_told(tmp_path):
+def test_a_rank_that_never_recorded_is_a_problem(tmp_path):
     attempts = [{"attempt": 1, "rank": 0, "how": "finished"}, {"attempt": 1, "rank": 1}]
     runs = ea.open(write_run(tmp_path, updates=[{}, {}], manifest={"attempts": attempts}))
     [problem] = runs.problems
     assert "rank 0 to 2, rank 1 to 0" in problem.message
 
 
-def test_a_replay_judges_the_merged_update(tmp_path):
+def test_a_replay_evaluates_the_merged_update(tmp_path):
     """Ranks with 2 of 10 and 8 of 10 transitions clipped: 10 of 20 together, and the worse ratio of the two."""
     rows = []
     for update in (1, 2, 3):
@@ -210,7 +210,7 @@ def test_a_replay_judges_the_merged_update(tmp_path):
     assert [row["clip_fraction"] for row in both(runs)] == [0.5, 0.5, 0.5]
 
 
-def test_every_table_says_what_becomes_of_its_ranks():
+def test_every_table_declares_how_its_ranks_merge():
     merged = {name for name, table in TABLES.items() if table.across_ranks is AcrossRanks.MERGED}
     assert merged == {"ppo_updates", "minibatches", "heads", "ratio_histograms", "recurrent_state"}
     lists = [(t, c.name) for t in merged for c in columns(t) if c.type.startswith("list<") and c.reducer is Reducer.SUM]

@@ -1,6 +1,6 @@
-"""The views and the named queries, over runs that SB3 trained and Esper's own: their values, computed another way.
+"""The views and named queries, over runs of SB3 and of Esper, with values computed another way.
 
-Each has a test whose name begins with its own; the last test here sees to that.
+Each has a test whose name begins with it, as the last test here checks.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def test_moved_first_names_the_policy_of_a_wrecked_run_and_nothing_that_did_not_
     for name, columns in (("learning", LEARNING), ("wrecked", WRECKED)):
         updates = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         write_run(tmp_path, name, updates=updates)
-    answer = ea.open(tmp_path).query("moved_first", baseline=7, share=0.7).filter(pl.col("note").is_null())
+    answer = ea.open(tmp_path).query("moved_first", baseline=7, fraction=0.7).filter(pl.col("note").is_null())
     moved = {(row["run_id"].partition("-")[0], row["metric"]): row["update"] for row in answer.to_dicts()}
     assert moved == {("wrecked", metric): 8 for metric in ("approx_kl", "ratio_max", "learning_rate")}
 
@@ -144,7 +144,7 @@ def still_then(values, metric="grad_norm_clipped"):
     return [{metric: value} for value in values]
 
 
-def test_moved_first_takes_no_float_noise_for_a_move(tmp_path):
+def test_moved_first_ignores_float_noise(tmp_path):
     # 0.5 +- 1e-8 for 40 updates; 40 / 4 = 10 make the range, the floor is 5 % of 0.5 = 0.025, and 6 of it are 0.15
     noise = [0.5 + 1e-8 * (-1) ** n for n in range(40)]
     write_run(tmp_path, "still", updates=still_then([*noise, 0.5000001, 0.64]))
@@ -154,7 +154,7 @@ def test_moved_first_takes_no_float_noise_for_a_move(tmp_path):
     assert row["sigmas"] == pytest.approx(0.16 / 0.025, rel=1e-6)
 
 
-def test_moved_first_takes_no_wreck_into_its_range(tmp_path):
+def test_moved_first_keeps_a_failure_out_of_its_range(tmp_path):
     # 30 updates: 7 make the range, two of them wrecked; the median is 1.2 all the same, its distances 0.1 or less
     ratios = [1.2, 1.1, 1.3, 1.2, 1.1, 90.0, 80.0] + [1.2] * 23
     write_run(tmp_path, "a", updates=still_then(ratios, "ratio_max"))
@@ -162,15 +162,15 @@ def test_moved_first_takes_no_wreck_into_its_range(tmp_path):
     assert (row["metric"], row["update"], row["usual"], row["value"]) == ("ratio_max", 6, 1.2, 90.0)
 
 
-def test_moved_first_says_what_it_could_not_judge(tmp_path):
-    write_run(tmp_path, "short", updates=still_then([0.5] * 10 + [9.0] * 9))  # 19 / 4 = 4 updates, and it takes 5
+def test_moved_first_says_what_it_could_not_evaluate(tmp_path):
+    write_run(tmp_path, "short", updates=still_then([0.5] * 10 + [9.0] * 9))  # 19 / 4 = 4 updates, and 5 are needed
     write_run(tmp_path, "sparse", updates=still_then([None] * 4 + [math.nan] + [0.5] * 15 + [9.0] * 10))  # 2 of 7
     runs = ea.open(tmp_path)
     short, sparse = runs.query("moved_first").to_dicts()
-    assert short["metric"] is None and "4 of 19 updates may make the range, and it takes 5" in short["note"]
+    assert short["metric"] is None and "4 of 19 updates may define the range, and 5 are needed" in short["note"]
     assert sparse["metric"] == "grad_norm_clipped" and sparse["update"] is None
     assert "2 finite values among the first 7 updates" in sparse["note"]
-    write_run(tmp_path, "zero", updates=still_then([0.0] * 30 + [1.0]))  # no level of its own, and none to compare with
+    write_run(tmp_path, "zero", updates=still_then([0.0] * 30 + [1.0]))  # no level, and no scale to compare with
     [zero] = ea.open(tmp_path)["zero"].query("moved_first").to_dicts()
     assert "it was constant at first" in zero["note"] and zero["update"] is None
     # Of 15 updates, NaN is the first to leave.
@@ -262,7 +262,7 @@ def test_entropy_decline_is_of_the_first_and_the_last_updates(sb3):
         assert (own["smallest"], own["of_column"]) == (min(values), "entropy")
 
 
-def test_kl_against_target_takes_the_runs_own_target_or_the_one_given(sb3, tmp_path):
+def test_kl_against_target_uses_the_target_of_the_run_or_the_parameter(sb3, tmp_path):
     answer = {r["run_id"]: r for r in sb3.query("kl_against_target", target=0.005, factor=2).to_dicts()}
     for run_id, updates in rows(sb3).items():
         target = updates[0]["target_kl"] or 0.005
@@ -279,7 +279,7 @@ def test_kl_against_target_takes_the_runs_own_target_or_the_one_given(sb3, tmp_p
     assert (row["updates"], row["exceeded"], row["largest"], row["times_target"]) == (3, 1, 0.05, near(2.5))
 
 
-def test_early_stops_are_counted_where_it_was_told(sb3):
+def test_early_stops_are_counted_where_they_were_recorded(sb3):
     found = {r["run_id"]: r for r in sb3.query("early_stops").to_dicts()}
     for run_id, updates in rows(sb3).items():
         stopped = sum(r["stopped_early"] for r in updates)
@@ -290,7 +290,7 @@ def test_early_stops_are_counted_where_it_was_told(sb3):
 # --- named queries: values, gradients, non-finite ---------------------------------------------------------------------
 
 
-def test_value_loss_spikes_are_held_against_the_updates_before(esper):
+def test_value_loss_spikes_are_compared_with_the_updates_before(esper):
     updates = data_of(OLD, "PPO_UPDATE_COMPLETED")
     losses = {u["batch"]: u["value_loss"] for u in updates}
     expected = [
@@ -320,7 +320,7 @@ def test_gradient_norms_have_numpys_percentiles(sb3):
 
 
 def test_dead_layers_are_those_with_zeros(sb3):
-    dead = {  # an update has a row a step where it was recorded at debug, and counts once
+    dead = {  # at level debug an update has one row per step, and counts once
         (run_id, r["layer"], r["update"])
         for run_id, layers in rows(sb3, "gradient_layers").items()
         for r in layers
@@ -436,7 +436,7 @@ def test_confounders_are_listed_with_the_blocking_ones_first(esper, sb3):
     assert esper.query("confounders", blocking=True)["blocking"].all()
 
 
-def test_kept_raw_lists_the_lines_that_no_table_could_take(esper, tmp_path):
+def test_kept_raw_lists_the_lines_without_a_column(esper, tmp_path):
     assert esper.query("kept_raw").is_empty()
     damaged = content(ALL_NEW) + b"no JSON\nno JSON either\n"
     import_run(damaged, tmp_path)
@@ -448,7 +448,7 @@ def test_kept_raw_lists_the_lines_that_no_table_could_take(esper, tmp_path):
 
 
 def rewards_of(path):
-    """The reward breakdown of each step, as the trainer told it: in one place or in another."""
+    """The reward breakdown of each step, as the trainer reported it, in one place or in another."""
     found = []
     for d in data_of(path, "ANALYTICS_SNAPSHOT"):
         if d["kind"] == "last_action":
@@ -492,7 +492,7 @@ def test_action_shift_fractions_add_up_to_one(esper):
     assert shares["fraction"].to_list() == near([1.0] * shares.height)
 
 
-def test_seed_durations_count_what_became_of_the_modules(esper):
+def test_seed_durations_count_how_the_modules_ended(esper):
     answer = esper[run_of(esper, ALL_NEW)].query("seed_durations")
     ended = Counter(d["blueprint_id"] for d in data_of(ALL_NEW, "SEED_PRUNED"))
     pruned = answer.filter(pl.col.ended == "pruned")
@@ -546,9 +546,9 @@ def test_exemplars_have_their_ratio_and_progress(sb3):
 
 
 def test_episode_outcomes_are_the_episodes_with_progress(esper):
-    told = data_of(ALL_NEW, "EPISODE_OUTCOME")
+    outcomes = data_of(ALL_NEW, "EPISODE_OUTCOME")
     answer = esper[run_of(esper, ALL_NEW)].table("episode_outcomes").collect()
-    assert sorted(answer["final_accuracy"]) == sorted(d["final_accuracy"] for d in told)
+    assert sorted(answer["final_accuracy"]) == sorted(d["final_accuracy"] for d in outcomes)
     assert answer["progress"].null_count() == 0
 
 
@@ -558,7 +558,7 @@ def test_action_distribution_has_fractions_of_each_update(esper):
     assert sums["fraction"].to_list() == near([1.0] * sums.height)
 
 
-def test_anomalies_tell_the_first_and_how_many_in_a_row(esper):
+def test_anomalies_mark_the_first_and_count_consecutive_updates(esper):
     raised = sorted(d["batch"] for d in data_of(OLD, "VALUE_COLLAPSE_DETECTED"))
     expected, streak, before = [], 0, None
     for number in raised:
@@ -569,7 +569,7 @@ def test_anomalies_tell_the_first_and_how_many_in_a_row(esper):
     assert expected and answer.rows() == expected
 
 
-def test_run_confounders_name_what_blocks_and_what_is_doubtful(tmp_path):
+def test_run_confounders_name_what_is_unusable_and_what_is_questionable(tmp_path):
     gaps = [{"table_name": "*", "reason": "queue_full", "first_update": 4, "last_update": 5, "rows": None}]
     alarms = [
         {"update": 2, "rule": "numerical_instability", "key": "", "severity": "warning"},
@@ -613,7 +613,7 @@ def test_reward_calibration_correlates_components_with_the_outcome(tmp_path):
     assert answer["stage_bonus"]["accuracy_correlation"] is None
 
 
-def test_morphology_log_puts_the_steps_of_a_change_side_by_side(esper):
+def test_morphology_log_combines_the_steps_of_a_change(esper):
     steps = data_of(ALL_NEW, "MORPHOLOGY_CAUSAL_LOG")
     counted = Counter(d["action_id"] for d in steps)
     frame = esper[run_of(esper, ALL_NEW)].table("morphology_log").collect()
@@ -640,7 +640,7 @@ def test_seed_lifecycle_has_a_row_for_each_germination(esper):
 
 
 @pytest.mark.parametrize("name", views())
-def test_a_view_has_the_columns_and_types_its_header_says_and_no_rows_where_nothing_was_recorded(name, tmp_path):
+def test_a_view_has_the_columns_of_its_header_and_no_rows_if_nothing_was_recorded(name, tmp_path):
     write_run(tmp_path, "empty")
     frame = ea.open(tmp_path).table(name).collect()
     declared = {column.name: polars_type(column) for column in views()[name].columns}
@@ -649,7 +649,7 @@ def test_a_view_has_the_columns_and_types_its_header_says_and_no_rows_where_noth
     assert len(views()[name].row) > 10 and all(column.meaning for column in views()[name].columns)
 
 
-def test_a_view_is_made_only_where_a_query_names_it_or_a_view_that_does(esper):
+def test_a_view_is_created_only_if_a_query_or_another_view_names_it(esper):
     made = esper._sources(["run_confounders"])
     assert {"anomalies", "alarms", "ppo_updates", "runs"} <= made.keys()
     assert "layers" not in made and "gradient_layers" not in made
@@ -673,7 +673,7 @@ def test_the_whole_files_give_the_figures_that_are_in_them(tmp_path):
         episodes = run.sql("SELECT count(*), sum(episode_return) FROM episode_outcomes").row(0)
         returns = math.fsum(d["episode_reward"] for d in data_of(path, "EPISODE_OUTCOME"))
         assert episodes == (counts["EPISODE_OUTCOME"], near(returns))
-    # The two files are known: what each is doubtful for, and whose rewards add up.
+    # The two files are known: the confounders of each, and whose rewards add up.
     new, old = (runs[run_of(runs, path)] for path in sorted(WHOLE, reverse=True))
     found = dict(new.query("confounders").group_by("confounder").agg(pl.col.updates.sum()).rows())
     assert (found["nan_sentinel"], found["gradient_norm_drift"], found["entropy_collapse"]) == (237, 66, 825)
@@ -731,14 +731,14 @@ def test_a_wrong_name_or_value_ends_in_a_message_with_what_there_is(name, values
 @pytest.mark.parametrize(
     "text", ["' OR 1 = 1 --", "'; DROP VIEW runs; --", "$n", "(SELECT 1)", "'' UNION SELECT * FROM read_text('x')"]
 )
-def test_sql_in_a_parameter_is_a_text_and_nothing_else(text, tmp_path):
+def test_sql_in_a_parameter_is_only_a_text(text, tmp_path):
     exemplars = [{"scope": "update", "head": head, "place": 1, "log_ratio": 1.0} for head in ("", text)]
     write_run(tmp_path, "a", updates=[{}], tables={"ratio_exemplars": exemplars})
     assert ea.open(tmp_path).query("worst_transitions", head=text).height == 1
     assert ea.open(tmp_path).query("worst_transitions", head=text + " ").height == 0
 
 
-def test_a_run_is_named_in_a_parameter_as_everywhere(tmp_path):
+def test_a_parameter_names_a_run_as_everywhere(tmp_path):
     write_run(tmp_path, "a", updates=[{"approx_kl": 0.5}], total_updates=1)
     write_run(tmp_path, "b", updates=[{"approx_kl": 1.5}], total_updates=1)
     by_name = ea.open(tmp_path).query("compare_runs", a="a", b="b", bins=1)

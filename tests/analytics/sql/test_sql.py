@@ -26,7 +26,7 @@ SECRET = "the secret of another file"
 
 @pytest.fixture
 def runs(tmp_path):
-    """A run beside a secret; the process's folder is one of its own, to see what is written."""
+    """A run beside a secret; a separate working directory shows what is written."""
     (tmp_path / "secret.txt").write_text(SECRET)
     (tmp_path / "secret.csv").write_text(f"x\n{SECRET}\n")
     updates = [{"ratio_max": 1.5, "epochs": 4}, {"ratio_max": 2.5, "epochs": 4}]
@@ -327,8 +327,8 @@ class TestPlaces:
             "    except ea.QueryError as error:\n        print('refused', error)\n"
         )
         (tmp_path / "home").mkdir()
-        told = run_python(code, str(tmp_path / "runs"))
-        assert told.count("refused") == 2 and "tok" not in told
+        output = run_python(code, str(tmp_path / "runs"))
+        assert output.count("refused") == 2 and "tok" not in output
 
     def test_a_query_leaves_nothing_behind_for_the_next(self, runs):
         runs.sql("SELECT setseed(0.5), write_log('x') FROM ppo_updates")
@@ -339,7 +339,7 @@ class TestPlaces:
 
 
 class TestTheSameConnection:
-    def test_it_is_asked_again_as_long_as_the_files_are_the_same(self, runs, tmp_path):
+    def test_it_is_kept_as_long_as_the_files_are_the_same(self, runs, tmp_path):
         asked = "SELECT count(*) FROM ppo_updates"
         assert runs.sql(asked).item() == 2
         kept = runs._connection
@@ -361,7 +361,7 @@ class TestTheSameConnection:
             add_journal(runs.folder("a"), {"ppo_updates": rows}, seq=update)
             assert runs.sql(asked).item() == update
 
-    def test_several_threads_may_ask_at_once(self, runs):
+    def test_several_threads_may_query_at_once(self, runs):
         with ThreadPoolExecutor(4) as pool:
             answers = [*pool.map(lambda n: runs.sql(f"SELECT count(*) + {n} FROM ppo_updates").item(), range(12))]
         assert answers == [2 + n for n in range(12)]
@@ -392,7 +392,7 @@ def test_every_way_of_naming_a_view_reaches_its_rows(runs, query):
     assert runs.sql(query).item() == 2
 
 
-def test_the_names_of_all_views_can_be_asked_for(runs):
+def test_the_names_of_all_views_can_be_queried(runs):
     assert sorted(runs.sql("SHOW TABLES")["name"]) == sorted(VIEWS)
     assert len(runs.sql("DESCRIBE ppo_updates")) == len(runs.sql("SELECT * FROM ppo_updates").columns)
     assert "ppo_updates" in set(runs.sql("SELECT table_name FROM information_schema.tables")["table_name"])
@@ -449,11 +449,11 @@ class TestMistakes:
         assert str(caught.value) == message
         assert caught.value.__cause__ is None and (caught.value.__suppress_context__ or not caught.value.__context__)
 
-    def test_a_column_like_none_of_ours_points_to_the_list(self, runs):
+    def test_a_column_unlike_any_of_ours_points_to_the_list(self, runs):
         with pytest.raises(QueryError, match="There is no column zzz"):
             runs.sql("SELECT zzz FROM ppo_updates")
 
-    def test_the_form_of_pivot_that_is_told_works(self, runs):
+    def test_the_suggested_form_of_pivot_works(self, runs):
         answer = runs.sql("FROM (PIVOT (SELECT epochs, ratio_max FROM ppo_updates) ON epochs IN (4) USING count(*))")
         assert answer["4"].sum() == 2
 
@@ -475,11 +475,11 @@ class TestLimits:
         runs.sql("SELECT 1")
         assert threading.active_count() == before
 
-    def test_a_query_that_needs_too_much_memory_is_told(self, runs):
+    def test_a_query_that_needs_too_much_memory_is_refused(self, runs):
         with pytest.raises(QueryError, match="more than the 20MB it may use"):
             runs.sql("SELECT count(DISTINCT i::VARCHAR) FROM range(5000000) t(i)", memory="20MB")
 
-    def test_an_amount_of_memory_that_is_none_is_told(self, runs):
+    def test_an_invalid_amount_of_memory_is_refused(self, runs):
         with pytest.raises(QueryError, match="'lots' is not an amount of memory"):
             runs.sql("SELECT 1", memory="lots")
 
@@ -510,7 +510,7 @@ class TestTypes:
         )
         assert answer["months"].item() == "2 months 0 days 0 s"
 
-    def test_columns_of_one_name_are_told_apart(self, runs):
+    def test_columns_of_one_name_are_renamed(self, runs):
         assert runs.sql("SELECT 1 AS n, 2 AS n, 3 AS n_1").to_dicts() == [{"n": 1, "n_1": 2, "n_1_1": 3}]
 
     def test_times_are_utc_whatever_the_machines_zone(self, runs):

@@ -1,4 +1,4 @@
-"""The declared tables: complete, consistent, and what Parquet parts are made from."""
+"""The declared tables: complete, consistent, and the schema of the Parquet parts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def two_rows(table: str) -> dict[str, list[Any]]:
 
 class TestDeclarations:
     @pytest.mark.parametrize("table", TABLES)
-    def test_every_table_begins_with_who_and_when_then_its_own_keys(self, table):
+    def test_every_table_begins_with_identity_and_time_then_its_other_keys(self, table):
         names = column_names(table)
         assert names[: len(IDENTITY)] == IDENTITY
         own = [c.reducer is Reducer.KEY for c in columns(table)[len(IDENTITY) :]]
@@ -57,7 +57,7 @@ class TestDeclarations:
         assert len(set(column_names(table))) == len(columns(table)) == len(dataclasses.fields(TABLES[table]))
 
     @pytest.mark.parametrize("table", TABLES)
-    def test_every_table_says_what_a_row_is(self, table):
+    def test_every_table_describes_its_row(self, table):
         assert TABLES[table].table == table
         assert TABLES[table].row.startswith("one ")
 
@@ -70,7 +70,7 @@ class TestDeclarations:
             assert column.type in EXAMPLES, column.name
 
     @pytest.mark.parametrize("table", TABLES)
-    def test_every_number_has_a_unit_and_names_and_flags_have_none(self, table):
+    def test_numbers_have_a_unit_and_names_and_flags_do_not(self, table):
         numbers = [c.name for c in columns(table) if c.type in ("int64", "float64", "list<int64>", "list<float64>")]
         assert [c.name for c in columns(table) if c.unit] == numbers
 
@@ -162,7 +162,7 @@ class TestParts:
         assert back.schema.equals(data.schema)
         assert repr(back.to_pylist()) == repr(data.to_pylist())  # NaN equals NaN here
 
-    def test_a_question_about_nan_has_one_answer_in_duckdb_and_polars(self, tmp_path):
+    def test_nan_is_found_by_duckdb_and_by_polars(self, tmp_path):
         path = tmp_path / "ppo_updates" / "part-a1-r0-000001.parquet"
         values = [0.5, math.nan, None, math.inf, -math.inf, 2.0]
         write_part(path, "ppo_updates", columns_to_table("ppo_updates", {"update": range(1, 7), "ratio_max": values}))

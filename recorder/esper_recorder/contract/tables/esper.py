@@ -116,7 +116,7 @@ class SlotEvent(Row):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision(Row):
     table: ClassVar[str] = "decisions"
-    row: ClassVar[str] = "one decision of the policy: the action it took in one environment at one step"
+    row: ClassVar[str] = "one decision of the policy: the action chosen in one environment at one step"
 
     env: int | None = _key("environment", unit="1")
     step: int | None = _key("step of the episode, counted from 1", unit="1")
@@ -236,10 +236,10 @@ class ObservationStatistics(Row):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionCount(Row):
     table: ClassVar[str] = "action_counts"
-    row: ClassVar[str] = "one action, and how often it was taken in the rollout of an update"
+    row: ClassVar[str] = "one action, and how often it occurred in the rollout of an update"
 
     action: str | None = _key("the action")
-    n: int | None = _count("times it was taken")
+    n: int | None = _count("times it occurred")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,7 +311,7 @@ class Counterfactual(Row):
     active: list[str] | None = _detail("those with active modules")
     accuracy: float | None = _detail("accuracy", unit="%")
     strategy: str | None = _detail("how the configurations were chosen")
-    compute_ms: float | None = _detail("time the whole matrix took", unit="ms")
+    compute_ms: float | None = _detail("time for the whole matrix", unit="ms")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,7 +356,7 @@ class Morphology(Row):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseProfile(Row):
     table: ClassVar[str] = "phase_profiles"
-    row: ClassVar[str] = "one phase of the training loop, and the time it took in one epoch of a batch"
+    row: ClassVar[str] = "one phase of the training loop, and its duration in one epoch of a batch"
 
     epoch: int | None = _key("epoch of the episode", unit="1")
     phase: str | None = _key("phase of the loop: `train`, `val`, `rollout`, `action`, `ppo_update`, ...")
