@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from esper_recorder.contract.rules.expression import Operators
+from esper_recorder.contract.rules.expression import ExpressionOperators
 from esper_recorder.contract.rules.signal import Reason
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -21,7 +21,7 @@ Codes = np.ndarray[Any, np.dtype[np.uint8]]
 REASONS: Final = tuple(Reason)
 """A reason's code is its place here plus one; 0 means that there is a value."""
 
-COLUMNS: Final = Operators(
+COLUMNS: Final = ExpressionOperators(
     divide=lambda a, b: np.divide(a, b + 0.0),  # + 0.0 turns -0.0 into 0.0: an infinity has the sign of a
     least=np.minimum,
     greatest=np.maximum,

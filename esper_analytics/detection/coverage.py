@@ -41,7 +41,7 @@ class _SeriesCounts:
         self.abstained: dict[int, Ints] = {}
 
 
-class Coverage:
+class CoverageCounts:
     """Counts over the blocks of some runs."""
 
     def __init__(self, rules: RuleSet, runs: Sequence[str]) -> None:

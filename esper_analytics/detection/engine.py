@@ -18,7 +18,7 @@ import polars as pl
 
 from esper_analytics.detection.arrays import Floats, Ints, code
 from esper_analytics.detection.block import NO_READING, Block
-from esper_analytics.detection.coverage import Coverage, SeriesId, gather_texts
+from esper_analytics.detection.coverage import CoverageCounts, SeriesId, gather_texts
 from esper_analytics.detection.judge import (
     Judgement,
     SeriesResult,
@@ -58,7 +58,7 @@ class Evaluation:
     Attributes:
         firings: the columns of `FIRING_COLUMNS`, by run, update and the rules' order; then `evaluation` and
             `signed_value`, as in `SeriesResult`, and `series`.
-        coverage: the columns of `Coverage.frame`.
+        coverage: the columns of `CoverageCounts.frame`.
         inhibited: `series` and `evaluation` of what another rule kept from firing.
     """
 
@@ -72,7 +72,7 @@ class Engine:
 
     def __init__(self, rules: RuleSet, runs: Sequence[str]) -> None:
         self._rules, self._runs = rules, runs
-        self._coverage = Coverage(rules, runs)
+        self._coverage = CoverageCounts(rules, runs)
         self._states: dict[SeriesId, dict[int, SeriesState]] = {}
         self._numbers: dict[SeriesId, int] = {}
         self._firings = [pl.DataFrame(schema={**FIRING_COLUMNS, **_FURTHER_COLUMNS})]

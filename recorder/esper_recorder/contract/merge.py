@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from esper_recorder.contract.tables import Column, Reducer
 
 
-class Operators(Protocol):
+class ReducerOperators(Protocol):
     """Aggregations of a column's values that are not NULL; of none, NULL."""
 
     def first(self, values: Any, column: Column) -> Any: ...
@@ -28,7 +28,7 @@ class Operators(Protocol):
         """The largest number; NaN if every value is NaN."""
 
 
-def reduce(column: Column, values: Any, o: Operators) -> Any:
+def reduce(column: Column, values: Any, o: ReducerOperators) -> Any:
     """Reduce the values of a column by its reducer; a derived column, which has none, to its first value."""
     match column.reducer:
         case Reducer.SUM:

@@ -42,7 +42,7 @@ _ADVICE = {
 
 
 @dataclass(slots=True)
-class Gap:
+class MissingRows:
     """A stretch of updates whose rows (of one table, or `*`) are missing."""
 
     table: str
@@ -57,7 +57,7 @@ class Gap:
         """What is logged once."""
         return self.reason, self.detail if self.reason in CALLS else None
 
-    def absorb(self, later: Gap) -> None:
+    def absorb(self, later: MissingRows) -> None:
         """Extend this gap by another of the same table and cause."""
         self.first, self.last = min(self.first, later.first), max(self.last, later.last)
         self.rows = None if self.rows is None or later.rows is None else self.rows + later.rows
@@ -75,17 +75,17 @@ class GapLog:
 
     def __init__(self) -> None:
         self.counts = DropCounts()
-        self._gaps: list[Gap] = []
+        self._gaps: list[MissingRows] = []
         self._logged: dict[tuple[str, str | None], None] = {}  # causes, in the order they came
         self._details: dict[str, set[str | None]] = {}
         self._lock = threading.RLock()
 
-    def report(self, gap: Gap, *, updates: int = 0, writes: int = 0, calls: int = 0) -> None:
+    def report(self, gap: MissingRows, *, updates: int = 0, writes: int = 0, calls: int = 0) -> None:
         """Add a gap, and log it if it is the first of its cause."""
         self.add(gap, updates=updates, writes=writes, calls=calls)
         self.log_once(gap)
 
-    def add(self, gap: Gap, *, updates: int = 0, writes: int = 0, calls: int = 0) -> None:
+    def add(self, gap: MissingRows, *, updates: int = 0, writes: int = 0, calls: int = 0) -> None:
         """Count a gap and keep it until it is stored.
 
         Only some causes of failed calls are kept apart: one whose message changes at every call must not fill the log
@@ -101,7 +101,7 @@ class GapLog:
                     details.add(gap.detail)
             self._append(gap)
 
-    def log_once(self, gap: Gap) -> None:
+    def log_once(self, gap: MissingRows) -> None:
         """Log a gap if it is the first of its cause."""
         with self._lock:
             first = gap.cause not in self._logged
@@ -136,20 +136,20 @@ class GapLog:
         """Whether gaps wait to be stored."""
         return bool(self._gaps)
 
-    def take(self) -> list[Gap]:
+    def take(self) -> list[MissingRows]:
         """Remove and return the gaps to store now; pass them to `put_back` if that fails."""
         with self._lock:
             gaps, self._gaps = self._gaps, []
         return gaps
 
-    def put_back(self, gaps: list[Gap]) -> None:
+    def put_back(self, gaps: list[MissingRows]) -> None:
         """Keep gaps that could not be stored."""
         with self._lock:
             newer, self._gaps = self._gaps, gaps
             for gap in newer:
                 self._append(gap)
 
-    def _append(self, gap: Gap) -> None:
+    def _append(self, gap: MissingRows) -> None:
         # Stretches that touch become one, so that the list stays short while nothing can be stored.
         alike = (g for g in reversed(self._gaps) if (g.table, g.cause) == (gap.table, gap.cause))
         newest = next(alike, None)
@@ -159,7 +159,7 @@ class GapLog:
             self._gaps.append(gap)
 
 
-def gap_columns(gaps: Sequence[Gap], identity: Identity) -> dict[str, list[Any]]:
+def gap_columns(gaps: Sequence[MissingRows], identity: Identity) -> dict[str, list[Any]]:
     """Convert gaps to columns of the table `gaps`."""
     columns: dict[str, list[Any]] = {}
     for gap in gaps:

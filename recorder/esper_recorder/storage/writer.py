@@ -34,9 +34,9 @@ from esper_recorder.storage.gaps import (
     REDUCE_FAILED,
     WATCH_FAILED,
     WRITE_FAILED,
-    Gap,
     GapLog,
     Identity,
+    MissingRows,
     gap_columns,
 )
 from esper_recorder.storage.manifest import DropCounts
@@ -128,7 +128,7 @@ class Writer:
         """
         if os.getpid() != self._pid:
             return
-        gap: Gap | None = None
+        gap: MissingRows | None = None
         with self._ready:
             if self._closing:
                 return
@@ -137,7 +137,7 @@ class Writer:
                 self._done += 1
                 # Added before the writer can take a later update, so that the gap is stored with that one.
                 detail = f"more than {self._capacity} updates waited"
-                gap = Gap(ALL_TABLES, QUEUE_FULL, dropped.update, dropped.update, dropped.row_count(), detail)
+                gap = MissingRows(ALL_TABLES, QUEUE_FULL, dropped.update, dropped.update, dropped.row_count(), detail)
                 self._gaps.add(gap, updates=1)
             self._queue.append(_Job(update, rows, count))
             self._accepted += 1
@@ -152,7 +152,7 @@ class Writer:
         if os.getpid() != self._pid:
             return
         updates, calls = int(table == ALL_TABLES), int(reason in CALLS)
-        self._gaps.report(Gap(table, reason, update, update, rows, detail), updates=updates, calls=calls)
+        self._gaps.report(MissingRows(table, reason, update, update, rows, detail), updates=updates, calls=calls)
 
     def flush(self, timeout: float | None = CLOSE_SECONDS) -> bool:
         """Wait until what was put so far is stored. Returns False after `timeout`, or if the writer is closed."""
@@ -250,13 +250,15 @@ class Writer:
         try:
             rows: dict[str, Columns] = dict(job.rows() if callable(job.rows) else job.rows)
         except BaseException as error:
-            self._gaps.report(Gap(ALL_TABLES, REDUCE_FAILED, update, update, job.count, _describe(error)), updates=1)
+            self._gaps.report(
+                MissingRows(ALL_TABLES, REDUCE_FAILED, update, update, job.count, _describe(error)), updates=1
+            )
             rows = {}
         if rows and self._on_commit is not None:
             try:
                 rows = _join(rows, self._on_commit(update, rows) or {})
             except BaseException as error:
-                self._gaps.report(Gap("alarms", WATCH_FAILED, update, update, None, _describe(error)))
+                self._gaps.report(MissingRows("alarms", WATCH_FAILED, update, update, None, _describe(error)))
         stored = sum(self._write(update, table, columns) for table, columns in rows.items())
         gaps = self._gaps.take()
         if not rows and not gaps:
@@ -276,7 +278,7 @@ class Writer:
             if not isinstance(error, DroppedRowsError) or not error.stored:
                 self._gaps.put_back(gaps)
                 if rows:
-                    gap = Gap(ALL_TABLES, WRITE_FAILED, update, update, stored, _describe(error))
+                    gap = MissingRows(ALL_TABLES, WRITE_FAILED, update, update, stored, _describe(error))
                     self._gaps.report(gap, updates=1, writes=1)
                 return
         self.committed += UPDATE_TABLE in rows
@@ -287,12 +289,12 @@ class Writer:
         try:
             self._sink.write(table, columns)
         except BaseException as error:
-            self._gaps.report(Gap(table, WRITE_FAILED, update, update, rows, _describe(error)), writes=1)
+            self._gaps.report(MissingRows(table, WRITE_FAILED, update, update, rows, _describe(error)), writes=1)
             return 0
         return rows or 0
 
     def _report_dropped(self, error: DroppedRowsError) -> None:
-        gap = Gap(ALL_TABLES, WRITE_FAILED, error.first_update, error.last_update, error.rows, str(error))
+        gap = MissingRows(ALL_TABLES, WRITE_FAILED, error.first_update, error.last_update, error.rows, str(error))
         self._gaps.report(gap, writes=1)
 
     def _folder_identity(self, update: int) -> Mapping[str, Any]:

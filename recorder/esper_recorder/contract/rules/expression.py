@@ -40,7 +40,7 @@ _SHARED: Final[dict[type[ast.AST], Callable[[Any, Any], Any]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Operators:
+class ExpressionOperators:
     """What Python values and NumPy arrays compute differently.
 
     Attributes:
@@ -95,7 +95,7 @@ class Expression:
     def __repr__(self) -> str:
         return f"Expression({self.text!r})"
 
-    def compile(self, operators: Operators) -> Compiled:
+    def compile(self, operators: ExpressionOperators) -> Compiled:
         """Return the function that computes the expression with these operators. Raises ExpressionError."""
         return _compile_number(self._tree, operators)
 
@@ -117,7 +117,7 @@ def _divide(a: float, b: float) -> float:
     return math.nan if a == 0.0 or a != a else math.copysign(math.inf, a)  # Python would raise
 
 
-ROW_OPERATORS: Final = Operators(
+ROW_OPERATORS: Final = ExpressionOperators(
     divide=_divide,
     least=lambda a, b: math.nan if a != a or b != b else min(a, b),
     greatest=lambda a, b: math.nan if a != a or b != b else max(a, b),
@@ -125,7 +125,7 @@ ROW_OPERATORS: Final = Operators(
 )
 
 
-def _compile_number(node: ast.expr, o: Operators) -> Compiled:
+def _compile_number(node: ast.expr, o: ExpressionOperators) -> Compiled:
     match node:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
             try:
@@ -158,7 +158,7 @@ def _compile_number(node: ast.expr, o: Operators) -> Compiled:
     )
 
 
-def _compile_condition(node: ast.expr, o: Operators) -> Compiled:
+def _compile_condition(node: ast.expr, o: ExpressionOperators) -> Compiled:
     match node:
         case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _SHARED:
             return _apply(_SHARED[type(op)], _compile_number(left, o), _compile_number(right, o))
