@@ -34,8 +34,6 @@ LEVELS = ("normal", "debug")
 CALLS = (
     "rollout",
     "minibatch",
-    "known_rollout",
-    "known_minibatch",
     "gradients",
     "layers",
     "episode",
@@ -105,7 +103,7 @@ def train(level: str, steps: int) -> dict[str, float]:
     for owner, names in (
         (Recorder, CALLS),
         (RecorderCallback, CALLBACK),
-        (_UpdateListener, ("_record", "_record_known")),
+        (_UpdateListener, ("_record", "_record_positions", "_record_rollout")),
     ):
         for name in names:
             setattr(owner, name, timed(getattr(owner, name)))

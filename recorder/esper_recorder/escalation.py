@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from esper_recorder.arguments import check_escalation
 from esper_recorder.contract.rules.evaluator import Firing
 from esper_recorder.contract.rules.model import Severity
 from esper_recorder.contract.rules.signal import BACKFILLED
@@ -51,14 +52,8 @@ class Escalation:
 
     @classmethod
     def from_options(cls, level: str | Level, escalate: str | None, updates: int) -> Escalation:
-        """Check the options of a recorder. Raises ValueError that says what they may be."""
-        if escalate is not None and escalate not in list(Severity):
-            severities = ", ".join(Severity)
-            raise ValueError(
-                f"escalate is {escalate!r}; give the severity that raises the level ({severities}), or None"
-            )
-        if isinstance(updates, bool) or not isinstance(updates, int) or updates < 1:
-            raise ValueError(f"escalate_updates is {updates!r}; give a whole number of PPO updates from 1")
+        """Check the options of a recorder. Raises BadCall, a ValueError that says what they may be."""
+        check_escalation(escalate, updates)
         return cls(Level.parse(level), None if escalate is None else Severity(escalate), updates)
 
     def next_level(self) -> Level:

@@ -1,4 +1,4 @@
-"""How much a recorder collects: the levels, and what each stands for."""
+"""The levels of recording, and what each of them collects."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 
 class Level(IntEnum):
-    """Ordered: each level collects what the one below does, and more; `COLLECTED` says what.
+    """Ordered: each level collects more than the one below; `COLLECTED` says what.
 
     OFF nothing; MINIMAL updates, rollouts, episodes, alarms, a ratio histogram, the worst transitions and, once per
     update, layer statistics; NORMAL also a row per minibatch; DEBUG also histograms and worst transitions of every
@@ -34,23 +34,23 @@ class Level(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Collected:
-    """What a level collects beside the row of the update, its rollout, its episodes and its alarms."""
+class Collection:
+    """What a level collects apart from the row of the update, its rollout, its episodes and its alarms."""
 
     minibatch_rows: bool
-    """A row of `minibatches` each; else they are held back, and stored only when an alarm escalates."""
+    """One row of `minibatches` each; else they are kept in memory, and stored only if an alarm escalates."""
     each_minibatch: bool
     """A ratio histogram and the worst transitions of each minibatch; else of the whole update."""
     each_step: bool
     """Layer statistics of each step; else of the last one of the update."""
 
 
-COLLECTED: Mapping[Level, Collected] = MappingProxyType(
+COLLECTED: Mapping[Level, Collection] = MappingProxyType(
     {
-        Level.OFF: Collected(minibatch_rows=False, each_minibatch=False, each_step=False),
-        Level.MINIMAL: Collected(minibatch_rows=False, each_minibatch=False, each_step=False),
-        Level.NORMAL: Collected(minibatch_rows=True, each_minibatch=False, each_step=False),
-        Level.DEBUG: Collected(minibatch_rows=True, each_minibatch=True, each_step=True),
+        Level.OFF: Collection(minibatch_rows=False, each_minibatch=False, each_step=False),
+        Level.MINIMAL: Collection(minibatch_rows=False, each_minibatch=False, each_step=False),
+        Level.NORMAL: Collection(minibatch_rows=True, each_minibatch=False, each_step=False),
+        Level.DEBUG: Collection(minibatch_rows=True, each_minibatch=True, each_step=True),
     }
 )
 """At OFF no update is collected at all."""

@@ -9,11 +9,16 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as distributed
+
+from esper_recorder.storage.listing import last_update
+from esper_recorder.storage.manifest import loaded_versions, to_jsonable
+from esper_recorder.storage.run_folder import RunFolder
 
 log = logging.getLogger("esper_recorder")
 
@@ -63,6 +68,54 @@ class Rendezvous:
         if not run_id:
             raise OSError("rank 0 could not make the run")
         return run_id
+
+
+def open_run_folder(
+    root: Path,
+    name: str,
+    *,
+    rank: int | None,
+    run_id: str | None,
+    resume: str | None,
+    from_update: int | None,
+    about: Mapping[str, Any],
+) -> RunFolder:
+    """Make the run's folder, or resume it; on another rank than 0 wait for it and join it.
+
+    Args:
+        root, name, run_id, resume, from_update: as for `Recorder`.
+        rank: of this process; None asks torch.distributed.
+        about: what run.json says of the run.
+    """
+    rank = current_rank() if rank is None else rank
+    rendezvous = Rendezvous(name, rank)
+    shared = run_id or rendezvous.fetch() or resume
+    if rank and shared is not None:
+        return RunFolder.join(root, shared, rank=rank, rules=about["rules"], patience=JOIN_SECONDS)
+    if rank:
+        log.warning(
+            "Rank %d records into a separate run. To have one run for all ranks make the Recorder after "
+            "torch.distributed is initialised, or give all of them the same run_id.",
+            rank,
+        )
+    as_text: list[str] = []
+    config = to_jsonable(about["config"], texts=as_text)
+    if as_text:
+        more = f" and {len(as_text) - 10} more" if len(as_text) > 10 else ""
+        keys = ", ".join(as_text[:10]) + more
+        log.warning("run.json keeps as text what JSON cannot hold of config: %s.", keys)
+    manifest = {**about, "config": config, "versions": loaded_versions()}
+    try:
+        if resume is None:
+            folder = RunFolder.create(root, name, rank=rank, run_id=run_id, **manifest)
+        else:
+            first = last_update(root / resume) + 1 if from_update is None else from_update
+            folder = RunFolder.resume(root, resume, from_update=first, rank=rank, **manifest)
+    except BaseException:
+        rendezvous.publish(None)
+        raise
+    rendezvous.publish(folder.run_id)
+    return folder
 
 
 def _initialised() -> bool:

@@ -3,12 +3,12 @@
     from esper_recorder.sb3 import RecorderCallback
     model.learn(1_000_000, callback=RecorderCallback("runs/"))
 
-Nothing of the trainer is copied or changed for good. While an update runs, and only then, some of its calls are
-listened to: the rollout buffer's `get` (an epoch begins, and its minibatches), `_get_samples` (which transitions they
-are made of) and `reset` (the update is over), the policy's `evaluate_actions` (new log-probabilities, values,
-entropies), and `torch.nn.utils.clip_grad_norm_` (the gradient norm before clipping). The optimizer's step hook tells
-which minibatches were stepped on. Between updates the model is as it would be without a recorder, so nothing ends up
-in `model.save()`.
+The trainer is not copied, and not changed for good. While an update runs, and only then, some of its calls are
+intercepted: the rollout buffer's `get` (an epoch begins, and its minibatches), `_get_samples` (which transitions they
+have) and `reset` (the update is over), the policy's `evaluate_actions` (new log-probabilities, values, entropies), and
+`torch.nn.utils.clip_grad_norm_` (the gradient norm before clipping). The optimizer's step hook marks the minibatches
+that were stepped on. Between updates the model is as it would be without a recorder, so nothing of it ends up in
+`model.save()`.
 
 Metrics follow Stable-Baselines3's own definitions (`contract.metrics`, definition `sb3`).
 """
@@ -33,7 +33,7 @@ from esper_recorder.contract.rules.ruleset import load_rules
 from esper_recorder.escalation import UPDATES, Escalation
 from esper_recorder.recorder import Recorder
 
-_NEVER_BACK = "learn() never came back to the callback (it raised, or was left), and then the process ended"
+_UNCLOSED = "learn() never came back to the callback (it raised, or was left), and then the process ended"
 _CONFIG = (
     "n_steps",
     "batch_size",
@@ -54,7 +54,7 @@ _CONFIG = (
 
 
 _BUFFERS = (RolloutBuffer, DictRolloutBuffer)
-"""Buffers whose minibatches are rows of their arrays, as those lie there once the first minibatch was taken."""
+"""Buffers whose minibatches are rows of their arrays."""
 
 _LIBRARIES = {"stable_baselines3": "stable-baselines3", "sb3_contrib": "sb3-contrib"}
 
@@ -72,7 +72,7 @@ class RecorderCallback(BaseCallback):
         resume: run_id of a run to continue as a new attempt.
 
     Raises:
-        ValueError: level or rules are not known. TypeError (when training begins): the algorithm is not a PPO.
+        ValueError: unknown level or rules. TypeError (when training begins): the algorithm is not a PPO.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class RecorderCallback(BaseCallback):
         resume: str | None = None,
     ) -> None:
         super().__init__()
-        Escalation.from_options(level, escalate, escalate_updates)  # raises what is wrong with them before the training
+        Escalation.from_options(level, escalate, escalate_updates)  # a wrong option raises here, before the training
         if rules is not None:
             load_rules(rules)
         self._root, self._name, self._config = Path(root), name, config
@@ -130,11 +130,11 @@ class RecorderCallback(BaseCallback):
                 f"{', '.join(missing)}."
             )
         if self.recorder is not None:
-            self.recorder.close("raised", "the training before did not come back to the callback")
+            self.recorder.close("raised", "the previous training never came back to the callback")
         library = type(model).__module__.split(".")[0]
         resume = self._resume
         if not self.locals.get("reset_num_timesteps", True) and self.path is not None and self.path.is_dir():
-            resume = self.run_id  # learn() goes on with the same run, unless its folder has gone
+            resume = self.run_id  # learn() continues the same run, unless its folder has gone
         self.recorder = Recorder(
             self._root,
             name=self._name or _default_name(model),
@@ -147,8 +147,8 @@ class RecorderCallback(BaseCallback):
             trainer=f"{_LIBRARIES.get(library, library)} {type(model).__name__}",
             definition="sb3",
         )
-        self.recorder.expect_layers()
-        self.recorder.unclosed = _NEVER_BACK
+        self.recorder.adapter.announce_layers()
+        self.recorder.adapter.unclosed = _UNCLOSED
         self.recorder.settings(
             epochs_planned=int(model.n_epochs),
             target_kl=model.target_kl,
@@ -159,13 +159,13 @@ class RecorderCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         dones = self.locals.get("dones")
-        # Asked at every step of the environments: for an array so small, NumPy's own ways take several times as long.
+        # Runs at every step of the environments, and NumPy's `any` of so small an array takes several times as long.
         if self.recorder is not None and dones is not None and dones.tobytes().strip(b"\0"):
-            with self.recorder.guarded("episode"):
-                self._take_episodes(self.recorder, np.flatnonzero(dones))
+            with self.recorder.adapter.guarded("episode"):
+                self._record_episodes(self.recorder, np.flatnonzero(dones))
         return True
 
-    def _take_episodes(self, recorder: Recorder, envs: Any) -> None:
+    def _record_episodes(self, recorder: Recorder, envs: Any) -> None:
         for env in envs:
             episode = self.locals["infos"][env].get("episode")  # put there by gymnasium's or SB3's Monitor
             if episode is not None:
@@ -176,7 +176,7 @@ class RecorderCallback(BaseCallback):
     def _on_rollout_end(self) -> None:
         # An update follows, unless a callback behind this one stops the training.
         if self.recorder is not None:
-            with self.recorder.guarded("rollout"):
+            with self.recorder.adapter.guarded("rollout"):
                 self._listener = _UpdateListener(self.model, self.recorder)
                 self._listener.attach()
 
@@ -195,10 +195,10 @@ class RecorderCallback(BaseCallback):
 
 
 class _UpdateListener:
-    """Listens to one call of the algorithm's `train()`.
+    """Intercepts calls during one call of the algorithm's `train()`.
 
-    learn() tells nobody when it fails, so a listener may be left behind: it then ends with the next rollout into the
-    same buffer, or is collected with the model it listens to.
+    learn() does not report that it failed, so a listener may be left behind: it then ends with the next rollout into
+    the same buffer, or is collected with its model.
     """
 
     def __init__(self, model: Any, recorder: Recorder) -> None:
@@ -213,11 +213,12 @@ class _UpdateListener:
         self._samples: Any = None
         self._indices: Any = None
         self._evaluated = False  # and no step since
-        self._known: bool | None = None  # whether the buffer's arrays tell what its minibatches hold
+        self._looks_up = _has_rows_as_minibatches(self._buffer)
         self._clip_range: float | None = None
         self._value_clip_range: float | None = None
         self._undo: list[Callable[[], None]] = []
         self._live = self._ended = False
+        self._each_step = recorder.adapter.each_step
         size = self._buffer.buffer_size * self._buffer.n_envs
         per_epoch = 1 if model.batch_size is None else math.ceil(size / model.batch_size)
         self._planned = int(model.n_epochs) * per_epoch
@@ -226,55 +227,45 @@ class _UpdateListener:
         self._normalizes = bool(model.normalize_advantage)
 
     def attach(self) -> None:
-        """Take note of the rollout and begin to listen."""
-        buffer = self._buffer
-        self._recorder.rollout(
-            values=buffer.values,
-            returns=buffer.returns,
-            advantages=buffer.advantages,
-            rewards=buffer.rewards,
-            actions=buffer.actions,
-            index_order="env_major",
-        )
-        if self._recurrent:
-            for layer, name in (("actor", "pi"), ("critic", "vf")):
-                h, c = getattr(buffer, f"hidden_states_{name}"), getattr(buffer, f"cell_states_{name}")
-                self._recorder.recurrent(h, c, layer=f"rollout_lstm_{layer}")
+        """Begin to intercept."""
         self._live = True
-        self._shadow(buffer, "get", self._get)
-        if hasattr(buffer, "_get_samples"):
-            self._shadow(buffer, "_get_samples", self._get_samples)
-        self._shadow(buffer, "reset", self._reset)
+        self._shadow(self._buffer, "get", self._get)
+        if hasattr(self._buffer, "_get_samples"):
+            self._shadow(self._buffer, "_get_samples", self._get_samples)
+        self._shadow(self._buffer, "reset", self._reset)
         self._shadow(self._policy, "evaluate_actions", self._evaluate_actions)
         self._shadow_clipping()
 
     def detach(self) -> None:
-        """Give back every call listened to."""
+        """Restore every intercepted call."""
         self._live = False
         while self._undo:
             self._undo.pop()()
 
     def end(self) -> None:
-        """Stop listening and close the update, if there was one."""
+        """Stop intercepting, and close the update if there was one."""
         self.detach()
         if self._ended or not self._epoch:
             return  # train() never ran: the training was stopped after the rollout
         self._ended = True
         std = None
-        with self._recorder.guarded("policy_std"):
+        with self._recorder.adapter.guarded("policy_std"):
             log_std = getattr(self._policy, "log_std", None)
             std = None if log_std is None else torch.exp(log_std.detach()).mean()
         self._recorder.end_update(
             step=self._timesteps, stopped_early=self._stepped < self._planned, epochs=self._epoch, policy_std=std
         )
 
-    # --- the calls listened to ----------------------------------------------------------------------------------
+    # --- the intercepted calls ----------------------------------------------------------------------------------
 
     def _get(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[Any]:
         self._epoch += 1
         if self._epoch == 1:
-            with self._recorder.guarded("clip_range"):
-                # As train() asks: learn() has moved the progress on since the rollout ended.
+            # Not when the rollout ends: until now other callbacks may have changed what the buffer holds.
+            with self._recorder.adapter.guarded("rollout"):
+                self._record_rollout()
+            with self._recorder.adapter.guarded("clip_range"):
+                # As train() computes it: learn() has advanced the progress since the rollout ended.
                 progress = self._model._current_progress_remaining
                 self._clip_range = float(self._model.clip_range(progress))
                 schedule = self._model.clip_range_vf
@@ -295,7 +286,7 @@ class _UpdateListener:
         try:
             result = original(*args, **kwargs)
         except BaseException as error:
-            # learn() has no way to tell callbacks. A NaN policy raises here, one minibatch after the step at fault.
+            # learn() does not report it to callbacks. A NaN policy raises here, one minibatch after the step at fault.
             self.detach()
             self._recorder.close("raised", error)
             raise
@@ -304,51 +295,48 @@ class _UpdateListener:
         if samples is not None:  # else it is another call for the same minibatch
             self._seen += 1
             self._evaluated = True
-            if self._known is None:
-                self._known = False
-                with self._recorder.guarded("rollout"):
-                    self._known = self._tell_known(samples)
-            if self._known:
-                self._record_known(indices, *result)
+            if self._looks_up and indices is not None:
+                self._record_positions(indices, *result)
             else:
-                with self._recorder.guarded("minibatch"):
+                with self._recorder.adapter.guarded("minibatch"):
                     self._record(samples, indices, *result)
         return result
 
-    def _tell_known(self, samples: Any) -> bool:
-        """Tell the recorder the rollout's transitions. False where minibatches may hold something else."""
-        buffer, kind = self._buffer, type(self._buffer)
-        if self._contrib or not any(
-            kind.get is own.get and kind._get_samples is own._get_samples for own in _BUFFERS if issubclass(kind, own)
-        ):
-            return False
-        if samples.old_log_prob.device.type != "cpu":
-            return False
-        self._recorder.known_rollout(
-            old_log_prob=buffer.log_probs,
-            raw_advantage=buffer.advantages,
-            value_target=buffer.returns,
-            old_value=buffer.values,
-        )
-        return True
+    def _record_rollout(self) -> None:
+        buffer, recorder = self._buffer, self._recorder
+        names = {"values": "values", "returns": "returns", "advantages": "advantages", "rewards": "rewards"}
+        arrays = {name: self._by_step(getattr(buffer, of)) for name, of in names.items()}
+        if self._looks_up:
+            arrays["old_log_probs"] = self._by_step(buffer.log_probs)
+        recorder.rollout(**arrays, actions=self._by_step(buffer.actions), index_order="env_major")
+        if self._recurrent:
+            for layer, name in (("actor", "pi"), ("critic", "vf")):
+                h, c = getattr(buffer, f"hidden_states_{name}"), getattr(buffer, f"cell_states_{name}")
+                recorder.recurrent(h, c, layer=f"rollout_lstm_{layer}")
 
-    def _record_known(self, indices: Any, values: Any, log_prob: Any, entropy: Any) -> None:
-        self._recorder.known_minibatch(
-            indices,
-            log_prob,
-            -log_prob if entropy is None else entropy,
-            values,
-            self._epoch,
-            self._clip_range,
-            self._value_clip_range,
-            self._same_entropy_max,
-            self._normalizes and len(indices) > 1,
+    def _by_step(self, array: Any) -> Any:
+        """An array of the buffer as [steps, envs, ...], also after `get` has flattened it."""
+        steps, envs = self._buffer.buffer_size, self._buffer.n_envs
+        if array.shape[:2] == (steps, envs):
+            return array
+        return array.reshape(envs, steps, *array.shape[1:]).swapaxes(0, 1)
+
+    def _record_positions(self, indices: Any, values: Any, log_prob: Any, entropy: Any) -> None:
+        """Record a minibatch whose transitions the recorder looks up in the rollout."""
+        self._recorder.minibatch(
+            index=indices,
+            new_log_probs=log_prob,
+            normalize_advantages=self._normalizes and len(indices) > 1,
+            entropy=-log_prob if entropy is None else entropy,
+            entropy_max=self._same_entropy_max,
+            values=values,
+            clip_range=self._clip_range,
+            value_clip_range=self._value_clip_range,
+            epoch=self._epoch,
         )
 
     def _record(self, samples: Any, indices: Any, values: Any, log_prob: Any, entropy: Any) -> None:
         mask = samples.mask > 1e-8 if self._recurrent else None
-        # Of a single transition PPO leaves the advantage as it is; the others make NaN of it.
-        normalize = self._normalizes and (self._contrib or len(samples.advantages) > 1)
         bounds: Any = self._entropy_max
         if isinstance(bounds, np.ndarray):
             bounds = None if indices is None else torch.from_numpy(bounds[indices]).to(log_prob.device)
@@ -356,8 +344,9 @@ class _UpdateListener:
             new_log_probs=log_prob,
             old_log_probs=samples.old_log_prob,
             raw_advantages=samples.advantages,
-            normalize_advantages=normalize,
-            entropy=-log_prob if entropy is None else entropy,  # SB3's estimate where there is no closed form
+            # PPO leaves the advantage of a single transition unchanged; the others make NaN of it.
+            normalize_advantages=self._normalizes and (self._contrib or len(samples.advantages) > 1),
+            entropy=-log_prob if entropy is None else entropy,  # SB3's estimate if there is no closed form
             entropy_max=bounds,
             values=values,
             returns=samples.returns,
@@ -374,13 +363,13 @@ class _UpdateListener:
             return original(*args, **kwargs)
         self._evaluated = False
         self._stepped += 1
-        if self._seen == self._planned or self._recorder.each_step:
+        if self._seen == self._planned or self._each_step:
             self._recorder.layers(after_clipping=False)
         norm = original(*args, **kwargs)
         self._recorder.gradients(total_norm=norm)
         return norm
 
-    # --- getting there and back -------------------------------------------------------------------------------------
+    # --- intercepting, and restoring --------------------------------------------------------------------------------
 
     def _shadow(self, owner: Any, name: str, listener: Callable[..., Any]) -> None:
         """Put a listener before a method, in the instance's own dict: the class stays as it is."""
@@ -390,7 +379,7 @@ class _UpdateListener:
 
         def undo() -> None:
             if owner.__dict__.get(name) is not shadow:
-                return  # someone else has put theirs on top
+                return  # someone has put another on top
             if before is None:
                 del owner.__dict__[name]
             else:
@@ -420,8 +409,16 @@ class _UpdateListener:
         weakref.finalize(self, undo).atexit = False
 
 
+def _has_rows_as_minibatches(buffer: Any) -> bool:
+    """Whether minibatches are rows of the buffer's arrays: a subclass may make something else of them."""
+    kind = type(buffer)
+    return any(
+        kind.get is base.get and kind._get_samples is base._get_samples for base in _BUFFERS if issubclass(kind, base)
+    )
+
+
 def _padded(indices: Any, mask: torch.Tensor) -> torch.Tensor | None:
-    """Positions of a minibatch of padded sequences, -1 on padding; None where telling would wait for the device."""
+    """Positions of a minibatch of padded sequences, -1 on padding; None if computing them would wait for the device."""
     if mask.device.type != "cpu":
         return None
     padded = torch.full(mask.shape, -1, dtype=torch.int64)
@@ -456,7 +453,7 @@ def _default_name(model: Any) -> str:
 
 
 def _hyperparameters(model: Any) -> dict[str, Any]:
-    """What the algorithm was made with; schedules by their value at the start."""
+    """The arguments of the algorithm; schedules by their value at the start."""
     config = {name: getattr(model, name) for name in _CONFIG if hasattr(model, name)}
     config["learning_rate"] = float(model.lr_schedule(1.0))
     config["clip_range"] = float(model.clip_range(1.0))

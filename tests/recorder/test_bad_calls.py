@@ -1,4 +1,4 @@
-"""A training loop's mistakes: none reaches the training, each is said, counted and a row of `gaps`."""
+"""A training loop's mistakes: none reaches the training, each is logged, counted and a row of `gaps`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from esper_recorder import MemorySink, Recorder, reduce
-from esper_recorder.arguments import BadCall, noted
+from esper_recorder.arguments import BadCall, host_value
 from esper_recorder.storage.manifest import read_manifest
 
 ZEROS = torch.zeros(2, 3)
@@ -24,7 +24,7 @@ GOOD: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "settings": ((), {"entropy_coef": 0.1}),
     "rollout": (
         (),
-        dict.fromkeys(("values", "returns", "advantages", "rewards", "actions", "mask"), ZEROS)
+        dict.fromkeys(("values", "returns", "advantages", "rewards", "old_log_probs", "actions", "mask"), ZEROS)
         | {"index_order": "time_major"},
     ),
     "minibatch": (
@@ -48,9 +48,7 @@ GOOD: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "flush": ((), {"timeout": 5.0}),
     "close": ((), {"how": "finished"}),
 }
-"""Of each public method a call with every argument."""
-FOR_ADAPTERS = {"guarded", "known_rollout", "known_minibatch", "expect_layers"}
-"""Not called by a training loop."""
+"""A call of each public method with every argument."""
 NEEDED = {
     ("gradients", "total_norm"),
     ("episode", "return_"),
@@ -62,15 +60,15 @@ NEEDED = {
     ("rollout", "index_order"),
     ("close", "how"),
 }
-"""Where None is wrong. Elsewhere it means: not given."""
+"""Arguments that may not be None; elsewhere it means: not given."""
 
 
 def public_methods() -> set[str]:
-    return {name for name, f in vars(Recorder).items() if not name.startswith("_") and inspect.isfunction(f)}
+    return {name for name, _ in inspect.getmembers(Recorder, inspect.isfunction) if not name.startswith("_")}
 
 
 def wrong_calls() -> list[Any]:
-    """Of each method: with a keyword it has not, with too many positional arguments, and with each argument wrong."""
+    """Each method with an unknown keyword, with too many positional arguments, and with each argument wrong."""
     found = []
     for method, (args, kwargs) in GOOD.items():
         found.append(pytest.param(method, args, {**kwargs, "nonsense": 1}, "nonsense", id=f"{method}(nonsense=1)"))
@@ -88,7 +86,7 @@ def wrong_calls() -> list[Any]:
 
 
 def test_every_public_method_is_among_them():
-    assert set(GOOD) | FOR_ADAPTERS == public_methods()
+    assert set(GOOD) == public_methods()
     for method, (args, kwargs) in GOOD.items():
         parameters = inspect.signature(getattr(Recorder, method)).parameters
         named = [n for n, p in parameters.items() if n != "self" and p.kind is not p.VAR_KEYWORD]
@@ -144,7 +142,9 @@ def minibatch(rec: Recorder) -> None:
         ({"steps": 5}, "end_update() has no argument 'steps'. Did you mean step?"),
     ],
 )
-def test_an_update_told_wrongly_is_stored_without_what_was_wrong(tmp_path: Path, given: dict[str, Any], words: str):
+def test_an_update_closed_with_an_invalid_argument_is_stored_without_it(
+    tmp_path: Path, given: dict[str, Any], words: str
+):
     (name,) = given
     right = {"step": 5, "stopped_early": True, "epochs": 2, "policy_std": 0.5}
     sink = recorded(
@@ -158,16 +158,16 @@ def test_an_update_told_wrongly_is_stored_without_what_was_wrong(tmp_path: Path,
     assert (gap["table_name"], gap["reason"], gap["detail"]) == ("ppo_updates", "bad_call", words)
 
 
-def test_what_is_nearly_a_number_is_one():
-    assert (
-        noted("step", np.int32(7), "int64") == noted("step", 7.0, "int64") == noted("s", torch.tensor(7), "int64") == 7
-    )
-    assert noted("x", np.float32(0.5), "float64") == noted("x", torch.tensor(0.5), "float64") == 0.5
-    assert math.isnan(noted("x", math.nan, "float64"))
-    assert noted("x", np.bool_(True), "bool") is True
+def test_numbers_of_other_types_are_converted():
+    for seven in (np.int32(7), 7.0, torch.tensor(7)):
+        assert host_value("step", seven, "int64") == 7
+    for half in (np.float32(0.5), torch.tensor(0.5)):
+        assert host_value("x", half, "float64") == 0.5
+    assert math.isnan(host_value("x", math.nan, "float64"))
+    assert host_value("x", np.bool_(True), "bool") is True
     for wrong in (True, np.bool_(True), "7", 7.5, math.inf):
         with pytest.raises(BadCall, match="give a whole number"):
-            noted("step", wrong, "int64")
+            host_value("step", wrong, "int64")
 
 
 @pytest.mark.parametrize("wrong", [[0.0] * 3, np.zeros(3), "x", 0.5])
@@ -175,7 +175,7 @@ def test_what_is_nearly_a_number_is_one():
     "name",
     ["log_ratio", "new_log_probs", "advantages", "values", "returns", "old_values", "entropy", "mask", "actions"],
 )
-def test_what_is_no_tensor_is_named_with_what_to_give(tmp_path: Path, name: str, wrong: Any):
+def test_what_is_not_a_tensor_is_named_with_what_to_give(tmp_path: Path, name: str, wrong: Any):
     arguments = {"log_ratio": torch.zeros(3), name: wrong}
     sink = recorded(tmp_path, lambda rec: rec.minibatch(**arguments), lambda rec: rec.end_update())
     (gap,) = sink.rows("gaps")
@@ -197,7 +197,7 @@ def test_each_kind_of_wrong_call_is_logged_once_and_has_its_own_gap(tmp_path: Pa
         assert sum(detail in r.message for r in caplog.records if r.levelno == logging.WARNING) == 1
 
 
-def test_of_very_many_kinds_the_first_are_told_and_the_rest_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_of_very_many_kinds_the_first_are_logged_and_the_rest_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     def wrong(i: int) -> Callable[[Recorder], None]:
         def call(rec: Any) -> None:
             rec.minibatch(log_ratio=f"wrong {i}")
@@ -221,15 +221,15 @@ def test_the_end_says_what_was_lost_and_what_to_do(tmp_path: Path, caplog: pytes
     (end,) = [r.message for r in caplog.records if r.levelno == logging.ERROR]
     assert "not complete: 2 failed calls, 1 dropped row (last: log_ratio is a list; give a tensor)" in end
     assert "Correct the call in the training loop, as its line in the log says" in end
-    assert "room" not in end
+    assert "has space" not in end, "that is the advice for a full disk"
 
 
-def test_a_way_of_ending_that_there_is_not_is_told_and_kept_as_the_error(tmp_path: Path):
+def test_an_unknown_way_of_ending_is_reported_and_kept_as_the_error(tmp_path: Path):
     rec = Recorder(tmp_path, rules=None)
     rec.close("failed")
     assert rec.path is not None
     attempt = read_manifest(rec.path).last_attempt
-    assert attempt is not None and (attempt.how, attempt.error) == ("raised", "close() was told how='failed'")
+    assert attempt is not None and (attempt.how, attempt.error) == ("raised", "close() was called with how='failed'")
 
 
 def test_keys_of_config_that_are_kept_as_text_are_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -1,4 +1,4 @@
-"""The demo's recorder half: one run that learns and one that is wrecked, told apart by what was recorded."""
+"""The demo's recorder half: one run that learns and one that is wrecked, distinguished by what was recorded."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_the_alarms_are_those_of_the_runs_own_rules_over_its_own_rows(runs: dict
     assert all(row["rules_sha256"] == manifest.rules_sha256 for row in read_rows(path, "alarms"))
 
 
-def test_progress_is_told_line_by_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_progress_is_printed_line_by_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["demo", "--out", str(tmp_path), "--steps", "1024"])
         demo.main()

@@ -1,4 +1,4 @@
-"""A training reaches the same weights whatever becomes of its recording, and what is lost is told."""
+"""A training reaches the same weights whatever happens to its recording, and what was dropped is in `gaps`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def updates_of(folder: Path) -> list[int]:
     return sorted(row["update"] for row in read_rows(folder, "ppo_updates"))
 
 
-def told_by_gaps(folder: Path) -> set[int]:
+def updates_in_gaps(folder: Path) -> set[int]:
     gaps = read_rows(folder, "gaps")
     return {update for gap in gaps for update in range(gap["first_update"], gap["last_update"] + 1)}
 
@@ -82,18 +82,18 @@ def test_a_run_folder_removed_in_the_middle_costs_the_recording_and_says_so(tmp_
     assert "The recording is not complete" in caplog.text
 
 
-def test_a_journal_folder_removed_in_the_middle_costs_its_updates_and_a_gap_tells_which(tmp_path, weights):
+def test_a_journal_folder_removed_in_the_middle_costs_its_updates_which_are_gaps(tmp_path, weights):
     recorder = Recorder(tmp_path)
     assert recorder.path is not None
     folder = recorder.path
     assert train(recorder, {6: lambda: shutil.rmtree(folder / "journal")}) == weights
     stored = updates_of(folder)
     assert stored[-1] == UPDATES and 6 in stored
-    assert set(range(1, UPDATES + 1)) <= set(stored) | told_by_gaps(folder)
+    assert set(range(1, UPDATES + 1)) <= set(stored) | updates_in_gaps(folder)
     assert read_manifest(folder).attempts[0].dropped
 
 
-def test_permission_lost_in_the_middle_and_given_back_costs_what_a_gap_tells(
+def test_permission_lost_in_the_middle_and_given_back_costs_what_is_in_gaps(
     tmp_path, weights, monkeypatch, rolling_always
 ):
     """Root may write anywhere, so that the operating system refuses is put in the place where it would."""
@@ -116,7 +116,7 @@ def test_permission_lost_in_the_middle_and_given_back_costs_what_a_gap_tells(
     stored = updates_of(folder)
     assert {1, 2, 3, 9, 10, 11, 12} <= set(stored)
     assert not {6, 7} & set(stored)
-    assert set(range(1, UPDATES + 1)) == set(stored) | told_by_gaps(folder)
+    assert set(range(1, UPDATES + 1)) == set(stored) | updates_in_gaps(folder)
     assert "Permission denied" in str(read_manifest(folder).attempts[0].dropped.message)
 
 
@@ -133,23 +133,25 @@ class Hanging(MemorySink):
         super().write(table, columns)
 
 
-def test_a_writer_that_hangs_holds_nobody_up_and_the_updates_that_went_are_told(tmp_path, weights, monkeypatch):
+def test_a_writer_that_hangs_delays_nothing_and_the_dropped_updates_are_gaps(tmp_path, weights, monkeypatch):
     monkeypatch.setattr(Recorder, "flush", lambda self: None)
     sink = Hanging()
     recorder = Recorder(tmp_path, sink=sink)
-    assert recorder._writer is not None and recorder.path is not None
-    recorder._writer._capacity = 3
+    assert recorder._run is not None and recorder.path is not None
+    recorder._run.writer._capacity = 3
     assert train(recorder, {UPDATES: sink.let_go.set}) == weights
     stored = set(sink.updates)
     gaps = sink.rows("gaps")
-    told = {update for gap in gaps for update in range(gap["first_update"], gap["last_update"] + 1)}
+    dropped = {update for gap in gaps for update in range(gap["first_update"], gap["last_update"] + 1)}
     assert {gap["reason"] for gap in gaps} == {"queue_full"}
-    assert told and not told & {row["update"] for row in sink.rows("ppo_updates")}
-    assert stored | told == set(range(1, UPDATES + 1))
-    assert read_manifest(recorder.path).attempts[0].dropped.updates == len(told)
+    assert dropped and not dropped & {row["update"] for row in sink.rows("ppo_updates")}
+    assert stored | dropped == set(range(1, UPDATES + 1))
+    assert read_manifest(recorder.path).attempts[0].dropped.updates == len(dropped)
 
 
-def test_a_writer_that_hangs_to_the_end_is_given_up_and_run_json_tells_the_loss(tmp_path, weights, monkeypatch):
+def test_a_writer_that_hangs_to_the_end_is_given_up_and_run_json_counts_what_was_dropped(
+    tmp_path, weights, monkeypatch
+):
     from esper_recorder.storage.writer import Writer
 
     monkeypatch.setattr(Recorder, "flush", lambda self: None)
@@ -188,7 +190,7 @@ def test_a_clock_that_jumps_back_and_forth_changes_the_time_of_rows_and_nothing_
     assert json.loads((recorder.path / "run.json").read_text())["attempts"][0]["how"] == "finished"
 
 
-def test_a_disk_that_fills_up_and_is_cleared_again_costs_what_a_gap_tells(
+def test_a_disk_that_fills_up_and_is_cleared_again_costs_what_is_in_gaps(
     small_disk, weights, monkeypatch, rolling_always
 ):
     import esper_recorder.storage.sink as sink
@@ -211,4 +213,4 @@ def test_a_disk_that_fills_up_and_is_cleared_again_costs_what_a_gap_tells(
     stored = updates_of(folder)
     assert {1, 2, 3, 10, 11, 12} <= set(stored)
     assert len(stored) < UPDATES
-    assert set(range(1, UPDATES + 1)) == set(stored) | told_by_gaps(folder)
+    assert set(range(1, UPDATES + 1)) == set(stored) | updates_in_gaps(folder)

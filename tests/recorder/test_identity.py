@@ -1,4 +1,4 @@
-"""Every row says whose it is: of which run, attempt, rank and update. From disk, as an analyst reads them."""
+"""Every row says where it belongs: of which run, attempt, rank and update. From disk, as an analyst reads them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 import esper_analytics as ea
 from esper_analytics.maintenance.verification import verify
 from esper_recorder import Recorder
-from esper_recorder.capture.user_rows import FILLED
+from esper_recorder.arguments import FILLED
 from esper_recorder.contract.tables import IDENTITY
 from tests.recorder.storage.stored_updates import read_rows
 
@@ -23,7 +23,7 @@ NOT_THE_RECORDERS = {"events", "raw_events"}
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two updates at DEBUG with a row in every table that a recorder fills, and one that was told."""
+    """Two updates at DEBUG with a row in every table that a recorder fills, and a row recorded by itself."""
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     root = tmp_path_factory.mktemp("runs")

@@ -249,7 +249,7 @@ def jumping(clock: Any) -> Any:
 
 
 class TestWhatGoesWrong:
-    def test_a_sink_that_hangs_changes_nothing_and_the_loss_is_told(
+    def test_a_sink_that_hangs_changes_nothing_and_what_was_dropped_is_logged(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ):
         monkeypatch.setattr(Writer.close, "__defaults__", (0.2,))
@@ -264,10 +264,10 @@ class TestWhatGoesWrong:
         assert "did not finish within 0.2 s" in (attempt.dropped.message or "")
         assert "queue full" in caplog.text and "The recording is not complete" in caplog.text
         sink.answer.set()
-        assert rec._writer is not None
-        rec._writer._thread.join(60)
+        assert rec._run is not None
+        rec._run.writer._thread.join(60)
 
-    def test_a_sink_that_raises_changes_nothing_and_the_loss_is_told(
+    def test_a_sink_that_raises_changes_nothing_and_what_was_dropped_is_logged(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ):
         plain, _ = script()

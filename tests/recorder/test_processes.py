@@ -112,7 +112,7 @@ class TestRanks:
     def test_that_find_no_run_train_on_without_one(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ):
-        monkeypatch.setattr("esper_recorder.recorder.JOIN_SECONDS", 0.1)
+        monkeypatch.setattr("esper_recorder.rendezvous.JOIN_SECONDS", 0.1)
         rec = Recorder(tmp_path, run_id="nobody-made-it", rank=1, rules=None)
         rec.minibatch(log_ratio=torch.zeros(5))
         rec.end_update()
@@ -347,5 +347,5 @@ class TestASuddenEnd:
             patch.setattr("esper_recorder.storage.writer.Writer.close", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 rec.close()
-        assert rec._writer is not None and rec._writer.close()
+        assert rec._run is not None and rec._run.writer.close()
         assert rec.path is not None and [row["update"] for row in read_rows(rec.path, "ppo_updates")] == [1]

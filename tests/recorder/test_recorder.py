@@ -1,4 +1,4 @@
-"""The recorder as a training script holds it: what it writes down, and that it is the perfect guest."""
+"""The recorder as a training script holds it: what it records, and that it changes nothing in the training."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ class TestWhatIsNotThere:
 
 
 class TestEpisodesOfARollout:
-    def test_are_told_by_tensors_in_the_order_they_finished(self, tmp_path: Path):
+    def test_are_recorded_from_tensors_in_the_order_they_finished(self, tmp_path: Path):
         sink = MemorySink()
         finished = T([[0, 1, 0], [0, 0, 0], [1, 1, 0]], dtype=torch.bool)
         returns = torch.arange(9.0).reshape(3, 3) / 2
@@ -327,7 +327,7 @@ class TestWrongArguments:
             ({"total_steps": "many"}, "total_steps is 'many'"),
             ({"total_steps": 1.5}, "total_steps is 1.5"),
             ({"model": [1]}, "model is a list"),
-            ({"optimizer": "adam"}, "optimizer is a str"),
+            ({"optimizer": "adam"}, "optimizer is 'adam'; give a torch Optimizer"),
             ({"sink": print}, "sink is a builtin_function_or_method; give a Sink"),
             ({"rules": "nonsense"}, "nonsense"),
             ({"resume": "no-such-run"}, "there is no run no-such-run to resume"),
@@ -375,7 +375,7 @@ class TestCallsThatFail:
             (lambda rec: rec.episode(return_="high"), "return_ is 'high'; give a number", "bad_call"),
             (
                 lambda rec: rec.episodes(returns=torch.zeros(2, 3), finished=torch.zeros(3, 2)),
-                r"one shape \[steps, envs\], and was given \[2, 3\], \[3, 2\]",
+                r"one shape \[steps, envs\]; given were \[2, 3\], \[3, 2\]",
                 "bad_call",
             ),
             (
@@ -385,7 +385,7 @@ class TestCallsThatFail:
             ),
         ],
     )
-    def test_do_not_raise_are_told_once_and_leave_a_gap(
+    def test_do_not_raise_are_logged_once_and_leave_a_gap(
         self,
         tmp_path: Path,
         caplog: pytest.LogCaptureFixture,
@@ -497,7 +497,7 @@ class TestTheEnd:
                 two_updates("within", minibatch),
                 two_updates("within-planned", minibatch, total_updates=5),
                 two_updates("beyond-planned", minibatch, total_updates=2),
-                two_updates("adapter", lambda rec: setattr(rec, "unclosed", "left")),
+                two_updates("adapter", lambda rec: setattr(rec.adapter, "unclosed", "left")),
             ]
         """
         within = ("raised", "the process ended within update 3, and close() was not called", 3)

@@ -1,4 +1,4 @@
-"""The Stable-Baselines3 adapter as a guest: what it leaves behind, how failures pass through it, its neighbours."""
+"""The Stable-Baselines3 adapter: what it leaves behind, how failures pass through it, other callbacks beside it."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ class TestFailures:
         first = recorded.path
         assert [row["update"] for row in rows(recorded, "ppo_updates")] == [1, 2]
         assert how_it_ended(first) == "live"
-        assert str(recorded.recorder.unclosed).startswith("learn() never came back"), "told if the process ends now"
+        assert str(recorded.recorder.adapter.unclosed).startswith("learn() never came back"), "if the process ends now"
         model.learn(64, callback=recorded)  # the environment fails once only
         assert how_it_ended(first) == "raised"
         assert recorded.path != first and how_it_ended(recorded.path) == "finished"
@@ -332,7 +332,7 @@ class TestRuns:
         model.learn(32, callback=recorded, reset_num_timesteps=False)
         assert recorded.path != first and len(rows(recorded, "ppo_updates")) == 1
 
-    def test_learning_anew_is_a_run_of_its_own(self, tmp_path: Path):
+    def test_learning_from_zero_again_is_another_run(self, tmp_path: Path):
         model = ppo()
         recorded = callback(tmp_path)
         model.learn(32, callback=recorded)
@@ -340,7 +340,7 @@ class TestRuns:
         model.learn(32, callback=recorded)
         assert recorded.run_id != first and len(list(tmp_path.iterdir())) == 2
 
-    def test_the_manifest_tells_the_trainer_and_its_hyperparameters(self, tmp_path: Path):
+    def test_the_manifest_names_the_trainer_and_its_hyperparameters(self, tmp_path: Path):
         model = ppo(learning_rate=lambda left: 1e-3 * left, clip_range_vf=0.3)
         recorded = callback(tmp_path, config={"note": "mine"})
         model.learn(32, callback=recorded)
@@ -361,13 +361,13 @@ class TestRuns:
         assert [row["update"] for row in rows(recorded, "ppo_updates")] == [1, 2]
 
     @pytest.mark.parametrize("algorithm", [A2C, DQN])
-    def test_an_algorithm_that_is_no_ppo_is_a_type_error(self, tmp_path: Path, algorithm: Any):
+    def test_an_algorithm_other_than_ppo_is_a_type_error(self, tmp_path: Path, algorithm: Any):
         model = algorithm("MlpPolicy", TinyEnv(), device="cpu")
         with pytest.raises(TypeError, match=f"records PPO, MaskablePPO and RecurrentPPO; {algorithm.__name__} has no"):
             model.learn(16, callback=callback(tmp_path))
         assert list(tmp_path.iterdir()) == []
 
-    def test_an_unknown_level_or_profile_is_told_before_the_training(self, tmp_path: Path):
+    def test_an_unknown_level_or_profile_raises_before_the_training(self, tmp_path: Path):
         with pytest.raises(ValueError, match="level 'loud' is not known; there are: off, minimal, normal, debug"):
             RecorderCallback(tmp_path, level="loud", rules=None)
         with pytest.raises(ValueError, match="nonsense"):

@@ -1,4 +1,4 @@
-"""What a recorder notes of a model's parameters: their gradients, their weights, and what a step changed in them."""
+"""What an update records of a model's parameters: their gradients, their weights, and what a step changed in them."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class LayerBlock:
 
     def tensors(self) -> dict[str, Tensor]:
         """All its tensors by name."""
-        found = {}
+        tensors = {}
         for i, part in enumerate(self.parts):
-            found[f"{i}.statistics"], found[f"{i}.histograms"] = part.statistics.values, part.histograms
-        return found
+            tensors[f"{i}.statistics"], tensors[f"{i}.histograms"] = part.statistics.values, part.histograms
+        return tensors
 
 
 @dataclass(frozen=True, slots=True)
 class LayerPart:
-    """The measured ones of a block's parameters that live on one device."""
+    """The measured parameters of a block that are on one device."""
 
     places: list[int]
     """Which of the block's parameters they are."""
@@ -47,17 +47,22 @@ class LayerPart:
 
 
 class LayerLog:
-    """The steps of an update whose gradients were taken.
+    """The steps of an update whose gradients were measured.
 
-    A step's change is known where the weights were kept before it. Steps that the loop tells of (`take` before the
-    step) are; of others only where `keeps_always`, which costs a copy of the weights at each.
+    What a step changed is known if the weights were kept before it. They are kept before the steps that the loop calls
+    `take` for; before others only while `keeps_always`, which costs a copy of the weights at each.
+
+    Args:
+        model: its `named_parameters()` are the layers; None measures nothing. It is not kept alive.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: torch.nn.Module | None = None) -> None:
         self.keeps_always = True
+        # Weak: after a failed training its model must be free to go, whatever becomes of the recorder.
+        self._model = None if model is None else weakref.ref(model)
         self._names: list[str] = []
-        self._references: list[weakref.ref[Tensor]] = []  # a failed training's model must be free to go
-        self._gradients: list[str] = []  # of each: dense, other or none
+        self._references: list[weakref.ref[Tensor]] = []
+        self._gradients: list[str] = []  # of each parameter: dense, other or none
         self._reducers: list[tuple[list[int], LayerReducer]] = []
         self._sizes: list[int] = []
         self._steps: list[dict[str, Any]] = []
@@ -68,32 +73,43 @@ class LayerLog:
         return len(self._steps) + len(self._blocks)
 
     @property
-    def waits_for_step(self) -> bool:
+    def model(self) -> torch.nn.Module | None:
+        """The model, if there is one and it is still alive."""
+        return None if self._model is None else self._model()
+
+    @property
+    def awaits_step(self) -> bool:
         """Whether `before_step` has something to do."""
         return self._open or self.keeps_always
 
-    def take(self, model: torch.nn.Module, notes: dict[str, Any], *, only: bool) -> None:
-        """Take the gradients as they stand; `only` these, what was taken before in this update is forgotten."""
+    def take(self, notes: dict[str, Any], *, only: bool = False) -> None:
+        """Measure the gradients as they are; `only` forgets what was measured before in this update."""
+        model = self.model
+        if model is None:
+            return
         if only:
             self._settle()
             self._forget()
-        parameters = self._look(model)
+        parameters = self._parameters(model)
         after_step = self._open and self._kept
         for places, reducer in self._reducers:
             reducer.take([parameters[i] for i in places], after_step=after_step)
         self._steps.append(notes)
         self._open, self._kept = True, False
 
-    def take_after_step(self, model: torch.nn.Module, notes: dict[str, Any]) -> None:
-        """Take the gradients that are left of the step made last, and what that step changed."""
+    def take_after_step(self, notes: dict[str, Any]) -> None:
+        """Measure the gradients that the last step left, and what that step changed."""
         kept = self._kept
         self._open = False
-        self.take(model, notes, only=False)
+        self.take(notes)
         self._kept = kept
         self._settle()
 
-    def before_step(self, model: torch.nn.Module) -> None:
-        """The optimizer is about to make a step."""
+    def before_step(self) -> None:
+        """Keep the weights: the optimizer is about to make a step."""
+        model = self.model
+        if model is None:
+            return
         if self._open and self._kept:
             self._settle()  # of the step before
         if self._open and all(reducer.holds_weights for _, reducer in self._reducers):
@@ -101,35 +117,35 @@ class LayerLog:
                 reducer.keep_taken()
             self._kept = True
         elif self._open or self.keeps_always:
-            parameters = self._look(model)
+            parameters = self._parameters(model)
             for places, reducer in self._reducers:
                 reducer.keep([parameters[i] for i in places])
             self._kept = True
 
     def drain(self) -> list[LayerBlock]:
-        """What was taken in this update; the next one begins."""
+        """Return what was measured in this update; the next one begins."""
         self._close_block()
         blocks, self._blocks = self._blocks, []
         self._listed = self._kept = False
         return blocks
 
     def clear(self) -> None:
-        """Forget what was taken."""
+        """Forget what was measured."""
         self._forget()
         self._listed = self._kept = False
 
     def _settle(self) -> None:
-        """Note what the step changed that followed the newest taking."""
+        """Measure what the step changed that followed the newest `take`."""
         if self._open and self._kept:
             parameters = [reference() for reference in self._references]
             for places, reducer in self._reducers:
-                own = [p for i in places if (p := parameters[i]) is not None]
-                if len(own) == len(places):  # else the model has gone
-                    reducer.changed(own)
+                alive = [p for i in places if (p := parameters[i]) is not None]
+                if len(alive) == len(places):  # else the model has gone
+                    reducer.changed(alive)
         self._open = self._kept = False
 
-    def _look(self, model: torch.nn.Module) -> list[Tensor]:
-        """The parameters, listed anew once per update; which of them have a gradient is looked at each time."""
+    def _parameters(self, model: torch.nn.Module) -> list[Tensor]:
+        """The parameters, listed once per update. Which of them have a gradient is examined each time."""
         parameters = [p for reference in self._references if (p := reference()) is not None]
         if not self._listed or len(parameters) < len(self._references):
             named = list(model.named_parameters())
@@ -139,7 +155,7 @@ class LayerLog:
                 self._close_block()
                 self._names, self._references, self._gradients = names, [weakref.ref(p) for p in listed], []
             parameters, self._listed = listed, True
-        # A sparse gradient has no dense statistics, a complex one no order; it is told as present and not measured.
+        # A sparse gradient has no dense statistics, a complex one no order: recorded as present and not measured.
         gradients = [
             "none"
             if (g := p.grad) is None

@@ -1,31 +1,41 @@
-"""The ring that holds an update's minibatches until they are reduced together.
+"""The minibatches of an open update, kept until they are reduced together.
 
-Reducing a minibatch where it is evaluated takes dozens of small tensor operations; copying it takes one. So a
-minibatch is copied into a preallocated buffer on its own device, and the reductions run once per update over the
-whole buffer. Where an update is larger than the buffer may grow, it is reduced in several pieces.
+To reduce a minibatch when its loss is computed takes dozens of small tensor operations; to keep it takes one copy. What
+it shares with the rollout is not even copied: many minibatches look that up by index at once.
+
+Covers:
+- minibatches of tensors, and those that a compiled step packed;
+- fields, types, heads or devices that change within an update: minibatches of one layout are reduced together;
+- updates that are larger than the memory to keep them: a part is reduced early;
+- a device that fails: what has arrived on the host is kept.
+
+Does not cover:
+- minibatches of one update on several devices reduced together: each device's are a separate batch;
+- an index without a rollout: it is recorded with the worst transitions, and finds no fields.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from esper_recorder.arguments import BadCall, FieldKey, HeadLayout, argument
+from esper_recorder.arguments import BadCall, FieldKey, HeadLayout, check_alike, check_log_ratio
+from esper_recorder.capture.host_copies import DEVICES, HostCopy
+from esper_recorder.capture.rollout import Rollout
+from esper_recorder.reductions.gradients import copy_all
 from esper_recorder.reductions.minibatches import HeadFields, LossSettings, RatioSummary, reduce_minibatches
-from esper_recorder.reductions.statistics import FAR, Valid, from_host, within
+from esper_recorder.reductions.statistics import FAR, Valid, from_host, to_device, within
 from esper_recorder.reductions.transitions import log_ratio_of
-
-_NAN = float("nan")
 
 
 @dataclass(slots=True)
 class MinibatchNotes:
-    """What is known of a minibatch on the host, beside its tensors."""
+    """What the host knows of a minibatch, apart from its tensors."""
 
     minibatch: int
     epoch: int | None = None
@@ -33,446 +43,389 @@ class MinibatchNotes:
     value_clip_range: float | None = None
     learning_rate: float | None = None
     entropy_max: float | None = None
-    normalize: bool = False
+    normalize: bool | None = None
+    """None if nobody said whether the loss normalises its advantages."""
     stepped: bool | None = None
     norm_seen: bool = False
-    grad_norm: float | None = None
-    """Where it is known on the host; else it is on the device."""
+    grad_norm: float | Tensor | None = None
+    """A tensor if it is on a device; None if it was not recorded, or once the minibatch is reduced."""
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """The reduced minibatches of (part of) an update; tensors are small and on the minibatches' device."""
+class BatchSummary:
+    """Minibatches of one layout, reduced: small tensors on the minibatches' device."""
 
     notes: tuple[MinibatchNotes, ...]
-    reduced: tuple[RatioSummary, ...]
-    """The joint ratio, then the heads; one scope a minibatch where `per_minibatch`, else one."""
+    ratios: tuple[RatioSummary, ...]
+    """The joint ratio, then the heads; one scope per minibatch if `per_minibatch`, else one."""
     grad_norms: Tensor
-    """[minibatches], without a meaning where none was seen."""
+    """float64 [minibatches]; without a meaning if no norm was seen."""
     per_minibatch: bool
+    outside: Tensor | None = None
+    """[minibatches]: how many transitions are left out because their index is outside the rollout; None if zero."""
 
     def tensors(self) -> dict[str, Tensor]:
         """All its tensors by name."""
-        named = {f"{i}.{name}": x for i, one in enumerate(self.reduced) for name, x in one.tensors().items()}
-        return named | {"grad_norms": self.grad_norms}
+        named = {f"{i}.{name}": x for i, ratio in enumerate(self.ratios) for name, x in ratio.tensors().items()}
+        outside = {} if self.outside is None else {"outside": self.outside}
+        return named | outside | {"grad_norms": self.grad_norms}
 
-    def replaced(self, tensors: Mapping[str, Tensor]) -> Piece:
-        """The same with other tensors, as `tensors` names them."""
-        reduced = [
-            one.replaced({name: tensors[f"{i}.{name}"] for name in one.tensors()}) for i, one in enumerate(self.reduced)
+    def replaced(self, tensors: Mapping[str, Tensor]) -> BatchSummary:
+        """The same with other tensors, named as `tensors` names them."""
+        ratios = [
+            ratio.replaced({name: tensors[f"{i}.{name}"] for name in ratio.tensors()})
+            for i, ratio in enumerate(self.ratios)
         ]
-        return Piece(self.notes, tuple(reduced), tensors["grad_norms"], self.per_minibatch)
+        grad_norms, outside = tensors["grad_norms"], tensors.get("outside")
+        return replace(self, ratios=tuple(ratios), grad_norms=grad_norms, outside=outside)
 
 
 @dataclass(frozen=True, slots=True)
-class Pushed:
-    """Minibatches that came packed, as `esper_recorder.reduce` returned them."""
+class PackedBatch:
+    """Minibatches that a compiled step packed, as `esper_recorder.reduce` returned them."""
 
     notes: tuple[MinibatchNotes, ...]
     packed: Tensor
     """float64 [minibatches, length]"""
+    grad_norms: Tensor
+    """As for `BatchSummary`; a norm that is packed comes first."""
     per_minibatch: bool
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its tensor by name."""
-        return {"packed": self.packed}
+        """All its tensors by name."""
+        return {"packed": self.packed, "grad_norms": self.grad_norms}
 
 
-@dataclass(slots=True)
-class MinibatchRing:
-    """Minibatches of equal fields, copied and not yet reduced.
+class _Layout(NamedTuple):
+    """What a minibatch has. Minibatches reduced together have the same: nothing that one lacks is made up."""
 
-    Attributes:
-        limit_bytes: how large the buffer may grow before it is reduced early.
+    fields: tuple[FieldKey, ...]
+    """Without any, it is packed."""
+    dtype: torch.dtype
+    device: torch.device
+    length: int = 0
+    """Of a packed one."""
+    clip_range: bool = False
+    entropy_max: bool = False
+    normalize: bool = False
+    heads: tuple[HeadLayout, ...] = ()
+    index: Any = None
+    """The type of its index, and a tensor's device."""
+    actions: Any = None
+    """Their device and the shape of each."""
+    rollout: Rollout | None = None
+
+
+class MinibatchBuffer:
+    """The minibatches of one update.
+
+    Args:
         pessimistic_value_clip: see `transition_statistics`.
-        per_minibatch: reduce histograms and exemplars for each minibatch instead of for the whole update.
+        per_minibatch: reduce histograms and exemplars of each minibatch instead of the whole update's.
+        limit_bytes: memory that minibatches take while they are reduced together.
     """
 
-    limit_bytes: int = 64 << 20
-    pessimistic_value_clip: bool = True
-    per_minibatch: bool = False
-    _names: tuple[FieldKey, ...] = ()
-    _heads: tuple[HeadLayout, ...] = ()
-    _given: tuple[Any, ...] = ()
-    _rows: tuple[Tensor, ...] = ()
-    _uniform: bool = False
-    _buffer: Tensor | None = None
-    _index: list[Tensor] = field(default_factory=list)
-    _actions: list[Tensor] = field(default_factory=list)
-    _norms: Tensor | None = None
-    _lengths: list[int] = field(default_factory=list)
-    _notes: list[MinibatchNotes] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def another(self) -> MinibatchRing:
-        """An empty one that reduces as this one does."""
-        return MinibatchRing(self.limit_bytes, self.pessimistic_value_clip, self.per_minibatch)
-
-    @property
-    def newest(self) -> tuple[tuple[FieldKey, ...], Tensor]:
-        """The newest minibatch: names of its fields, and a view of their values, [fields, n]."""
-        assert self._buffer is not None
-        return self._names, self._buffer[len(self._lengths) - 1, :, : self._lengths[-1]]
-
-    @property
-    def last(self) -> MinibatchNotes | None:
-        """The notes of the newest minibatch."""
-        return self._notes[-1] if self._notes else None
-
-    @property
-    def norm_seen(self) -> bool:
-        """Whether the newest minibatch's gradient norm was told."""
-        return bool(self._notes) and self._notes[-1].norm_seen
-
-    def fits(
-        self,
-        fields: Mapping[FieldKey, Tensor],
-        n: int,
-        notes: MinibatchNotes,
-        *,
-        heads: tuple[HeadLayout, ...] = (),
-        index: Tensor | None = None,
-        actions: Tensor | None = None,
-    ) -> bool:
-        """Whether a minibatch can be appended without reducing what is there first."""
-        if not self._lengths:
-            return True
-        assert self._buffer is not None
-        if _given(fields, notes, heads, index, actions) != self._given:
-            return False
-        rows, _, width = self._buffer.shape
-        if len(self._lengths) < rows and n <= width:
-            return True
-        return self._bytes(2 * rows if len(self._lengths) == rows else rows, max(n, width)) <= self.limit_bytes
+    def __init__(
+        self, *, pessimistic_value_clip: bool = True, per_minibatch: bool = False, limit_bytes: int = 64 << 20
+    ) -> None:
+        self._pessimistic_value_clip = pessimistic_value_clip
+        self._per_minibatch = per_minibatch
+        self._limit_bytes = limit_bytes
+        self._reduced: list[BatchSummary | PackedBatch] = []
+        self._copies: list[tuple[HostCopy, _Layout, MinibatchNotes, Any]] = []
+        self._layout: _Layout | None = None
+        self._lookups: tuple[str, ...] = ()
+        self._copies_to_host = False
+        self._most = self._width = 0  # how many minibatches, and of how many transitions, are reduced together
+        self._kept: list[
+            tuple[MinibatchNotes, Tensor, Any, Tensor | None]
+        ] = []  # of one layout: values, index, actions
 
     def append(
         self,
-        fields: Mapping[FieldKey, Tensor],
-        n: int,
+        fields: tuple[FieldKey, ...],
+        tensors: Sequence[Tensor],
         notes: MinibatchNotes,
-        *,
         heads: tuple[HeadLayout, ...] = (),
-        index: Tensor | None = None,
+        index: Any = None,
         actions: Tensor | None = None,
+        rollout: Rollout | None = None,
     ) -> None:
-        """Copy a minibatch in, one that `fits`.
+        """Copy a minibatch. Called without gradients.
 
         Args:
-            fields: 1-d tensors of length n by name, of one device; the first minibatch decides which there are.
-            heads: what of them are action heads', as `head_fields` lays them out.
-            n: transitions, padding included.
-            notes: what else is known.
-            index: int64 [n], position of each transition in the rollout.
+            fields: what the tensors are.
+            tensors: one-dimensional, of one length and device.
+            notes: what the host knows of it.
+            heads: the layouts of its action heads, whose fields come last, as `head_fields` returns them.
+            index: position of each transition in the rollout: a tensor or NumPy array [n].
             actions: [n, size].
+            rollout: has the fields that are not given, to be found by index.
 
         Raises:
-            BadCall: lengths or devices differ; the minibatch is not taken.
+            BadCall: the log ratio cannot be computed, or lengths or devices differ; the minibatch is not kept.
         """
-        if not self._lengths or self._buffer is None or not self._has_room(n):
-            self._reserve(fields, n)
-        if not self._lengths:
-            self._given = _given(fields, notes, heads, index, actions)
-            self._heads = heads
-        assert self._buffer is not None
-        row = len(self._lengths)
-        tensors = list(fields.values())
-        if (
-            not self._uniform  # copying would repeat a single element
-            or (index is not None and index.shape[0] != n)
-            or (actions is not None and actions.shape[0] != n)
-        ):
-            _check_lengths(fields, n, index, actions)
-        with torch.no_grad():
-            target = self._rows[row] if n == self._buffer.shape[2] else self._buffer[row, :, :n]
-            if self._uniform:
-                try:
-                    torch.stack(tensors, out=target)
-                except (RuntimeError, NotImplementedError):
-                    _check_lengths(fields, n, index, actions)
-                    raise
-            else:
-                for i, tensor in enumerate(tensors):
-                    target[i].copy_(tensor)
-            own_index = None if index is None else _sent(index, target.device).clone()
-            own_actions = None if actions is None else _sent(actions, target.device).to(torch.float32, copy=True)
-        if own_index is not None:
-            self._index.append(own_index)
-        if own_actions is not None:
-            self._actions.append(own_actions)
-        self._lengths.append(n)  # last, so that a minibatch that could not be copied is not there
-        self._notes.append(notes)
+        try:
+            values = torch.stack(tensors)  # type: ignore[arg-type]
+        except RuntimeError:
+            check_alike(dict(zip(fields, tensors, strict=True)))
+            raise
+        n = values.shape[1]
+        if (index is not None and index.shape[0] != n) or (actions is not None and actions.shape[0] != n):
+            check_alike(dict(zip(fields, tensors, strict=True)), index=index, actions=actions)
+        layout = (
+            fields,
+            values.dtype,
+            values.device,
+            0,
+            notes.clip_range is not None,
+            notes.entropy_max is not None,
+            notes.normalize is not None,
+            heads,
+            index.device if isinstance(index, Tensor) else type(index),
+            None if actions is None else (actions.device, actions.shape[1:]),
+            None if index is None else rollout,
+        )
+        if layout != self._layout or n > self._width or len(self._kept) >= self._most:
+            self._make_space(_Layout(*layout), n)
+        kept_index = None if index is None else index.clone() if isinstance(index, Tensor) else index.copy()
+        kept_actions = None if actions is None else actions.to(torch.float32, copy=True)
+        if self._copies_to_host and self._layout is not None:
+            away = kept_index if isinstance(index, Tensor) else None
+            self._copies.append((HostCopy(values, away), self._layout, notes, kept_index))
+        self._kept.append((notes, values, kept_index, kept_actions))
 
-    def set_grad_norm(self, norm: Tensor | float) -> None:
-        """Note the total gradient norm of the newest minibatch's step."""
-        if not self._notes:
-            return
-        assert self._norms is not None
-        if isinstance(norm, Tensor) and norm.device.type != "cpu":
-            self._norms[len(self._notes) - 1].copy_(norm.detach())
-        else:
-            self._notes[-1].grad_norm = float(norm)
-        self._notes[-1].norm_seen = True
+    def push(self, packed: Tensor, notes: MinibatchNotes) -> None:
+        """Copy a minibatch that a compiled step packed: float64 [length]."""
+        layout = _Layout((), packed.dtype, packed.device, packed.shape[0])
+        if layout != self._layout or len(self._kept) >= self._most:
+            self._make_space(layout, 1)
+        self._kept.append((notes, packed.clone(), None, None))
 
-    def clear(self) -> None:
-        """Forget the minibatches and keep the memory."""
-        self._lengths.clear()
-        self._notes.clear()
-        self._index.clear()
-        self._actions.clear()
+    def drain(self) -> list[BatchSummary | PackedBatch]:
+        """Reduce what is there, and forget all of it."""
+        self._close_batch()
+        reduced, self._reduced = self._reduced, []
+        self._copies.clear()
+        return reduced
+
+    def salvage(self) -> tuple[MinibatchBuffer, int]:
+        """Return the minibatches that have arrived on the host, after the device failed, and how many there are.
+
+        Action heads, actions and gradient norms that are only on the device are left out.
+        """
+        buffer = MinibatchBuffer(
+            pessimistic_value_clip=self._pessimistic_value_clip,
+            per_minibatch=self._per_minibatch,
+            limit_bytes=self._limit_bytes,
+        )
+        rollouts: dict[int, Rollout | None] = {}
+        arrived = 0
+        for copy, layout, notes, index in self._copies:
+            tensors = copy.arrived()
+            if tensors is None or tensors[0] is None:
+                continue
+            joint = sum(isinstance(key, str) for key in layout.fields)  # heads come last
+            fields, values = layout.fields[:joint], tensors[0].unbind()[:joint]
+            rollout = layout.rollout
+            if rollout is not None:
+                rollout = rollouts.setdefault(id(rollout), rollout.on_host())
+            on_host = isinstance(notes.grad_norm, float)
+            known = replace(notes, norm_seen=on_host, grad_norm=notes.grad_norm if on_host else None)
+            try:
+                buffer.append(fields, values, known, index=index if tensors[1] is None else tensors[1], rollout=rollout)
+            except BadCall:  # its rollout has not arrived
+                continue
+            arrived += 1
+        return buffer, arrived
+
+    def _make_space(self, layout: _Layout, n: int) -> None:
+        """Reduce what is kept if another minibatch of n transitions cannot be reduced with it."""
+        if layout != self._layout:
+            lookups: tuple[str, ...] = ()
+            if layout.rollout is not None:
+                lookups = layout.rollout.missing_from(layout.fields, layout.device)
+            if layout.fields:
+                check_log_ratio({*layout.fields, *lookups})
+                _check_devices(layout)
+            self._close_batch()
+            self._layout, self._lookups = layout, lookups
+            self._copies_to_host = layout.device.type in DEVICES
+        width = max(self._width, n) if self._kept else n
+        most = self._most_of(width)
+        if len(self._kept) >= most:
+            self._close_batch()
+            width, most = n, self._most_of(n)
+        self._width, self._most = width, most
+
+    def _most_of(self, width: int) -> int:
+        """How many minibatches of a width are reduced together."""
+        assert self._layout is not None
+        layout = self._layout
+        numbers = layout.length or width * (len(layout.fields) + len(self._lookups))
+        index = 8 * width if layout.index is not type(None) else 0
+        return max(self._limit_bytes // max(numbers * layout.dtype.itemsize + index, 1), 1)
+
+    def _close_batch(self) -> None:
+        if self._kept:
+            self._reduced.append(self._reduce())
+            self._kept.clear()
 
     @torch.no_grad()
-    def reduce(self) -> Piece | None:
-        """Reduce all minibatches and forget them; None where there are none."""
-        if not self._lengths:
-            return None
-        assert self._buffer is not None and self._norms is not None
-        rows, width = len(self._lengths), max(*self._lengths, 1)
-        view = self._buffer[:rows, :, :width]
-        notes = tuple(self._notes)
-        piece = reduce_held(
-            {name: view[:, i] for i, name in enumerate(self._names) if isinstance(name, str)},
-            self._head_fields(view),
-            notes,
-            self._lengths,
-            index=_padded(self._index, width, -1),
-            actions=_padded(self._actions, width, 0),
-            grad_norms=self._norms[:rows],
-            pessimistic_value_clip=self.pessimistic_value_clip,
-            per_minibatch=self.per_minibatch,
+    def _reduce(self) -> BatchSummary | PackedBatch:
+        assert self._layout is not None
+        layout = self._layout
+        notes, values, indices, all_actions = zip(*self._kept, strict=True)
+        grad_norms = _grad_norms(notes)
+        if not layout.fields:
+            return PackedBatch(notes, torch.stack(values), grad_norms, self._per_minibatch)
+        lengths = [x.shape[1] for x in values]
+        width = max(*lengths, 1)
+        dtype = torch.promote_types(layout.dtype, torch.float32)
+        if self._lookups and layout.rollout is not None:
+            dtype = torch.promote_types(dtype, layout.rollout.dtype_of(self._lookups))
+        whole = _side_by_side(values, lengths, width, 0).to(dtype)
+        index = actions = None
+        if indices[0] is not None:
+            tensors = indices if isinstance(indices[0], Tensor) else [torch.from_numpy(array) for array in indices]
+            index = to_device(_side_by_side(tensors, lengths, width, -1), layout.device).to(torch.int64)
+        if all_actions[0] is not None:
+            by_size = [x.t() for x in all_actions]
+            actions = to_device(_side_by_side(by_size, lengths, width, 0), layout.device).transpose(1, 2)
+        fields = {name: whole[:, i] for i, name in enumerate(layout.fields) if isinstance(name, str)}
+        present = outside = None
+        if self._lookups and layout.rollout is not None and index is not None:
+            from_rollout, present = layout.rollout.look_up(self._lookups, index, dtype)
+            fields |= from_rollout
+            if index.device.type == "cpu" and bool(present.all()):
+                present = None
+            else:
+                outside = _outside(index, present, fields.get("mask"))
+        ratios = reduce_minibatches(
+            fields,
+            _head_fields(whole, layout),
+            _valid(fields, notes, lengths, present, has_heads=bool(layout.heads)),
+            _loss_settings(fields, notes, pessimistic_value_clip=self._pessimistic_value_clip),
+            index=index,
+            actions=actions,
+            per_minibatch=self._per_minibatch,
         )
-        self.clear()
-        return piece
-
-    def _head_fields(self, view: Tensor) -> list[HeadFields]:
-        """The heads in the buffer: views, as the heads of a group lie side by side."""
-        groups = []
-        at = sum(isinstance(name, str) for name in self._names)
-        for layout in self._heads:
-            heads = len(layout.names)
-            fields = {field: view[:, at + i * heads :][:, :heads] for i, field in enumerate(layout.fields)}
-            at += heads * len(layout.fields)
-            if layout.entropy_max is not None:
-                bounds = from_host(layout.entropy_max, torch.float64, view.device)
-                fields["entropy_max"] = bounds[:, None].expand(view.shape[0], heads, view.shape[2])
-            groups.append(HeadFields(layout.names, fields))
-        return groups
-
-    def _has_room(self, n: int) -> bool:
-        assert self._buffer is not None
-        return len(self._lengths) < self._buffer.shape[0] and n <= self._buffer.shape[2]
-
-    def _reserve(self, fields: Mapping[FieldKey, Tensor], n: int) -> None:
-        buffer = self._buffer
-        first = next(iter(fields.values()))
-        dtype = torch.float64 if any(t.dtype == torch.float64 for t in fields.values()) else torch.float32
-        self._uniform = all(t.dtype == dtype for t in fields.values())
-        if not self._lengths and (
-            buffer is None or tuple(fields) != self._names or buffer.device != first.device or buffer.dtype != dtype
-        ):
-            self._names = tuple(fields)
-            self._buffer = torch.zeros((32, len(fields), max(n, 1)), dtype=dtype, device=first.device)
-            self._norms = torch.full((32,), _NAN, dtype=torch.float64, device=first.device)
-            self._rows = self._buffer.unbind()
-            return
-        assert buffer is not None and self._norms is not None
-        rows, _, width = buffer.shape
-        if len(self._lengths) == rows or n > width:
-            rows = 2 * rows if len(self._lengths) == rows else rows
-            self._buffer = _grown(buffer, (rows, buffer.shape[1], max(n, width)))
-            self._norms = _grown(self._norms, (rows,))
-            self._rows = self._buffer.unbind()
-
-    def _bytes(self, rows: int, width: int) -> int:
-        assert self._buffer is not None
-        return rows * width * self._buffer.shape[1] * self._buffer.element_size()
+        return BatchSummary(notes, ratios, grad_norms, self._per_minibatch, outside)
 
 
-def reduce_held(
-    fields: dict[str, Tensor],
-    heads: Sequence[HeadFields],
-    notes: tuple[MinibatchNotes, ...],
-    lengths: Sequence[int],
-    *,
-    index: Tensor | None = None,
-    actions: Tensor | None = None,
-    grad_norms: Tensor | None = None,
-    pessimistic_value_clip: bool,
-    per_minibatch: bool,
-) -> Piece:
-    """Reduce minibatches that lie side by side.
-
-    Args:
-        fields: tensors [minibatches, width] by name, those of `reduce_minibatches` and `mask`.
-        heads: groups of action heads.
-        notes: what is known of each minibatch.
-        lengths: transitions of each; what lies beyond is without a meaning.
-        index, actions: as for `reduce_minibatches`.
-        grad_norms: float64 [minibatches], of those whose norm is not in the notes; None where all are.
-        pessimistic_value_clip, per_minibatch: as for `MinibatchRing`.
-    """
+def _loss_settings(
+    fields: dict[str, Tensor], notes: Sequence[MinibatchNotes], *, pessimistic_value_clip: bool
+) -> LossSettings:
+    """What the losses were computed with; `entropy_max` becomes a field if it is a number."""
     first = next(iter(fields.values()))
-    rows, width = first.shape
-    device = first.device
-    valid: Valid = None
-    if heads or not _is_plain(fields, notes, lengths):
-        valid = torch.arange(width, device=device) < from_host(lengths, torch.int64, device)[:, None]
-        mask = fields.pop("mask", None)
-        if mask is not None:
-            valid = valid & (mask != 0)
-    bounds = [m.entropy_max for m in notes if m.entropy_max is not None]
-    if "entropy_max" not in fields and len(bounds) == len(notes):
-        fields["entropy_max"] = from_host(bounds, torch.float64, device)[:, None].expand(rows, width)
-    settings = LossSettings(
-        clip_range=_known([m.clip_range for m in notes], device),
-        value_clip_range=_known([m.value_clip_range for m in notes], device),
+    if "entropy_max" not in fields and notes[0].entropy_max is not None:
+        bounds = from_host(
+            [math.nan if m.entropy_max is None else m.entropy_max for m in notes], torch.float64, first.device
+        )
+        fields["entropy_max"] = bounds[:, None].expand(first.shape)
+    normalize = None
+    if notes[0].normalize is not None:
+        normalize = from_host([bool(m.normalize) for m in notes], torch.bool, first.device)
+    return LossSettings(
+        clip_range=_numbers([m.clip_range for m in notes], first.device),
+        value_clip_range=_numbers([m.value_clip_range for m in notes], first.device),
         pessimistic_value_clip=pessimistic_value_clip,
-        normalize=from_host([m.normalize for m in notes], torch.bool, device),
+        normalize=normalize,
     )
-    reduced = reduce_minibatches(
-        fields, heads, valid, settings, index=index, actions=actions, per_minibatch=per_minibatch
-    )
-    return Piece(notes, reduced, _grad_norms(notes, grad_norms), per_minibatch)
 
 
-_FAR_LOG_RATIO = 40.0
-"""Numbers up to `FAR` have finite products with a ratio of up to e^40, in float32 too."""
+def _valid(
+    fields: dict[str, Tensor],
+    notes: Sequence[MinibatchNotes],
+    lengths: Sequence[int],
+    present: Tensor | None,
+    *,
+    has_heads: bool,
+) -> Valid:
+    """Which transitions count: those within the lengths, the mask, which is taken out of the fields, and `present`."""
+    first = next(iter(fields.values()))
+    mask = fields.pop("mask", None)
+    if mask is None and present is None and not has_heads and _all_finite(fields, notes, lengths):
+        return None
+    valid = torch.arange(first.shape[1], device=first.device) < from_host(lengths, torch.int64, first.device)[:, None]
+    if mask is not None:
+        valid = valid & (mask != 0)
+    return valid if present is None else valid & present
 
 
-def _is_plain(fields: Mapping[str, Tensor], notes: Sequence[MinibatchNotes], lengths: Sequence[int]) -> bool:
-    """Whether minibatches are such that `Valid` may be None. On a device nobody looks, as that would wait for it."""
-    width = next(iter(fields.values())).shape[1]
-    if "mask" in fields or min(lengths) < width or width < 2:  # a single one has no standard deviation
+def _all_finite(fields: Mapping[str, Tensor], notes: Sequence[MinibatchNotes], lengths: Sequence[int]) -> bool:
+    """Whether `Valid` may be None. On a device the values are not examined, as that would wait for it."""
+    first = next(iter(fields.values()))
+    width = first.shape[1]
+    if first.device.type != "cpu" or min(lengths) < width or width < 2:  # a single one has no standard deviation
         return False
-    if any(x.device.type != "cpu" for x in fields.values()):
-        return False
-    told = [m.clip_range for m in notes if m.clip_range is not None]
-    if told and (len(told) < len(notes) or any(map(math.isnan, told))):
+    if any(m.clip_range is not None and math.isnan(m.clip_range) for m in notes):
         return False
     log_ratio = log_ratio_of(fields)
     assert log_ratio is not None
     return all(within(x, FAR) for x in fields.values()) and within(log_ratio, _FAR_LOG_RATIO)
 
 
-def _grad_norms(notes: Sequence[MinibatchNotes], on_device: Tensor | None) -> Tensor:
-    on_host = [m.grad_norm is not None for m in notes]
-    norms = torch.tensor([m.grad_norm or 0.0 for m in notes], dtype=torch.float64, device="cpu")
-    if on_device is None or all(known or not m.norm_seen for known, m in zip(on_host, notes, strict=True)):
-        return norms
-    device = on_device.device
-    known = from_host(on_host, torch.bool, device)
-    return torch.where(known, from_host(norms.tolist(), torch.float64, device), on_device)
+_FAR_LOG_RATIO = 40.0
+"""Numbers up to `FAR` have finite products with a ratio of up to e^40, in float32 too."""
 
 
-def _known(values: list[float | None], device: torch.device) -> Tensor | None:
-    if all(v is None for v in values):
-        return None
-    return from_host([_NAN if v is None else v for v in values], torch.float64, device)
+def _check_devices(layout: _Layout) -> None:
+    """Raise BadCall if an index or actions cannot be sent to the minibatch's device without waiting."""
+    away = {"index": layout.index, "actions": layout.actions and layout.actions[0]}
+    for name, device in away.items():
+        if isinstance(device, torch.device) and device.type != "cpu" and device != layout.device:
+            raise BadCall(f"{name} is on {device}, the minibatch's tensors are on {layout.device}; move it there")
 
 
-class PackedRing:
-    """Minibatches that came packed, copied into a buffer that is used again for each update."""
-
-    def __init__(self) -> None:
-        self._buffer: Tensor | None = None
-        self._notes: list[MinibatchNotes] = []
-
-    def __len__(self) -> int:
-        return len(self._notes)
-
-    def fits(self, packed: Tensor) -> bool:
-        """Whether it can be appended without taking out what is there first."""
-        return not self._notes or (
-            self._buffer is not None
-            and packed.shape[0] == self._buffer.shape[1]
-            and packed.device == self._buffer.device
-        )
-
-    @torch.no_grad()
-    def append(self, packed: Tensor, notes: MinibatchNotes) -> None:
-        """Copy one in, one that `fits`: float64 [length]."""
-        buffer, row = self._buffer, len(self._notes)
-        if buffer is None or packed.shape[0] != buffer.shape[1] or packed.device != buffer.device:
-            buffer = torch.zeros((32, packed.shape[0]), dtype=torch.float64, device=packed.device)
-        elif row == buffer.shape[0]:
-            buffer = _grown(buffer, (2 * row, buffer.shape[1]))
-        buffer[row].copy_(packed)
-        self._buffer = buffer
-        self._notes.append(notes)
-
-    def take(self, *, per_minibatch: bool) -> Pushed | None:
-        """What is there, None where nothing is; the ring is empty then."""
-        if not self._notes or self._buffer is None:
-            return None
-        notes, self._notes = tuple(self._notes), []
-        return Pushed(notes, self._buffer[: len(notes)].clone(), per_minibatch)
-
-    def clear(self) -> None:
-        """Forget the minibatches and keep the memory."""
-        self._notes.clear()
-
-
-def _given(
-    fields: Mapping[FieldKey, Tensor],
-    notes: MinibatchNotes,
-    heads: tuple[HeadLayout, ...],
-    index: Tensor | None,
-    actions: Tensor | None,
-) -> tuple[Any, ...]:
-    """What a minibatch brings. Those reduced together bring the same, so that what one lacks is not made up."""
-    return (
-        tuple(fields),
-        tuple([t.dtype for t in fields.values()]),
-        next(iter(fields.values())).device,
-        notes.clip_range is None,
-        notes.entropy_max is None,
-        heads,
-        index is None,
-        None if actions is None else tuple(actions.shape[1:]),
-    )
-
-
-def _check_lengths(fields: Mapping[FieldKey, Tensor], n: int, index: Tensor | None, actions: Tensor | None) -> None:
-    lengths = {argument(name): t.shape[0] for name, t in fields.items() if t.shape[0] != n}
-    if index is not None and index.shape[0] != n:
-        lengths["index"] = index.shape[0]
-    if actions is not None and actions.shape[0] != n:
-        lengths["actions"] = actions.shape[0]
-    first, like = next(iter(fields.items()))
-    if lengths:
-        odd = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-        raise BadCall(f"the tensors of a minibatch have different lengths: {argument(first)} has {n}, {odd}")
-    away = [f"{argument(name)} is on {t.device}" for name, t in fields.items() if t.device != like.device]
-    if away:
-        raise BadCall(
-            f"the tensors of a minibatch are on different devices: {argument(first)} is on {like.device}, "
-            f"{', '.join(away)}; move them to one"
-        )
-
-
-def _sent(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on its way to a device, without waiting for it."""
-    if x.device.type != "cpu" or device.type != "cuda":
-        return x
-    return x.pin_memory().to(device, non_blocking=True)
-
-
-def _padded(tensors: Sequence[Tensor], width: int, value: int) -> Tensor | None:
-    """Tensors [n, ...] as one, [len(tensors), width, ...]; None where there are none."""
-    if not tensors:
-        return None
-    if all(x.shape[0] == width for x in tensors):
+def _side_by_side(tensors: Sequence[Tensor], lengths: Sequence[int], width: int, filler: int) -> Tensor:
+    """Tensors [..., n] of various n as one, [len(tensors), ..., width]."""
+    if min(lengths) == width:
         return torch.stack(list(tensors))
-    whole = torch.full(
-        (len(tensors), width, *tensors[0].shape[1:]), value, dtype=tensors[0].dtype, device=tensors[0].device
-    )
-    for row, x in zip(whole, tensors, strict=True):
-        row[: x.shape[0]].copy_(x)
+    shape = (len(tensors), *tensors[0].shape[:-1], width)
+    whole = torch.full(shape, filler, dtype=tensors[0].dtype, device=tensors[0].device)
+    copy_all([row[..., :n] for row, n in zip(whole.unbind(), lengths, strict=True)], tensors)
     return whole
 
 
-def _grown(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    larger = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
-    larger[tuple(slice(0, size) for size in tensor.shape)] = tensor
-    return larger
+def _head_fields(whole: Tensor, layout: _Layout) -> list[HeadFields]:
+    """The action heads' fields as views [minibatches, heads, n]: the heads of a group are adjacent."""
+    groups = []
+    at = sum(isinstance(name, str) for name in layout.fields)
+    for head in layout.heads:
+        heads = len(head.names)
+        fields = {field: whole[:, at + i * heads :][:, :heads] for i, field in enumerate(head.fields)}
+        at += heads * len(head.fields)
+        if head.entropy_max is not None:
+            bounds = from_host(head.entropy_max, torch.float64, whole.device)
+            fields["entropy_max"] = bounds[:, None].expand(whole.shape[0], heads, whole.shape[2])
+        groups.append(HeadFields(head.names, fields))
+    return groups
+
+
+def _outside(index: Tensor, present: Tensor, mask: Tensor | None) -> Tensor:
+    """How many transitions of each minibatch have an index that is neither in the rollout nor -1, for padding."""
+    outside = ~present & (index != -1)
+    return (outside if mask is None else outside & (mask != 0)).sum(dim=-1)
+
+
+def _grad_norms(notes: Sequence[MinibatchNotes]) -> Tensor:
+    """The gradient norms as one tensor, on the device that holds them; those on a device are taken off the notes."""
+    on_device = {i: m.grad_norm for i, m in enumerate(notes) if isinstance(m.grad_norm, Tensor)}
+    norms = [m.grad_norm if isinstance(m.grad_norm, float) else 0.0 for m in notes]
+    if not on_device:
+        return torch.tensor(norms, dtype=torch.float64, device="cpu")
+    stacked = torch.stack(list(on_device.values())).to(torch.float64)
+    for i in on_device:
+        notes[i].grad_norm = None
+    if len(on_device) == len(notes):
+        return stacked
+    places = from_host(list(on_device), torch.int64, stacked.device)
+    return from_host(norms, torch.float64, stacked.device).index_copy(0, places, stacked)
+
+
+def _numbers(values: Sequence[float | None], device: torch.device) -> Tensor | None:
+    """Numbers on a device, NaN for None; None if all are."""
+    if all(v is None for v in values):
+        return None
+    return from_host([math.nan if v is None else v for v in values], torch.float64, device)

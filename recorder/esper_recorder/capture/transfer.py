@@ -1,4 +1,8 @@
-"""Small tensors from the device to the host, polled and never waited for by the training thread."""
+"""Small tensors from the device to the host, without the training thread waiting for them.
+
+Covers: tensors of the host and of any number of CUDA devices, in one transfer per device.
+Does not cover: other kinds of devices, whose tensors stay where they are.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,9 @@ _POLL_S = 0.0005
 class Transfer:
     """A set of tensors on their way to the host.
 
-    Tensors on the host are taken as they are. Those of a CUDA device are joined into one buffer and copied to pinned
-    memory on the current stream, behind the work that makes them, and an event marks the end.
+    Those of a CUDA device are joined into one buffer and copied to pinned memory on the current stream, behind the work
+    that computes them, and an event marks the end. To pageable memory the copy would wait for the device; without an
+    event nobody could know when the numbers are there.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -23,14 +28,14 @@ class Transfer:
         self._events: list[torch.cuda.Event] = []
         self._joined: list[tuple[Tensor, dict[str, Tensor]]] = []
         for device in {x.device for x in tensors.values() if x.device.type == "cuda"}:
-            own = {name: x for name, x in tensors.items() if x.device == device}
-            joined = join(own)
+            on_device = {name: x for name, x in tensors.items() if x.device == device}
+            joined = join(on_device)
             pinned = torch.empty(joined.shape, dtype=joined.dtype, pin_memory=True)
             pinned.copy_(joined, non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(device))
             self._events.append(event)
-            self._joined.append((pinned, own))
+            self._joined.append((pinned, on_device))
 
     @property
     def done(self) -> bool:
@@ -38,21 +43,21 @@ class Transfer:
         return all(event.query() for event in self._events)  # type: ignore[no-untyped-call]
 
     def wait(self) -> dict[str, Tensor]:
-        """The tensors on the host. For the writer thread: sleeps between looks, so that the device is not spun on."""
+        """The tensors on the host. For the writer's thread: it sleeps between polls, and `synchronize` would spin."""
         while not self.done:
             time.sleep(_POLL_S)
         while self._joined:
-            pinned, own = self._joined.pop()
-            self._host |= split(pinned, own)
+            pinned, on_device = self._joined.pop()
+            self._host |= split(pinned, on_device)
         return self._host
 
 
 def join(tensors: Mapping[str, Tensor]) -> Tensor:
-    """All numbers in one dimension, as float64: counts stay whole up to 2^53."""
+    """Join all numbers in one dimension, as float64: counts stay whole up to 2^53."""
     return torch.cat([x.reshape(-1).to(torch.float64) for x in tensors.values()])
 
 
 def split(joined: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that `join` made one of, in their shapes and types; only those of `like` are looked at."""
+    """Split what `join` joined; of the tensors in `like` only shapes and types are read."""
     parts = torch.split(joined, [x.numel() for x in like.values()])
     return {name: part.view(x.shape).to(x.dtype) for (name, x), part in zip(like.items(), parts, strict=True)}

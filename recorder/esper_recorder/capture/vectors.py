@@ -1,4 +1,4 @@
-"""Whole columns as one tensor with its NULLs: what the metrics of many minibatches are computed with at once."""
+"""Columns with NULLs as tensors, to compute the metrics of many minibatches at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(slots=True)
 class Vector:
-    """A float64 column of numbers [n] and where it is not NULL, bool [n]; None where it is nowhere NULL."""
+    """A column of float64 numbers [n], and whether each is valid, bool [n], or NULL; None if none is NULL."""
 
     values: Tensor
     valid: Tensor | None = None
@@ -22,7 +22,7 @@ class Vector:
 
     @property
     def has_zeros(self) -> bool:
-        """Whether one of the numbers is zero; looked up once."""
+        """Whether one of the numbers is zero; computed once."""
         if self._zeros is None:
             self._zeros = not bool(self.values.all())
         return self._zeros
@@ -32,8 +32,15 @@ class Vector:
         """The numbers that are not NULL."""
         return self.values if self.valid is None else self.values[self.valid]
 
+    def to_list(self) -> list[float | None]:
+        """The numbers, and None for NULL."""
+        values: list[float | None] = self.values.tolist()
+        if self.valid is None:
+            return values
+        return [x if valid else None for x, valid in zip(values, self.valid.tolist(), strict=True)]
+
     def to_arrow(self, *, whole: bool = False) -> pa.Array:
-        """As an Arrow array: of int64 where `whole`, else of float64."""
+        """Convert to an Arrow array: of int64 if `whole`, else of float64."""
         kind = pa.int64() if whole else pa.float64()
         values = array((self.values.to(torch.int64) if whole else self.values).contiguous())
         if isinstance(values, list):
@@ -42,8 +49,8 @@ class Vector:
         return pa.Array.from_buffers(kind, len(self.values), [bitmap(self.valid), pa.py_buffer(values)])
 
 
-class Vectors:
-    """`contract.metrics.Arithmetic` of vectors and plain numbers."""
+class VectorArithmetic:
+    """`contract.metrics.Arithmetic` of vectors and numbers."""
 
     def subtract(self, a: Any, b: Any) -> Any:
         return self._combine(a, b, lambda x, y: x - y)
@@ -64,7 +71,7 @@ class Vectors:
     def root(self, a: Any) -> Any:
         if a is None:
             return None
-        # Not torch's: that, and its power of 0.5, go through MKL, which raises a pool of threads for a few numbers.
+        # Not torch's: that, and its power of 0.5, use MKL, which starts a pool of threads for a few numbers.
         values = array(a.values.clamp(min=0.0).contiguous())
         roots = [math.sqrt(x) for x in values] if isinstance(values, list) else values**0.5
         return Vector(torch.as_tensor(roots, dtype=torch.float64), a.valid)
@@ -89,14 +96,14 @@ class Vectors:
 
 
 def bitmap(valid: Tensor | None) -> pa.Buffer | None:
-    """Where a column is not NULL, bool [n], as Arrow has it; None where it is so everywhere."""
+    """Convert the validity of a column, bool [n], to Arrow's; None if all of it is valid."""
     if valid is None or bool(valid.all()):
         return None
     return pa.array(valid.tolist(), type=pa.bool_()).buffers()[1]
 
 
 def vector_of(values: Sequence[float | None]) -> Vector:
-    """A column from a list, None for NULL."""
+    """Make a column of a list, None for NULL."""
     valid = None if None not in values else torch.tensor([v is not None for v in values])
     return Vector(torch.tensor([0.0 if v is None else v for v in values], dtype=torch.float64), valid)
 
@@ -108,7 +115,7 @@ def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 def array(tensor: Tensor) -> Any:
-    """What Arrow takes without copying where torch has NumPy to hand, and a list where it has not."""
+    """A NumPy array without copying; a list if torch was built without NumPy."""
     try:
         return tensor.numpy()
     except RuntimeError:

@@ -118,7 +118,7 @@ class RowEmitter:
     @contextlib.contextmanager
     def _guarded(self, table: str) -> Iterator[None]:
         """Turn a failure into a gap of the table; the first of a table is logged with its traceback."""
-        with self.recorder.guarded("emit", table):
+        with self.recorder.adapter.guarded("emit", table):
             try:
                 yield
             except Exception as error:

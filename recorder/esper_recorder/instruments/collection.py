@@ -10,7 +10,7 @@ from typing import Any, Final
 from esper_recorder.contract.rules.model import Severity
 from esper_recorder.contract.suggest import suggest
 from esper_recorder.escalation import UPDATES, Escalation
-from esper_recorder.levels import COLLECTED, Collected, Level
+from esper_recorder.levels import COLLECTED, Collection, Level
 
 TelemetryLevel = Level
 """The recorder's levels, under the name that Esper's trainers use."""
@@ -23,7 +23,7 @@ def _lowest_level(category: str) -> Level:
 CATEGORIES: Final[Mapping[str, Level]] = MappingProxyType(
     {
         "updates": Level.MINIMAL,
-        **{category.name: _lowest_level(category.name) for category in fields(Collected)},
+        **{category.name: _lowest_level(category.name) for category in fields(Collection)},
         "ops_normal": Level.NORMAL,
         "debug": Level.DEBUG,
     }

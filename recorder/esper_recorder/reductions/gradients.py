@@ -1,15 +1,15 @@
 """Statistics of gradients, one row per parameter tensor.
 
-Every gradient is read in chunks of a fixed size, and a chunk is reduced by a fixed number of operations, however many
-tensors lie in it: small tensors are copied side by side into a buffer, large ones are read where they are. So nothing
-the size of the model is allocated, nor are all gradients concatenated, and the launches depend on the number of
-chunks and not on that of the tensors.
+Every gradient is read in chunks of a fixed size, and a chunk is reduced by a fixed number of operations, whatever the
+number of tensors in it: small tensors are copied side by side into a buffer, large ones are read in place. So nothing
+the size of the model is allocated, and the number of launches grows with the chunks and not with the tensors.
 
 Within a chunk the classes of a number (NaN, infinite, zero, its power of two) are read from its bits by whole-number
 arithmetic: on a CPU a comparison of floats costs several times as much.
 
-What is not here: a kernel that reads every gradient byte once. On a GPU a chunk takes about forty launches, each of
-which reads it; that is little work per step and far from the card's bandwidth.
+Covers: dense real gradients of any floating type and memory layout, and what a step changed in the weights.
+Does not cover: a kernel that reads every gradient byte once. On a GPU a chunk takes about forty launches, each of which
+reads it; that is little work per step and far from the card's bandwidth.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from esper_recorder.contract.histogram import GRADIENT_EXPONENTS, gradient_bin_c
 from esper_recorder.reductions.statistics import Statistics, from_host
 
 CPU_CHUNK, DEVICE_CHUNK = 1 << 16, 1 << 21
-"""Elements reduced at a time: what fits a CPU's cache, and what keeps a GPU busy."""
+"""Elements reduced at a time: they fit a CPU's cache, and keep a GPU busy."""
 
 NAMES = (
     "grad_nan",
@@ -40,21 +40,21 @@ NAMES = (
     "weight_sum_sq",
     "step_sum_sq",
 )
-"""The statistics of a layer; `step_sum_sq` is negative where it was not measured."""
+"""The statistics of a layer; `step_sum_sq` is negative if it was not measured."""
 
 MEASURED = (*NAMES[:8], "below", "above")
-"""What `measure` tells of a tensor: the statistics of a layer's gradient, and how many lie below and above limits."""
+"""What `measure` returns: the statistics of a layer's gradient, and how many elements are below and above limits."""
 
-_ROW = 64
+_ROW = 64  # each tensor of a chunk begins a row, so that a row belongs to one tensor
 _BINS = 64  # of which `gradient_bin_count()` are used
 _MOST_STEPS = 64
 
 
 def layer_statistics(parameters: Sequence[Tensor]) -> tuple[Statistics, Tensor]:
-    """Counts and sums of each parameter's gradient, named as in the table `gradient_layers`, and its histogram.
+    """Count and sum each parameter's gradient, named as in the table `gradient_layers`, and its histogram.
 
     Args:
-        parameters: parameters that have a dense gradient, at least one, of one device and one `precision`.
+        parameters: at least one, each with a dense gradient, of one device and one `precision`.
 
     Returns:
         statistics [layers, k] and histograms int64 [layers, bins].
@@ -67,7 +67,7 @@ def layer_statistics(parameters: Sequence[Tensor]) -> tuple[Statistics, Tensor]:
 
 @torch.no_grad()
 def measure(tensors: Sequence[Tensor], *, below: float = 0.0, above: float = math.inf) -> Statistics:
-    """Counts and sums of each tensor by itself, with nothing kept from call to call.
+    """Count and sum each tensor; nothing is kept from call to call.
 
     Args:
         tensors: dense and real, at least one, of one device and one `precision`.
@@ -83,21 +83,21 @@ def measure(tensors: Sequence[Tensor], *, below: float = 0.0, above: float = mat
 
 
 def precision(tensor: Tensor) -> torch.dtype:
-    """What a tensor is reduced in: float64 if it is of it, else float32."""
+    """Return the type that a tensor is reduced in: float64 if it has it, else float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 class LayerReducer:
     """Reduces the gradients and the weights of some parameters at one optimizer step after another.
 
-    Where all of them fit a chunk several times, steps are copied and reduced together: of a small model the launches
-    cost more than the arithmetic.
+    If all of them fit a chunk several times, steps are copied and reduced together: of a small model the launches cost
+    more than the arithmetic.
 
     Args:
-        parameters: at least one, of one device and one `precision`; they are not held. Every call is given the same
-            ones, or others of the same shapes.
+        parameters: at least one, of one device and one `precision`; they are not kept alive. Every call is given the
+            same ones, or others of the same shapes.
         chunk: elements reduced at a time.
-        keep_bytes: how large a copy of the weights may be; parameters are taken in order while they fit.
+        keep_bytes: how large a copy of the weights may be; parameters are copied in order while they fit.
     """
 
     def __init__(self, parameters: Sequence[Tensor], *, chunk: int | None = None, keep_bytes: int = 64 << 20) -> None:
@@ -111,8 +111,8 @@ class LayerReducer:
         rows = max((_rows(parameters[i] for i in batch) for batch in batches), default=0)
         together = not self._large and len(batches) == 1
         steps = max(1, min(self._chunk // (_ROW * max(rows, 1)), _MOST_STEPS)) if together else 1
-        self._steps = steps if together else 0  # 0: a step is reduced at once, as there is no place to keep it
-        # What lies beside the tensors in these is NaN, and so takes no part.
+        self._steps = steps if together else 0  # 0: a step is reduced at once, as there is no buffer to keep it
+        # What is beside the tensors in these is NaN, which no statistic includes.
         self._gradients, self._weights, self._changes = (
             torch.full((steps, rows, _ROW), torch.nan, dtype=self._dtype, device=self._device) for _ in range(3)
         )
@@ -144,27 +144,27 @@ class LayerReducer:
 
     @property
     def holds_weights(self) -> bool:
-        """Whether the weights taken in last are still there, for `keep_taken`."""
+        """Whether the weights of the newest `take` are still there, for `keep_taken`."""
         return self._steps > 0
 
     @torch.no_grad()
     def keep(self, parameters: Sequence[Tensor]) -> None:
-        """Copy the weights as they are before a step, to be compared with by `changed`."""
+        """Copy the weights before a step, for `changed` to compare with."""
         copy_all(self._kept, parameters[: len(self._kept)])
         if self._steps:
             self._then = self._before
         self._compared = True
 
     def keep_taken(self) -> None:
-        """Have the weights taken in last compared with, without another copy. Only where it `holds_weights`."""
+        """Compare with the weights of the newest `take`, without another copy; only if it `holds_weights`."""
         self._then, self._compared = self._weight_rows[self._waiting - 1], True
 
     @torch.no_grad()
     def take(self, parameters: Sequence[Tensor], *, after_step: bool = False) -> None:
-        """Take in the gradients and the weights as they stand.
+        """Read the gradients and the weights.
 
         Args:
-            after_step: these weights are what the step left that was kept before: as if `changed` came first.
+            after_step: these weights are those after the step that `keep` preceded: as if `changed` came first.
         """
         if after_step and (not self._steps or self._waiting == self._steps):
             self.changed(parameters)
@@ -188,7 +188,7 @@ class LayerReducer:
 
     @torch.no_grad()
     def changed(self, parameters: Sequence[Tensor]) -> None:
-        """Compare the weights with those kept: what the step changed that was taken in last."""
+        """Compare the weights with those kept: what the step after the newest `take` changed."""
         if not self._compared:
             return
         self._compared, self._flags[-1] = False, True
@@ -203,7 +203,7 @@ class LayerReducer:
 
     @torch.no_grad()
     def drain(self) -> tuple[Statistics, Tensor]:
-        """What was taken in since the last call, at least one step, and forget it.
+        """Return the statistics of the steps since the last call, at least one, and forget them.
 
         Returns:
             statistics [steps, layers, k], named `NAMES`, and histograms int64 [steps, layers, bins].
@@ -211,8 +211,8 @@ class LayerReducer:
         if self._waiting:
             self._reduce()
         totals, weights, changes = zip(*self._done, strict=True)
-        known = from_host(self._flags, torch.bool, self._device)[:, None]
-        changed = torch.where(known, torch.cat(changes).view(len(self._flags), -1), -1)
+        compared = from_host(self._flags, torch.bool, self._device)[:, None]
+        changed = torch.where(compared, torch.cat(changes).view(len(self._flags), -1), -1)
         steps = len(self._flags)
         values, bins = _Totals.joined(totals).finish(self._sizes.repeat(steps))
         statistics = torch.stack([*values, torch.cat(weights), changed.flatten()], dim=-1)
@@ -221,7 +221,7 @@ class LayerReducer:
 
     @torch.no_grad()
     def measure(self, tensors: Sequence[Tensor], below: float, above: float) -> Statistics:
-        """See the function `measure`; tensors of the parameters' shapes. For a reducer that has taken nothing in."""
+        """See the function `measure`; tensors of the parameters' shapes. For a reducer that has read nothing yet."""
         totals = _Totals.zeros(self._layers, self._dtype, self._device)
         beyond = torch.zeros((self._layers, 2), dtype=torch.float64, device=self._device)
         for chunk, layers in self._chunks(tensors):
@@ -233,7 +233,7 @@ class LayerReducer:
         return Statistics(MEASURED, torch.stack([*values, *beyond.unbind(dim=-1)], dim=-1))
 
     def forget(self) -> None:
-        """Forget what was taken in."""
+        """Forget the steps."""
         self._done, self._flags, self._waiting = [], [], 0
 
     def _reduce(self) -> None:
@@ -248,7 +248,7 @@ class LayerReducer:
         self._done.append((totals, weights, changes))
 
     def _squares(self, chunks: Iterable[tuple[Tensor, Tensor]], layers: int) -> Tensor:
-        """Sum of squares of each layer's finite numbers: float64 [layers]."""
+        """Sum the squares of each layer's finite numbers: float64 [layers]."""
         squares = torch.zeros(layers, dtype=torch.float64, device=self._device)
         for chunk, of in chunks:
             floats, wide = self._work.floats(chunk), self._work.wide(chunk)
@@ -259,19 +259,19 @@ class LayerReducer:
     def _chunks(
         self, tensors: Sequence[Tensor], less: Sequence[Tensor] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The first parameters' numbers, or their differences, in chunks: rows [r, c] and the layer of each, int64 [r].
+        """Yield the first parameters' numbers, or differences, in chunks: rows [r, c] and their layers, int64 [r].
 
         A chunk is valid until the next one.
         """
         for group, targets in zip(self._groups, self._staged, strict=True):
-            some = [i for i in group.layers if i < len(tensors)]
+            layers = [i for i in group.layers if i < len(tensors)]
             rows = self._gradients[0]
             if len(self._groups) > 1:
                 rows.fill_(torch.nan)  # of another group's
-            copy_all(targets[: len(some)], [tensors[i] for i in some])
+            copy_all(targets[: len(layers)], [tensors[i] for i in layers])
             if less is not None:
                 before = torch.full_like(rows, torch.nan)
-                copy_all(group.views(before)[: len(some)], [less[i] for i in some])
+                copy_all(group.views(before)[: len(layers)], [less[i] for i in layers])
                 rows -= before
             yield rows[: len(group.layer_of_row)], group.layer_of_row
         for i in self._large:
@@ -286,30 +286,30 @@ class LayerReducer:
 
 
 def _split(parameters: Sequence[Tensor], chunk: int) -> tuple[list[int], list[list[int]]]:
-    """Which parameters are large, and the others in batches that fit a chunk, in order."""
+    """Separate large parameters from the others, which are put in batches that fit a chunk, in order."""
     large: list[int] = []
     batches: list[list[int]] = []
-    room = 0
+    free = 0
     for i, p in enumerate(parameters):
-        if p.numel() > chunk // 2:  # it gains nothing from company
+        if p.numel() > chunk // 2:  # it would gain nothing from sharing a chunk
             large.append(i)
             continue
         size = _ROW * _rows([p])
-        if size > room or not batches:
+        if size > free or not batches:
             batches.append([])
-            room = chunk
+            free = chunk
         batches[-1].append(i)
-        room -= size
+        free -= size
     return large, batches
 
 
 def _rows(tensors: Iterable[Tensor]) -> int:
-    """How many rows the tensors take, each beginning one."""
+    """Count the rows of the tensors, each of which begins one."""
     return sum(math.ceil(t.numel() / _ROW) for t in tensors)
 
 
 class _Group:
-    """Small tensors that lie side by side in rows of a buffer, each beginning a row."""
+    """Small tensors side by side in rows of a buffer, each of which begins a row."""
 
     def __init__(self, parameters: Sequence[Tensor], layers: list[int], device: torch.device) -> None:
         self.layers = layers
@@ -320,14 +320,14 @@ class _Group:
         self.layer_of_row = from_host(of_row, torch.int64, device)
 
     def views(self, rows: Tensor) -> list[Tensor]:
-        """Where each tensor goes, in its own shape."""
+        """Views of a buffer's rows, one per tensor and in its shape."""
         flat = rows.view(-1)
         places = zip(self._starts, self._shapes, strict=True)
         return [flat[start : start + shape.numel()].view(shape) for start, shape in places]
 
 
 class _Workspace:
-    """Memory for what a chunk is reduced with, used again for each: fresh memory costs more than the arithmetic."""
+    """Memory that each chunk's reduction uses again: fresh memory costs more than the arithmetic."""
 
     def __init__(self, chunk: int, dtype: torch.dtype, device: torch.device) -> None:
         whole = torch.int64 if dtype == torch.float64 else torch.int32
@@ -353,7 +353,7 @@ class _Workspace:
 
 @dataclass(frozen=True, slots=True)
 class _Totals:
-    """What the chunks read so far add up to, layer by layer."""
+    """The totals of the chunks read so far, layer by layer."""
 
     sums: Tensor
     """float64 [layers, 6]: sum, sum of squares, minus the numbers of zeros, NaN, infinities and negative infinities."""
@@ -373,12 +373,12 @@ class _Totals:
 
     @classmethod
     def joined(cls, several: Sequence[_Totals]) -> _Totals:
-        """The layers of all, one after the other."""
+        """Concatenate the layers of several."""
         fields = ("sums", "lowest", "highest", "bins")
         return cls(*(torch.cat([getattr(totals, name) for totals in several]) for name in fields))
 
     def add(self, x: Tensor, layers: Tensor, work: _Workspace) -> None:
-        """Take in a chunk: rows [r, c] of numbers and the layer of each row, int64 [r]."""
+        """Add a chunk: rows [r, c] of numbers and the layer of each row, int64 [r]."""
         bits, shift, infinity = (
             (x.view(torch.int64), 52, 0x7FF) if x.dtype == torch.float64 else (x.view(torch.int32), 23, 0xFF)
         )
@@ -412,15 +412,17 @@ class _Totals:
         self.bins.scatter_add_(0, places.view(-1), work.ones[: places.numel()])
 
     def finish(self, sizes: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The statistics of the gradients, those first in `NAMES`, float64 [layers] each, and histograms int64
-        [layers, bins]. `sizes` counts each layer's elements."""
+        """Compute the first statistics of `NAMES`, float64 [layers] each, and histograms int64 [layers, bins].
+
+        `sizes` has the number of each layer's elements.
+        """
         total, total_sq, *masks = self.sums.unbind(dim=-1)
         zero, nan, nonfinite, negative_infinity = (m.abs() for m in masks)
         bins = self.bins.view(-1, _BINS)[:, : gradient_bin_count()].clone()
         bins[:, 0] = zero.to(torch.int64)
         bins[:, 1] -= bins[:, 0]
         bins[:, -1] -= nan.to(torch.int64)
-        # What fills up a row is NaN too: it is what is counted beyond the layer's own elements.
+        # What fills up a row is NaN too: those are the NaN in excess of the layer's elements.
         numbers = bins.sum(dim=-1)
         values = [
             sizes - numbers,
@@ -436,10 +438,10 @@ class _Totals:
 
 
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy each source into its target, in as few launches as this torch has a way for.
+    """Copy each source into its target, in as few launches as possible.
 
-    `torch._foreach_copy_` is what torch's own optimizers use, and is not public: where it is missing or declines,
-    the tensors are copied one by one.
+    `torch._foreach_copy_` is what torch's optimizers use, and is not public: if it is missing or declines, the tensors
+    are copied one by one.
     """
     together = getattr(torch, "_foreach_copy_", None)
     if together is not None and targets:
@@ -453,7 +455,7 @@ def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """The elements in one dimension, in whatever order they lie in memory; a copy only of what has gaps."""
+    """Flatten in the order of memory, which no statistic depends on; a copy only of what has gaps."""
     x = x.detach()
     if not x.is_contiguous():
         x = x.permute(sorted(range(x.dim()), key=x.stride, reverse=True))

@@ -1,4 +1,4 @@
-"""Minibatches reduced to what the tables hold of them: the joint ratio, and each action head's."""
+"""Minibatches reduced to what the tables record of them: the joint ratio, and each action head's."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from esper_recorder.reductions.transitions import (
 )
 
 JOINT = ("",)
-"""The name of the joint ratio, where heads have theirs."""
+"""The names of the joint ratio; heads have others."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadFields:
-    """Action heads that bring the same fields, those of `head_terms`: tensors [minibatches, heads, n] by name."""
+    """Action heads with the same fields, those of `head_terms`: tensors [minibatches, heads, n] by name."""
 
     names: tuple[str, ...]
     fields: Mapping[str, Tensor]
@@ -31,7 +31,7 @@ class HeadFields:
 
 @dataclass(frozen=True, slots=True)
 class LossSettings:
-    """What a loss was computed with, one number a minibatch; NaN where a minibatch had none."""
+    """The settings that losses were computed with, one number per minibatch; NaN if a minibatch has none."""
 
     clip_range: Tensor | None = None
     """float64 [minibatches]"""
@@ -43,9 +43,9 @@ class LossSettings:
 
 @dataclass(frozen=True, slots=True)
 class RatioSummary:
-    """What minibatches were reduced to, for each of some ratios: the joint one alone, or some heads'.
+    """The statistics, histogram and worst transitions of some ratios: of the joint one, or of some heads.
 
-    A scope is what a histogram and the worst transitions are of: each minibatch, or all of them together.
+    A scope is what has a histogram and worst transitions: each minibatch, or all of them together.
     """
 
     names: tuple[str, ...]
@@ -53,7 +53,7 @@ class RatioSummary:
     statistics: Statistics
     """[minibatches, ratios, k]"""
     histogram: Tensor | None
-    """int64 [scopes, ratios, bins]; None where a head has no ratio, as what follows."""
+    """int64 [scopes, ratios, bins]; None for heads without a ratio, like what follows."""
     histogram_nan: Tensor | None
     """int64 [scopes, ratios]"""
     exemplars: Statistics | None
@@ -63,18 +63,18 @@ class RatioSummary:
     """[scopes, ratios, k, size]"""
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of them by name, those that are there."""
-        found = {
+        """All its tensors by name."""
+        tensors = {
             "statistics": self.statistics.values,
             "histogram": self.histogram,
             "histogram_nan": self.histogram_nan,
             "exemplars": None if self.exemplars is None else self.exemplars.values,
             "actions": self.actions,
         }
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     def replaced(self, tensors: Mapping[str, Tensor]) -> RatioSummary:
-        """The same with other tensors, as `tensors` names them."""
+        """The same with other tensors, named as `tensors` names them."""
         exemplars = None if self.exemplars is None else Statistics(self.exemplars.names, tensors["exemplars"])
         return RatioSummary(
             self.names,
@@ -102,10 +102,10 @@ def reduce_minibatches(
         fields: those of `terms`, tensors of shape [minibatches, n] by name.
         heads: groups of action heads.
         valid: bool [minibatches, n], False on padding; without heads it may be None, see `Valid`.
-        settings: what the losses were computed with.
+        settings: those of the losses.
         index: int64 [minibatches, n], position of each transition in the rollout.
         actions: [minibatches, n, size].
-        per_minibatch: histograms and worst transitions of each minibatch, and not of all together.
+        per_minibatch: histograms and worst transitions of each minibatch, not of all together.
     """
     t = terms(fields, valid=valid, normalize=settings.normalize)
     statistics = transition_statistics(
@@ -116,58 +116,59 @@ def reduce_minibatches(
     )
     shared = {"index": index, "advantage": t.advantage, "value": t.value, "value_target": t.target}
     joint = Statistics(statistics.names, statistics.values[:, None])
-    one = {name: x[:, None] for name, x in fields.items()}
+    joint_fields = {name: x[:, None] for name, x in fields.items()}
     assert t.log_ratio is not None
     every = None if valid is None else valid[:, None]
-    found = [_reduced(JOINT, joint, t.log_ratio[:, None], every, one, shared, actions, per_minibatch)]
+    ratios = [_summary(JOINT, joint, t.log_ratio[:, None], every, joint_fields, shared, actions, per_minibatch)]
     clip = None if settings.clip_range is None else settings.clip_range[:, None]
     advantage = None if t.advantage is None else t.advantage[:, None]
     for group in heads:
         assert every is not None
-        own = head_terms(group.fields, valid=every, advantage=advantage)
-        statistics = head_statistics(own, every=every, has_mask="mask" in group.fields, clip_range=clip)
-        found.append(
-            _reduced(group.names, statistics, own.log_ratio, own.valid, group.fields, shared, actions, per_minibatch)
+        head = head_terms(group.fields, valid=every, advantage=advantage)
+        statistics = head_statistics(head, every=every, has_mask="mask" in group.fields, clip_range=clip)
+        ratios.append(
+            _summary(group.names, statistics, head.log_ratio, head.valid, group.fields, shared, actions, per_minibatch)
         )
-    return tuple(found)
+    return tuple(ratios)
 
 
-def with_actions(reduced: RatioSummary, actions: Tensor, order: str) -> RatioSummary:
-    """The worst transitions with their actions looked up by index, on the device that holds both.
+def with_actions(ratio: RatioSummary, actions: Tensor, *, env_major: bool) -> RatioSummary:
+    """Look the actions of the worst transitions up by index, on the device that holds both.
 
-    An index that is not of the rollout has NaN for an action.
+    An index outside the rollout has NaN for an action.
 
     Args:
-        reduced: without actions; nothing is done where it has some, or no index.
+        ratio: returned unchanged if it has actions already, or no index.
         actions: [steps, envs, size].
-        order: how an index counts, `time_major` or `env_major`.
+        env_major: how an index counts, env * steps + step; otherwise step * envs + env.
     """
-    found = reduced.exemplars
-    if found is None or reduced.actions is not None or "index" not in found.names:
-        return reduced
-    if found.values.device != actions.device:
-        return reduced
-    by_index = (actions.transpose(0, 1) if order == "env_major" else actions).flatten(0, 1)
-    index = found.values[..., found.names.index("index")].to(torch.int64)
-    known = (index >= 0) & (index < by_index.shape[0])
-    chosen = by_index[torch.where(known, index, 0)].to(torch.float32)
-    return replace(reduced, actions=torch.where(known[..., None], chosen, torch.nan))
+    exemplars = ratio.exemplars
+    if exemplars is None or ratio.actions is not None or "index" not in exemplars.names:
+        return ratio
+    if exemplars.values.device != actions.device:
+        return ratio
+    by_index = (actions.transpose(0, 1) if env_major else actions).flatten(0, 1)
+    index = exemplars.values[..., exemplars.names.index("index")].to(torch.int64)
+    inside = (index >= 0) & (index < by_index.shape[0])
+    chosen = by_index[torch.where(inside, index, 0)].to(torch.float32)
+    return replace(ratio, actions=torch.where(inside[..., None], chosen, torch.nan))
 
 
-def _reduced(
+def _summary(
     names: tuple[str, ...],
     statistics: Statistics,
     log_ratio: Tensor | None,
     valid: Valid,
-    own: Mapping[str, Tensor],
+    fields: Mapping[str, Tensor],
     shared: Mapping[str, Tensor | None],
     actions: Tensor | None,
     per_minibatch: bool,
 ) -> RatioSummary:
-    """Add the histograms and the worst transitions of log ratios [minibatches, ratios, n].
+    """Find the histograms and the worst transitions of log ratios [minibatches, ratios, n].
 
     Args:
-        own: the ratios' fields, [minibatches, ratios, n]; shared: those of all ratios, [minibatches, n].
+        fields: those that each ratio has, [minibatches, ratios, n].
+        shared: those that all ratios share, [minibatches, n].
     """
     if log_ratio is None:
         return RatioSummary(names, statistics, None, None, None, None)
@@ -190,8 +191,8 @@ def _reduced(
         if tensor is not None:
             columns[name] = tensor.reshape(-1)[transitions]
     for name in ("old_log_prob", "new_log_prob"):
-        if name in own:
-            columns[name] = by_scope(own[name]).gather(-1, places)
+        if name in fields:
+            columns[name] = by_scope(fields[name]).gather(-1, places)
     exemplars = Statistics(tuple(columns), torch.stack([c.to(torch.float64) for c in columns.values()], dim=-1))
     chosen = None if actions is None else actions.flatten(0, 1)[transitions]
     return RatioSummary(names, statistics, histogram, nan, exemplars, chosen)

@@ -9,13 +9,13 @@ from esper_recorder.contract.histogram import LOG_RATIO_EXPONENTS, log_ratio_bin
 from esper_recorder.reductions.statistics import Valid, exponent, wide_enough
 
 EXEMPLARS = 16
-"""How many of the worst transitions are kept."""
+"""The number of worst transitions that are kept."""
 
 _ZERO_BIN = log_ratio_bin_count() // 2
 
 
 def log_ratio_histogram(log_ratio: Tensor, valid: Valid) -> tuple[Tensor, Tensor]:
-    """Transitions per bin of the contract's log-ratio histogram, and how many were NaN.
+    """Count transitions per bin of the contract's log-ratio histogram, and those that are NaN.
 
     Args:
         log_ratio: [..., n], nats.
@@ -30,7 +30,7 @@ def log_ratio_histogram(log_ratio: Tensor, valid: Valid) -> tuple[Tensor, Tensor
     bins = _ZERO_BIN + torch.where(x == 0, 0, torch.where(x > 0, distance, -distance))
     groups = x.shape[:-1].numel()
     base = torch.arange(groups, device=x.device).reshape(*x.shape[:-1], 1) * log_ratio_bin_count()
-    # In one dimension, where torch has an order-independent way on every device.
+    # In one dimension, for which torch has an order-independent implementation on every device.
     counts = torch.zeros(groups * log_ratio_bin_count(), dtype=torch.int64, device=x.device)
     places = base + bins
     if valid is None:
@@ -46,16 +46,16 @@ def log_ratio_histogram(log_ratio: Tensor, valid: Valid) -> tuple[Tensor, Tensor
 
 
 def worst(log_ratio: Tensor, valid: Valid, k: int) -> tuple[Tensor, Tensor]:
-    """The k transitions with the largest |log ratio| of the last dimension, NaN first, then infinities.
+    """Find the k transitions with the largest |log ratio| of the last dimension, NaN first, then infinities.
 
     Args:
         log_ratio: [..., n], nats.
         valid: bool [..., n], or None, see `Valid`.
-        k: how many; fewer are returned where n is smaller.
+        k: how many; fewer are returned if n is smaller.
 
     Returns:
         positions int64 [..., k] in `log_ratio`, worst first, and their severities: |log ratio|, infinite for NaN, the
-        largest finite number for infinities, and -1 for a place that had no valid transition left.
+        largest finite number for infinities, and -1 for a place that no valid transition was left for.
     """
     severity = log_ratio.abs()
     if valid is not None:

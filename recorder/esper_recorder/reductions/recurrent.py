@@ -9,10 +9,10 @@ from esper_recorder.reductions.statistics import Statistics, StatisticsBuilder, 
 
 
 def state_statistics(state: Tensor) -> Statistics:
-    """What a hidden or cell state looks like: counts and sums, named as in the table `recurrent_state`.
+    """Count and sum a hidden or cell state, named as in the table `recurrent_state`.
 
-    Root mean squares and not norms, which grow with the number of elements, are made of them: they do not depend on
-    how many environments there are or how wide the layer is. Sums are over the finite elements.
+    Root mean squares are derived from them, not norms, which grow with the number of environments and the width of the
+    layer. Sums are over the finite elements.
 
     Args:
         state: [..., envs, hidden]; a state without environments, [hidden], is that of one.

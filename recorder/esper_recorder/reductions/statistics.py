@@ -1,4 +1,4 @@
-"""A packed result: many statistics in one float64 tensor, with their names."""
+"""Named statistics in one float64 tensor, and the elementary reductions they are made of."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Statistics:
 
 @dataclass(slots=True)
 class StatisticsBuilder:
-    """Gathers statistics under their names and packs them at the end."""
+    """Collects statistics by name and stacks them at the end."""
 
     names: list[str] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
@@ -37,58 +37,57 @@ class StatisticsBuilder:
 
 
 Valid = Tensor | None
-"""Which elements count, bool of their shape; None where all do, and every number is finite, and so is what comes of it:
-then there is nothing to tell apart, and a caller on the host who has looked saves most of the work."""
-
+"""Which elements count, bool of their shape. None: all do, and every number and all that is computed from it is finite.
+A caller on the host that has checked so saves most of the work, which is to separate the numbers from the rest."""
 
 FAR = 1e12
-"""Numbers up to it have finite squares, and so have their differences, in float32 too."""
+"""Numbers up to it have finite squares, as have their differences, in float32 too."""
 
 
 def within(x: Tensor, limit: float) -> bool:
-    """Whether all numbers, at least one, are finite and between -limit and limit. It waits for what is on a device."""
+    """Whether all numbers, at least one, are finite and between -limit and limit. Waits for a tensor on a device."""
     lowest, highest = torch.aminmax(x)
-    return -limit <= float(lowest) and float(highest) <= limit  # never so for NaN
+    return -limit <= float(lowest) and float(highest) <= limit  # false for NaN
 
 
-def count(where: Tensor, valid: Valid = None) -> Tensor:
-    """How many (valid) elements of the last dimension are true."""
-    return (where if valid is None else valid & where).sum(dim=-1)
+def count(condition: Tensor, valid: Valid = None) -> Tensor:
+    """Count the (valid) elements of the last dimension that are true."""
+    return (condition if valid is None else valid & condition).sum(dim=-1)
 
 
 def count_valid(x: Tensor, valid: Valid) -> Tensor:
-    """How many elements of the last dimension are valid."""
+    """Count the valid elements of the last dimension."""
     return _all(x) if valid is None else valid.sum(dim=-1)
 
 
 def count_finite(x: Tensor, valid: Valid) -> Tensor:
-    """How many elements of the last dimension are finite and valid."""
+    """Count the finite valid elements of the last dimension."""
     return _all(x) if valid is None else (valid & torch.isfinite(x)).sum(dim=-1)
 
 
 def finite_sum(x: Tensor, valid: Valid) -> Tensor:
-    """Float64 sum over the last dimension of the elements that are finite and valid."""
+    """Sum the finite valid elements of the last dimension in float64."""
     return _finite(x, valid).sum(dim=-1, dtype=torch.float64)
 
 
 def finite_sums(x: Tensor, valid: Valid) -> tuple[Tensor, Tensor]:
-    """Float64 sum and sum of squares over the last dimension of the elements that are finite and valid."""
+    """Sum the finite valid elements of the last dimension, and their squares, in float64."""
     wide = _finite(x, valid).to(torch.float64)
     return wide.sum(dim=-1), (wide * wide).sum(dim=-1)
 
 
 def extremes(x: Tensor, valid: Valid) -> tuple[Tensor, Tensor]:
-    """Smallest and largest valid number of the last dimension, infinities included; NaN where there is none."""
+    """Smallest and largest valid number of the last dimension, infinities included; NaN if there is not one."""
     if x.shape[-1] == 0:
-        nothing = torch.full(x.shape[:-1], torch.nan, dtype=torch.float64, device=x.device)
-        return nothing, nothing
+        nan = torch.full(x.shape[:-1], torch.nan, dtype=torch.float64, device=x.device)
+        return nan, nan
     if valid is None:
         return x.amin(dim=-1), x.amax(dim=-1)
     number = valid & ~torch.isnan(x)
     lowest = torch.where(number, x, torch.inf).amin(dim=-1)
     highest = torch.where(number, x, -torch.inf).amax(dim=-1)
-    some = number.any(dim=-1)
-    return torch.where(some, lowest, torch.nan), torch.where(some, highest, torch.nan)
+    has_number = number.any(dim=-1)
+    return torch.where(has_number, lowest, torch.nan), torch.where(has_number, highest, torch.nan)
 
 
 def count_nonfinite(into: StatisticsBuilder, name: str, x: Tensor, valid: Valid) -> None:
@@ -115,9 +114,9 @@ def _none(x: Tensor) -> Tensor:
 
 
 def exponent(x: Tensor) -> Tensor:
-    """floor(log2 |x|), read from the bits of float32 or float64; less than any normal number's for zero and subnormals.
+    """floor(log2 |x|), read from the bits of float32 or float64.
 
-    Infinities and NaN have 128 (float64: 1024).
+    Zero and subnormals have less than any normal number, infinities and NaN 128 (float64: 1024).
     """
     if x.dtype == torch.float64:
         return ((x.view(torch.int64) >> 52) & 0x7FF) - 1023
@@ -125,13 +124,17 @@ def exponent(x: Tensor) -> Tensor:
 
 
 def from_host(values: Sequence[float | bool | int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A small host list as a tensor on the device, without waiting for the device."""
-    tensor = torch.tensor(values, dtype=dtype, device="cpu")  # whatever the trainer's default device is
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    """Make a tensor on a device of a small list on the host, without waiting for the device."""
+    return to_device(torch.tensor(values, dtype=dtype, device="cpu"), device)  # the trainer may have another default
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Move a tensor to a device, without waiting if it comes from the host."""
+    if x.device.type != "cpu" or device.type != "cuda":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
 
 
 def wide_enough(x: Tensor) -> Tensor:
-    """Half types as float32, others as they are: the precision elementwise terms are computed in."""
+    """Convert half types to float32: the precision that elementwise terms are computed in."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

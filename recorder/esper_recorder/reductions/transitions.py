@@ -1,7 +1,7 @@
-"""What a set of transitions adds up to: the policy and value sides of the PPO loss.
+"""Counts and sums over transitions: the policy side and the value side of the PPO loss.
 
-Elementwise terms are computed in the precision of their inputs (float32 for half types), in the order the trainers
-compute them, so that a library's own figures can be reproduced; sums are float64.
+Elementwise terms are computed in the precision of their inputs (float32 for half types) and in the order in which the
+trainers compute them, so that a library's figures can be reproduced; sums are float64.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from esper_recorder.reductions.statistics import (
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The elementwise terms of a set of transitions, each of shape [..., n] or None where not given.
+    """The elementwise terms of a set of transitions, each of shape [..., n] or None if not given.
 
     Attributes:
         valid: False on padding, see `Valid`.
         log_ratio: new minus old log-probability, nats.
         advantage: as the loss used it.
         raw_advantage: before normalisation.
-        entropy: nats. entropy_max: log of the number of valid actions, nats; zero where there was no choice.
+        entropy: nats. entropy_max: log of the number of valid actions, nats; zero without a choice.
         value, target: prediction and return. old_value: the prediction when the action was taken.
     """
 
@@ -54,15 +54,15 @@ class Terms:
 
 
 def terms(fields: Mapping[str, Tensor], *, valid: Valid, normalize: Tensor | None = None) -> Terms:
-    """Complete the fields of a minibatch to the terms its loss is made of.
+    """Compute the terms of a loss from the fields of a minibatch.
 
     Args:
         fields: tensors of shape [..., n] by name: `log_ratio`, or `new_log_prob` and `old_log_prob`; optionally
             `advantage`, `raw_advantage`, `entropy`, `entropy_max`, `value`, `value_target`, `old_value`.
         valid: bool [..., n], False on padding; or None, see `Valid`.
-        normalize: bool [...], where the loss normalises `raw_advantage` over the minibatch: subtract the mean,
-            divide by the unbiased standard deviation + 1e-8 (Stable-Baselines3, CleanRL). Used where `advantage`
-            is not given.
+        normalize: bool [...], whether the loss normalises `raw_advantage` over the minibatch: subtract the mean, divide
+            by the unbiased standard deviation + 1e-8 (Stable-Baselines3, CleanRL). The advantage is computed from it
+            if `advantage` is not given; None if that is not known.
     """
     get = {name: wide_enough(x) for name, x in fields.items()}.get
     raw = get("raw_advantage")
@@ -70,8 +70,8 @@ def terms(fields: Mapping[str, Tensor], *, valid: Valid, normalize: Tensor | Non
     if log_ratio is None:
         raise ValueError("a minibatch needs log_ratio, or new_log_probs and old_log_probs")
     advantage = get("advantage")
-    if advantage is None and raw is not None:
-        advantage = raw if normalize is None else torch.where(normalize[..., None], _normalized(raw, valid), raw)
+    if advantage is None and raw is not None and normalize is not None:
+        advantage = torch.where(normalize[..., None], _normalized(raw, valid), raw)
     return Terms(
         valid=valid,
         log_ratio=log_ratio,
@@ -90,15 +90,15 @@ def head_terms(fields: Mapping[str, Tensor], *, valid: Tensor, advantage: Tensor
 
     Args:
         fields: tensors of shape [..., heads, n] by name: `log_ratio`, or `new_log_prob` and `old_log_prob`;
-            `entropy`, `entropy_max`; `mask`, 0 or False where the head's choice did not matter.
+            `entropy`, `entropy_max`; `mask`, 0 or False if the head's choice did not matter.
         valid: bool [..., 1, n], False on padding.
         advantage: [..., 1, n], as the loss used it.
     """
     mask = fields.get("mask")
-    of_all = next(iter(fields.values()))
+    first = next(iter(fields.values()))
     entropy, bound = fields.get("entropy"), fields.get("entropy_max")
     return Terms(
-        valid=(valid if mask is None else valid & (mask != 0)).expand_as(of_all),
+        valid=(valid if mask is None else valid & (mask != 0)).expand_as(first),
         log_ratio=log_ratio_of(fields),
         advantage=advantage,
         entropy=None if entropy is None else wide_enough(entropy),
@@ -107,7 +107,7 @@ def head_terms(fields: Mapping[str, Tensor], *, valid: Tensor, advantage: Tensor
 
 
 def log_ratio_of(fields: Mapping[str, Tensor]) -> Tensor | None:
-    """New minus old log-probability, nats, at least float32; None where it cannot be told."""
+    """New minus old log-probability, nats, at least float32; None if it cannot be computed."""
     if "log_ratio" in fields:
         return wide_enough(fields["log_ratio"])
     if "new_log_prob" in fields and "old_log_prob" in fields:
@@ -116,12 +116,12 @@ def log_ratio_of(fields: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def head_statistics(t: Terms, *, every: Tensor, has_mask: bool, clip_range: Tensor | None = None) -> Statistics:
-    """Counts and sums of action heads over the last dimension, named as in the table `heads`.
+    """Count and sum action heads over the last dimension, named as in the table `heads`.
 
     Args:
         t: `head_terms`, of shape [..., heads, n].
-        every: bool [..., 1, n], False on padding: what the share of learnable transitions is of.
-        has_mask: a mask told where the head's choice mattered.
+        every: bool [..., 1, n], False on padding: the transitions that the learnable ones are a fraction of.
+        has_mask: a mask says when the head's choice mattered.
         clip_range: float64 [..., 1], see `transition_statistics`.
     """
     assert t.valid is not None
@@ -147,12 +147,12 @@ def transition_statistics(
     value_clip_range: Tensor | None = None,
     pessimistic_value_clip: bool = True,
 ) -> Statistics:
-    """Counts and sums over the last dimension, named as in the tables `minibatches` and `ppo_updates`.
+    """Count and sum over the last dimension, named as in the tables `minibatches` and `ppo_updates`.
 
     Args:
         t: the terms, of shape [..., n].
-        clip_range: float64 [...], the clip range of the ratio; NaN where none was told.
-        value_clip_range: float64 [...], the clip range of the value; NaN where values are not clipped.
+        clip_range: float64 [...], the clip range of the ratio; NaN if it was not given.
+        value_clip_range: float64 [...], the clip range of the value; NaN if values are not clipped.
         pessimistic_value_clip: the clipped value loss is the larger of the clipped and the unclipped squared error
             (PPO2, CleanRL, rsl_rl); otherwise the error of the clipped prediction alone (Stable-Baselines3).
     """
@@ -191,7 +191,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def rollout_statistics(fields: Mapping[str, Tensor], mask: Tensor | None = None) -> Statistics:
-    """Counts, sums and quantiles over a whole rollout, named `rollout_*` as in the table `ppo_updates`.
+    """Count, sum and find quantiles over a rollout, named `rollout_*` as in the table `ppo_updates`.
 
     Args:
         fields: 1-d tensors of one length: any of `value`, `return`, `advantage`, `reward`.
@@ -227,15 +227,15 @@ def rollout_statistics(fields: Mapping[str, Tensor], mask: Tensor | None = None)
         out.add("rollout_residual_sum_sq", total_sq)
         out.add("rollout_value_return_sum", finite_sum(value.to(torch.float64) * target.to(torch.float64), valid))
     if of_quantiles:
-        found = finite_quantiles(torch.stack([x.to(torch.float64) for x in of_quantiles.values()]), valid)
+        quantiles = finite_quantiles(torch.stack([x.to(torch.float64) for x in of_quantiles.values()]), valid)
         for i, name in enumerate(of_quantiles):
             for j, q in enumerate(QUANTILES):
-                out.add(f"rollout_{name}_q{round(100 * q):02d}", found[i, j])
+                out.add(f"rollout_{name}_q{round(100 * q):02d}", quantiles[i, j])
     return out.build()
 
 
 def finite_quantiles(x: Tensor, valid: Valid) -> Tensor:
-    """The `QUANTILES` of the finite valid elements of each row, linear between neighbours; NaN where there is none.
+    """Find the `QUANTILES` of the finite valid elements of each row, linear between two of them; NaN without any.
 
     Args:
         x: float64 [rows, n].
@@ -244,12 +244,12 @@ def finite_quantiles(x: Tensor, valid: Valid) -> Tensor:
     Returns:
         [rows, quantiles]
     """
-    wanted = torch.stack([torch.full((), q, dtype=torch.float64, device=x.device) for q in QUANTILES])
+    fractions = torch.stack([torch.full((), q, dtype=torch.float64, device=x.device) for q in QUANTILES])
     if x.shape[-1] == 0:
         return torch.full((x.shape[0], len(QUANTILES)), torch.nan, dtype=torch.float64, device=x.device)
     ordered = _ascending(x if valid is None else torch.where(valid & torch.isfinite(x), x, torch.inf))
     n = count_finite(x, valid)[..., None]
-    place = wanted * (n - 1).clamp(min=0)
+    place = fractions * (n - 1).clamp(min=0)
     low = place.floor()
     at = ordered.gather(-1, low.to(torch.int64))
     above = ordered.gather(-1, place.ceil().to(torch.int64))
@@ -257,7 +257,7 @@ def finite_quantiles(x: Tensor, valid: Valid) -> Tensor:
 
 
 def _ascending(x: Tensor) -> Tensor:
-    """Sorted along the last dimension. On a host NumPy, where torch has it to hand, takes a tenth of torch's time."""
+    """Sort along the last dimension. On the host NumPy, if torch was built with it, takes a tenth of torch's time."""
     if x.device.type == "cpu":
         try:
             values = x.numpy().copy()
@@ -297,9 +297,9 @@ def _clip_statistics(
     _clip_counts(out, ratio, advantage, valid, clip_range)
     if advantage is None:
         return
-    known = ~torch.isnan(clip_range)
+    has_range = ~torch.isnan(clip_range)
     clipped = torch.clamp(ratio, (1 - clip_range).to(ratio.dtype), (1 + clip_range).to(ratio.dtype))
-    loss = torch.where(known, -torch.minimum(advantage * ratio, advantage * clipped), torch.nan)
+    loss = torch.where(has_range, -torch.minimum(advantage * ratio, advantage * clipped), torch.nan)
     out.add("policy_loss_n", count_finite(loss, valid))
     out.add("policy_loss_sum", finite_sum(loss, valid))
 
@@ -307,7 +307,7 @@ def _clip_statistics(
 def _clip_counts(
     out: StatisticsBuilder, ratio: Tensor, advantage: Tensor | None, valid: Valid, clip_range: Tensor
 ) -> None:
-    limit = clip_range.to(ratio.dtype)  # where it is not known, NaN, nothing is beyond it
+    limit = clip_range.to(ratio.dtype)  # nothing is beyond NaN
     low, high = ratio - 1 < -limit, ratio - 1 > limit
     out.add("clip_low_count", count(low, valid))
     out.add("clip_high_count", count(high, valid))
@@ -341,15 +341,15 @@ def _residual_statistics(out: StatisticsBuilder, value: Tensor, target: Tensor, 
 
 def _value_loss(t: Terms, value_clip_range: Tensor | None, *, pessimistic: bool) -> Tensor:
     assert t.value is not None and t.target is not None
-    plain = (t.target - t.value) ** 2
+    unclipped = (t.target - t.value) ** 2
     if t.old_value is None or value_clip_range is None:
-        return plain
+        return unclipped
     limit = value_clip_range[..., None]
     bound = torch.nan_to_num(limit, nan=0.0).to(t.value.dtype)
     clipped = (t.target - (t.old_value + torch.clamp(t.value - t.old_value, -bound, bound))) ** 2
     if pessimistic:
-        clipped = torch.maximum(plain, clipped)
-    return torch.where(torch.isnan(limit), plain, clipped)
+        clipped = torch.maximum(unclipped, clipped)
+    return torch.where(torch.isnan(limit), unclipped, clipped)
 
 
 def _moments(out: StatisticsBuilder, name: str, x: Tensor, valid: Valid) -> None:

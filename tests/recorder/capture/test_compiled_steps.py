@@ -150,7 +150,7 @@ def test_a_tensor_says_what_is_in_it():
         {"log_ratio": torch.zeros(2), "heads": {name: {"entropy": torch.ones(2)} for name in names}}
     ] * 2
     packed = torch.stack([reduce(**own) for own in given])
-    (joint, heads) = unpack(packed).reduced
+    (joint, heads), _ = unpack(packed)
     assert (joint.names, heads.names) == (("",), names)
     assert heads.statistics.values[:, :, heads.statistics.names.index("entropy_sum")].tolist() == [[2.0] * 3] * 2
     assert heads.exemplars is None
@@ -175,7 +175,7 @@ def test_what_reduce_did_not_make_is_a_gap(tmp_path: Path, wrong: Any):
         ({"log_ratio": torch.zeros(3), "heads": {"op": {"entropi": torch.zeros(3)}}}, "Did you mean entropy"),
     ],
 )
-def test_a_call_that_is_off_is_told_where_it_is_made(given: dict[str, Any], words: str):
+def test_an_invalid_call_raises_where_it_is_made(given: dict[str, Any], words: str):
     with pytest.raises(BadCall, match=words):
         reduce(**given)
 

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from esper_recorder import MemorySink, Recorder
-from esper_recorder.capture.minibatch_buffer import MinibatchRing
+from esper_recorder.capture.minibatch_buffer import MinibatchBuffer
 from esper_recorder.storage.manifest import how_it_ended, read_manifest
 from tests.recorder.storage.stored_updates import read_rows
 
@@ -34,25 +35,34 @@ class Device:
         self.arriving -= 1
         return tensor.clone() if self.arriving >= 0 else torch.zeros_like(tensor)
 
-    def guarded(self, work: Callable[..., Any]) -> Callable[..., Any]:
-        def call(ring: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.failed and not getattr(ring, "rescued", False):
+    def failing(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        """Work that needs the device, unless it is on what was salvaged."""
+
+        def call(buffer: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.failed and not getattr(buffer, "on_host", False):
                 raise RuntimeError(ASSERT)
-            return work(ring, *args, **kwargs)
+            return work(buffer, *args, **kwargs)
 
         return call
 
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
-    class HostRing(MinibatchRing):
-        rescued = True
-
     device = Device()
-    monkeypatch.setattr("esper_recorder.capture.staging.DEVICES", ("cpu",))
-    monkeypatch.setattr("esper_recorder.capture.staging.to_pinned", device.to_host)
-    monkeypatch.setattr(MinibatchRing, "reduce", device.guarded(MinibatchRing.reduce))
-    monkeypatch.setattr(MinibatchRing, "another", lambda ring: HostRing(ring.limit_bytes, ring.pessimistic_value_clip))
+    salvage = MinibatchBuffer.salvage
+
+    def salvaged(buffer: MinibatchBuffer) -> tuple[MinibatchBuffer, int]:
+        device.failed = False  # it is not needed for what has arrived
+        other, arrived = salvage(buffer)
+        device.failed = True
+        other.on_host = True  # type: ignore[attr-defined]
+        return other, arrived
+
+    for module in ("host_copies", "minibatch_buffer", "rollout"):
+        monkeypatch.setattr(f"esper_recorder.capture.{module}.DEVICES", ("cpu",))
+    monkeypatch.setattr("esper_recorder.capture.host_copies.to_pinned", device.to_host)
+    monkeypatch.setattr(MinibatchBuffer, "_reduce", device.failing(MinibatchBuffer._reduce))
+    monkeypatch.setattr(MinibatchBuffer, "salvage", salvaged)
     return device
 
 
@@ -65,8 +75,8 @@ def failing(device: Device, root: Path, sink: MemorySink | None = None, arriving
     with pytest.raises(RuntimeError, match="device-side assert"), Recorder(root, sink=sink, rules=None) as rec:
         minibatch(rec, 0.0)
         rec.end_update()
-        device.arriving = arriving
         rec.rollout(values=torch.zeros(4), returns=torch.zeros(4))
+        device.arriving = arriving
         rec.episode(return_=5.0)
         for log_ratio, n in ((0.1, 4), (0.2, 4), (0.3, 6)):
             minibatch(rec, log_ratio, n)
@@ -89,7 +99,7 @@ def test_the_minibatches_before_the_failure_are_recorded(tmp_path: Path, device:
     assert [row["episode_return"] for row in read_rows(rec.path, "episodes")] == [5.0]
 
 
-def test_what_had_not_arrived_is_told(tmp_path: Path, device: Device):
+def test_what_had_not_arrived_is_a_gap(tmp_path: Path, device: Device):
     sink = MemorySink()
     # Minibatch 1 and its mark arrive; of minibatch 2 the values arrive and the mark does not.
     failing(device, tmp_path, sink, arriving=3)
@@ -99,7 +109,7 @@ def test_what_had_not_arrived_is_told(tmp_path: Path, device: Device):
     assert ASSERT in gap["detail"]
 
 
-def test_where_nothing_had_arrived_the_update_is_lost_and_told(tmp_path: Path, device: Device):
+def test_if_nothing_had_arrived_the_whole_update_is_a_gap(tmp_path: Path, device: Device):
     sink = MemorySink()
     failing(device, tmp_path, sink, arriving=0)
     assert sink.updates[0] == 1 and [row["update"] for row in sink.rows("ppo_updates")] == [1]
@@ -107,11 +117,12 @@ def test_where_nothing_had_arrived_the_update_is_lost_and_told(tmp_path: Path, d
     assert (gap["reason"], gap["table_name"], gap["first_update"]) == ("reduce_failed", "*", 2)
 
 
-def test_a_norm_that_was_only_on_the_device_is_not_measured_and_no_nan(tmp_path: Path, device: Device):
+def test_a_norm_that_was_only_on_the_device_is_not_measured_rather_than_nan(tmp_path: Path, device: Device):
     sink = MemorySink()
     with Recorder(tmp_path, sink=sink, rules=None) as rec:
         minibatch(rec, 0.1)
-        rec._ring._notes[-1].norm_seen = True  # as `gradients` notes a norm that stays on the device
+        assert rec._open._newest is not None
+        rec._open._newest.norm_seen = True  # as `gradients` notes a norm that stays on the device
         device.failed = True
         rec.end_update()
     (row,) = sink.rows("minibatches")
@@ -123,7 +134,33 @@ def test_a_norm_that_was_only_on_the_device_is_not_measured_and_no_nan(tmp_path:
 def test_a_minibatch_that_is_on_the_host_anyway_is_not_copied_twice(tmp_path: Path):
     with Recorder(tmp_path, rules=None) as rec:
         minibatch(rec, 0.1)
-        assert list(rec._staging.arrived()) == []
+        assert rec._open._buffer._copies == []
+
+
+def test_minibatches_with_an_index_are_recorded_with_the_fields_of_the_rollout(tmp_path: Path, device: Device):
+    sink = MemorySink()
+    with Recorder(tmp_path, sink=sink, rules=None) as rec:
+        rec.rollout(values=torch.zeros(4), returns=torch.arange(4.0), old_log_probs=torch.zeros(4))
+        for index in (torch.tensor([3, 1]), np.array([0, 2])):
+            rec.minibatch(new_log_probs=torch.ones(2), values=torch.zeros(2), index=index)
+        device.failed = True
+        rec.end_update()
+    assert [(row["return_sum"], row["log_ratio_sum"]) for row in sink.rows("minibatches")] == [(4.0, 2.0), (2.0, 2.0)]
+
+
+def test_minibatches_whose_rollout_has_not_arrived_are_missing(tmp_path: Path, device: Device):
+    sink = MemorySink()
+    with Recorder(tmp_path, sink=sink, rules=None) as rec:
+        device.arriving = 0
+        rec.rollout(old_log_probs=torch.zeros(4))
+        device.arriving = 100
+        rec.minibatch(new_log_probs=torch.ones(2), index=torch.tensor([3, 1]))
+        minibatch(rec, 0.1)
+        device.failed = True
+        rec.end_update()
+    assert [row["minibatch"] for row in sink.rows("minibatches")] == [2]
+    (gap,) = sink.rows("gaps")
+    assert (gap["reason"], gap["rows"]) == ("device_failed", 1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: a real device-side assert is not tried")

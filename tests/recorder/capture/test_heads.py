@@ -1,4 +1,4 @@
-"""Action heads: what a minibatch tells of them, and what becomes of it."""
+"""Action heads: what a minibatch is given of them, and the rows that become of it."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_its_row_says_of_which_run_and_update_it_is(tmp_path: Path):
     assert row["update"] == 1
 
 
-def test_what_a_head_does_not_tell_is_null(tmp_path: Path):
+def test_what_a_head_is_not_given_is_null(tmp_path: Path):
     x = torch.zeros(3)
     sink = recorded(tmp_path, {"log_ratio": x, "heads": {"ratio": {"log_ratio": x}, "entropy": {"entropy": x + 0.5}}})
     ratio, entropy = by_head(sink)["ratio"], by_head(sink)["entropy"]
@@ -188,7 +188,7 @@ def test_minibatches_with_other_heads_are_reduced_apart_and_merged(tmp_path: Pat
         ({"op": {"log_ratio": torch.zeros(3, device="meta")}}, "head 'op' is on meta; move them to one"),
     ],
 )
-def test_a_head_that_is_off_is_a_bad_call_and_costs_that_minibatch_alone(tmp_path: Path, heads: Any, words: str):
+def test_an_invalid_head_is_a_bad_call_and_costs_that_minibatch_alone(tmp_path: Path, heads: Any, words: str):
     sink = recorded(
         tmp_path,
         {"log_ratio": torch.zeros(3)},

@@ -1,4 +1,4 @@
-"""What the recorder notes of a model's parameters, step by step."""
+"""What the recorder measures of a model's parameters, step by step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from esper_recorder import MemorySink, Recorder
 from esper_recorder.capture.transfer import Transfer, join, split
 
 
-def trained(root: Path, *, level: str, steps: int = 3, tell: bool = False, clear: bool = False) -> list[dict[str, Any]]:
+def trained(
+    root: Path, *, level: str, steps: int = 3, announce: bool = False, clear: bool = False
+) -> list[dict[str, Any]]:
     """SGD at a rate of 0.5 whose gradient at step i is i: a step changes each of the four weights by i / 2."""
     sink = MemorySink()
     weight = torch.nn.Parameter(torch.zeros(4))
@@ -25,7 +27,7 @@ def trained(root: Path, *, level: str, steps: int = 3, tell: bool = False, clear
             for i in range(1, steps + 1):
                 rec.minibatch(log_ratio=torch.zeros(2), epoch=i)
                 weight.grad = torch.full((4,), float(i))
-                if tell:
+                if announce:
                     rec.layers(after_clipping=False)
                 rec.gradients(total_norm=2.0 * i)
                 optimizer.step()
@@ -35,20 +37,20 @@ def trained(root: Path, *, level: str, steps: int = 3, tell: bool = False, clear
     return sink.rows("gradient_layers")
 
 
-@pytest.mark.parametrize("tell", [False, True])
+@pytest.mark.parametrize("announce", [False, True])
 class TestTheStep:
-    def test_at_normal_the_last_ones_change_is_known(self, tmp_path: Path, tell: bool):
-        rows = trained(tmp_path, level="normal", tell=tell)
+    def test_at_normal_what_the_last_one_changed_is_recorded(self, tmp_path: Path, announce: bool):
+        rows = trained(tmp_path, level="normal", announce=announce)
         assert [(r["update"], r["minibatch"], r["epoch"], r["grad_max"]) for r in rows] == [
             (1, 3, 3, 3.0),
             (2, 3, 3, 3.0),
         ]
         # sqrt(4 * 1.5^2)
         assert [r["step_norm"] for r in rows] == [3.0, 3.0]
-        assert [r["after_clipping"] for r in rows] == [not tell] * 2
+        assert [r["after_clipping"] for r in rows] == [not announce] * 2
 
-    def test_at_debug_each_ones_is(self, tmp_path: Path, tell: bool):
-        rows = trained(tmp_path, level="debug", tell=tell)
+    def test_at_debug_what_each_one_changed_is_recorded(self, tmp_path: Path, announce: bool):
+        rows = trained(tmp_path, level="debug", announce=announce)
         assert [(r["update"], r["minibatch"]) for r in rows] == [(u, m) for u in (1, 2) for m in (1, 2, 3)]
         assert [r["step_norm"] for r in rows] == [1.0, 2.0, 3.0] * 2
         assert [r["grad_norm"] for r in rows] == [2.0, 4.0, 6.0] * 2
@@ -61,7 +63,7 @@ def test_gradients_that_were_cleared_after_the_step_are_none(tmp_path: Path):
     assert [(r["has_grad"], r["grad_norm"], r["step_norm"]) for r in rows] == [(False, None, None)] * 2
 
 
-def test_parameters_that_begin_to_have_gradients_have_rows_of_their_own_kind(tmp_path: Path):
+def test_parameters_that_begin_to_have_gradients_are_measured_from_then_on(tmp_path: Path):
     sink = MemorySink()
     model = torch.nn.Module()
     for name, n in (("a", 3), ("b", 2), ("empty", 0)):
@@ -90,7 +92,7 @@ def test_parameters_that_begin_to_have_gradients_have_rows_of_their_own_kind(tmp
     assert rows[1]["grad_histogram"] is None
 
 
-def test_a_sparse_gradient_is_told_and_not_measured(tmp_path: Path):
+def test_a_sparse_gradient_is_recorded_as_present_and_not_measured(tmp_path: Path):
     sink = MemorySink()
     model = torch.nn.Embedding(5, 2, sparse=True)
     model(torch.tensor([1, 3])).sum().backward()
@@ -101,7 +103,7 @@ def test_a_sparse_gradient_is_told_and_not_measured(tmp_path: Path):
     assert (row["has_grad"], row["grad_sum"], row["weight_norm"]) == (True, None, None)
 
 
-def test_a_complex_gradient_is_told_and_not_measured(tmp_path: Path):
+def test_a_complex_gradient_is_recorded_as_present_and_not_measured(tmp_path: Path):
     sink = MemorySink()
     model = torch.nn.Module()
     model.register_parameter("z", torch.nn.Parameter(torch.ones(2, dtype=torch.complex64)))
@@ -113,7 +115,7 @@ def test_a_complex_gradient_is_told_and_not_measured(tmp_path: Path):
     assert (row["has_grad"], row["grad_sum"], row["weight_norm"]) == (True, None, None)
 
 
-def test_what_is_joined_for_the_way_to_the_host_comes_apart_again():
+def test_what_is_joined_for_the_transfer_is_split_again():
     tensors = {
         "counts": torch.tensor([[2**53 - 1, 3]]),
         "nothing": torch.zeros(0, 4),

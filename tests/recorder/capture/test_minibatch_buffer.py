@@ -1,4 +1,4 @@
-"""The ring of minibatches: what goes in comes out, however it grew and however many pieces it was reduced in."""
+"""The buffer of minibatches: what goes in comes out, in however many batches it was reduced."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from esper_recorder.arguments import FieldKey
-from esper_recorder.capture.minibatch_buffer import MinibatchNotes, MinibatchRing, Piece
+from esper_recorder.capture.minibatch_buffer import BatchSummary, MinibatchBuffer, MinibatchNotes
 from esper_recorder.contract.merge import merge
 from esper_recorder.contract.tables import columns
 from esper_recorder.reductions.minibatches import with_actions
@@ -30,47 +30,45 @@ def minibatch(n: int, seed: int, names: tuple[str, ...] = FIELDS, dtype: torch.d
     return {name: torch.from_numpy(random.normal(size=n)).to(dtype) for name in names}
 
 
-def put(ring: MinibatchRing, fields: Fields, number: int = 1, **more: Any) -> list[Piece]:
-    """Append as the recorder does: what does not fit is reduced first."""
-    n = len(next(iter(fields.values())))
+def put(buffer: MinibatchBuffer, fields: Fields, number: int = 1, **more: Any) -> MinibatchNotes:
     notes = MinibatchNotes(number, clip_range=more.pop("clip_range", 0.2))
-    pieces = []
-    if not ring.fits(fields, n, notes, **more):
-        piece = ring.reduce()
-        assert piece is not None
-        pieces.append(piece)
-    ring.append(fields, n, notes, **more)
-    return pieces
+    buffer.append(tuple(fields), list(fields.values()), notes, **more)
+    return notes
 
 
-def rest(ring: MinibatchRing) -> Piece:
-    piece = ring.reduce()
-    assert piece is not None and len(ring) == 0
-    return piece
+def drain(buffer: MinibatchBuffer) -> list[BatchSummary]:
+    batches = [batch for batch in buffer.drain() if isinstance(batch, BatchSummary)]
+    assert buffer.drain() == []
+    return batches
 
 
-def rows(piece: Piece) -> list[dict[str, float]]:
-    joint = piece.reduced[0].statistics
-    return [dict(zip(joint.names, row, strict=True)) for row in joint.values[:, 0].tolist()]
+def drain_one(buffer: MinibatchBuffer) -> BatchSummary:
+    (batch,) = drain(buffer)
+    return batch
 
 
-def worst(piece: Piece, name: str) -> list[float]:
+def rows(*batches: BatchSummary) -> list[dict[str, float]]:
+    statistics = [batch.ratios[0].statistics for batch in batches]
+    return [dict(zip(s.names, row, strict=True)) for s in statistics for row in s.values[:, 0].tolist()]
+
+
+def worst(batch: BatchSummary, name: str) -> list[float]:
     """A field of the worst transitions by the joint ratio, scope after scope."""
-    exemplars = piece.reduced[0].exemplars
+    exemplars = batch.ratios[0].exemplars
     assert exemplars is not None
     values: list[float] = exemplars.values[..., exemplars.names.index(name)].flatten().tolist()
     return values
 
 
-def counts(piece: Piece) -> Tensor:
+def counts(batch: BatchSummary) -> Tensor:
     """Histograms of the joint ratio [scopes, bins]."""
-    histogram = piece.reduced[0].histogram
+    histogram = batch.ratios[0].histogram
     assert histogram is not None
     return histogram[:, 0]
 
 
 def directly(fields: Fields) -> dict[str, float]:
-    """The same minibatch reduced on its own, without a ring."""
+    """The same minibatch reduced without a buffer."""
     n = len(next(iter(fields.values())))
     packed = transition_statistics(
         terms({str(k): x for k, x in fields.items()}, valid=torch.ones(n, dtype=torch.bool)),
@@ -87,183 +85,167 @@ def assert_rows(found: list[dict[str, float]], minibatches: list[Fields]) -> Non
         assert all(same(row[name], expected[name], 1e3) for name in expected)
 
 
-class TestGrowth:
-    def test_more_minibatches_than_rows_keep_what_is_there(self):
-        ring = MinibatchRing()
-        given_ = [minibatch(5, seed) for seed in range(70)]  # it begins with 32 rows
-        for fields in given_:
-            assert put(ring, fields) == []
-        assert_rows(rows(rest(ring)), given_)
+class TestManyMinibatches:
+    def test_all_of_them_are_reduced_together(self):
+        buffer = MinibatchBuffer()
+        minibatches = [minibatch(5, seed) for seed in range(70)]
+        for fields in minibatches:
+            put(buffer, fields)
+        assert_rows(rows(drain_one(buffer)), minibatches)
 
     def test_a_wider_minibatch_keeps_the_narrower_ones(self):
-        ring = MinibatchRing()
-        given_ = [minibatch(n, n) for n in (3, 5, 2, 40, 4, 1)]
-        for fields in given_:
-            assert put(ring, fields) == []
-        assert_rows(rows(rest(ring)), given_)
+        buffer = MinibatchBuffer()
+        minibatches = [minibatch(n, n) for n in (3, 5, 2, 40, 4, 1)]
+        for fields in minibatches:
+            put(buffer, fields)
+        assert_rows(rows(drain_one(buffer)), minibatches)
 
-    def test_norms_stay_with_their_minibatches_while_it_grows(self):
-        ring = MinibatchRing()
+    @pytest.mark.parametrize("on_device", ["none", "some", "all"])
+    def test_norms_stay_with_their_minibatches(self, on_device: str):
+        buffer = MinibatchBuffer()
         for i in range(40):
-            put(ring, minibatch(2 + i % 5, i), i + 1)
-            if i % 3:
-                ring.set_grad_norm(torch.tensor(float(i)) if i % 2 else float(i))
-        piece = rest(ring)
-        seen = [notes.norm_seen for notes in piece.notes]
-        assert seen == [bool(i % 3) for i in range(40)]
-        assert [norm for norm, s in zip(piece.grad_norms.tolist(), seen, strict=True) if s] == [
-            i for i in range(40) if i % 3
-        ]
+            notes = put(buffer, minibatch(2 + i % 5, i), i + 1)
+            if i % 3 or on_device == "all":
+                in_a_tensor = on_device == "all" or (on_device == "some" and i % 2)
+                notes.grad_norm, notes.norm_seen = torch.tensor(float(i)) if in_a_tensor else float(i), True
+        batch = drain_one(buffer)
+        seen = [notes.norm_seen for notes in batch.notes]
+        assert seen == [bool(i % 3) or on_device == "all" for i in range(40)]
+        norms = [norm for norm, s in zip(batch.grad_norms.tolist(), seen, strict=True) if s]
+        assert norms == [i for i in range(40) if seen[i]]
+        assert not any(isinstance(notes.grad_norm, Tensor) for notes in batch.notes), "the writer's thread reads them"
 
     def test_an_empty_minibatch_counts_nothing(self):
-        ring = MinibatchRing()
-        put(ring, minibatch(0, 0))
-        put(ring, minibatch(3, 1))
-        assert [row["n"] for row in rows(rest(ring))] == [0, 3]
+        buffer = MinibatchBuffer()
+        put(buffer, minibatch(0, 0))
+        put(buffer, minibatch(3, 1))
+        assert [row["n"] for row in rows(drain_one(buffer))] == [0, 3]
 
     def test_only_empty_minibatches(self):
-        ring = MinibatchRing()
-        put(ring, minibatch(0, 0))
-        piece = rest(ring)
-        assert rows(piece)[0]["n"] == 0
-        assert max(worst(piece, "severity")) < 0, "nothing is worst of nothing"
-
-
-class TestPadding:
-    def test_nothing_of_an_earlier_larger_minibatch_shows(self):
-        ring = MinibatchRing()
-        loud: Fields = {name: torch.full((9,), 1e6) for name in FIELDS}
-        put(ring, loud)
-        rest(ring)
-        given_ = [minibatch(4, 1), minibatch(9, 2), minibatch(2, 3)]
-        for fields in given_:
-            put(ring, fields)
-        piece = rest(ring)
-        assert_rows(rows(piece), given_)
-        assert max(map(abs, worst(piece, "log_ratio"))) < 1e5
+        buffer = MinibatchBuffer()
+        put(buffer, minibatch(0, 0))
+        batch = drain_one(buffer)
+        assert rows(batch)[0]["n"] == 0
+        assert max(worst(batch, "severity")) < 0, "nothing is worst of nothing"
 
     def test_a_mask_leaves_transitions_out(self):
-        ring = MinibatchRing()
+        buffer = MinibatchBuffer()
         fields = minibatch(6, 1)
         keep = torch.tensor([1, 0, 1, 1, 0, 1], dtype=torch.bool)
-        put(ring, fields | {"mask": keep})
-        assert_rows(rows(rest(ring)), [{name: x[keep] for name, x in fields.items()}])
+        put(buffer, fields | {"mask": keep})
+        assert_rows(rows(drain_one(buffer)), [{name: x[keep] for name, x in fields.items()}])
 
 
 class TestExemplars:
     def test_index_and_action_stay_with_their_transition(self):
-        ring = MinibatchRing()
-        for number, n in enumerate((7, 30, 4), 1):  # grows twice on the way
+        buffer = MinibatchBuffer()
+        for number, n in enumerate((7, 30, 4), 1):
             index = torch.arange(n) + 100 * number
-            fields = minibatch(n, number)
             put(
-                ring,
-                fields | {"value": index.float()},
+                buffer,
+                minibatch(n, number) | {"value": index.float()},
                 number,
                 index=index,
                 actions=index[:, None] * torch.tensor([1.0, -1.0]),
             )
-        piece = rest(ring)
-        actions = piece.reduced[0].actions
+        batch = drain_one(buffer)
+        actions = batch.ratios[0].actions
         assert actions is not None
-        found = worst(piece, "index")
-        assert worst(piece, "value") == found
-        assert actions[0, 0].tolist() == [[i, -i] for i in found]
-        assert [i // 100 - 1 for i in found] == worst(piece, "position")
-        assert len(found) == EXEMPLARS
-
-    def test_the_actions_of_an_earlier_update_do_not_come_back(self):
-        ring = MinibatchRing()
-        put(ring, minibatch(3, 1), index=torch.arange(3), actions=torch.ones(3, 1))
-        assert rest(ring).reduced[0].actions is not None
-        put(ring, minibatch(3, 2))
-        piece = rest(ring)
-        exemplars = piece.reduced[0].exemplars
-        assert exemplars is not None and "index" not in exemplars.names
-        assert piece.reduced[0].actions is None
+        positions = worst(batch, "index")
+        assert worst(batch, "value") == positions
+        assert actions[0, 0].tolist() == [[i, -i] for i in positions]
+        assert [i // 100 - 1 for i in positions] == worst(batch, "position")
+        assert len(positions) == EXEMPLARS
 
     def test_a_minibatch_without_actions_is_reduced_apart_from_those_with(self):
-        ring = MinibatchRing()
-        put(ring, minibatch(3, 1), actions=torch.ones(3, 1))
-        (first,) = put(ring, minibatch(3, 2), 2)
-        assert first.reduced[0].actions is not None and rest(ring).reduced[0].actions is None
+        buffer = MinibatchBuffer()
+        put(buffer, minibatch(3, 1), actions=torch.ones(3, 1), index=torch.arange(3))
+        put(buffer, minibatch(3, 2), 2)
+        first, second = drain(buffer)
+        assert first.ratios[0].actions is not None and second.ratios[0].actions is None
+        exemplars = second.ratios[0].exemplars
+        assert exemplars is not None and "index" not in exemplars.names
 
-    def test_per_minibatch_each_has_its_own(self):
-        ring = MinibatchRing(per_minibatch=True)
-        given_ = [minibatch(n, n) for n in (20, 3)]
-        for number, fields in enumerate(given_, 1):
-            put(ring, fields, number)
-        piece = rest(ring)
-        valid = [s >= 0 for s in worst(piece, "severity")]
-        positions = [p for p, v in zip(worst(piece, "position"), valid, strict=True) if v]
+    def test_per_minibatch_each_has_separate_ones(self):
+        buffer = MinibatchBuffer(per_minibatch=True)
+        minibatches = [minibatch(n, n) for n in (20, 3)]
+        for number, fields in enumerate(minibatches, 1):
+            put(buffer, fields, number)
+        batch = drain_one(buffer)
+        valid = [s >= 0 for s in worst(batch, "severity")]
+        positions = [p for p, v in zip(worst(batch, "position"), valid, strict=True) if v]
         assert (positions.count(0), positions.count(1)) == (16, 3)
-        for i, fields in enumerate(given_):
-            own, _ = log_ratio_histogram(fields["log_ratio"], torch.ones(len(fields["log_ratio"]), dtype=torch.bool))
-            assert counts(piece)[i].tolist() == own.tolist()
+        for i, fields in enumerate(minibatches):
+            log_ratio = fields["log_ratio"]
+            histogram, _ = log_ratio_histogram(log_ratio, torch.ones(len(log_ratio), dtype=torch.bool))
+            assert counts(batch)[i].tolist() == histogram.tolist()
 
-    @pytest.mark.parametrize("order", ["time_major", "env_major"])
-    def test_an_action_is_looked_up_in_the_rollout_as_its_index_counts(self, order: str):
-        ring = MinibatchRing()
-        put(ring, minibatch(5, 1), index=torch.tensor([0, 1, 5, -1, 6]))
+    @pytest.mark.parametrize("env_major", [False, True])
+    def test_an_action_is_found_in_the_rollout_as_its_index_counts(self, env_major: bool):
+        buffer = MinibatchBuffer()
+        put(buffer, minibatch(5, 1), index=torch.tensor([0, 1, 5, -1, 6]))
         # 3 steps of 2 environments; an action says its step and its environment.
         actions = torch.stack(torch.meshgrid(torch.arange(3), torch.arange(2), indexing="ij"), dim=-1)
-        piece = rest(ring)
-        (reduced,) = (with_actions(one, actions, order) for one in piece.reduced)
-        assert reduced.actions is not None
-        by_index = dict(zip(worst(piece, "index"), map(repr, reduced.actions[0, 0].tolist()), strict=True))
-        second = "[0.0, 1.0]" if order == "time_major" else "[1.0, 0.0]"
-        unknown = {-1: "[nan, nan]", 6: "[nan, nan]"}
-        assert by_index == {0: "[0.0, 0.0]", 1: second, 5: "[2.0, 1.0]", **unknown}
+        batch = drain_one(buffer)
+        (ratio,) = (with_actions(ratio, actions, env_major=env_major) for ratio in batch.ratios)
+        assert ratio.actions is not None
+        by_index = dict(zip(worst(batch, "index"), map(repr, ratio.actions[0, 0].tolist()), strict=True))
+        second = "[1.0, 0.0]" if env_major else "[0.0, 1.0]"
+        outside = {-1: "[nan, nan]", 6: "[nan, nan]"}
+        assert by_index == {0: "[0.0, 0.0]", 1: second, 5: "[2.0, 1.0]", **outside}
 
 
 class TestChange:
-    def test_other_fields_begin_another_piece(self):
-        ring = MinibatchRing()
-        first, second = minibatch(4, 1), minibatch(4, 2, ("log_ratio", "entropy"))
-        put(ring, first)
-        (piece,) = put(ring, second)
-        assert_rows(rows(piece), [first])
-        assert_rows(rows(rest(ring)), [second])
+    def test_other_fields_begin_another_batch(self):
+        buffer = MinibatchBuffer()
+        minibatches = [minibatch(4, 1), minibatch(4, 2, ("log_ratio", "entropy"))]
+        for fields in minibatches:
+            put(buffer, fields)
+        for batch, fields in zip(drain(buffer), minibatches, strict=True):
+            assert_rows(rows(batch), [fields])
 
-    def test_the_order_of_the_fields_is_theirs_too(self):
-        ring = MinibatchRing()
+    def test_fields_of_another_order_are_not_mixed_up(self):
+        buffer = MinibatchBuffer()
         first = minibatch(4, 1)
         second = dict(reversed(minibatch(4, 2).items()))
-        pieces = [*put(ring, first), *put(ring, second), rest(ring)]
-        assert_rows([row for piece in pieces for row in rows(piece)], [first, second])
+        put(buffer, first)
+        put(buffer, second)
+        assert_rows(rows(*drain(buffer)), [first, second])
 
-    def test_float64_is_not_squeezed_into_a_float32_buffer(self):
-        ring = MinibatchRing()
+    def test_float64_is_not_squeezed_into_float32(self):
+        buffer = MinibatchBuffer()
         wide = minibatch(4, 1, dtype=torch.float64)
-        put(ring, minibatch(4, 0))
-        assert len(put(ring, wide)) == 1
-        assert_rows(rows(rest(ring)), [wide])
+        put(buffer, minibatch(4, 0))
+        put(buffer, wide)
+        assert_rows(rows(drain(buffer)[1]), [wide])
 
     def test_a_minibatch_without_a_clip_range_is_reduced_apart(self):
-        ring = MinibatchRing()
-        put(ring, minibatch(4, 1))
-        (first,) = put(ring, minibatch(4, 2), clip_range=None)
-        assert "clip_low_count" in first.reduced[0].statistics.names
-        assert "clip_low_count" not in rest(ring).reduced[0].statistics.names
+        buffer = MinibatchBuffer()
+        put(buffer, minibatch(4, 1))
+        put(buffer, minibatch(4, 2), clip_range=None)
+        first, second = drain(buffer)
+        assert "clip_low_count" in first.ratios[0].statistics.names
+        assert "clip_low_count" not in second.ratios[0].statistics.names
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
     def test_other_types_are_kept_exactly(self, dtype: torch.dtype):
-        ring = MinibatchRing()
+        buffer = MinibatchBuffer()
         fields = minibatch(6, 1, dtype=dtype)
-        put(ring, fields)
+        put(buffer, fields)
         wide = {name: x.to(torch.float64 if dtype == torch.float64 else torch.float32) for name, x in fields.items()}
-        assert_rows(rows(rest(ring)), [wide])
+        assert_rows(rows(drain_one(buffer)), [wide])
 
-    def test_different_lengths_are_an_error_and_leave_the_ring_as_it_was(self):
-        ring = MinibatchRing()
+    def test_different_lengths_are_an_error_and_leave_the_buffer_unchanged(self):
+        buffer = MinibatchBuffer()
         good = minibatch(4, 1)
-        put(ring, good)
-        for bad in (good | {"value": torch.zeros(3)}, good | {"value": torch.zeros(1, dtype=torch.float64)}):
-            with pytest.raises(ValueError, match="log_ratio has 4, values has"):
-                ring.append(bad, 4, MinibatchNotes(2, clip_range=0.2))
+        put(buffer, good)
+        # The second one has as many numbers as a good one.
+        for bad in (good | {"value": torch.zeros(3)}, good | {"value": torch.zeros(3), "advantage": torch.zeros(5)}):
+            with pytest.raises(ValueError, match=r"log_ratio has 4, .*values has 3"):
+                put(buffer, bad)
         with pytest.raises(ValueError, match="index has 5"):
-            ring.append(good, 4, MinibatchNotes(2, clip_range=0.2), index=torch.arange(5))
-        assert_rows(rows(rest(ring)), [good])
+            put(buffer, good, index=torch.arange(5))
+        assert_rows(rows(drain_one(buffer)), [good])
 
 
 @given(
@@ -273,40 +255,38 @@ class TestChange:
     st.integers(0, 2**31),
 )
 @settings(max_examples=60)
-def test_several_pieces_add_up_to_what_one_piece_says(sizes: list[int], limit: int, per_minibatch: bool, seed: int):
-    given_ = [minibatch(n, seed + i) for i, n in enumerate(sizes)]
-    whole, cut = (
-        MinibatchRing(per_minibatch=per_minibatch),
-        MinibatchRing(limit_bytes=limit, per_minibatch=per_minibatch),
-    )
-    pieces = []
-    for number, fields in enumerate(given_, 1):
-        assert put(whole, fields, number) == []
-        pieces += put(cut, fields, number)
-    pieces.append(rest(cut))
-    one = rest(whole)
-    found = [row for piece in pieces for row in rows(piece)]
-    assert_rows(found, given_)
-    assert [n.minibatch for piece in pieces for n in piece.notes] == [n.minibatch for n in one.notes]
-    statistics = [c for c in columns("minibatches") if c.name in one.reduced[0].statistics.names]
-    merged, expected = merge(statistics, found), merge(statistics, rows(one))
+def test_several_batches_add_up_to_one(sizes: list[int], limit: int, per_minibatch: bool, seed: int):
+    minibatches = [minibatch(n, seed + i) for i, n in enumerate(sizes)]
+    whole = MinibatchBuffer(per_minibatch=per_minibatch)
+    cut = MinibatchBuffer(limit_bytes=limit, per_minibatch=per_minibatch)
+    for number, fields in enumerate(minibatches, 1):
+        put(whole, fields, number)
+        put(cut, fields, number)
+    batches, one = drain(cut), drain_one(whole)
+    assert_rows(rows(*batches), minibatches)
+    assert [n.minibatch for batch in batches for n in batch.notes] == [n.minibatch for n in one.notes]
+    statistics = [c for c in columns("minibatches") if c.name in one.ratios[0].statistics.names]
+    merged, expected = merge(statistics, rows(*batches)), merge(statistics, rows(one))
     assert all(same(merged[name], expected[name], 1e3) for name in merged)
     if not per_minibatch:
-        assert sum(map(counts, pieces)).tolist() == counts(one).tolist()  # type: ignore[union-attr]
+        assert torch.stack([counts(batch) for batch in batches]).sum(dim=0).tolist() == counts(one).tolist()
 
 
-def test_a_small_limit_really_cuts():
-    ring = MinibatchRing(limit_bytes=1)
-    pieces = [piece for i in range(70) for piece in put(ring, minibatch(5, i))]
-    assert len(pieces) == 2, "the first 32 rows are there from the beginning"
+def test_what_would_take_more_than_the_limit_is_reduced_early():
+    limit = 3 * 5 * len(FIELDS) * 4  # bytes of three minibatches of five transitions
+    buffer = MinibatchBuffer(limit_bytes=limit)
+    for i in range(7):
+        put(buffer, minibatch(5, i))
+    put(buffer, minibatch(16, 7))  # larger than the limit, and alone
+    assert [len(batch.notes) for batch in drain(buffer)] == [3, 3, 1, 1]
 
 
 def test_no_tensor_is_kept_or_changed():
-    ring = MinibatchRing()
+    buffer = MinibatchBuffer()
     fields = {name: x.requires_grad_() for name, x in minibatch(4, 1).items()}
     copies = {name: x.detach().clone() for name, x in fields.items()}
-    put(ring, fields)
-    for x in fields.values():
-        with torch.no_grad():
+    with torch.no_grad():
+        put(buffer, fields)
+        for x in fields.values():
             x.fill_(1e9)
-    assert_rows(rows(rest(ring)), [copies])
+    assert_rows(rows(drain_one(buffer)), [copies])

@@ -104,6 +104,6 @@ class TestRecorder:
     def test_a_gru_has_no_cell_state(self, tmp_path):
         assert [r["kind"] for r in rows_of(tmp_path, (torch.ones(1, 2, 3), None), layer="gru")] == ["h"]
 
-    def test_the_last_state_told_in_an_update_is_kept(self, tmp_path):
+    def test_the_last_state_of_an_update_is_kept(self, tmp_path):
         (row,) = rows_of(tmp_path, (torch.ones(1, 2, 3), None), (torch.full((1, 2, 3), 2.0), None))
         assert row["rms"] == 2.0

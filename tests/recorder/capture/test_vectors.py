@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esper_recorder.capture.vectors import Vectors, vector_of
+from esper_recorder.capture.vectors import VectorArithmetic, vector_of
 from esper_recorder.contract.metrics import Scalars, derive
 from tests.recorder.contract.transitions import Transition, sums
 
@@ -32,7 +32,7 @@ def test_derived_columns_are_the_scalar_formulas_row_by_row(seed: int, rows: int
     table: list[dict[str, Any]] = [{name: cell(name) for name in NAMES} for _ in range(rows)]
     coefficients = {"entropy_coef": 0.01, "value_coef": None if odd else 0.5}
     columns = {name: vector_of([row[name] for row in table]) for name in NAMES}
-    derived = derive(columns | coefficients, Vectors())
+    derived = derive(columns | coefficients, VectorArithmetic())
     for i, row in enumerate(table):
         expected = derive(row | coefficients)
         for name, value in expected.items():
@@ -42,7 +42,7 @@ def test_derived_columns_are_the_scalar_formulas_row_by_row(seed: int, rows: int
 
 
 def test_a_column_that_is_not_there_makes_its_metrics_not_there():
-    derived = derive({"n": vector_of([1.0])}, Vectors())
+    derived = derive({"n": vector_of([1.0])}, VectorArithmetic())
     assert all(value is None for value in derived.values())
 
 
@@ -53,7 +53,7 @@ ODD = [None, 0.0, -4.0, 2.5, math.nan, math.inf]
 @pytest.mark.parametrize("b", ODD)
 @pytest.mark.parametrize("c", ODD)
 def test_each_operation_is_the_scalars(a: float | None, b: float | None, c: float | None):
-    vectors, scalars = Vectors(), Scalars()
+    vectors, scalars = VectorArithmetic(), Scalars()
     x, y, z = vector_of([a]), vector_of([b]), vector_of([c])
     pairs = [
         (vectors.subtract(x, y), scalars.subtract(a, b)),

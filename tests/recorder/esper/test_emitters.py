@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from esper_recorder import MemorySink, Recorder
-from esper_recorder.capture.user_rows import FILLED, MOST_ROWS, ToldRows
+from esper_recorder.arguments import FILLED
+from esper_recorder.capture.user_rows import MOST_ROWS, UserRows
 from esper_recorder.contract.tables.esper import Decision, EpochRow, SlotEvent
 from esper_recorder.esper import EnvironmentEmitter, Intervals, RowEmitter
 from esper_recorder.storage.manifest import read_manifest
@@ -75,7 +76,7 @@ class TestUserRows:
             ("epochs", {"env": 0, "epoch": 1, "run_id": "other"}, "has no column run_id"),
             ("epochs", {"env": 0, "epoch": None}, "a row of epochs needs epoch"),
             ("epochs", {"env": 0, "epoch": "first"}, "a value of epochs.epoch is not"),
-            ("epochs", {"env": 0, "epoch": 1, "val_loss": torch.tensor(1.0)}, "was given a tensor"),
+            ("epochs", {"env": 0, "epoch": 1, "val_loss": torch.tensor(1.0)}, "is a tensor; give a number"),
         ],
     )
     def test_a_row_outside_the_contract_is_a_gap_with_the_reason(
@@ -94,7 +95,7 @@ class TestUserRows:
         assert [reason for _, reason, _ in run.gaps()] == ["bad_call"]
 
     def test_a_trainer_that_never_ends_an_update_does_not_fill_the_memory(self) -> None:
-        buffer = ToldRows()
+        buffer = UserRows()
         buffer._count = MOST_ROWS
         with pytest.raises(ValueError, match="end it with end_update"):
             buffer.add("epochs", {"env": 0, "epoch": 1}, {})

@@ -50,7 +50,7 @@ def rows_of_numbers(draw: st.DrawFn, names: Sequence[str], *, most: int = 12) ->
 
 
 def random_tensor(random: np.random.Generator, shape: tuple[int, ...], dtype: torch.dtype, *, odd: float) -> Tensor:
-    """Normal numbers, a share of odd ones, laid out in one of three ways."""
+    """Normal numbers, a fraction of them odd, in one of three memory layouts."""
     values = np.where(random.random(shape) < odd, random.choice(ODD, shape), random.normal(size=shape))
     tensor = torch.from_numpy(values).to(dtype)
     layout = random.choice(["contiguous", "transposed", "strided"])

@@ -203,7 +203,7 @@ class TestWhatAStepChanged:
         found = reducer.drain()[0].values[..., NAMES.index("step_sum_sq")].tolist()
         assert found == [[n * 0.5**2 for n in (3, 100, 300)], [n * 0.25**2 for n in (3, 100, 300)]]
 
-    def test_is_told_by_the_weights_of_the_next_step_too(self):
+    def test_is_measured_from_the_weights_of_the_next_step_too(self):
         # The 8 weights fill a row of 64 numbers, so 4 steps fit a chunk of 256: the fifth is reduced by itself.
         layer = with_grad(torch.zeros(8), torch.ones(8))
         reducer = LayerReducer([layer], chunk=256)
