@@ -183,7 +183,7 @@ def _fill_rows(
     if column not in types:
         raise location.error(f"table {table} has no column {column!r}. {suggest(column, types, kind='columns')}")
     is_list = types[column].startswith("list<")
-    values = [value for word in words for value in word if value is not None]
+    values = [value for value in itertools.chain.from_iterable(words) if value is not None]
     if any(isinstance(value, list) is not is_list for value in values):
         raise location.error(f"column {column} is a {types[column]}; write {'[a;b]' if is_list else 'numbers'}")
     for key in keys:
