@@ -30,7 +30,7 @@ from esper_recorder.storage.arrow_batches import to_table
 from esper_recorder.storage.atomic import sync_folder
 from esper_recorder.storage.listing import RowFileName, irregular_files, journals_in, parts_in, split_replaced
 from esper_recorder.storage.lock import maintenance_lock
-from esper_recorder.storage.parquet import arrow_schema, part_writer
+from esper_recorder.storage.parquet import arrow_schema, can_be_read, open_part, part_writer
 
 MOST_ROWS = 1_000_000
 """Rows a compacted part may hold. Larger parts are left alone."""
@@ -98,8 +98,9 @@ def compact_run(run: RunEntry, most_rows: int = MOST_ROWS) -> tuple[bool, list[P
         for process, names in processes.items():
             for group in _groups(run, table, {name: paths[name] for name in names}, barriers[process], most_rows):
                 try:
-                    _merge(table, group)
-                    changed = True
+                    for sound in _without_damaged(group, problems):
+                        _merge(table, sound)
+                        changed = True
                 except (OSError, pa.ArrowException, ValueError) as error:
                     if isinstance(error, OSError) and error.errno is not None:
                         raise
@@ -139,6 +140,21 @@ def _groups(
         yield group
 
 
+def _without_damaged(group: Sequence[_Part], problems: list[Problem]) -> Iterator[list[_Part]]:
+    """Split a group at its damaged parts, so that no part spans one; add these to the problems."""
+    sound: list[_Part] = []
+    for part in group:
+        if can_be_read(part.path):
+            sound.append(part)
+            continue
+        problems.append(Problem(part.path, "it is damaged, so it was not merged with the parts beside it", _LEFT))
+        if len(sound) > 1:
+            yield sound
+        sound = []
+    if len(sound) > 1:
+        yield sound
+
+
 def _mergeable(run: RunEntry, table: str, name: RowFileName, path: Path) -> _Part | None:
     """Return the part if it can be read and holds nothing that this version does not know."""
     footer = read_footer(path, table, run.run_id)
@@ -172,7 +188,7 @@ def _pieces(paths: Sequence[Path]) -> Iterator[list[pa.RecordBatch]]:
     batches: list[pa.RecordBatch] = []
     size = 0
     for path in paths:
-        with pq.ParquetFile(path) as file:
+        with open_part(path) as file:
             for batch in file.iter_batches(_BATCH_ROWS):
                 batches.append(batch)
                 size += batch.nbytes

@@ -4,7 +4,9 @@ A recording is complete if every row file can be read and its footer agrees with
 recorded updates 1..n without a hole that `gaps` does not explain, a crash or an interrupted compaction left nothing,
 and no other folder holds the same run. A run that is being recorded is complete so far.
 
-Does not cover: values. A flipped bit that Parquet decodes to another number is not noticed.
+A flipped bit is noticed by the checksums of the pages.
+
+Does not cover: parts of versions that wrote no checksums, whose damage may decode to other numbers.
 """
 
 from __future__ import annotations
@@ -19,16 +21,16 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from esper_analytics.catalog.discovery import Problem, RunEntry, run_folders
 from esper_analytics.catalog.footers import read_footer
 from esper_analytics.formatting import format_count
 from esper_analytics.maintenance.outcome import MOVE, Outcome
-from esper_recorder.contract.tables import TABLES
+from esper_recorder.contract.tables import TABLES, columns, stored_names
 from esper_recorder.storage.gaps import ALL_TABLES
 from esper_recorder.storage.listing import RowFileName, RowFiles, list_row_files, unfinished_files
 from esper_recorder.storage.manifest import how_it_ended, is_live
+from esper_recorder.storage.parquet import open_part
 from esper_recorder.storage.safe_files import files_in
 
 _RECOVER = "`esper recover` finishes it"
@@ -170,15 +172,18 @@ class _RunCheck:
             return
         content = _PartContent()
         try:
-            with pq.ParquetFile(path) as file:
+            with open_part(path) as file:
                 metadata = file.metadata.metadata or {}
+                names = file.schema_arrow.names
                 for batch in file.iter_batches(_BATCH_ROWS):
                     content.add(batch)
                     self._note(table, pa.Table.from_batches([batch]))
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             self._problem(path, f"its footer can be read, but its rows cannot ({_first_line(error)})", _RESTORE)
             return
         self.rows += content.rows
+        if lacking := _lacking_columns(table, names, metadata.get(b"esper_schema_version")):
+            self._problem(path, f"it lacks columns that its schema version has: {', '.join(lacking)}", _RESTORE)
         name = RowFileName.of_part(path.name)
         expected = None if name is None else (self.run.run_id, *name.process)
         for run_id, attempt, rank in sorted(content.owners - {expected}, key=str):
@@ -268,6 +273,13 @@ class _RunCheck:
         if not live and (killed or not manifest.attempts):
             who = f"rank {', '.join(killed)} was" if killed and len(manifest.last_attempts) > 1 else "it was"
             self._problem(self.run.path, f"{who} killed: what it had not yet committed is lost")
+
+
+def _lacking_columns(table: str, names: Sequence[str], version: bytes | None) -> list[str]:
+    """Columns that a part of this schema version should have: a bit that flips in a name in the footer hides one."""
+    stored = stored_names(table, names)
+    since = int(version) if version is not None and version.isdigit() else 0
+    return [column.name for column in columns(table) if column.since <= since and column.name not in stored]
 
 
 def _tuples(rows: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:

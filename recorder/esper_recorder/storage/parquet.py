@@ -2,6 +2,8 @@
 
 Float columns carry no min/max statistics. Parquet's statistics leave NaN out, so an engine that prunes by them
 (DuckDB) drops the very rows a forensic query looks for: `WHERE isnan(x)` would find nothing.
+
+Every page carries a checksum: a bit that flips on the disk mostly decodes to another number, without an error.
 """
 
 from __future__ import annotations
@@ -45,6 +47,20 @@ def arrow_schema(table: str) -> pa.Schema:
     return pa.schema([pa.field(c.name, arrow_type(c)) for c in columns(table)])
 
 
+def open_part(path: Path) -> pq.ParquetFile:
+    """Open a part so that reading a page whose checksum does not fit raises OSError. Raises OSError, ArrowException."""
+    return pq.ParquetFile(path, page_checksum_verification=True)
+
+
+def can_be_read(path: Path) -> bool:
+    """Return whether all rows of a part can be read."""
+    try:
+        with open_part(path) as part:
+            return int(part.metadata.num_rows) == sum(int(batch.num_rows) for batch in part.iter_batches())
+    except (OSError, ValueError, pa.ArrowException):
+        return False
+
+
 def write_part(path: Path, table: str, data: pa.Table, *, durable: bool = True, compact: bool = False) -> None:
     """Write rows as one part, whole or not at all; the arguments are those of `part_writer`."""
     with part_writer(path, table, data.schema, durable=durable, compact=compact) as part:
@@ -85,6 +101,7 @@ class PartWriter:
             write_statistics=[field.name for field in schema if not _holds_floats(field.type)],
             use_dictionary=[field.name for field in schema if pa.types.is_string(field.type)],
             compression_level=COMPACT_LEVEL if compact else None,
+            write_page_checksum=True,
         )
         self.rows = 0
         self._updates: list[int] = []  # the lowest and the highest so far

@@ -1,7 +1,8 @@
 """From journal to Parquet parts: while a run is recorded, and after a crash.
 
 Covers: interruption at any point, and repetition. A part appears whole or not at all, a table that has its part is not
-written again, and the journal goes only when all its parts are durable. Readers see every row once at every point.
+written again unless the part is damaged, and the journal goes only when all its parts are durable. Readers see every
+row once at every point.
 
 Does not cover: rows that a damaged journal no longer holds; the journal is kept beside the parts under another name.
 """
@@ -16,7 +17,7 @@ from esper_recorder.storage.arrow_batches import to_table
 from esper_recorder.storage.atomic import sync_folder
 from esper_recorder.storage.journal import JournalContent, read_journal
 from esper_recorder.storage.listing import DAMAGED_SUFFIX, RowFileName
-from esper_recorder.storage.parquet import write_part
+from esper_recorder.storage.parquet import can_be_read, write_part
 from esper_recorder.storage.safe_files import NotRegularError, check_folder, is_regular
 
 log = logging.getLogger("esper_recorder")
@@ -39,9 +40,9 @@ def roll(folder: Path, journal: Path) -> JournalContent:
         table, batches = content.batches.popitem()
         part = folder / table / name.part
         check_folder(part.parent)
-        if is_regular(part):
+        if is_regular(part) and can_be_read(part):
             continue
-        if part.is_symlink() or part.exists():
+        if not is_regular(part) and (part.is_symlink() or part.exists()):
             raise NotRegularError(part, "in the way of a part, and is not a file")
         rows = to_table(table, batches)
         if rows.num_rows:
