@@ -4,9 +4,9 @@
     python examples/device_ppo.py --device cuda --n-envs 4096 --amp
     esper report runs/ -o report.html
 
-The file reads from top to bottom: the environment (CartPole), the agent, collecting a rollout, advantages, one PPO
-update, and the training that puts them together with the recorder in it. What makes the host wait is left out: no
-`.item()`, no boolean index, no `torch.distributions` (it validates its arguments), no gradient scaler.
+The file reads from top to bottom: the environment (CartPole), the agent, collecting a rollout, advantages, and the
+training, with the recorder in it. Nothing makes the host wait: no `.item()`, no boolean index, no `torch.distributions`
+(it validates its arguments), no gradient scaler.
 
 What is simple here on purpose: one action head, one MLP for policy and value each, no observation normalisation.
 """
@@ -48,7 +48,7 @@ class CartPole:
         """Push each cart to the left (0) or to the right (1).
 
         Returns:
-            The observation the step led to [n_envs, 4] (`state` is already the next episode's where it ended there),
+            The observation the step led to [n_envs, 4] (`state` is already the next episode's if it ended),
             the reward, and whether the pole fell or the time was up [n_envs].
         """
         x, velocity, angle, spin = self.state.unbind(1)
@@ -105,7 +105,7 @@ def _mlp(inputs: int, hidden: int, outputs: int, last: float) -> nn.Sequential:
 
 @dataclass
 class Rollout:
-    """What was met while collecting: every tensor is [steps, n_envs], observations have one dimension more."""
+    """The steps of a rollout: every tensor is [steps, n_envs], observations have one dimension more."""
 
     observations: Tensor
     reached: Tensor
@@ -190,14 +190,14 @@ def train_ppo_vectorized(
         value_coef, entropy_coef: weights in the loss.
         max_grad_norm: norm the gradients are clipped to.
         entropy_coef_start, entropy_coef_end: weights between which the entropy's moves over the first
-            `entropy_anneal_episodes` rollouts; where not given, `entropy_coef`. It is never below `entropy_coef_min`.
+            `entropy_anneal_episodes` rollouts; `entropy_coef` by default. It is never below `entropy_coef_min`.
         seed: of torch, the environment's included.
-        device: where everything is.
+        device: of the environment, the agent and all tensors.
         amp: compute the networks in bfloat16.
         use_telemetry: record the training, at `level`, under `runs`.
 
     Returns:
-        The agent, and for each rollout the mean length of the episodes that ended in it (NaN where none did), on the
+        The agent, and for each rollout the mean length of the episodes that ended in it (NaN if none did), on the
         device.
     """
     torch.manual_seed(seed)
@@ -248,7 +248,13 @@ def train_ppo_vectorized(
             advantages = advantages_of(rollout, values, next_values, gamma, gae_lambda)
             returns = advantages + values
             lengths.append(torch.where(rollout.ended, rollout.lengths, torch.nan).nanmean())
-            rec.rollout(values=values, returns=returns, advantages=advantages, rewards=rollout.rewards)
+            rec.rollout(
+                values=values,
+                returns=returns,
+                advantages=advantages,
+                rewards=rollout.rewards,
+                old_log_probs=rollout.log_probs,
+            )
             rec.episodes(
                 returns=rollout.lengths, lengths=rollout.lengths, finished=rollout.ended, step=episode * transitions
             )
@@ -262,27 +268,24 @@ def train_ppo_vectorized(
                     with autocast():
                         log_probs = agent.log_probs(batch["observations"])
                         value = agent.values(batch["observations"])
-                    log_ratio = log_probs.gather(-1, batch["actions"][:, None]).squeeze(-1) - batch["log_probs"]
+                    new_log_probs = log_probs.gather(-1, batch["actions"][:, None]).squeeze(-1)
                     entropy = -(log_probs.exp() * log_probs).sum(-1)
                     raw = batch["advantages"]
                     advantage = (raw - raw.mean()) / (raw.std() + 1e-8)
-                    ratio = log_ratio.exp()
+                    ratio = (new_log_probs - batch["log_probs"]).exp()
                     clipped = ratio.clamp(1 - clip_ratio, 1 + clip_ratio)
                     policy_loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
                     value_loss = (batch["returns"] - value).square().mean()
                     loss = policy_loss + value_coef * value_loss - weight * entropy.mean()
                     rec.minibatch(
-                        log_ratio=log_ratio,
-                        advantages=advantage,
-                        raw_advantages=raw,
+                        index=index,  # of what the rollout recorded
+                        new_log_probs=new_log_probs,
+                        normalize_advantages=True,
                         entropy=entropy,
                         entropy_max=math.log(env.actions),
                         values=value,
-                        returns=batch["returns"],
-                        old_values=batch["values"],
                         clip_range=clip_ratio,
                         epoch=epoch,
-                        index=index,
                     )
                     optimizer.zero_grad()
                     loss.backward()

@@ -50,6 +50,9 @@ _MINIBATCH_OTHERS = ("index", "actions", "heads")
 
 _ARGUMENTS = {field: argument for argument, field in MINIBATCH_FIELDS.items()}
 _HEAD_ARGUMENTS = ("log_ratio", "new_log_probs", "old_log_probs", "entropy", "entropy_max", "mask")
+ROLLOUT_TENSORS: Final = ("values", "returns", "advantages", "rewards", "old_log_probs")
+"""Arguments of `Recorder.rollout` of which one has to be given."""
+
 _NEEDS_LOG_RATIO = "a minibatch needs log_ratio, or new_log_probs and old_log_probs"
 
 FILLED: Final = frozenset(
@@ -245,11 +248,12 @@ def check_type(name: str, value: Any, types: type | tuple[type, ...], wanted: st
         raise BadType(f"{name} is {_shown(value)}; give {wanted}")
 
 
-def rollout_tensors(**arguments: Any) -> dict[str, Tensor]:
+def rollout_tensors(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the tensors of a rollout by argument, all of one size and on one device; None is left out."""
-    tensors = {name: as_tensor(name, x) for name, x in arguments.items() if x is not None}
+    given = {name: arguments.get(name) for name in (*ROLLOUT_TENSORS, "mask")}
+    tensors = {name: as_tensor(name, x) for name, x in given.items() if x is not None}
     if not tensors.keys() - {"mask"}:
-        raise BadCall(f"rollout() needs one of {', '.join(name for name in arguments if name != 'mask')}")
+        raise BadCall(f"rollout() needs one of {', '.join(ROLLOUT_TENSORS)}")
     if len({x.numel() for x in tensors.values()}) > 1:
         shapes = ", ".join(f"{name} is {list(x.shape)}" for name, x in tensors.items())
         raise BadCall(f"the tensors of a rollout have different shapes: {shapes}")
@@ -377,7 +381,7 @@ def _converted(value: Any, kind: str) -> Any:
 
 
 def check_recorder(
-    *, model: Any, optimizer: Any, definition: Any, rank: Any, run_id: Any, resume: Any, trainer: Any, sink: Any
+    model: Any, optimizer: Any, definition: Any, rank: Any, run_id: Any, resume: Any, trainer: Any, sink: Any
 ) -> None:
     """Raise BadCall for an argument of `Recorder(...)` that is not valid."""
     if definition not in DEFINITIONS:

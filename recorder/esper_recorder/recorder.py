@@ -37,7 +37,6 @@ from esper_recorder.arguments import (
     episode_tensors,
     gradient_norm,
     packed_minibatch,
-    rollout_tensors,
     setting,
     text,
     training_length,
@@ -80,7 +79,7 @@ def _guarded(method: Callable[Concatenate[T, P], None]) -> Callable[Concatenate[
 def _passed_to(
     body: Callable[[OpenUpdate, Mapping[str, Any]], None],
 ) -> Callable[[Callable[Concatenate[T, P], None]], Callable[Concatenate[T, P], None]]:
-    """Guard a call by passing its keywords on as one mapping: to bind 19 of them twice costs as much as the copy."""
+    """Guard a call that passes its keywords on as one mapping: to bind 19 of them twice costs as much as the copy."""
 
     def decorate(method: Callable[Concatenate[T, P], None]) -> Callable[Concatenate[T, P], None]:
         @functools.wraps(method)
@@ -138,7 +137,7 @@ class UpdateCalls:
             with self._open.failures.guarded("settings"):
                 self._setup.settings[name] = setting(name, value)
 
-    @_guarded
+    @_passed_to(OpenUpdate.rollout)
     def rollout(
         self,
         *,
@@ -167,15 +166,6 @@ class UpdateCalls:
             index_order: how `minibatch(index=...)` counts a position in the rollout: `time_major`, step * envs + env
                 (CleanRL), or `env_major`, env * steps + step (Stable-Baselines3).
         """
-        tensors = rollout_tensors(
-            values=values,
-            returns=returns,
-            advantages=advantages,
-            rewards=rewards,
-            old_log_probs=old_log_probs,
-            mask=mask,
-        )
-        self._open.rollout(tensors, index_order=index_order, actions=actions)
 
     @_passed_to(OpenUpdate.minibatch)
     def minibatch(
@@ -354,16 +344,7 @@ class Recorder(UpdateCalls):
         definition: str = "pooled",
     ) -> None:
         self._escalation = Escalation.from_options(level, escalate, escalate_updates)
-        check_recorder(
-            model=model,
-            optimizer=optimizer,
-            definition=definition,
-            rank=rank,
-            run_id=run_id,
-            resume=resume,
-            trainer=trainer,
-            sink=sink,
-        )
+        check_recorder(model, optimizer, definition, rank, run_id, resume, trainer, sink)
         rule_set = None if rules is None else load_rules(rules)
         self._setup = Setup(
             definition=definition,
@@ -511,7 +492,7 @@ class Recorder(UpdateCalls):
     def _begin_update(self, number: int) -> None:
         run = self._run if self._recording else None
         failures = Failures(number, None if run is None else run.writer.report_gap)
-        identity = _no_identity if run is None else run.identity
+        identity = (lambda _: {}) if run is None else run.identity
         self._open = OpenUpdate(number, self._escalation.next_level(), self._setup, failures, identity)
 
     def _close_update(self, columns: Mapping[str, Any], policy_std: Any) -> None:
@@ -655,10 +636,6 @@ def _deactivate_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_deactivate_in_child)
-
-
-def _no_identity(_: int) -> dict[str, Any]:
-    return {}
 
 
 def _inactive() -> Recorder:

@@ -114,16 +114,9 @@ class RecorderCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         model: Any = self.model
-        missing = [
-            what
-            for what, has in (
-                ("policy.evaluate_actions", hasattr(model.policy, "evaluate_actions")),
-                ("rollout_buffer", hasattr(model, "rollout_buffer")),
-                ("n_epochs", hasattr(model, "n_epochs")),
-                ("clip_range", hasattr(model, "clip_range")),
-            )
-            if not has
-        ]
+        missing = [name for name in ("rollout_buffer", "n_epochs", "clip_range") if not hasattr(model, name)]
+        if not hasattr(model.policy, "evaluate_actions"):
+            missing.insert(0, "policy.evaluate_actions")
         if missing:
             raise TypeError(
                 f"RecorderCallback records PPO, MaskablePPO and RecurrentPPO; {type(model).__name__} has no "
@@ -304,11 +297,11 @@ class _UpdateListener:
 
     def _record_rollout(self) -> None:
         buffer, recorder = self._buffer, self._recorder
-        names = {"values": "values", "returns": "returns", "advantages": "advantages", "rewards": "rewards"}
-        arrays = {name: self._by_step(getattr(buffer, of)) for name, of in names.items()}
+        names = ("values", "returns", "advantages", "rewards", "actions")
+        arrays = {name: self._by_step(getattr(buffer, name)) for name in names}
         if self._looks_up:
             arrays["old_log_probs"] = self._by_step(buffer.log_probs)
-        recorder.rollout(**arrays, actions=self._by_step(buffer.actions), index_order="env_major")
+        recorder.rollout(**arrays, index_order="env_major")
         if self._recurrent:
             for layer, name in (("actor", "pi"), ("critic", "vf")):
                 h, c = getattr(buffer, f"hidden_states_{name}"), getattr(buffer, f"cell_states_{name}")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from esper_recorder.arguments import (
+    MINIBATCH_FIELDS,
     BadCall,
     MinibatchKind,
     check_alike,
@@ -69,19 +70,8 @@ def reduce(
     Raises:
         BadCall: the arguments do not make a minibatch.
     """
-    arguments = {
-        "log_ratio": log_ratio,
-        "new_log_probs": new_log_probs,
-        "old_log_probs": old_log_probs,
-        "advantages": advantages,
-        "raw_advantages": raw_advantages,
-        "entropy": entropy,
-        "entropy_max": entropy_max,
-        "values": values,
-        "returns": returns,
-        "old_values": old_values,
-        "mask": mask,
-    }
+    tensors = (log_ratio, new_log_probs, old_log_probs, advantages, raw_advantages, entropy, entropy_max)
+    arguments = dict(zip(MINIBATCH_FIELDS, (*tensors, values, returns, old_values, mask), strict=True))
     fields = MinibatchKind(arguments).fields_of(arguments)
     check_log_ratio(fields)
     layouts, head_tensors = head_fields(heads) if heads else ((), {})
@@ -160,16 +150,16 @@ def unpack(rows: Tensor) -> tuple[tuple[RatioSummary, ...], dict[str, Tensor]]:
     at += len(_NUMBERS)
     ratios = []
     for template in _templates(layout_text):
-        tensors = {}
+        parts = {}
         for name, like in template.tensors().items():
             size = like[0].numel()
-            tensors[name] = rows[:, at : at + size].reshape(len(rows), *like.shape[1:]).to(like.dtype)
+            parts[name] = rows[:, at : at + size].reshape(len(rows), *like.shape[1:]).to(like.dtype)
             at += size
-        exemplars = tensors.get("exemplars")
+        exemplars = parts.get("exemplars")
         if exemplars is not None and template.exemplars is not None:
             place = template.exemplars.names.index("position")
             exemplars[..., place] = torch.arange(len(rows), dtype=torch.float64)[:, None, None]
-        ratios.append(template.replaced(tensors))
+        ratios.append(template.replaced(parts))
     return tuple(ratios), numbers
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from esper_recorder.arguments import (
     MINIBATCH_VALUES,
+    ROLLOUT_TENSORS,
     HeadLayout,
     MinibatchKind,
     as_tensor,
@@ -25,6 +26,7 @@ from esper_recorder.arguments import (
     flat_index,
     head_fields,
     number,
+    rollout_tensors,
 )
 from esper_recorder.capture.failures import Failures
 from esper_recorder.capture.layers import LayerLog
@@ -102,14 +104,19 @@ class OpenUpdate:
         self._rollout_episodes: list[int | None] = []
         setup.layers.clear()
 
-    def rollout(self, tensors: Mapping[str, Tensor], *, index_order: Any, actions: Any) -> None:
-        """Reduce and copy a rollout; see `Recorder.rollout`."""
+    def rollout(self, arguments: Mapping[str, Any]) -> None:
+        """Reduce and copy a rollout; `arguments` are those of `Recorder.rollout` by name."""
+        if not arguments.keys() <= {*ROLLOUT_TENSORS, "mask", "actions", "index_order"}:
+            raise TypeError("an unknown argument")
+        actions = arguments.get("actions")
         copied = None if actions is None else as_tensor("actions", actions).clone()
+        tensors = rollout_tensors(arguments)
         mask = tensors.get("mask")
         fields = {name.removesuffix("s"): x.reshape(-1) for name, x in tensors.items() if name in _ROLLOUT_STATISTICS}
         if fields:
             summary = rollout_statistics(fields, None if mask is None else mask.reshape(-1))
             self._rollout_names, self._tensors["rollout"] = summary.names, summary.values
+        index_order = arguments.get("index_order", "time_major")
         self._rollout = Rollout.of(tensors, index_order=index_order, actions=copied)
 
     def minibatch(self, arguments: Mapping[str, Any]) -> None:

@@ -170,10 +170,7 @@ def transition_statistics(
         _moments(out, "advantage", t.advantage, valid)
         out.add("advantage_positive_count", count(t.advantage > 0, valid))
     if t.raw_advantage is not None:
-        total, total_sq = finite_sums(t.raw_advantage, valid)
-        out.add("raw_advantage_n", count_finite(t.raw_advantage, valid))
-        out.add("raw_advantage_sum", total)
-        out.add("raw_advantage_sum_sq", total_sq)
+        _add_sums(out, "raw_advantage", t.raw_advantage, valid)
     if t.value is not None:
         _moments(out, "value", t.value, valid)
     if t.target is not None:
@@ -209,22 +206,14 @@ def rollout_statistics(fields: Mapping[str, Tensor], mask: Tensor | None = None)
     out.add("rollout_n", n)
     out.add("rollout_nonfinite", torch.stack([n - count_finite(x, valid) for x in tensors.values()]).sum())
     for name, x in tensors.items():
-        total, total_sq = finite_sums(x, valid)
-        out.add(f"rollout_{name}_n", count_finite(x, valid))
-        out.add(f"rollout_{name}_sum", total)
-        out.add(f"rollout_{name}_sum_sq", total_sq)
+        _add_sums(out, f"rollout_{name}", x, valid)
         if name in ("advantage", "reward"):
-            lowest, highest = extremes(x, valid)
-            out.add(f"rollout_{name}_min", lowest)
-            out.add(f"rollout_{name}_max", highest)
+            _add_extremes(out, f"rollout_{name}", x, valid)
     of_quantiles = {name: x for name, x in tensors.items() if name != "reward"}
     if "value" in tensors and "return" in tensors:
         value, target = tensors["value"], tensors["return"]
         residual = of_quantiles["residual"] = target - value
-        total, total_sq = finite_sums(residual, valid)
-        out.add("rollout_residual_n", count_finite(residual, valid))
-        out.add("rollout_residual_sum", total)
-        out.add("rollout_residual_sum_sq", total_sq)
+        _add_sums(out, "rollout_residual", residual, valid)
         out.add("rollout_value_return_sum", finite_sum(value.to(torch.float64) * target.to(torch.float64), valid))
     if of_quantiles:
         quantiles = finite_quantiles(torch.stack([x.to(torch.float64) for x in of_quantiles.values()]), valid)
@@ -281,12 +270,8 @@ def _normalized(raw: Tensor, valid: Valid) -> Tensor:
 def _ratio_statistics(out: StatisticsBuilder, log_ratio: Tensor, ratio: Tensor, valid: Valid) -> None:
     _moments(out, "log_ratio", log_ratio, valid)
     out.add("ratio_nonfinite", count_valid(ratio, valid) - count_finite(ratio, valid))
-    total, total_sq = finite_sums(ratio, valid)
-    lowest, highest = extremes(ratio, valid)
-    out.add("ratio_sum", total)
-    out.add("ratio_sum_sq", total_sq)
-    out.add("ratio_min", lowest)
-    out.add("ratio_max", highest)
+    _add_sums(out, "ratio", ratio, valid, counted=False)
+    _add_extremes(out, "ratio", ratio, valid)
     out.add("k1_sum", -finite_sum(log_ratio, valid))
     out.add("k3_sum", finite_sum((ratio - 1) - log_ratio, valid))
 
@@ -331,10 +316,7 @@ def _entropy_statistics(out: StatisticsBuilder, entropy: Tensor, entropy_max: Te
 
 def _residual_statistics(out: StatisticsBuilder, value: Tensor, target: Tensor, valid: Valid) -> None:
     residual = target - value
-    total, total_sq = finite_sums(residual, valid)
-    out.add("residual_n", count_finite(residual, valid))
-    out.add("residual_sum", total)
-    out.add("residual_sum_sq", total_sq)
+    _add_sums(out, "residual", residual, valid)
     out.add("residual_abs_max", extremes(residual.abs(), valid)[1])
     out.add("value_return_sum", finite_sum(value.to(torch.float64) * target.to(torch.float64), valid))
 
@@ -354,9 +336,17 @@ def _value_loss(t: Terms, value_clip_range: Tensor | None, *, pessimistic: bool)
 
 def _moments(out: StatisticsBuilder, name: str, x: Tensor, valid: Valid) -> None:
     count_nonfinite(out, name, x, valid)
-    total, total_sq = finite_sums(x, valid)
-    lowest, highest = extremes(x, valid)
-    out.add(f"{name}_sum", total)
-    out.add(f"{name}_sum_sq", total_sq)
-    out.add(f"{name}_min", lowest)
-    out.add(f"{name}_max", highest)
+    _add_sums(out, name, x, valid, counted=False)
+    _add_extremes(out, name, x, valid)
+
+
+def _add_sums(out: StatisticsBuilder, name: str, x: Tensor, valid: Valid, *, counted: bool = True) -> None:
+    if counted:
+        out.add(f"{name}_n", count_finite(x, valid))
+    for suffix, total in zip(("sum", "sum_sq"), finite_sums(x, valid), strict=True):
+        out.add(f"{name}_{suffix}", total)
+
+
+def _add_extremes(out: StatisticsBuilder, name: str, x: Tensor, valid: Valid) -> None:
+    for suffix, extreme in zip(("min", "max"), extremes(x, valid), strict=True):
+        out.add(f"{name}_{suffix}", extreme)

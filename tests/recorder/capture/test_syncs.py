@@ -77,8 +77,10 @@ class TestWithoutADevice:
         optimizer = torch.optim.Adam(model.parameters())
         with NoSync(), Recorder(tmp_path, rules=None, level="debug", model=model, optimizer=optimizer) as rec:
             for rows in (6, 6, 4):
-                four: dict[str, Any] = {name: tensor(5, 2) for name in ("values", "returns", "advantages", "rewards")}
-                rec.rollout(**four, actions=tensor(5, 2, 1))
+                names = ("values", "returns", "advantages", "rewards", "old_log_probs")
+                rollout: dict[str, Any] = {name: tensor(5, 2) for name in names}
+                rec.rollout(**rollout, actions=tensor(5, 2, 1), index_order="env_major")
+                rec.minibatch(new_log_probs=tensor(rows), values=tensor(rows), index=torch.arange(rows, device="meta"))
                 rec.recurrent(tensor(1, 2, 4), tensor(1, 2, 4))
                 rec.episodes(returns=tensor(5, 2), lengths=tensor(5, 2), finished=tensor(5, 2) > 0.5)
                 for dtype in (torch.float32, torch.bfloat16):
