@@ -20,6 +20,7 @@ import pyarrow as pa
 from esper_analytics.catalog.footers import StoredColumn
 from esper_analytics.catalog.rank_merge import merged_frame, merged_sql
 from esper_recorder.contract.tables import Column, columns
+from esper_recorder.storage.parquet import arrow_type
 
 Cuts = tuple[tuple[int, int], ...]
 """(attempt, update): rows of the attempt from this update on are superseded."""
@@ -43,14 +44,6 @@ _POLARS_TYPES: dict[str, pl.DataType] = {
     "list<int64>": pl.List(pl.Int64()),
     "list<float64>": pl.List(pl.Float64()),
     "list<string>": pl.List(pl.String()),
-}
-# How Arrow spells the type that DuckDB reads as the column's own.
-_ARROW_TYPES = {
-    "int64": "int64",
-    "float64": "double",
-    "string": "string",
-    "bool": "bool",
-    "timestamp[us, UTC]": "timestamp[us, tz=UTC]",
 }
 
 
@@ -156,11 +149,6 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def sql_type(column: Column) -> str:
-    """The DuckDB type of a contract column."""
-    return SQL_TYPES[column.type]
-
-
 def polars_type(column: Column) -> pl.DataType:
     """The Polars type of a contract column."""
     return _POLARS_TYPES[column.type]
@@ -169,10 +157,12 @@ def polars_type(column: Column) -> pl.DataType:
 def _sql_term(column: Column, found: StoredColumn | None, float_statistics: bool) -> str:
     name = identifier(column.name)
     if found is None:
-        return f"NULL::{sql_type(column)} AS {name}"
+        return f"NULL::{SQL_TYPES[column.type]} AS {name}"
     value = identifier(found.stored)
-    if found.type != _ARROW_TYPES.get(column.type) or (float_statistics and column.is_float):
-        value = f"CAST({value} AS {sql_type(column)})"  # one that changes nothing costs the binding of every query
+    if found.type != str(arrow_type(column)) or (float_statistics and column.is_float):
+        value = (
+            f"CAST({value} AS {SQL_TYPES[column.type]})"  # one that changes nothing costs the binding of every query
+        )
     if float_statistics and column.type == "float64":
         # A cast alone, or adding zero, does not keep DuckDB from pruning by statistics that know no NaN; this does.
         value = f"CASE WHEN isnan({value}) THEN 'nan'::DOUBLE ELSE {value} END"

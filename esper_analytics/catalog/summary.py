@@ -27,12 +27,8 @@ RUN_COLUMNS: tuple[Column, ...] = (
     _column("trainer", "string", "the software that trained", null="not reported"),
     _column("started", _TIME, "when the run began", null="not reported"),
     _column("updates", "int64", "number of the last recorded PPO update; 0 without any", unit="1"),
-    _column(
-        "progress", "float64", "fraction of the training done at its last update", unit="1", null="unknown total length"
-    ),
-    _column(
-        "ended", "string", "`finished`, `raised`, `killed`, `live`, or `unknown` for an imported run without an end"
-    ),
+    _column("progress", "float64", "fraction of the training done at its end", unit="1", null="unknown total length"),
+    _column("ended", "string", "`finished`, `raised`, `killed`, `live`, or `unknown` if an imported log does not say"),
     _column("alarms", "int64", "rows of `alarms`: firings while the run was recorded", unit="1"),
     _column(
         "complete",
@@ -55,6 +51,10 @@ RUN_COLUMNS: tuple[Column, ...] = (
     _column("config", "string", "the trainer's configuration as JSON, for `config->>'$.key'`", null="not reported"),
     _column("versions", "string", "versions of the software as JSON", null="not reported"),
     _column("folder", "string", "folder it is read from"),
+)
+_AS_IN_MANIFEST = (
+    *("run_id", "name", "started", "definition", "level", "rules_profile", "rules_sha256"),
+    *("total_updates", "total_steps", "host"),
 )
 LIST_COLUMNS = [column.name for column in RUN_COLUMNS[:8]]
 
@@ -99,27 +99,17 @@ def _row(run: RunEntry, updates: Mapping[str, Any], alarms: int, gaps: int, dama
     if progress is None and manifest.total_updates:
         progress = last / manifest.total_updates
     trainer = manifest.trainer.get("name")
-    return {
-        "run_id": run.run_id,
+    return {name: getattr(manifest, name) for name in _AS_IN_MANIFEST} | {
         "trainer": None if trainer is None else str(trainer),
-        "started": manifest.started,
         "updates": last,
         "progress": progress,
         "ended": ended,
         "alarms": alarms,
         "complete": ended != "killed" and continuous and not (gaps or dropped or damaged),
-        "name": manifest.name,
         "ended_at": attempt.ended if attempt else None,
         "error": attempt.error if attempt else None,
         "attempts": len({attempt.attempt for attempt in manifest.attempts}),
         "gaps": gaps,
-        "definition": manifest.definition,
-        "level": manifest.level,
-        "rules_profile": manifest.rules_profile,
-        "rules_sha256": manifest.rules_sha256,
-        "total_updates": manifest.total_updates,
-        "total_steps": manifest.total_steps,
-        "host": manifest.host,
         "config": None if manifest.config is None else json.dumps(manifest.config, ensure_ascii=False),
         "versions": json.dumps(dict(manifest.versions), ensure_ascii=False) if manifest.versions else None,
         "folder": str(run.path),

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 SCHEMA_VERSION = 3
 
@@ -99,9 +100,7 @@ min_col = functools.partial(column, reducer=Reducer.MIN, unit="1")
 max_col = functools.partial(column, reducer=Reducer.MAX, unit="1")
 first_col = functools.partial(column, reducer=Reducer.FIRST)
 last_col = functools.partial(column, reducer=Reducer.LAST)
-derived_col = functools.partial(
-    column, reducer=Reducer.DERIVED, unit="1", null="the sums it derives from were not measured"
-)
+derived_col = functools.partial(column, reducer=Reducer.DERIVED, unit="1", null="its sums were not measured")
 quantile_col = functools.partial(
     column, reducer=Reducer.LAST, unit="1", null="the rollout was not recorded, or has no finite value", since=2
 )
@@ -114,14 +113,12 @@ class Row:
     table: ClassVar[str]
     row: ClassVar[str]
     """What one row is; completes "One row is ..."."""
-    across_ranks: ClassVar[AcrossRanks] = AcrossRanks.APART
+    across_ranks: ClassVar[AcrossRanks]
 
     run_id: str | None = key_col("the run: name, start and random characters, unique")
     attempt: int | None = key_col("1 for a new run; each resume opens the next", unit="1")
     rank: int | None = key_col("process of a distributed trainer; 0 if there is only one", unit="1")
-    update: int | None = key_col(
-        "PPO update the row belongs to, counted from 1 in the order the trainer made them", unit="1"
-    )
+    update: int | None = key_col("PPO update the row belongs to, from 1 in the order they were made", unit="1")
     time: datetime | None = last_col(
         "UTC wall-clock time at which the row was recorded (imported runs and Esper's events: by the trainer)",
         null="an imported run or Esper's events, without a time",
@@ -129,6 +126,20 @@ class Row:
     elapsed_s: float | None = last_col(
         "monotonic time since this attempt began", unit="s", null="an imported run or Esper's events, without a time"
     )
+
+
+_Table = TypeVar("_Table", bound=Row)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def table(name: str, row: str, across_ranks: AcrossRanks = AcrossRanks.APART) -> Callable[[type[_Table]], type[_Table]]:
+    """Make a class a table: a frozen dataclass with these class attributes."""
+
+    def declare(cls: type[_Table]) -> type[_Table]:
+        cls.table, cls.row, cls.across_ranks = name, row, across_ranks
+        return dataclass(frozen=True, slots=True, kw_only=True)(cls)
+
+    return declare
 
 
 IDENTITY = tuple(f.name for f in dataclasses.fields(Row))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import ClassVar
 
 from esper_recorder.contract.tables.base import (
     Reducer,
@@ -15,6 +13,7 @@ from esper_recorder.contract.tables.base import (
     last_col,
     max_col,
     min_col,
+    table,
 )
 
 # An imported event belongs to the update its payload names; without one, to the update whose rollout was being
@@ -31,11 +30,8 @@ _NO_ARGUMENT = "the operation has no such argument; not reported"
 _OTHER_EVENT = "not an event of this kind"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("epochs", "one epoch of the network an environment trains (the policy acts once in each)")
 class EpochRow(Row):
-    table: ClassVar[str] = "epochs"
-    row: ClassVar[str] = "one epoch of the network an environment trains (the policy acts once in each)"
-
     env: int | None = _key("environment", unit="1")
     epoch: int | None = _key("epoch of the episode", unit="1")
     episode: int | None = _detail("episode of the run", unit="1")
@@ -46,11 +42,8 @@ class EpochRow(Row):
     host_grad_norm: float | None = _detail("gradient norm of the host network", unit="1")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("slot_epochs", "one module (seed) in a slot of an environment's network, at the end of one epoch")
 class SlotEpoch(Row):
-    table: ClassVar[str] = "slot_epochs"
-    row: ClassVar[str] = "one module (seed) in a slot of an environment's network, at the end of one epoch"
-
     env: int | None = _key("environment", unit="1")
     epoch: int | None = _key("epoch of the episode", unit="1")
     slot: str | None = _key("slot of the network")
@@ -69,11 +62,8 @@ class SlotEpoch(Row):
     downstream_alpha_sum: float | None = _detail("sum of the alphas of the modules after it", unit="1")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("slots", "one event in the life of a module (seed) in a slot of an environment's network")
 class SlotEvent(Row):
-    table: ClassVar[str] = "slots"
-    row: ClassVar[str] = "one event in the life of a module (seed) in a slot of an environment's network"
-
     env: int | None = _key("environment", unit="1")
     slot: str | None = _key("slot of the network")
     line: int | None = _line_key()
@@ -113,11 +103,8 @@ class SlotEvent(Row):
     rng_seed: str | None = _detail("its seed, an unsigned 64-bit number in decimal")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("decisions", "one decision of the policy: the action chosen in one environment at one step")
 class Decision(Row):
-    table: ClassVar[str] = "decisions"
-    row: ClassVar[str] = "one decision of the policy: the action chosen in one environment at one step"
-
     env: int | None = _key("environment", unit="1")
     step: int | None = _key("step of the episode, counted from 1", unit="1")
     episode: int | None = _detail("episode of the run", unit="1")
@@ -143,11 +130,8 @@ class Decision(Row):
     device: str | None = _detail("device the environment runs on")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("decision_heads", "one action head of a policy with several, in one decision")
 class DecisionHead(Row):
-    table: ClassVar[str] = "decision_heads"
-    row: ClassVar[str] = "one action head of a policy with several, in one decision"
-
     env: int | None = _key("environment", unit="1")
     step: int | None = _key("step of the episode, counted from 1", unit="1")
     head: str | None = _key("action head")
@@ -156,10 +140,8 @@ class DecisionHead(Row):
     masked: bool | None = _detail("the head's choice was masked out")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("rewards", "one reward, of one step in one environment, broken down into its components")
 class Reward(Row):
-    table: ClassVar[str] = "rewards"
-    row: ClassVar[str] = "one reward, of one step in one environment, broken down into its components"
     # The components under the trainer's names and in its order; the policy received `total_reward`.
 
     env: int | None = _key("environment", unit="1")
@@ -209,11 +191,8 @@ class Reward(Row):
     action_success: bool | None = _detail("that action took effect")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("observation_stats", "one set of statistics of the policy's observations, at one step")
 class ObservationStatistics(Row):
-    table: ClassVar[str] = "observation_stats"
-    row: ClassVar[str] = "one set of statistics of the policy's observations, at one step"
-
     env: int | None = _key("environment whose event reported it", unit="1")
     step: int | None = _key("step of the episode, counted from 1", unit="1")
     batch_size: int | None = _detail("observations in the batch", unit="1")
@@ -233,20 +212,14 @@ class ObservationStatistics(Row):
     normalization_drift: float | None = _detail("drift of the running normalisation", unit="1")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("action_counts", "one action, and how often it occurred in the rollout of an update")
 class ActionCount(Row):
-    table: ClassVar[str] = "action_counts"
-    row: ClassVar[str] = "one action, and how often it occurred in the rollout of an update"
-
     action: str | None = _key("the action")
     n: int | None = _count("times it occurred")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("batches", "one batch: the episodes of all environments that an update learned from")
 class Batch(Row):
-    table: ClassVar[str] = "batches"
-    row: ClassVar[str] = "one batch: the episodes of all environments that an update learned from"
-
     episodes_completed: int | None = _last("episodes completed so far", unit="1")
     total_episodes: int | None = _last("planned episodes of the training", unit="1")
     requested_episodes: int | None = _last("requested episodes", unit="1")
@@ -258,11 +231,8 @@ class Batch(Row):
     avg_reward: float | None = _last("mean return of the episodes", unit="1")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("batch_stats", "one summary by the trainer after a batch")
 class BatchStatistics(Row):
-    table: ClassVar[str] = "batch_stats"
-    row: ClassVar[str] = "one summary by the trainer after a batch"
-
     episodes_completed: int | None = _last("episodes completed so far", unit="1")
     epochs: int | None = _last("epochs of each episode", unit="1")
     accuracy: float | None = _last("mean final accuracy of the environments", unit="%")
@@ -280,11 +250,8 @@ class BatchStatistics(Row):
     rollback_unattributed_count: int | None = _count("rollbacks that no step explains")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("trends", "one trend of the accuracy that the trainer detected after a batch")
 class Trend(Row):
-    table: ClassVar[str] = "trends"
-    row: ClassVar[str] = "one trend of the accuracy that the trainer detected after a batch"
-
     trend: str | None = _key("`plateau`, `degradation`, `improvement` or `performance_degradation`")
     line: int | None = _line_key()
     severity: str | None = _detail("info, warning or critical")
@@ -299,11 +266,8 @@ class Trend(Row):
     progress: float | None = _detail("fraction of the training done", unit="1")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("counterfactuals", "one accuracy of an environment's network with some of its modules disabled")
 class Counterfactual(Row):
-    table: ClassVar[str] = "counterfactuals"
-    row: ClassVar[str] = "one accuracy of an environment's network with some of its modules disabled"
-
     env: int | None = _key("environment", unit="1")
     line: int | None = _line_key()
     configuration: int | None = _key("configuration of the matrix, counted from 1", unit="1")
@@ -314,11 +278,8 @@ class Counterfactual(Row):
     compute_ms: float | None = _detail("time for the whole matrix", unit="ms")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("shapley_values", "one module's contribution to an environment's accuracy, as a Shapley value")
 class ShapleyValue(Row):
-    table: ClassVar[str] = "shapley_values"
-    row: ClassVar[str] = "one module's contribution to an environment's accuracy, as a Shapley value"
-
     env: int | None = _key("environment", unit="1")
     slot: str | None = _key("slot of the network")
     line: int | None = _line_key()
@@ -328,11 +289,8 @@ class ShapleyValue(Row):
     samples: int | None = _detail("samples drawn", unit="1")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("morphology", "one step of a change to a network: proposal, verdict, mutation, dispatch or commit")
 class Morphology(Row):
-    table: ClassVar[str] = "morphology"
-    row: ClassVar[str] = "one step of a change to a network: proposal, verdict, mutation, dispatch or commit"
-
     action_id: str | None = _key("the change")
     phase: str | None = _key("`proposal`, `verdict`, `mutation`, `dispatch` or `commit`")
     line: int | None = _line_key()
@@ -353,11 +311,8 @@ class Morphology(Row):
     rng_seed: str | None = _detail("its seed, an unsigned 64-bit number in decimal")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("phase_profiles", "one phase of the training loop, and its duration in one epoch of a batch")
 class PhaseProfile(Row):
-    table: ClassVar[str] = "phase_profiles"
-    row: ClassVar[str] = "one phase of the training loop, and its duration in one epoch of a batch"
-
     epoch: int | None = _key("epoch of the episode", unit="1")
     phase: str | None = _key("phase of the loop: `train`, `val`, `rollout`, `action`, `ppo_update`, ...")
     line: int | None = _line_key()
@@ -366,11 +321,8 @@ class PhaseProfile(Row):
     python_cpu_ratio: float | None = _detail("python_cpu_ms / wall_ms", unit="1")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("host_stabilizations", "one moment an environment's host network became stable, so that modules may germinate")
 class HostStabilization(Row):
-    table: ClassVar[str] = "host_stabilizations"
-    row: ClassVar[str] = "one moment an environment's host network became stable, so that modules may germinate"
-
     env: int | None = _key("environment", unit="1")
     epoch: int | None = _key("epoch of the episode", unit="1")
     episode: int | None = _detail("episode of the run", unit="1")
@@ -379,11 +331,8 @@ class HostStabilization(Row):
     val_loss: float | None = _detail("validation loss", unit="1")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("esper_updates", "one PPO update: what only Esper's trainer measures (the rest is in `ppo_updates`)")
 class EsperUpdate(Row):
-    table: ClassVar[str] = "esper_updates"
-    row: ClassVar[str] = "one PPO update: what only Esper's trainer measures (the rest is in `ppo_updates`)"
-
     ppo_updates: int | None = _last("passes over the rollout", unit="1")
     episode_epochs: int | None = _last("epochs of each episode", unit="1")
     early_stop_epoch: int | None = _last("epoch stopped by the KL", unit="1", null="no early stop; not reported")
@@ -438,20 +387,14 @@ class EsperUpdate(Row):
     rollback_steps_zeroed: int | None = _last("steps zeroed by rollbacks", unit="1")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("layer_health", "one layer's gradient in one update, as the trainer scores it")
 class LayerHealth(Row):
-    table: ClassVar[str] = "layer_health"
-    row: ClassVar[str] = "one layer's gradient in one update, as the trainer scores it"
-
     layer: str | None = _key("parameter name, as `named_parameters()` gives it")
     health: float | None = _last("1 healthy, 0 dead or not finite", unit="1")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("system", "one update: the machine's memory and waiting time")
 class System(Row):
-    table: ClassVar[str] = "system"
-    row: ClassVar[str] = "one update: the machine's memory and waiting time"
-
     gpu_memory_allocated_gb: float | None = max_col("memory held by tensors", unit="GB", since=2)
     gpu_memory_reserved_gb: float | None = max_col("memory held by the allocator", unit="GB", since=2)
     gpu_memory_peak_gb: float | None = max_col("largest memory held by tensors", unit="GB", since=2)
@@ -459,22 +402,16 @@ class System(Row):
     dataloader_wait_ratio: float | None = max_col("fraction of the time spent waiting for data", since=2)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("scalars", "one scalar the trainer logged that no other table has a column for")
 class Scalar(Row):
-    table: ClassVar[str] = "scalars"
-    row: ClassVar[str] = "one scalar the trainer logged that no other table has a column for"
-
     name: str | None = _key("the trainer's name for it")
     step: int | None = _key("the trainer's step counter when it was logged", unit="1", null="not reported")
     line: int | None = _key("its line in a text file or record in an event file, from 1", unit="1", null="not reported")
     value: float | None = _last("the value", unit="1")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("events", "one event of Esper's trainer: its envelope; the payload is in the other tables")
 class Event(Row):
-    table: ClassVar[str] = "events"
-    row: ClassVar[str] = "one event of Esper's trainer: its envelope; the payload is in the other tables"
-
     line: int | None = _line_key()
     event_type: str | None = _detail("kind of event, in the trainer's terms", null="never")
     kind: str | None = _detail("kind of snapshot", null="not a snapshot; not reported")
@@ -484,11 +421,8 @@ class Event(Row):
     message: str | None = _detail("its text; may be empty")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("raw_events", "one line of the source, or one value in it, without a column")
 class RawEvent(Row):
-    table: ClassVar[str] = "raw_events"
-    row: ClassVar[str] = "one line of the source, or one value in it, without a column"
-
     line: int | None = _line_key()
     key: str | None = _key("path of the value in the event (`data.name`); empty for the whole line")
     event_type: str | None = _detail("kind of event", null="the line is not an event")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from esper_recorder.contract.tables.base import (
     AcrossRanks,
@@ -19,6 +18,7 @@ from esper_recorder.contract.tables.base import (
     min_col,
     quantile_col,
     sum_col,
+    table,
 )
 
 # --- sums over a set of transitions: shared by minibatches and whole updates ---------------------------------------
@@ -153,12 +153,8 @@ class _Statistics(_ValueStatistics):
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("ppo_updates", "one PPO update: all epochs over one rollout", AcrossRanks.MERGED)
 class PpoUpdate(_Statistics):
-    table: ClassVar[str] = "ppo_updates"
-    row: ClassVar[str] = "one PPO update: all epochs over one rollout"
-    across_ranks: ClassVar[AcrossRanks] = AcrossRanks.MERGED
-
     definition: str | None = first_col(
         "whose definition the metrics follow: pooled (over all evaluated transitions), sb3, or, for an imported run, "
         "the library that logged it (cleanrl, rsl_rl, torchrl, esper)",
@@ -269,12 +265,8 @@ class PpoUpdate(_Statistics):
     update_s: float | None = last_col("time from the first minibatch to the end of the update", unit="s")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("minibatches", "one minibatch the trainer evaluated", AcrossRanks.MERGED)
 class Minibatch(_Statistics):
-    table: ClassVar[str] = "minibatches"
-    row: ClassVar[str] = "one minibatch the trainer evaluated"
-    across_ranks: ClassVar[AcrossRanks] = AcrossRanks.MERGED
-
     epoch: int | None = key_col("epoch of the update", unit="1", null=_NOT_REPORTED)
     minibatch: int | None = key_col("minibatch, counted over the whole update", unit="1")
     stepped: bool | None = last_col("the optimizer stepped on it; false after an early stop or for a skipped step")
@@ -292,12 +284,12 @@ class Minibatch(_Statistics):
     grad_norm: float | None = last_col("total gradient norm before clipping", unit="1")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table(
+    "ratio_histograms",
+    "one histogram of log ratios, of an update or (at level `debug`) a minibatch",
+    AcrossRanks.MERGED,
+)
 class RatioHistogram(Row):
-    table: ClassVar[str] = "ratio_histograms"
-    row: ClassVar[str] = "one histogram of log ratios: of an update, or (at level `debug`) of one of its minibatches"
-    across_ranks: ClassVar[AcrossRanks] = AcrossRanks.MERGED
-
     epoch: int | None = key_col("epoch", unit="1", null="the histogram covers the whole update")
     minibatch: int | None = key_col(
         "minibatch, counted over the whole update", unit="1", null="the histogram covers the whole update"
@@ -311,11 +303,8 @@ class RatioHistogram(Row):
     nan_count: int | None = count_col("log ratios that were NaN")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("ratio_exemplars", "one of the k transitions with the largest |log ratio|, non-finite ones first")
 class RatioExemplar(Row):
-    table: ClassVar[str] = "ratio_exemplars"
-    row: ClassVar[str] = "one of the k transitions with the largest |log ratio|, non-finite ones first"
-
     scope: str | None = key_col("the set the k were chosen from: `update`, or (at level `debug`) `minibatch`")
     epoch: int | None = key_col("epoch the transition was evaluated in", unit="1", null=_NOT_REPORTED)
     minibatch: int | None = key_col("minibatch it was evaluated in, counted over the whole update", unit="1")
@@ -333,12 +322,8 @@ class RatioExemplar(Row):
     value_target: float | None = first_col("return, the target of the value prediction", unit="1")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("heads", "one action head of a policy with several, in one update", AcrossRanks.MERGED)
 class Head(Row):
-    table: ClassVar[str] = "heads"
-    row: ClassVar[str] = "one action head of a policy with several, in one update"
-    across_ranks: ClassVar[AcrossRanks] = AcrossRanks.MERGED
-
     head: str | None = key_col("action head")
     n: int | None = count_col("transitions counted for the head")
     transition_n: int | None = count_col(
@@ -396,12 +381,8 @@ class Head(Row):
     inf_found: bool | None = last_col("the head's log-probabilities or entropies held an infinity")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("recurrent_state", "one kind of state of one recurrent layer, in one update", AcrossRanks.MERGED)
 class RecurrentState(Row):
-    table: ClassVar[str] = "recurrent_state"
-    row: ClassVar[str] = "one kind of state of one recurrent layer, in one update"
-    across_ranks: ClassVar[AcrossRanks] = AcrossRanks.MERGED
-
     layer: str | None = key_col("recurrent layer; prefixed with `rollout_` if measured during the rollout")
     kind: str | None = key_col("`h` or `c`; empty if both were measured together")
     n: int | None = count_col("elements")
@@ -422,12 +403,12 @@ class RecurrentState(Row):
 _NO_STEP = "no step was observed, or the weights exceed the size the recorder copies"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table(
+    "gradient_layers",
+    "one parameter tensor's gradient at one step (at level `normal` the last)",
+    AcrossRanks.REPLICAS,
+)
 class GradientLayer(Row):
-    table: ClassVar[str] = "gradient_layers"
-    row: ClassVar[str] = "one parameter tensor's gradient at one optimizer step (at level `normal` the update's last)"
-    across_ranks: ClassVar[AcrossRanks] = AcrossRanks.REPLICAS
-
     epoch: int | None = key_col("epoch of the step", unit="1", null=_NOT_REPORTED)
     minibatch: int | None = key_col("minibatch of the step, counted over the whole update", unit="1")
     layer: str | None = key_col("parameter name, as `named_parameters()` gives it")
@@ -464,11 +445,8 @@ class GradientLayer(Row):
 _NO_NETWORK = "not measured; the environment trains no network"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("episodes", "one finished episode, in the update whose rollout holds its last step")
 class Episode(Row):
-    table: ClassVar[str] = "episodes"
-    row: ClassVar[str] = "one finished episode, in the update whose rollout holds its last step"
-
     env: int | None = key_col("environment", unit="1", null=_NOT_REPORTED)
     episode: int | None = key_col("episode of this attempt, counted in the order they finished", unit="1")
     step: int | None = last_col("environment steps taken by the trainer when it finished", unit="steps")
@@ -488,11 +466,8 @@ class Episode(Row):
     reward_mode: str | None = first_col("the trainer's reward mode", since=2)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("alarms", "one firing of a rule during recording (of an imported run: one alarm its trainer raised)")
 class Alarm(Row):
-    table: ClassVar[str] = "alarms"
-    row: ClassVar[str] = "one firing of a rule during recording (of an imported run: one alarm its trainer raised)"
-
     rule: str | None = key_col("name of the rule")
     key: str | None = key_col("head, layer or slot the rule fired for; empty for a rule without a key")
     severity: str | None = first_col("info, warning or critical", null="never")
@@ -504,11 +479,8 @@ class Alarm(Row):
     detail: str | None = first_col("further information from the software that raised it", null="none")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@table("gaps", "one range of updates with rows that should have been recorded and were not")
 class Gap(Row):
-    table: ClassVar[str] = "gaps"
-    row: ClassVar[str] = "one range of updates with rows that should have been recorded and were not"
-
     table_name: str | None = key_col("table the rows belong to; `*` if an update's rows are missing in all tables")
     reason: str | None = key_col("why: `queue_full`, `write_failed`, `bad_call`, `reduce_failed`, ...")
     first_update: int | None = min_col("first update affected", null="never")
