@@ -28,7 +28,7 @@ from esper_analytics.errors import DataError, UsageError
 from esper_analytics.importers.load_report import LoadReport, write_report
 from esper_recorder.contract.tables import SCHEMA_VERSION
 from esper_recorder.storage.arrow_batches import columns_to_table
-from esper_recorder.storage.atomic import sync_folder
+from esper_recorder.storage.atomic import make_folders, sync_folder
 from esper_recorder.storage.listing import RowFileName
 from esper_recorder.storage.lock import LOCK_FILE, acquire_lock, is_locked, release_lock
 from esper_recorder.storage.manifest import MANIFEST_FILE, Manifest, ManifestError, read_manifest, write_manifest
@@ -115,7 +115,7 @@ class RunWriter:
         if (root / MANIFEST_FILE).is_file():
             raise UsageError(f"{root} is one run's folder. --to RUNS is the folder that runs lie in.")
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            make_folders(root)
             _remove_abandoned(root)
             self.folder = root / f"{_HIDDEN}{run_id}-{os.getpid()}"
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -53,6 +53,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folders(path: Path) -> None:
+    """Make a folder and those above it that are missing, each durable in its parent; it may exist. Raises OSError."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
+
+
 def check_writable(path: Path) -> None:
     """Raise OSError if no file can be made beside `path`, so that a command fails before its work and not after it."""
     with tempfile.TemporaryFile(dir=path.resolve().parent):

@@ -41,6 +41,7 @@ def roll(folder: Path, journal: Path) -> JournalContent:
         part = folder / table / name.part
         check_folder(part.parent)
         if is_regular(part) and can_be_read(part):
+            sync_folder(part.parent)  # whoever wrote it may have died between the rename and this
             continue
         if not is_regular(part) and (part.is_symlink() or part.exists()):
             raise NotRegularError(part, "in the way of a part, and is not a file")

@@ -28,7 +28,7 @@ from typing import Any
 
 from esper_recorder.contract.suggest import suggest
 from esper_recorder.contract.tables import SCHEMA_VERSION
-from esper_recorder.storage.atomic import atomic_file, sync_folder
+from esper_recorder.storage.atomic import atomic_file, make_folders, sync_folder
 from esper_recorder.storage.listing import irregular_files, last_update
 from esper_recorder.storage.lock import acquire_lock, manifest_lock, release_lock
 from esper_recorder.storage.manifest import (
@@ -100,7 +100,7 @@ class RunFolder:
         root = Path(root)
         if run_id is not None and _file_name(run_id) != run_id:
             raise RunFolderError(f"run_id {run_id!r} is not a name for a folder; {_file_name(run_id)!r} would be one")
-        root.mkdir(parents=True, exist_ok=True)
+        make_folders(root)
         path = _make_folder(root, name, datetime.now(UTC)) if run_id is None else _make_named_folder(root, run_id)
         with _locked(path, rank) as lock:
             if lock is None:

@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from esper_recorder.contract.tables import TABLES
 from esper_recorder.storage.arrow_batches import to_batch, to_table
+from esper_recorder.storage.atomic import sync_folder
 from esper_recorder.storage.journal import JournalWriter
 from esper_recorder.storage.listing import JOURNAL_FOLDER, RowFileName, last_sequence
 from esper_recorder.storage.rollover import roll
@@ -258,6 +259,7 @@ class ParquetSink(Sink):
         """Create a journal, and its folder, which another rank that ends removes whenever it is empty."""
         for _ in range(_TRIES):
             make_folder(path.parent)
+            sync_folder(self.folder)  # another rank may have made it just now: it is durable before any row in it is
             with contextlib.suppress(FileNotFoundError):
                 return JournalWriter(path)
         raise FileNotFoundError(f"{path.parent} was removed again and again")

@@ -134,6 +134,18 @@ def test_rows_stay_in_their_journal_if_a_link_is_in_the_way_of_their_part(tmp_pa
     assert read_journal(journal).updates == (UPDATES + 1, UPDATES + 2)
 
 
+def test_journals_behind_a_linked_folder_are_neither_read_nor_consumed(tmp_path):
+    source = outside(tmp_path / "elsewhere")
+    path = dead_run(tmp_path / "runs")
+    shutil.rmtree(path / "journal")
+    (path / "journal").symlink_to(source / "journal")
+    before = tree(source)
+    for work in (verify, recover, compact):
+        assert path / "journal" in {problem.path for problem in work(path.parent).problems}
+        assert tree(source) == before
+    assert content(path) == expected(UPDATES)
+
+
 @pytest.mark.parametrize("kind", ["link", "fifo"])
 def test_a_run_whose_manifest_is_a_link_or_a_fifo_is_left_out_and_the_others_are_read(tmp_path, kind):
     path = write_run(tmp_path, "a", updates=[{}])
