@@ -151,10 +151,12 @@ def check_alike(fields: Mapping[FieldKey, Tensor], **others: Tensor | None) -> N
 
 
 def flat_index(index: Any) -> Any:
-    """Return a one-dimensional index: a tensor or a NumPy array as given, anything else as a tensor."""
-    if getattr(index, "ndim", None) == 1 and hasattr(index, "dtype"):
+    """Return a one-dimensional index: a NumPy array of whole numbers unchanged, anything else as an int64 tensor."""
+    if type(index).__name__ == "ndarray" and index.ndim == 1 and index.dtype.kind == "i" and index.dtype.isnative:
         return index
-    return as_tensor("index", index).reshape(-1)
+    if isinstance(index, Tensor) and index.dim() == 1 and index.dtype is torch.int64:
+        return index
+    return as_tensor("index", index).reshape(-1).to(torch.int64)
 
 
 def flat_actions(actions: Tensor, n: int) -> Tensor:

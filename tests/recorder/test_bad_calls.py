@@ -93,6 +93,27 @@ def test_every_public_method_is_among_them():
         assert set(named[len(args) :]) <= set(kwargs) | {"error"}, method
 
 
+@pytest.mark.parametrize("method", ["rollout", "minibatch", "push", "layers", "episode", "episodes", "end_update"])
+def test_an_argument_of_none_is_an_argument_that_was_not_given(tmp_path: Path, method: str):
+    args, kwargs = GOOD[method]
+    needed = {name for of, name in NEEDED if of == method} | {"log_ratio", "values"}
+    optional = dict.fromkeys(kwargs.keys() - needed)
+
+    def rows(arguments: dict[str, Any]) -> dict[str, list[str]]:
+        sink = MemorySink()
+        with Recorder(tmp_path, sink=sink, rules=None) as rec:
+            getattr(rec, method)(*args, **{name: x for name, x in kwargs.items() if name in needed}, **arguments)
+            rec.end_update()
+        clocked = {"run_id", "time", "elapsed_s", "rollout_s", "update_s"}
+        return {
+            table: [repr({k: v for k, v in row.items() if k not in clocked}) for row in sink.rows(table)]
+            for table in sink.tables()
+        }
+
+    assert rows(optional) == rows({})
+    assert not rows(optional).get("gaps")
+
+
 @pytest.mark.parametrize(("method", "args", "kwargs", "words"), wrong_calls())
 def test_a_wrong_call_never_raises_is_logged_and_is_a_gap(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str, args: Any, kwargs: Any, words: str

@@ -141,20 +141,19 @@ class OpenUpdate:
         notes = MinibatchNotes(
             self.minibatches, epoch, clip_range, value_clip_range, rate, entropy_max, normalize, stepped
         )
-        fields, index = kind.fields, get("index")
+        fields, index, actions = kind.fields, get("index"), get("actions")
         if index is not None:
             index = flat_index(index)
         heads: tuple[HeadLayout, ...] = ()
-        actions = None
         grad_enabled = torch.is_grad_enabled()
         _set_grad_enabled(False)  # cheaper than to detach each tensor, and than `torch.no_grad()`
         try:
             tensors = [x if x.dim() == 1 else x.ravel() for x in map(arguments.__getitem__, kind.tensors)]
-            if arguments.get("heads"):
+            if get("heads"):
                 heads, head_tensors = head_fields(arguments["heads"])
                 fields, tensors = (*fields, *head_tensors), [*tensors, *head_tensors.values()]
-            if "actions" in arguments and tensors:
-                actions = flat_actions(arguments["actions"], len(tensors[0]))
+            if actions is not None and tensors:
+                actions = flat_actions(actions, tensors[0].shape[0])
             self._buffer.append(fields, tensors, notes, heads, index, actions, self._rollout)
         finally:
             _set_grad_enabled(grad_enabled)

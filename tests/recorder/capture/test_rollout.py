@@ -171,7 +171,20 @@ def grid(*numbers: float) -> Tensor:
     return torch.tensor(numbers).reshape(3, 2)
 
 
-@pytest.mark.parametrize("kind", [torch.tensor, np.array, list, lambda x: np.array(x, dtype=np.int32)])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        torch.tensor,
+        np.array,
+        list,
+        lambda x: np.array(x, dtype=np.int32),
+        lambda x: np.array(x, dtype=np.uint8),
+        lambda x: np.array(x[::-1], dtype=np.int64)[::-1],
+        lambda x: torch.tensor(x, dtype=torch.uint8),
+        lambda x: torch.tensor(x, dtype=torch.float32),
+        lambda x: torch.tensor([x]).t(),
+    ],
+)
 @pytest.mark.parametrize(
     ("index_order", "returns"),
     # Positions 1 and 4. Time-major they are step 0 of env 1 and step 2 of env 0; env-major the other way about.
@@ -271,6 +284,7 @@ def test_padding_has_a_position_of_minus_one_and_is_left_out_silently(tmp_path: 
         ({"new_log_probs": torch.zeros(2)}, "a minibatch needs log_ratio, or new_log_probs and old_log_probs"),
         ({"log_ratio": torch.zeros(2), "index": [0, 1, 2]}, "log_ratio has 2, index has 3"),
         ({"log_ratio": torch.zeros(2), "index": ["a", "b"]}, "index is a list; give a tensor"),
+        ({"log_ratio": torch.zeros(2), "index": np.array(["a", "b"])}, "index is a ndarray; give a tensor"),
         ({"log_ratio": torch.zeros(2), "index": torch.zeros(2, device="meta")}, "index is on meta, the minibatch's"),
     ],
 )
