@@ -22,17 +22,17 @@ def write_or_check(pages: Mapping[str, str], source: str) -> None:
 
 
 def cell(text: str) -> str:
-    """Text as a cell of a Markdown table."""
+    """Escape text for a cell of a Markdown table."""
     return text.replace("|", r"\|").replace("<", "&lt;")
 
 
 def table_page(table: str) -> str:
-    """The page that describes a table of the contract."""
+    """Return the page that describes a table of the contract."""
     return f"tables_{TABLES[table].__module__.rpartition('.')[2]}.md"
 
 
 def column_row(column: Column, *, merged_by: bool = False) -> str:
-    """A row of a table of columns."""
+    """Write a column as a row of a Markdown table."""
     name = f"**{column.name}**" if column.reducer == "key" else column.name
     merged = [str(column.reducer)] if merged_by else []
     return f"| {' | '.join([name, cell(column.type), column.unit, cell(column.meaning), *merged, cell(column.null)])} |"

@@ -35,7 +35,7 @@ are built from them.
 
 
 def page() -> str:
-    """The page as Markdown."""
+    """Write the page as Markdown."""
     by_name = sorted(views().values(), key=lambda view: view.name)
     listing = [f"- `{RUNS_VIEW}`: {RUNS_ROW}"]
     listing += [f"- [`{name}`]({table_page(name)}#{name}): {table.row}" for name, table in TABLES.items()]

@@ -21,7 +21,7 @@ ranks become one: `key` identifies the row (in bold), `derived` is recomputed fr
 
 
 def pages() -> dict[str, str]:
-    """Each page by file name."""
+    """Write each page, by file name."""
     parts = {
         page: [f"# {title}\n\nSee [tables.md](tables.md) for what holds of every table.\n"]
         for page, title in TITLES.items()

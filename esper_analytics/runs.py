@@ -67,11 +67,11 @@ class RunTables:
     columns: Mapping[str, Collection[str]]
 
     def rows(self, table: str) -> int:
-        """How many rows of a table were recorded, superseded ones included."""
+        """Count the recorded rows of a table, superseded ones included."""
         return self.scans[table].rows
 
     def frame(self, table: str) -> pl.LazyFrame:
-        """The rows that are not superseded."""
+        """Scan the rows that are not superseded."""
         return self.scans[table].frame(superseded=False, only=self.columns[table])
 
 
@@ -107,7 +107,7 @@ class Runs:
         return (self._of([run_id]) for run_id in self.ids)
 
     def __getitem__(self, run: str | int) -> Runs:
-        """One run, by name or by its place in `ids`. Raises UnknownRunError."""
+        """Select one run, by name or by its place in `ids`. Raises UnknownRunError."""
         entries = self._entries()
         if isinstance(run, str):
             return self._of([_find(run, entries).run_id])
@@ -116,7 +116,7 @@ class Runs:
         return self._of([entries[run].run_id])
 
     def select(self, *names: str) -> Runs:
-        """Some of the runs, by name as in `runs["ID"]`, or by pattern: `runs.select("cold", "lr0.05*")`.
+        """Select some of the runs, by name as in `runs["ID"]` or by pattern: `runs.select("cold", "lr0.05*")`.
 
         A pattern with `*`, `?` or `[...]` matches run_ids, names of folders and names of runs.
 
@@ -127,32 +127,32 @@ class Runs:
         return self._of(run.run_id for name in names for run in _match(name, entries))
 
     def of_name(self, name: str) -> builtins.list[str]:
-        """The run_ids of the runs of exactly this name, the newest first."""
+        """List the run_ids of the runs of exactly this name, the newest first."""
         return [run.run_id for run in _namesakes(name, self._entries())]
 
     def list(self) -> pl.DataFrame:
-        """One row per run: run_id, trainer, started, updates, progress, ended, alarms, complete."""
+        """List the runs, one row each: run_id, trainer, started, updates, progress, ended, alarms, complete."""
         return self._runs_frame().select(LIST_COLUMNS)
 
     def manifest(self, run_id: str) -> Manifest:
-        """The content of a run's `run.json`. Raises UnknownRunError."""
+        """Return the content of a run's `run.json`. Raises UnknownRunError."""
         return _find(run_id, self._entries()).manifest
 
     def manifests(self) -> dict[str, Manifest]:
-        """The content of every run's `run.json`, by run_id, of one listing."""
+        """Return the content of every run's `run.json`, by run_id, of one listing."""
         return {run.run_id: run.manifest for run in self._entries()}
 
     def folder(self, run_id: str) -> Path:
-        """The folder a run is read from. Raises UnknownRunError."""
+        """Return the folder a run is read from. Raises UnknownRunError."""
         return _find(run_id, self._entries()).path
 
     def rows_of(self, run_id: str) -> dict[str, int]:
-        """Table -> number of rows recorded by one run, superseded ones included. Raises UnknownRunError."""
+        """Count the recorded rows of one run, by table, superseded ones included. Raises UnknownRunError."""
         scans = self._scan(TABLES, [_find(run_id, self._entries())])
         return {table: scan.frame(superseded=True).select(pl.len()).collect().item() for table, scan in scans.items()}
 
     def rules_text(self, run_id: str) -> tuple[str | None, str] | None:
-        """(profile, text) of the rules a run ran with; None if it ran without.
+        """Return (profile, text) of the rules a run ran with; None if it ran without.
 
         Raises:
             DataError: it ran with rules, but their text is not in its folder.
@@ -160,13 +160,13 @@ class Runs:
         return _rules_text(_find(run_id, self._entries()))
 
     def rules_texts(self) -> dict[str, tuple[str | None, str] | None]:
-        """`rules_text` of every run, by run_id. Raises DataError."""
+        """Return `rules_text` of every run, by run_id. Raises DataError."""
         return {run.run_id: _rules_text(run) for run in self._entries()}
 
     # --- queries ----------------------------------------------------------------------------------------------------
 
     def table(self, name: str) -> pl.LazyFrame:
-        """The rows of a table, of its `_all`, of a view or of `runs`, over all runs as they are now.
+        """Scan a table, its `_all`, a view or `runs`, over all runs as they are now.
 
         Raises UnknownTableError.
         """
@@ -178,7 +178,7 @@ class Runs:
         return self._scan([table], self._entries())[table].frame(superseded=superseded)
 
     def by_run(self, tables: Mapping[str, Collection[str]]) -> Iterator[RunTables]:
-        """Some columns of some tables (and attempt and update), one run at a time, as the runs are now."""
+        """Scan some columns of some tables (and attempt and update), one run at a time, as the runs are now."""
         for run in self._entries():
             yield RunTables(run.run_id, self._scan(tables, [run]), tables)
 
@@ -207,13 +207,13 @@ class Runs:
     def run_query(
         self, name: str, parameters: Mapping[str, Value], *, timeout_s: float = 60, memory: str = "4GB"
     ) -> pl.DataFrame:
-        """The same as `query`, with limits."""
+        """Run a named query with limits of time and memory."""
         query = find_query(name)
         values = bind(query, parameters, lambda run: _find(run, self._entries()).run_id)
         return self._run_sql(query.sql, values, timeout_s=timeout_s, memory=memory)
 
     def connect(self) -> duckdb.DuckDBPyConnection:
-        """A new DuckDB connection with every view, as the runs are now. Trusted: it is not confined."""
+        """Open a DuckDB connection with every view, as the runs are now. Trusted: it is not confined."""
         return _retry(lambda: self._sources(VIEWS), connect_to)
 
     def _run_sql(
@@ -232,7 +232,7 @@ class Runs:
         return _retry(lambda: self._sources(names), run)
 
     def _confined(self, sources: Mapping[str, Source], memory: str) -> ConfinedConnection:
-        """The connection of the last query if it was to the same files, else a new one."""
+        """Return the connection of the last query if it was to the same files, else a new one."""
         key = _connection_key(sources, memory)
         current = self._connection  # another thread may close it meanwhile
         if current is None or key is None or current[0] != key:
@@ -279,7 +279,7 @@ class Runs:
         return scans
 
     def _sources(self, names: Iterable[str]) -> dict[str, Source]:
-        """What SQL needs to create the views of these names and those they are made of, in that order."""
+        """Return what SQL needs to create the views of these names and those they are made of, in order."""
         made = required_views(frozenset(names))
         wanted = {*names}.union(*(view.words for view in made))
         names = [name for name in VIEWS if name in wanted and name not in views()]
@@ -303,7 +303,7 @@ class Runs:
 
 
 def _split(name: str) -> tuple[str, bool]:
-    """(table, with superseded rows) of a table's or a view's name. Raises UnknownTableError."""
+    """Split a name into (table, with superseded rows). Raises UnknownTableError."""
     table = name.removesuffix(ALL_ROWS)
     if table not in TABLES:
         raise UnknownTableError(f"There is no table {name!r}. {suggest(name, VIEWS, kind='tables')}")
@@ -323,7 +323,7 @@ def _retry(list_sources: Callable[[], dict[str, Source]], read: Callable[[Mappin
 
 
 def _connection_key(sources: Mapping[str, Source], memory: str) -> object | None:
-    """What stays the same as long as the views need not be created again; None if they must be for each query."""
+    """Return what stays the same as long as the views need not be created again; None if each query needs new ones."""
     key: list[object] = [memory]
     for name, source in sources.items():
         if isinstance(source, tuple):
@@ -352,7 +352,7 @@ def _rules_text(run: RunEntry) -> tuple[str | None, str] | None:
 
 
 def _match(name: str, entries: list[RunEntry]) -> list[RunEntry]:
-    """The runs that a name or a pattern fits. Raises UnknownRunError."""
+    """Find the runs that a name or a pattern fits. Raises UnknownRunError."""
     try:
         return [_find(name, entries)]
     except UnknownRunError:
@@ -370,7 +370,7 @@ def _match(name: str, entries: list[RunEntry]) -> list[RunEntry]:
 
 
 def _find(name: str, entries: list[RunEntry]) -> RunEntry:
-    """The run of this name; see `Runs`. Raises UnknownRunError."""
+    """Find the run of this name; see `Runs`. Raises UnknownRunError."""
     exact = [run for run in entries if run.run_id == name] or [run for run in entries if run.path.name == name]
     if exact := exact or _namesakes(name, entries):
         return exact[0]
@@ -386,7 +386,7 @@ def _find(name: str, entries: list[RunEntry]) -> RunEntry:
 
 
 def _namesakes(name: str, entries: Iterable[RunEntry]) -> list[RunEntry]:
-    """The runs of exactly this name, the newest first."""
+    """List the runs of exactly this name, the newest first."""
     long_ago = datetime.min.replace(tzinfo=UTC)
     same_name = [run for run in entries if name and run.manifest.name == name]
     return sorted(same_name, key=lambda run: (run.manifest.started or long_ago, run.run_id), reverse=True)

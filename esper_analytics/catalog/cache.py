@@ -41,7 +41,7 @@ class FileCache:
         self._footers: dict[Path, tuple[tuple[int, int, int, str], Footer]] = {}
 
     def files(self, run: RunEntry, tables: Iterable[str]) -> tuple[RowFiles, dict[Path, Footer]]:
-        """The row files of a run as they are now, and the footers of the parts of some tables.
+        """List the row files of a run as they are now, with the footers of the parts of some tables.
 
         Raises DataError if the folder cannot be listed.
         """

@@ -73,7 +73,7 @@ class RunEntry:
 
 
 def find_runs(root: Path) -> tuple[list[RunEntry], list[Problem]]:
-    """The runs of RUNS in the order of their folders' names, one folder each, and the folders that are left out.
+    """Find the runs of RUNS in the order of their folders' names, one folder each, and what is left out.
 
     Raises UsageError and DataError, as `run_folders` does.
     """
@@ -82,7 +82,7 @@ def find_runs(root: Path) -> tuple[list[RunEntry], list[Problem]]:
 
 
 def run_folders(root: Path) -> tuple[list[RunEntry], list[Problem]]:
-    """Every folder of RUNS that can be read as a run's, in the order of their names, and those that cannot.
+    """List the folders of RUNS that can be read as a run's, in the order of their names, and those that cannot.
 
     Raises:
         UsageError: `root` does not exist, or is not a folder.
@@ -126,13 +126,13 @@ def _candidates(root: Path, problems: list[Problem]) -> Iterator[Path]:
 
 
 def _has_manifest(folder: Path) -> bool:
-    """Whether a folder holds a run.json, be it one that cannot be read: a link, or a special file."""
+    """Return whether a folder holds a run.json, even an unreadable one: a link, or a special file."""
     path = folder / MANIFEST_FILE
     return path.is_symlink() or (path.exists() and not path.is_dir())
 
 
 def _without_copies(entries: Iterable[RunEntry], problems: list[Problem]) -> Iterator[RunEntry]:
-    """One folder per run_id: of several with the same run, the one with the most rows."""
+    """Keep one folder per run_id: of several with the same run, the one with the most rows."""
     by_id: dict[str, list[RunEntry]] = {}
     for run in entries:
         by_id.setdefault(run.run_id, []).append(run)

@@ -78,7 +78,7 @@ def _number(text: bytes | None) -> int:
 
 @functools.lru_cache(256)
 def _shape(table: str, serialized: bytes) -> tuple[str | None, tuple[StoredColumn, ...], frozenset[str]]:
-    """The problem of a file of this schema, else the contract's columns it has and the stored names of the floats.
+    """Return the problem of a file of this schema, else its columns of the contract and the stored names of the floats.
 
     The files of a table mostly share a schema, and checking its columns is most of the work of reading a footer.
     """
@@ -105,7 +105,7 @@ def _misfit(table: str, schema: pa.Schema, declared: Mapping[str, Column]) -> st
 
 
 def _fits(stored: pa.DataType, declared: str) -> bool:
-    """Whether every value of the stored type is a value of the declared one."""
+    """Return whether every value of the stored type is a value of the declared one."""
     if pa.types.is_dictionary(stored):
         stored = stored.value_type
     if pa.types.is_null(stored):
@@ -125,7 +125,7 @@ def _fits(stored: pa.DataType, declared: str) -> bool:
 
 
 def _other_run(metadata: pq.FileMetaData, run_id: str) -> str | None:
-    """A run_id in the file that is not the run's, as far as the statistics show."""
+    """Find a run_id in the file that is not the run's, as far as the statistics show."""
     position = metadata.schema.names.index("run_id")
     for group in range(metadata.num_row_groups):
         column = metadata.row_group(group).column(position)

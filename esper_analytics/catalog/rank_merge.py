@@ -30,7 +30,7 @@ _DERIVE: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def merges(table: str) -> bool:
-    """Whether a table's rows of several ranks become one."""
+    """Return whether a table's rows of several ranks become one."""
     return TABLES[table].across_ranks is not AcrossRanks.APART
 
 
@@ -39,7 +39,7 @@ def _keys(table: str) -> list[str]:
 
 
 def _recomputed(table: str, row: dict[str, Any], o: _Sql | _Polars) -> dict[str, Any]:
-    """Column -> its value in a row merged from several ranks, for the columns that are not reduced."""
+    """Return column -> its value in a row of several ranks, for the columns that are not reduced."""
     formulas = _DERIVE[table](row, o) if table in _DERIVE else {}
     derived = {c.name: formulas.get(c.name) for c in columns(table) if c.reducer is Reducer.DERIVED}
     recomputed = {name: o.null if formula is None else formula for name, formula in derived.items()}
@@ -50,7 +50,7 @@ def _recomputed(table: str, row: dict[str, Any], o: _Sql | _Polars) -> dict[str,
 
 
 def merged_sql(table: str, source: str) -> str:
-    """A SELECT of the contract's columns that merges the ranks in `source`, a SELECT of the same columns."""
+    """Write a SELECT of the contract's columns that merges the ranks in `source`, a SELECT of the same columns."""
     quoted = {column.name: f'"{column.name}"' for column in columns(table)}
     group = _keys(table)
     keys = ", ".join(quoted[name] for name in group)

@@ -85,7 +85,7 @@ class TableScan:
         return sum(self.heights.values()) + sum(int(journal.num_rows) for journal, _ in self.journals)
 
     def parts(self) -> list[tuple[PartLayout, Path, int]] | None:
-        """Every part with its layout and number of rows; None if some rows are superseded, merged or in a journal."""
+        """List the parts with layout and number of rows; None if some rows are superseded, merged or in a journal."""
         if self.journals or any(
             layout != PartLayout(layout.present, layout.float_statistics, ()) for layout in self.files
         ):
@@ -93,11 +93,11 @@ class TableScan:
         return [(layout, path, self.heights[path]) for layout, paths in self.files.items() for path in paths]
 
     def paths(self) -> list[Path]:
-        """Every file a query over this table reads."""
+        """List the files a query over this table reads."""
         return [path for paths in self.files.values() for path in paths]
 
     def view(self, journal_tables: Sequence[str], *, superseded: bool) -> str:
-        """The SELECT of the table's view, with or without superseded rows.
+        """Write the SELECT of the table's view, with or without superseded rows.
 
         Args:
             journal_tables: quoted names of tables with the rows of `journals`, in their order.
@@ -120,7 +120,7 @@ class TableScan:
         return "\nUNION ALL\n".join(selects)
 
     def frame(self, *, superseded: bool, only: Collection[str] | None = None) -> pl.LazyFrame:
-        """The table as a LazyFrame, as `view` has it; `only` some of its columns, and attempt and update."""
+        """Scan the table as a LazyFrame, as `view` has it; `only` some of its columns, and attempt and update."""
         wanted = [c for c in columns(self.table) if only is None or c.name in only or c.name in ("attempt", "update")]
         sources = [(layout, _scan_parquet(layout, paths)) for layout, paths in self.files.items()]
         sources += [(layout, pl.DataFrame(journal).lazy()) for journal, layout in self.journals]
@@ -140,17 +140,17 @@ class TableScan:
 
 
 def identifier(name: str) -> str:
-    """A name quoted for SQL."""
+    """Quote a name for SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def literal(text: str) -> str:
-    """A string quoted for SQL."""
+    """Quote a string for SQL."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def polars_type(column: Column) -> pl.DataType:
-    """The Polars type of a contract column."""
+    """Return the Polars type of a contract column."""
     return _POLARS_TYPES[column.type]
 
 

@@ -22,7 +22,7 @@ _UPGRADE = "Upgrade esper-analytics to read it"
 def scan_tables(
     tables: Iterable[str], runs: Iterable[RunEntry], cache: FileCache
 ) -> tuple[dict[str, TableScan], list[Problem]]:
-    """The files and journal rows of the tables, and the files that are left out or not wholly read."""
+    """List the files and journal rows of the tables, and the files that are left out or not wholly read."""
     scans = {table: TableScan(table) for table in tables}
     problems: list[Problem] = []
     for run in runs:
@@ -49,7 +49,7 @@ def scan_tables(
 
 
 def _uneven_ranks(run: RunEntry, files: RowFiles, footers: Mapping[Path, Footer]) -> Iterator[Problem]:
-    """That the ranks of a run end at different updates, unless it is live: then they are an update or two apart."""
+    """Report ranks of a run that end at different updates; those of a live run are an update or two apart."""
     ranks: Sequence[int] = sorted(files.ranks | {attempt.rank for attempt in run.manifest.last_attempts})
     if len(ranks) < 2 or how_it_ended(run.path, run.manifest) == "live":
         return

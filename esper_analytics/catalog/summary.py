@@ -60,7 +60,7 @@ LIST_COLUMNS = [column.name for column in RUN_COLUMNS[:8]]
 
 
 def run_rows(runs: Sequence[RunEntry], scans: Mapping[str, TableScan], damaged: Collection[str]) -> pl.DataFrame:
-    """The frame of the view `runs`.
+    """Build the frame of the view `runs`.
 
     Args:
         runs: the runs.

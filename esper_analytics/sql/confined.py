@@ -97,7 +97,7 @@ def check_select(query: str) -> None:
 
 
 def views_named_in(query: str, views: Iterable[str]) -> list[str]:
-    """The views whose names occur as words of the text; all views if it may reach them without naming them.
+    """List the views whose names occur in the text; all views if it may reach them without naming them.
 
     DuckDB's `get_table_names` fails on joins by USING and does not look into `query('...')`. Here a superfluous name
     costs a listing, and a hidden one is an unknown view.
@@ -195,12 +195,12 @@ class ConfinedConnection:
 
 
 def left_behind() -> bool:
-    """Whether a query that was stopped is still running."""
+    """Return whether a query that was stopped is still running."""
     return any(thread.name == _THREAD for thread in threading.enumerate())
 
 
 def files_are_gone(sources: Mapping[str, Source]) -> bool:
-    """Whether a file of the views no longer exists: it was compacted since it was listed."""
+    """Return whether a file of the views no longer exists, because it was compacted since it was listed."""
     scans = [source[0] for source in sources.values() if isinstance(source, tuple)]
     return any(not path.exists() for scan in scans for path in scan.paths())
 
@@ -225,14 +225,14 @@ def connect(sources: Mapping[str, Source]) -> duckdb.DuckDBPyConnection:
 
 @functools.cache
 def _parser() -> duckdb.DuckDBPyConnection:
-    """A connection that only parses."""
+    """Open a connection that only parses."""
     return duckdb.connect(":memory:", config=_SETTINGS)
 
 
 def _fetch(
     cursor: duckdb.DuckDBPyConnection, query: str, parameters: Mapping[str, Any] | None
 ) -> tuple[list[str], pa.Table]:
-    """The result's types and rows."""
+    """Run a query; return the types and rows of its result."""
     try:
         relation = cursor.sql(query, params=dict(parameters) if parameters else None)
         return [str(kind) for kind in relation.types], relation.to_arrow_table()
@@ -281,7 +281,7 @@ def _create_views(connection: duckdb.DuckDBPyConnection, sources: Mapping[str, S
 
 
 def _load_patterns(scan: TableScan) -> TableScan:
-    """The scan, with files whose paths DuckDB would read as patterns loaded into memory like a journal's rows."""
+    """Load files whose paths DuckDB would read as patterns into memory, like a journal's rows."""
     if not any(_PATTERN.search(str(path)) for path in scan.paths()):
         return scan
     readable = TableScan(scan.table, journals=[*scan.journals])

@@ -51,7 +51,7 @@ class View:
 
 
 def read_sql_files(folder: str = "") -> list[SqlFile]:
-    """The SQL files of `queries/`, or of a folder in it, in the order of their names."""
+    """Read the SQL files of `queries/`, or of a folder in it, in the order of their names."""
     root = resources.files("esper_analytics.queries")
     entries = (root / folder if folder else root).iterdir()
     files = sorted((entry for entry in entries if entry.name.endswith(".sql")), key=lambda entry: entry.name)
@@ -60,7 +60,7 @@ def read_sql_files(folder: str = "") -> list[SqlFile]:
 
 @functools.cache
 def views() -> dict[str, View]:
-    """Every view by name, each after the views it is made of."""
+    """Read every view, by name, each after the views it is made of."""
     files = {file.name: file for file in read_sql_files("views")}
     ordered: dict[str, View] = {}
     while files:
@@ -73,7 +73,7 @@ def views() -> dict[str, View]:
 
 
 def required_views(names: frozenset[str]) -> tuple[View, ...]:
-    """The views among these names and those they are made of, each after what it needs."""
+    """List the views among these names and those they are made of, each after what it needs."""
     wanted = set(names)
     for view in reversed(views().values()):
         if view.name in wanted:

@@ -5,6 +5,7 @@ Values are bound as parameters of a prepared statement, never put into the text 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import re
@@ -52,7 +53,7 @@ class NamedQuery:
 
 @functools.cache
 def named_queries() -> dict[str, NamedQuery]:
-    """Every named query, by name."""
+    """Read every named query, by name."""
     queries = {}
     for file in read_sql_files():
         parameters = tuple(Parameter(*found.groups()) for line in file.header if (found := _PARAMETER.fullmatch(line)))
@@ -62,14 +63,14 @@ def named_queries() -> dict[str, NamedQuery]:
 
 
 def find_query(name: str) -> NamedQuery:
-    """The query of this name. Raises UsageError with the closest names."""
+    """Find the query of this name. Raises UsageError with the closest names."""
     if name not in named_queries():
         raise UsageError(f"There is no query {name!r}. {suggest(name, named_queries(), kind='queries')}")
     return named_queries()[name]
 
 
 def queries_frame() -> pl.DataFrame:
-    """One row per named query: its name, its parameters with their defaults, and what it answers."""
+    """List the named queries, one row each: name, parameters with defaults, and what it answers."""
     import polars as pl
 
     rows = [
@@ -80,14 +81,12 @@ def queries_frame() -> pl.DataFrame:
 
 
 def describe_queries() -> list[dict[str, object]]:
-    """Every named query with its parameters and SQL, as nested plain data."""
+    """Describe every named query with its parameters and SQL, as nested plain data."""
     return [
         {
             "query": query.name,
             "answers": query.description,
-            "parameters": [
-                {"name": p.name, "type": p.type, "default": p.default, "meaning": p.meaning} for p in query.parameters
-            ],
+            "parameters": [dataclasses.asdict(parameter) for parameter in query.parameters],
             "sql": query.sql,
         }
         for query in named_queries().values()
@@ -127,7 +126,7 @@ def bind(query: NamedQuery, values: Mapping[str, Value], run_id_of: Callable[[st
 
 
 def example(parameter: Parameter) -> str:
-    """A value of the parameter's type, to show how one is written."""
+    """Return a value of the parameter's type, to show how one is written."""
     return _EXAMPLES.get(parameter.type, "TEXT")
 
 

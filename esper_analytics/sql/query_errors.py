@@ -70,7 +70,7 @@ def explain_error(error: BaseException, context: QueryContext) -> QueryError | D
 
 
 def _damaged_file(paths: Iterable[str]) -> str | None:
-    """The first file whose rows cannot be read. DuckDB's error does not always name it."""
+    """Find the first file whose rows cannot be read; DuckDB's error does not always name it."""
     for path in paths:
         try:
             pq.read_table(path)

@@ -22,7 +22,7 @@ TABLES: dict[str, type[Row]] = {
 
 @functools.cache
 def columns(table: str) -> tuple[Column, ...]:
-    """The columns of a table: identity, other keys, then the rest in the order of declaration. Raises KeyError."""
+    """Return a table's columns: identity, other keys, the rest in the order of declaration. Raises KeyError."""
     cls = TABLES[table]
     hints = typing.get_type_hints(cls)
     declared = [Column(name=f.name, type=_type_name(hints[f.name]), **f.metadata) for f in dataclasses.fields(cls)]
@@ -30,23 +30,23 @@ def columns(table: str) -> tuple[Column, ...]:
 
 
 def column_names(table: str) -> tuple[str, ...]:
-    """The names of a table's columns, in order."""
+    """Return the names of a table's columns, in order."""
     return tuple(c.name for c in columns(table))
 
 
 def key_columns(table: str) -> tuple[str, ...]:
-    """The columns that identify a row of a table."""
+    """Return the names of the columns that identify a row."""
     return tuple(c.name for c in columns(table) if c.reducer is Reducer.KEY)
 
 
 @functools.cache
 def former_names(table: str) -> dict[str, str]:
-    """Former name -> present name of the columns of a table that were renamed."""
+    """Map the former names of a table's renamed columns to the present ones."""
     return {c.renamed_from: c.name for c in columns(table) if c.renamed_from is not None}
 
 
 def stored_names(table: str, names: Iterable[str]) -> dict[str, str]:
-    """Column -> the name that stores it, out of the names in a file of any schema version.
+    """Map columns to the names that store them, out of the names in a file of any schema version.
 
     A column's present name wins: a file that has both (ours never do) is read by that one. Names that are not declared
     (of a newer recorder) are left out.
@@ -56,7 +56,7 @@ def stored_names(table: str, names: Iterable[str]) -> dict[str, str]:
 
 
 def all_columns() -> Iterator[tuple[str, Column]]:
-    """Every (table, column) of the contract."""
+    """Iterate over every (table, column) of the contract."""
     for table in TABLES:
         for column in columns(table):
             yield table, column
