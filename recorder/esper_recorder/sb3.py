@@ -35,23 +35,9 @@ from esper_recorder.recorder import Recorder
 
 _UNCLOSED = "learn() never came back to the callback (it raised, or was left), and then the process ended"
 _CONFIG = (
-    "n_steps",
-    "batch_size",
-    "n_epochs",
-    "gamma",
-    "gae_lambda",
-    "normalize_advantage",
-    "ent_coef",
-    "vf_coef",
-    "max_grad_norm",
-    "use_sde",
-    "sde_sample_freq",
-    "target_kl",
-    "seed",
-    "n_envs",
-    "policy_kwargs",
+    *("n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "normalize_advantage", "ent_coef", "vf_coef"),
+    *("max_grad_norm", "use_sde", "sde_sample_freq", "target_kl", "seed", "n_envs", "policy_kwargs"),
 )
-
 
 _BUFFERS = (RolloutBuffer, DictRolloutBuffer)
 """Buffers whose minibatches are rows of their arrays."""

@@ -29,7 +29,7 @@ from esper_recorder.arguments import (
     rollout_tensors,
 )
 from esper_recorder.capture.failures import Failures
-from esper_recorder.capture.layers import LayerLog
+from esper_recorder.capture.layers import LayerBlock, LayerLog
 from esper_recorder.capture.minibatch_buffer import BatchSummary, MinibatchBuffer, MinibatchNotes, PackedBatch
 from esper_recorder.capture.rollout import Rollout, RolloutShape
 from esper_recorder.capture.transfer import Transfer
@@ -264,41 +264,36 @@ class OpenUpdate:
             "update_s": None if first is None else now - first,
             "policy_std": policy_std,
         }
-        return ClosedUpdate(
-            identity=self._identity(self.number),
-            definition=self.setup.definition,
-            columns=row,
+        return self._closed(
+            row,
+            tensors,
             batches=batches,
-            transfer=Transfer(tensors),
-            failures=self.failures,
-            level=self.level,
             minibatches=self.minibatches,
             rollout_names=self._rollout_names,
             layers=blocks,
             rollout_shape=shape,
             states=self._states,
-            episodes=self._episodes,
-            rollout_episodes=self._rollout_episodes,
-            episode_numbers=self.setup.episode_numbers,
-            user_rows=self._user_rows.columns(),
         )
 
     def leftovers(self) -> ClosedUpdate | None:
-        """The episodes and the trainer's own rows of a rollout that no update followed; None without any."""
+        """Return the episodes and the trainer's own rows of a rollout that no update followed; None without any."""
         if not (self._episodes or self._rollout_episodes or self._user_rows):
             return None
+        return self._closed(None, {name: x for name, x in self._tensors.items() if name.startswith("episodes.")})
+
+    def _closed(self, columns: dict[str, Any] | None, tensors: Mapping[str, Tensor], **reduced: Any) -> ClosedUpdate:
         return ClosedUpdate(
             identity=self._identity(self.number),
             definition=self.setup.definition,
-            columns=None,
-            batches=[],
-            transfer=Transfer({name: x for name, x in self._tensors.items() if name.startswith("episodes.")}),
+            columns=columns,
+            transfer=Transfer(tensors),
             failures=self.failures,
             level=self.level,
             episodes=self._episodes,
             rollout_episodes=self._rollout_episodes,
             episode_numbers=self.setup.episode_numbers,
             user_rows=self._user_rows.columns(),
+            **reduced,
         )
 
     def salvage(self, error: Exception) -> OpenUpdate | None:
@@ -315,9 +310,10 @@ class OpenUpdate:
         update._began, update._first_minibatch = self._began, self._first_minibatch
         return update
 
-    def _layer_blocks(self) -> list[Any]:
+    def _layer_blocks(self) -> list[LayerBlock]:
+        """What was measured of the layers; without a call of `layers`, what the newest step left."""
         layers, optimizer = self.setup.layers, self.setup.optimizer
-        # Without a step in this update the gradients, if any, are those of an earlier one.
+        # Without a step in this update the gradients, if any, are an earlier one's.
         if layers.model is not None and not layers and (optimizer is None or self._stepped is not None):
             notes = self._newest if optimizer is None else self._stepped
             layers.take_after_step(self._step_notes(notes, True if notes is not None and notes.norm_seen else None))

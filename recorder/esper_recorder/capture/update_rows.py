@@ -60,12 +60,12 @@ class ClosedUpdate:
     definition: str
     columns: dict[str, Any] | None
     """Columns of `ppo_updates` that the host knows; None if the training stopped before an update followed."""
-    batches: list[BatchSummary | PackedBatch]
     transfer: Transfer
     """The tensors of batch i as `<i>.`, those of block i of layers as `layers.<i>.`, `rollout`, `policy_std`,
     `recurrent.<layer>.<kind>`, `episodes.<i>`."""
     failures: Failures
     level: Level
+    batches: Sequence[BatchSummary | PackedBatch] = ()
     minibatches: int = 0
     """How many were recorded, those included that could not be kept."""
     rollout_names: tuple[str, ...] = ()

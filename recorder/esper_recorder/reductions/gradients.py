@@ -29,16 +29,8 @@ CPU_CHUNK, DEVICE_CHUNK = 1 << 16, 1 << 21
 """Elements reduced at a time: they fit a CPU's cache, and keep a GPU busy."""
 
 NAMES = (
-    "grad_nan",
-    "grad_posinf",
-    "grad_neginf",
-    "grad_zero",
-    "grad_sum",
-    "grad_sum_sq",
-    "grad_min",
-    "grad_max",
-    "weight_sum_sq",
-    "step_sum_sq",
+    *("grad_nan", "grad_posinf", "grad_neginf", "grad_zero", "grad_sum", "grad_sum_sq", "grad_min", "grad_max"),
+    *("weight_sum_sq", "step_sum_sq"),
 )
 """The statistics of a layer; `step_sum_sq` is negative if it was not measured."""
 
