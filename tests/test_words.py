@@ -23,7 +23,7 @@ FORMER_NAMES = re.compile(r"renamed_from=|_FORMER_KEYS|->|^  `|share_")
 BANNED = {
     r"(?<![a-z.])(told|tells?|telling)(?![a-z])": "recorded, reported, passed, given as an argument, distinguish",
     r"\b(is|are|was|were|be) off\b": "invalid; disabled",
-    r"\bcould (never |not )?look\b|never could look|(?<![a-z])looked(?![a-z])": "evaluated; had no data",
+    r"\bcould (never |not )?look\b|never could look|(?<![a-z])looked(?![a-z]| up\b)": "evaluated; had no data",
     r"(?<![a-z])hits?(?![a-z])": "breach",
     r"(?<![a-z])yields?[ _]to(?![a-z])": "inhibited by",
     r"(?<![a-z])quiet(ly|er|s)?(?![a-z])": "not firing; healthy",
@@ -87,7 +87,7 @@ def test_the_test_finds_a_banned_turn(turn: str) -> None:
     assert PATTERN.search(turn)
 
 
-@pytest.mark.parametrize("text", ["wall clock", "there is no run", "a string", "during", "is no longer", "hold on"])
+@pytest.mark.parametrize("text", ["wall clock", "there is no run", "a string", "during", "is no longer", "looked up"])
 def test_the_test_lets_plain_english_pass(text: str) -> None:
     assert PATTERN.search(text) is None
 

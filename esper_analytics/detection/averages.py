@@ -38,7 +38,7 @@ _CHECK_STEPS: Final = 64
 """How often a walk is checked for having met another one, or for having come to rest."""
 
 _MIN_REPEATS: Final = 16
-"""A series that changes at fewer than one in this many values is walked by its stretches of one value."""
+"""If fewer than one value in this many differs from the one before, a series is walked by its runs of equal values."""
 
 
 def averages_before(form: Drift, averages: Sequence[Average], values: Floats, bounds: Sequence[int]) -> Floats:
@@ -112,7 +112,7 @@ def _chain(momentum: float, initial: float, terms: Floats) -> Floats:
     """Walk one chain; the result begins with its initial sum."""
     changes = np.flatnonzero(terms[1:] != terms[:-1]) + 1
     if len(terms) > _CHECK_STEPS and len(changes) * _MIN_REPEATS < len(terms):
-        return _chain_with_rests(momentum, initial, terms, changes)
+        return _chain_of_repeats(momentum, initial, terms, changes)
     length = max(_MIN_PIECE, math.ceil(_MEETING_STEPS / (1.0 - momentum)))
     pieces = len(terms) // length
     if pieces < _MIN_CHAINS:
@@ -137,8 +137,8 @@ def _chain(momentum: float, initial: float, terms: Floats) -> Floats:
     return chain
 
 
-def _chain_with_rests(momentum: float, initial: float, terms: Floats, changes: Ints) -> Floats:
-    """Walk a chain of stretches that repeat one value: once a step leads to where it began, so do all like it.
+def _chain_of_repeats(momentum: float, initial: float, terms: Floats, changes: Ints) -> Floats:
+    """Walk a chain of runs of equal values: once a step leaves the sum unchanged, every further step of the run does.
 
     Rounding leaves many numbers at which a walk can rest, so that walks from almost the same number may never meet.
     """

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from esper_analytics.importers.libraries import Library, LibraryMatch
+from esper_analytics.importers.library_tags import Library, LibraryMatch
 from esper_recorder.storage.manifest import Attempt
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -162,7 +162,7 @@ def _group(scalars: Sequence[ScalarValue], match: LibraryMatch | None, by_line: 
     groups: list[_Group] = []
     rest: list[int] = []
     for index, scalar in enumerate(scalars):
-        if scalar.tag not in match.columns:
+        if scalar.tag not in match.by_name:
             rest.append(index)
             continue
         key = scalar.line if by_line else scalar.step
@@ -300,7 +300,7 @@ def _update_columns(
     group: _Group, scalars: Sequence[ScalarValue], total_steps: float | None, match: LibraryMatch
 ) -> dict[str, Any]:
     values = {tag: scalars[index].value for tag, index in group.indices.items()}
-    tags = match.columns
+    tags = match.by_name
     row: dict[str, Any] = {tags[tag].column: value * tags[tag].factor for tag, value in values.items()}
     row["definition"] = match.library.definition
     row["nonfinite_fields"] = sorted(tag for tag, value in values.items() if not math.isfinite(value))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from esper_analytics.formatting import format_count, format_list
-from esper_analytics.importers.libraries import LIBRARIES, LibraryMatch, match_library
+from esper_analytics.importers.library_tags import LIBRARIES, LibraryMatch, match_library
 from esper_analytics.importers.load_report import LoadReport
 from esper_analytics.importers.run_writer import ImportOutcome, Origin, RunWriter, data_errors, imported_run_id
 from esper_analytics.importers.scalar_rows import ScalarRows, Session, arrange

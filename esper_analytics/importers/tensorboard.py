@@ -17,7 +17,7 @@ from typing import Any
 
 from esper_analytics.formatting import format_count
 from esper_analytics.importers.event_files import MARK, EventFile, need_tensorboard, read_event_file
-from esper_analytics.importers.libraries import LIBRARIES
+from esper_analytics.importers.library_tags import LIBRARIES
 from esper_analytics.importers.run_writer import ImportOutcome
 from esper_analytics.importers.scalar_rows import Session, utc_time
 from esper_analytics.importers.scalar_runs import RawEntry, ScalarRun, import_run

@@ -176,7 +176,7 @@ def _first_firings(firings: pl.DataFrame, rules: Mapping[str, Rule], evidence: M
 
 
 def _inhibition(rule: Rule, rules: Iterable[Rule], fired: Set[str]) -> str:
-    """Say which rule inhibits which: at the inhibited rule, or at the other if the inhibited one never fired."""
+    """Return a note on inhibition, for the inhibited rule, or for the inhibiting one if the other never fired."""
     if rule.inhibited_by in fired:
         return f"{rule.name} is inhibited while {rule.inhibited_by} fires."
     inhibited = [other.name for other in rules if other.inhibited_by == rule.name and other.name not in fired]
@@ -233,7 +233,7 @@ def _worst_peak(group: Sequence[Incident], rule: Rule) -> Incident:
 def _coverage(
     coverage: pl.DataFrame, rules: Mapping[str, Rule], frame: pl.DataFrame
 ) -> tuple[list[RuleCoverage], list[RuleCoverage]]:
-    """(rules that were never evaluated, those that were not at every update), in the order of the rules."""
+    """Return (rules never evaluated, rules evaluated at some updates but not all), in the order of the rules."""
     never: list[RuleCoverage] = []
     partly: list[RuleCoverage] = []
     evaluated = dict(coverage.group_by("rule").agg(pl.col("evaluated").sum()).iter_rows())

@@ -24,7 +24,7 @@ from esper_recorder.arguments import (
     head_fields,
 )
 from esper_recorder.reductions.minibatches import HeadFields, LossSettings, RatioSummary, reduce_minibatches
-from esper_recorder.reductions.ratios import EXEMPLARS
+from esper_recorder.reductions.ratio_histogram import EXEMPLARS
 
 _MAGIC = 20_260_729.0
 _BYTES = 6  # of text in each number: float64 holds whole numbers of 53 bits

@@ -1,7 +1,7 @@
 """The minibatches of an open update, kept until they are reduced together.
 
-To reduce a minibatch when its loss is computed takes dozens of small tensor operations; to keep it takes one copy. What
-it shares with the rollout is not even copied: many minibatches look that up by index at once.
+Reducing each minibatch as its loss is computed would take dozens of small tensor operations; keeping it takes one copy.
+Fields that the rollout already holds are not copied: they are looked up by index, for many minibatches at once.
 
 Covers:
 - minibatches of tensors, and those that a compiled step packed;
@@ -11,7 +11,7 @@ Covers:
 
 Does not cover:
 - minibatches of one update on several devices reduced together: each device's are a separate batch;
-- an index without a rollout: it is recorded with the worst transitions, and finds no fields.
+- an index without a rollout: it is recorded with the worst transitions, but no fields can be looked up by it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from esper_recorder.arguments import BadCall, FieldKey, HeadLayout, check_alike,
 from esper_recorder.capture.host_copies import DEVICES, HostCopy
 from esper_recorder.capture.rollout import Rollout
 from esper_recorder.reductions.gradients import copy_all
+from esper_recorder.reductions.loss_statistics import log_ratio_of
 from esper_recorder.reductions.minibatches import HeadFields, LossSettings, RatioSummary, reduce_minibatches
 from esper_recorder.reductions.statistics import FAR, Valid, from_host, to_device, within
-from esper_recorder.reductions.transitions import log_ratio_of
 
 
 @dataclass(slots=True)
@@ -97,14 +97,14 @@ class PackedBatch:
 
 
 class _Layout(NamedTuple):
-    """What a minibatch has. Minibatches reduced together have the same: nothing that one lacks is made up."""
+    """Which fields and settings a minibatch has. Only minibatches of one layout are reduced together."""
 
     fields: tuple[FieldKey, ...]
-    """Without any, it is packed."""
+    """Empty for a packed minibatch."""
     dtype: torch.dtype
     device: torch.device
     length: int = 0
-    """Of a packed one."""
+    """Length of a packed minibatch; 0 otherwise."""
     clip_range: bool = False
     entropy_max: bool = False
     normalize: bool = False
@@ -136,7 +136,7 @@ class MinibatchBuffer:
         self._layout: _Layout | None = None
         self._lookups: tuple[str, ...] = ()
         self._copies_to_host = False
-        self._most = self._width = 0  # how many minibatches, and of how many transitions, are reduced together
+        self._capacity = self._width = 0  # how many minibatches, and of how many transitions, are reduced together
         self._kept: list[
             tuple[MinibatchNotes, Tensor, Any, Tensor | None]
         ] = []  # of one layout: values, index, actions
@@ -186,8 +186,8 @@ class MinibatchBuffer:
             None if actions is None else (actions.device, actions.shape[1:]),
             None if index is None else rollout,
         )
-        if layout != self._layout or n > self._width or len(self._kept) >= self._most:
-            self._make_space(_Layout(*layout), n)
+        if layout != self._layout or n > self._width or len(self._kept) >= self._capacity:
+            self._prepare_for(_Layout(*layout), n)
         kept_index = None if index is None else index.clone() if isinstance(index, Tensor) else index.copy()
         kept_actions = None if actions is None else actions.to(torch.float32, copy=True)
         if self._copies_to_host and self._layout is not None:
@@ -198,8 +198,8 @@ class MinibatchBuffer:
     def push(self, packed: Tensor, notes: MinibatchNotes) -> None:
         """Copy a minibatch that a compiled step packed: float64 [length]."""
         layout = _Layout((), packed.dtype, packed.device, packed.shape[0])
-        if layout != self._layout or len(self._kept) >= self._most:
-            self._make_space(layout, 1)
+        if layout != self._layout or len(self._kept) >= self._capacity:
+            self._prepare_for(layout, 1)
         self._kept.append((notes, packed.clone(), None, None))
 
     def drain(self) -> list[BatchSummary | PackedBatch]:
@@ -239,8 +239,8 @@ class MinibatchBuffer:
             arrived += 1
         return buffer, arrived
 
-    def _make_space(self, layout: _Layout, n: int) -> None:
-        """Reduce what is kept if another minibatch of n transitions cannot be reduced with it."""
+    def _prepare_for(self, layout: _Layout, n: int) -> None:
+        """Set up for a minibatch of this layout and n transitions; first reduce what does not fit with it."""
         if layout != self._layout:
             lookups: tuple[str, ...] = ()
             if layout.rollout is not None:
@@ -252,13 +252,13 @@ class MinibatchBuffer:
             self._layout, self._lookups = layout, lookups
             self._copies_to_host = layout.device.type in DEVICES
         width = max(self._width, n) if self._kept else n
-        most = self._most_of(width)
+        most = self._capacity_for(width)
         if len(self._kept) >= most:
             self._close_batch()
-            width, most = n, self._most_of(n)
-        self._width, self._most = width, most
+            width, most = n, self._capacity_for(n)
+        self._width, self._capacity = width, most
 
-    def _most_of(self, width: int) -> int:
+    def _capacity_for(self, width: int) -> int:
         """How many minibatches of a width are reduced together."""
         assert self._layout is not None
         layout = self._layout

@@ -36,9 +36,9 @@ from esper_recorder.capture.transfer import Transfer
 from esper_recorder.capture.update_rows import ClosedUpdate
 from esper_recorder.capture.user_rows import UserRows
 from esper_recorder.levels import COLLECTED, Level
+from esper_recorder.reductions.loss_statistics import rollout_statistics
 from esper_recorder.reductions.minibatches import with_actions
 from esper_recorder.reductions.recurrent import state_statistics
-from esper_recorder.reductions.transitions import rollout_statistics
 
 # `torch.set_grad_enabled` calls it, and takes three times as long.
 _set_grad_enabled: Callable[[bool], Any] = getattr(torch._C, "_set_grad_enabled", torch.set_grad_enabled)

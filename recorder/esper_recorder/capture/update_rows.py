@@ -25,7 +25,7 @@ from esper_recorder.contract.merge import merge
 from esper_recorder.contract.tables import Column, Reducer, columns
 from esper_recorder.levels import Level
 from esper_recorder.reductions.minibatches import RatioSummary
-from esper_recorder.reductions.ratios import EXEMPLARS
+from esper_recorder.reductions.ratio_histogram import EXEMPLARS
 from esper_recorder.reductions.statistics import Statistics
 
 Columns = dict[str, Any]

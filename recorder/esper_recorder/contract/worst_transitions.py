@@ -2,7 +2,7 @@
 
 Covers: one shape for both sides. The trainer makes it from tensors (`instruments.ratio_diagnostic`), analytics from the
 recorded tables; both have the same k worst transitions, non-finite first.
-Does not cover: choosing those k, which happens on the device (`reductions.ratios.worst`).
+Does not cover: choosing those k, which happens on the device (`reductions.ratio_histogram.worst`).
 """
 
 from __future__ import annotations

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from esper_recorder.reductions.ratios import EXEMPLARS, log_ratio_histogram, worst
-from esper_recorder.reductions.statistics import Statistics, Valid
-from esper_recorder.reductions.transitions import (
+from esper_recorder.reductions.loss_statistics import (
     head_statistics,
     head_terms,
     terms,
     transition_statistics,
 )
+from esper_recorder.reductions.ratio_histogram import EXEMPLARS, log_ratio_histogram, worst
+from esper_recorder.reductions.statistics import Statistics, Valid
 
 JOINT = ("",)
 """The names of the joint ratio; heads have others."""

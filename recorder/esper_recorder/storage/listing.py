@@ -160,12 +160,12 @@ def _list_once(folder: Path) -> RowFiles | None:
     # whose journal is not in the second has all its sister parts by the last.
     #
     # A compaction puts the compacted part in place before it deletes what that replaces, and compacts no part that has
-    # a journal. So a listing that lacks a part because it was deleted meanwhile is followed by one with a compacted
-    # part that is not in it; if no compacted part came between the first listing and the last, nothing is missing.
+    # a journal. So if a listing misses a part that was deleted meanwhile, a later listing shows a compacted part that
+    # the earlier one did not. If no compacted part appears between the first and the last listing, nothing is missing.
     first = journals_in(folder)
     before, _ = parts_in(folder)
     ends = ((*name.process, seq) for names in before.values() for name in names for seq in (name.first, name.last))
-    begun = {RowFileName(*end) for end in ends}
+    has_parts = {RowFileName(*end) for end in ends}
     contents, unreadable, problems = _read_journals(first)
     second = journals_in(folder)
     parts, foreign = parts_in(folder)
@@ -176,18 +176,19 @@ def _list_once(folder: Path) -> RowFiles | None:
     newest: dict[tuple[int, int], int] = {}
     for name in first:
         newest[name.process] = max(name.first, newest.get(name.process, 0))
-    horizon: dict[tuple[int, int], int] = {}  # journals born during the listing, and what follows them, are left out
+    # Journals created during the listing, and those that follow them, are left out.
+    first_new_journal: dict[tuple[int, int], int] = {}
     for name in second.keys() - first.keys():
-        horizon[name.process] = min(name.first, horizon.get(name.process, name.first))
+        first_new_journal[name.process] = min(name.first, first_new_journal.get(name.process, name.first))
 
     def read_from_parts(name: RowFileName) -> bool:
         """Whether the parts of this identity are read (and its journal only for tables that have no part)."""
         if name in contents:
-            return name in begun or name.first < newest[name.process]
+            return name in has_parts or name.first < newest[name.process]
         if name in second:
             return name in unreadable
-        until = horizon.get(name.process)
-        return (name in begun or name in first) and (until is None or name.first < until)
+        until = first_new_journal.get(name.process)
+        return (name in has_parts or name in first) and (until is None or name.first < until)
 
     chosen: dict[str, list[RowFileName]] = {}
     replaced: list[Path] = []
@@ -314,7 +315,7 @@ def _read_journals(
 
 
 def _set_aside(folder: Path) -> Iterator[FileProblem]:
-    """The damaged journals that were kept when what could be read of them became parts."""
+    """Damaged journals, kept after their readable rows became parts."""
     for path in sorted(files_in(folder, JOURNAL_FOLDER)):
         if path.name.endswith(DAMAGED_SUFFIX):
             yield FileProblem(path, "a damaged journal; what could be read of it is in the parts")

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from esper_analytics.importers.libraries import LIBRARIES
+from esper_analytics.importers.library_tags import LIBRARIES
 from tests.support import ROOT
 
 PAGE = ROOT / "docs" / "importing.md"

@@ -19,7 +19,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
 
 import esper_analytics as ea
-from esper_analytics.importers import libraries, sb3_csv, tensorboard
+from esper_analytics.importers import library_tags, sb3_csv, tensorboard
 from esper_recorder.sb3 import RecorderCallback
 from tests.recorder.sb3_runs import TinyEnv
 
@@ -63,15 +63,15 @@ def by_tag(said):
     return found
 
 
-@pytest.mark.parametrize("library", libraries.LIBRARIES[1:], ids=lambda library: library.definition)
+@pytest.mark.parametrize("library", library_tags.LIBRARIES[1:], ids=lambda library: library.definition)
 def test_every_value_that_was_logged_is_in_one_place(logs, imported, library):
     said = by_tag(logs[1][library.definition])
     runs, report = imported[library.definition]
     found = defaultdict(list)
-    mapped = libraries.match_library(said)
+    mapped = library_tags.match_library(said)
     assert mapped is not None and mapped.library is library
     for row in rows(runs, "ppo_updates_all"):
-        for tag, column in mapped.columns.items():
+        for tag, column in mapped.by_name.items():
             step = row["update"] - 1 if library.step_is_update else row["step"]
             found[tag].append((step, row[column.column] / column.factor))
     for row in rows(runs, "scalars_all"):
@@ -81,7 +81,7 @@ def test_every_value_that_was_logged_is_in_one_place(logs, imported, library):
         found[str(library.episode_length)].append((row["step"], row["episode_length"]))
     assert found == said
     assert sum(len(values) for values in said.values()) == sum(t.typed + t.kept for t in report.tallies.values()) - (
-        1 if library is libraries.CLEANRL else 0  # the text with the hyperparameters
+        1 if library is library_tags.CLEANRL else 0  # the text with the hyperparameters
     )
     assert report.problems == []
     assert {row["definition"] for row in rows(runs, "ppo_updates")} == {library.definition}
@@ -168,7 +168,7 @@ class TestStableBaselines3:
         native, events, lines = (rows(three_ways[name], "ppo_updates") for name in ("native", "events", "csv"))
         # SB3 logs an update when the next rollout is there: its last one never.
         assert (len(native), len(events), len(lines)) == (5, 4, 4)
-        columns = {tag.column for tag in libraries.SB3.tags} - {"policy_std", "value_clip_range"}
+        columns = {tag.column for tag in library_tags.SB3.tags} - {"policy_std", "value_clip_range"}
         for recorded, of_events, of_lines in zip(native, events, lines, strict=False):
             for column in columns:
                 assert of_lines[column] == pytest.approx(recorded[column], rel=1e-4, abs=1e-6), column

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from esper_analytics.importers.libraries import LIBRARIES, TORCHRL, match_library
+from esper_analytics.importers.library_tags import LIBRARIES, TORCHRL, match_library
 from esper_analytics.importers.scalar_rows import ScalarValue, Session, arrange, utc_time
 from esper_recorder.contract.tables import column_names
 
@@ -57,7 +57,7 @@ class TestRecognising:
     def test_torchrl_matches_under_any_prefix(self, prefix):
         found = match_library([prefix + "loss_objective", prefix + "loss_critic", prefix + "kl_approx", "eval/entropy"])
         assert found is not None and found.library is TORCHRL
-        assert {tag: one.column for tag, one in found.columns.items()} == {
+        assert {tag: one.column for tag, one in found.by_name.items()} == {
             prefix + "loss_objective": "policy_loss",
             prefix + "loss_critic": "value_loss",
             prefix + "kl_approx": "approx_kl",

@@ -18,8 +18,8 @@ from esper_recorder.contract.histogram import log_ratio_bin_count
 from esper_recorder.contract.merge import merge
 from esper_recorder.contract.metrics import derive_head
 from esper_recorder.contract.tables import Reducer, columns
+from esper_recorder.reductions.loss_statistics import head_statistics, head_terms
 from esper_recorder.reductions.statistics import Statistics
-from esper_recorder.reductions.transitions import head_statistics, head_terms
 from tests.recorder.reductions.arrays import finite, rows_of_numbers, same, total
 
 T = torch.tensor

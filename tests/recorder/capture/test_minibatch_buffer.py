@@ -15,9 +15,9 @@ from esper_recorder.arguments import FieldKey
 from esper_recorder.capture.minibatch_buffer import BatchSummary, MinibatchBuffer, MinibatchNotes
 from esper_recorder.contract.merge import merge
 from esper_recorder.contract.tables import columns
+from esper_recorder.reductions.loss_statistics import terms, transition_statistics
 from esper_recorder.reductions.minibatches import with_actions
-from esper_recorder.reductions.ratios import EXEMPLARS, log_ratio_histogram
-from esper_recorder.reductions.transitions import terms, transition_statistics
+from esper_recorder.reductions.ratio_histogram import EXEMPLARS, log_ratio_histogram
 from tests.recorder.reductions.arrays import same
 
 Fields = dict[FieldKey, Tensor]

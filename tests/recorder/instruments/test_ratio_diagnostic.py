@@ -15,7 +15,7 @@ from esper_analytics.postmortem.forensics import examine
 from esper_recorder.contract.rules.ruleset import load_profile
 from esper_recorder.contract.worst_transitions import ABOVE, BELOW, ratio_of_head
 from esper_recorder.instruments import diagnose_ratios
-from esper_recorder.reductions.ratios import EXEMPLARS
+from esper_recorder.reductions.ratio_histogram import EXEMPLARS
 from esper_recorder.sb3 import RecorderCallback
 from tests.recorder.capture.no_sync import NoSync
 from tests.recorder.sb3_runs import TinyEnv

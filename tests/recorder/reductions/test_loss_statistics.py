@@ -15,7 +15,7 @@ from torch import Tensor
 from esper_recorder.contract.merge import merge
 from esper_recorder.contract.metrics import derive, derive_update
 from esper_recorder.contract.tables import column_names, columns
-from esper_recorder.reductions.transitions import finite_quantiles, rollout_statistics, terms, transition_statistics
+from esper_recorder.reductions.loss_statistics import finite_quantiles, rollout_statistics, terms, transition_statistics
 from tests.recorder.reductions.arrays import finite, numbers, rows_of_numbers, same, total, total_sq
 
 FIELDS = ("log_ratio", "advantage", "raw_advantage", "entropy", "entropy_max", "value", "value_target", "old_value")

@@ -150,8 +150,8 @@ class LibraryMatch:
     """A library, and its tags as one run has them."""
 
     library: Library
-    columns: Mapping[str, Tag] = field(default_factory=dict)
-    """Tag as written, with its prefix -> what it is, for the tags that have a column."""
+    by_name: Mapping[str, Tag] = field(default_factory=dict)
+    """Tag as the run wrote it, prefix included -> its `Tag`. Only tags that have a column."""
     update_tags: frozenset[str] = frozenset()
     """The library's signature, as written."""
 
@@ -159,10 +159,10 @@ class LibraryMatch:
 def match_library(tags: Collection[str]) -> LibraryMatch | None:
     """Return the library that wrote a run with these tags; None for any other.
 
-    If one folder was used for two trainings, it is the library with more of its tags.
+    If the folder has the logs of two libraries, the one with more tags in it wins.
     """
     matches = [match for library in LIBRARIES for match in _matches(library, set(tags))]
-    return max(matches, key=lambda match: len(match.columns), default=None)
+    return max(matches, key=lambda match: len(match.by_name), default=None)
 
 
 def _matches(library: Library, tags: set[str]) -> list[LibraryMatch]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper_recorder.contract.histogram import log_ratio_bins, log_ratio_edges
-from esper_recorder.reductions.ratios import log_ratio_histogram, worst
+from esper_recorder.reductions.ratio_histogram import log_ratio_histogram, worst
 from tests.recorder.reductions.arrays import number, rows_of_numbers
 
 BINS = log_ratio_bins()
