@@ -106,6 +106,11 @@ class MinibatchKind:
             for name, type_ in zip(self.values, MINIBATCH_VALUES.values(), strict=True)
         )
         """Whether no value needs a conversion."""
+        self.given = tuple([arguments.get(name) is not None for name in self.values])
+        """Which of the values are not None."""
+        index = arguments.get("index")
+        self.index_dtype = index.dtype if index is not None and flat_index(index) is index else None
+        """The type of whole numbers of an index that needs no conversion."""
 
     def fields_of(self, arguments: Mapping[str, Any]) -> dict[FieldKey, Tensor]:
         """The tensors of a call by field, flattened and not detached."""

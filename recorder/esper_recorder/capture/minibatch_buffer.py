@@ -103,17 +103,16 @@ class _Layout(NamedTuple):
     """Empty for a packed minibatch."""
     dtype: torch.dtype
     device: torch.device
-    length: int = 0
-    """Length of a packed minibatch; 0 otherwise."""
-    clip_range: bool = False
-    entropy_max: bool = False
-    normalize: bool = False
+    given: tuple[bool, ...] = ()
+    """Which of its settings are not None."""
     heads: tuple[HeadLayout, ...] = ()
     index: Any = None
     """The type of its index, and a tensor's device."""
     actions: Any = None
     """Their device and the shape of each."""
     rollout: Rollout | None = None
+    length: int = 0
+    """Length of a packed minibatch; 0 otherwise."""
 
 
 class MinibatchBuffer:
@@ -146,6 +145,7 @@ class MinibatchBuffer:
         fields: tuple[FieldKey, ...],
         tensors: Sequence[Tensor],
         notes: MinibatchNotes,
+        given: tuple[bool, ...] = (),
         heads: tuple[HeadLayout, ...] = (),
         index: Any = None,
         actions: Tensor | None = None,
@@ -157,6 +157,7 @@ class MinibatchBuffer:
             fields: what the tensors are.
             tensors: one-dimensional, of one length and device.
             notes: what the host knows of it.
+            given: which of its settings are not None: minibatches that differ in them are not reduced together.
             heads: the layouts of its action heads, whose fields come last, as `head_fields` returns them.
             index: position of each transition in the rollout: a tensor or NumPy array [n].
             actions: [n, size].
@@ -177,14 +178,12 @@ class MinibatchBuffer:
             fields,
             values.dtype,
             values.device,
-            0,
-            notes.clip_range is not None,
-            notes.entropy_max is not None,
-            notes.normalize is not None,
+            given,
             heads,
             index.device if isinstance(index, Tensor) else type(index),
             None if actions is None else (actions.device, actions.shape[1:]),
             None if index is None else rollout,
+            0,
         )
         if layout != self._layout or n > self._width or len(self._kept) >= self._capacity:
             self._prepare_for(_Layout(*layout), n)
@@ -197,7 +196,7 @@ class MinibatchBuffer:
 
     def push(self, packed: Tensor, notes: MinibatchNotes) -> None:
         """Copy a minibatch that a compiled step packed: float64 [length]."""
-        layout = _Layout((), packed.dtype, packed.device, packed.shape[0])
+        layout = _Layout((), packed.dtype, packed.device, length=packed.shape[0])
         if layout != self._layout or len(self._kept) >= self._capacity:
             self._prepare_for(layout, 1)
         self._kept.append((notes, packed.clone(), None, None))
@@ -233,7 +232,14 @@ class MinibatchBuffer:
             on_host = isinstance(notes.grad_norm, float)
             known = replace(notes, norm_seen=on_host, grad_norm=notes.grad_norm if on_host else None)
             try:
-                buffer.append(fields, values, known, index=index if tensors[1] is None else tensors[1], rollout=rollout)
+                buffer.append(
+                    fields,
+                    values,
+                    known,
+                    layout.given,
+                    index=index if tensors[1] is None else tensors[1],
+                    rollout=rollout,
+                )
             except BadCall:  # its rollout has not arrived
                 continue
             arrived += 1
@@ -287,8 +293,7 @@ class MinibatchBuffer:
         whole = _side_by_side(values, lengths, width, 0).to(dtype)
         index = actions = None
         if indices[0] is not None:
-            tensors = indices if isinstance(indices[0], Tensor) else [torch.from_numpy(array) for array in indices]
-            index = to_device(_side_by_side(tensors, lengths, width, -1), layout.device).to(torch.int64)
+            index = to_device(_index_side_by_side(indices, lengths, width), layout.device).to(torch.int64)
         if all_actions[0] is not None:
             by_size = [x.t() for x in all_actions]
             actions = to_device(_side_by_side(by_size, lengths, width, 0), layout.device).transpose(1, 2)
@@ -297,10 +302,7 @@ class MinibatchBuffer:
         if self._lookups and layout.rollout is not None and index is not None:
             from_rollout, present = layout.rollout.look_up(self._lookups, index, dtype)
             fields |= from_rollout
-            if index.device.type == "cpu" and bool(present.all()):
-                present = None
-            else:
-                outside = _outside(index, present, fields.get("mask"))
+            outside = None if present is None else _outside(index, present, fields.get("mask"))
         ratios = reduce_minibatches(
             fields,
             _head_fields(whole, layout),
@@ -386,6 +388,17 @@ def _side_by_side(tensors: Sequence[Tensor], lengths: Sequence[int], width: int,
     whole = torch.full(shape, filler, dtype=tensors[0].dtype, device=tensors[0].device)
     copy_all([row[..., :n] for row, n in zip(whole.unbind(), lengths, strict=True)], tensors)
     return whole
+
+
+def _index_side_by_side(indices: Sequence[Any], lengths: Sequence[int], width: int) -> Tensor:
+    """Indices as one, [len(indices), width], -1 beyond their lengths."""
+    if isinstance(indices[0], Tensor):
+        return _side_by_side(indices, lengths, width, -1)
+    if min(lengths) < width:
+        return _side_by_side([torch.from_numpy(array) for array in indices], lengths, width, -1)
+    import numpy as np  # which the caller has, as these are its arrays; torch works without it
+
+    return torch.from_numpy(np.concatenate(indices)).view(len(indices), width)
 
 
 def _head_fields(whole: Tensor, layout: _Layout) -> list[HeadFields]:

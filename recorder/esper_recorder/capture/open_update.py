@@ -142,7 +142,7 @@ class OpenUpdate:
             self.minibatches, epoch, clip_range, value_clip_range, rate, entropy_max, normalize, stepped
         )
         fields, index, actions = kind.fields, get("index"), get("actions")
-        if index is not None:
+        if index is not None and (kind.index_dtype is None or index.dtype != kind.index_dtype or index.ndim != 1):
             index = flat_index(index)
         heads: tuple[HeadLayout, ...] = ()
         grad_enabled = torch.is_grad_enabled()
@@ -154,7 +154,7 @@ class OpenUpdate:
                 fields, tensors = (*fields, *head_tensors), [*tensors, *head_tensors.values()]
             if actions is not None and tensors:
                 actions = flat_actions(actions, tensors[0].shape[0])
-            self._buffer.append(fields, tensors, notes, heads, index, actions, self._rollout)
+            self._buffer.append(fields, tensors, notes, kind.given, heads, index, actions, self._rollout)
         finally:
             _set_grad_enabled(grad_enabled)
         self._newest = notes

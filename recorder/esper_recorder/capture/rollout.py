@@ -97,7 +97,9 @@ class Rollout:
         dtypes = [dtype for field, dtype in zip(self.fields, self.dtypes, strict=True) if field in fields]
         return functools.reduce(torch.promote_types, dtypes, torch.float32)
 
-    def look_up(self, fields: Sequence[str], index: Tensor, dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor]:
+    def look_up(
+        self, fields: Sequence[str], index: Tensor, dtype: torch.dtype
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
         """Look transitions up, on the index's device and without waiting for it.
 
         Args:
@@ -106,18 +108,26 @@ class Rollout:
             dtype: of what is returned.
 
         Returns:
-            The fields, each of the index's shape and without a meaning where the index is outside the rollout, and
-            whether it is inside.
+            The fields, each of the index's shape and without a meaning where the index is outside the rollout; and
+            whether it is inside, None if all of it is known to be.
         """
         transitions = self.values.shape[1]
         values = self.values
         if len(fields) < len(self.fields):
             values = torch.stack([values[self.fields.index(field)] for field in fields])
-        inside = (index >= 0) & (index < transitions)
+        inside = None
+        if index.device.type != "cpu" or not _within(index, transitions):
+            inside = (index >= 0) & (index < transitions)
         # Clamped, not checked: on a device an index out of bounds is an assert that ends the process's use of it.
         places = index.clamp(0, transitions - 1).flatten()
         chosen = to_device(values, index.device).index_select(1, places).to(dtype)
         return dict(zip(fields, chosen.view(len(fields), *index.shape).unbind(), strict=True)), inside
+
+
+def _within(index: Tensor, size: int) -> bool:
+    """Whether all positions are among `size`. Waits for a tensor on a device."""
+    lowest, highest = torch.aminmax(index)
+    return bool(lowest >= 0) and bool(highest < size)
 
 
 def _by_transition(actions: Tensor | None, steps: int, envs: int) -> Tensor | None:

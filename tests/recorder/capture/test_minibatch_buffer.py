@@ -32,7 +32,7 @@ def minibatch(n: int, seed: int, names: tuple[str, ...] = FIELDS, dtype: torch.d
 
 def put(buffer: MinibatchBuffer, fields: Fields, number: int = 1, **more: Any) -> MinibatchNotes:
     notes = MinibatchNotes(number, clip_range=more.pop("clip_range", 0.2))
-    buffer.append(tuple(fields), list(fields.values()), notes, **more)
+    buffer.append(tuple(fields), list(fields.values()), notes, (notes.clip_range is not None,), **more)
     return notes
 
 
