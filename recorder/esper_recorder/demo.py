@@ -24,7 +24,7 @@ LEARNING_RATE = 3e-4
 def broken_schedule(remaining: float) -> float:
     """Return a learning rate that is a hundred times too large from half of the training on.
 
-    That wrecks a policy on every CPU and with every seed, and its run is the healthy one's twin until then.
+    That wrecks the policy with every seed tried, and until then the run is the healthy one's twin.
     """
     return LEARNING_RATE if remaining > 0.5 else 100 * LEARNING_RATE
 

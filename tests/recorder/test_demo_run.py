@@ -49,8 +49,8 @@ def test_both_runs_are_the_same_until_the_schedule_breaks_and_one_is_wrecked_fro
     columns = ("approx_kl", "ratio_max", "loss", "grad_norm")
     before = {name: [[row[c] for c in columns] for row in rows[:3]] for name, rows in updates.items()}
     assert before["healthy"] == before["wrecked"]
-    # Over eight seeds, and with the kernels of three CPUs, the largest KL of a healthy run was 0.022 and the smallest
-    # peak of a wrecked one 3.
+    # 0.5 is the threshold of kl_extreme, which fired within two updates of the break with the seeds 1, 2, 3 and 7.
+    # The updates of a healthy run stayed below 0.02.
     peaks = {name: max(row["approx_kl"] for row in rows[3:]) for name, rows in updates.items()}
     assert peaks["healthy"] < 0.1 and peaks["wrecked"] > 0.5
 
