@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from esper_recorder.contract.spans import spans_of
+
 LONGEST_TEXT: Final = 100
 """Characters of a text on a screen."""
 
@@ -77,18 +79,17 @@ def format_list(items: Sequence[str], *, most: int = 6) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else "none"
 
 
-def format_ranges(numbers: Sequence[int], *, most: int = 6) -> str:
-    """Join ascending integers as ranges.
+def format_ranges(numbers: Iterable[int], *, most: int = 6) -> str:
+    """Join integers as ranges.
 
     >>> format_ranges([1, 2, 3, 5, 8, 9])
     '1–3, 5 and 8–9'
     """
-    spans: list[tuple[int, int]] = []
-    for n in numbers:
-        if spans and spans[-1][1] == n - 1:
-            spans[-1] = (spans[-1][0], n)
-        else:
-            spans.append((n, n))
+    return format_spans(spans_of(numbers), most=most)
+
+
+def format_spans(spans: Sequence[tuple[int, int]], *, most: int = 6) -> str:
+    """Join spans (first, last)."""
     return format_list([str(a) if a == b else f"{a}–{b}" for a, b in spans], most=most)
 
 

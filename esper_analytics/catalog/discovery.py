@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -67,9 +68,12 @@ class RunEntry:
 
     def superseded_from(self) -> tuple[tuple[int, int], ...]:
         """(attempt, update): rows of the attempt from this update on were recorded again by a later attempt."""
-        starts = [(attempt.attempt, attempt.from_update) for attempt in self.manifest.attempts]
-        later = {number: [start for other, start in starts if other > number] for number, _ in starts}
-        return tuple((number, min(later[number])) for number in sorted(later) if later[number])
+        starts: dict[int, int] = {}
+        for attempt in self.manifest.attempts:
+            starts[attempt.attempt] = min(attempt.from_update, starts.get(attempt.attempt, attempt.from_update))
+        numbers = sorted(starts, reverse=True)
+        later = itertools.accumulate((starts[number] for number in numbers), min)
+        return tuple(sorted(zip(numbers[1:], later, strict=False)))
 
 
 def find_runs(root: Path) -> tuple[list[RunEntry], list[Problem]]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import pyarrow.compute as pc
+
 from esper_analytics.catalog.cache import FileCache
 from esper_analytics.catalog.discovery import Problem, RunEntry
 from esper_analytics.catalog.footers import Footer
 from esper_analytics.catalog.rank_merge import merges
-from esper_analytics.catalog.scan import PartLayout, TableScan
+from esper_analytics.catalog.scan import Cuts, PartLayout, TableScan
+from esper_analytics.formatting import format_list
 from esper_recorder.contract.tables import TABLES
 from esper_recorder.storage.listing import RowFileName, RowFiles
 from esper_recorder.storage.manifest import how_it_ended
@@ -27,7 +30,7 @@ def scan_tables(
     problems: list[Problem] = []
     for run in runs:
         files, footers = cache.files(run, scans)
-        cuts = run.superseded_from()
+        cuts = _cuts(run, files)
         problems += (Problem(file.path, file.reason, partly=True) for file in files.problems)
         problems += (Problem(path, "it is not named like a part", _MOVE) for path in files.foreign)
         problems += (Problem(file.path, file.reason, _MOVE) for file in files.irregular)
@@ -48,6 +51,14 @@ def scan_tables(
     return scans, problems
 
 
+def _cuts(run: RunEntry, files: RowFiles) -> Cuts:
+    """Where the attempts that have rows are superseded: a query names each, and run.json may list any number."""
+    names = (RowFileName.of_part(path.name) for paths in files.parts.values() for path in paths)
+    attempts = {name.attempt for name in names if name is not None}
+    attempts.update(*(pc.unique(rows.column("attempt")).to_pylist() for rows in files.journal_rows.values()))
+    return tuple(cut for cut in run.superseded_from() if cut[0] in attempts)
+
+
 def _uneven_ranks(run: RunEntry, files: RowFiles, footers: Mapping[Path, Footer]) -> Iterator[Problem]:
     """Report ranks of a run that end at different updates; those of a live run are an update or two apart."""
     ranks: Sequence[int] = sorted(files.ranks | {attempt.rank for attempt in run.manifest.last_attempts})
@@ -56,12 +67,13 @@ def _uneven_ranks(run: RunEntry, files: RowFiles, footers: Mapping[Path, Footer]
     ends = dict.fromkeys(ranks, 0)
     for path in files.parts.get("ppo_updates", ()):
         if (name := RowFileName.of_part(path.name)) is not None:
-            ends[name.rank] = max(ends[name.rank], footers[path].last_update)
+            ends[name.rank] = max(ends.get(name.rank, 0), footers[path].last_update)
     if (rows := files.journal_rows.get("ppo_updates")) is not None:
         for rank, update in zip(rows.column("rank").to_pylist(), rows.column("update").to_pylist(), strict=True):
-            ends[rank] = max(ends.get(rank, 0), update)
+            if rank is not None and update is not None:
+                ends[rank] = max(ends.get(rank, 0), update)
     if len(set(ends.values())) > 1:
-        listed = ", ".join(f"rank {rank} to {end}" for rank, end in ends.items())
+        listed = format_list([f"rank {rank} to {end}" for rank, end in ends.items()])
         reason = (
             f"its ranks recorded different numbers of updates ({listed}); later updates are those of the others alone"
         )

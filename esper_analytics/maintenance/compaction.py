@@ -157,7 +157,7 @@ def _without_damaged(group: Sequence[_Part], problems: list[Problem]) -> Iterato
 
 def _mergeable(run: RunEntry, table: str, name: RowFileName, path: Path) -> _Part | None:
     """Return the part if it can be read and holds nothing that this version does not know."""
-    footer = read_footer(path, table, run.run_id)
+    footer = read_footer(path, table, run.run_id, thoroughly=True)
     if footer.problem is not None:
         return None
     try:

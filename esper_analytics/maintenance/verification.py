@@ -23,13 +23,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from esper_analytics.catalog.discovery import Problem, RunEntry, run_folders
-from esper_analytics.catalog.footers import read_footer
+from esper_analytics.catalog.footers import read_footer, whole_number
 from esper_analytics.formatting import format_count
 from esper_analytics.maintenance.outcome import MOVE, Outcome
+from esper_recorder.contract.spans import Spans, count, join, spans_of, without
 from esper_recorder.contract.tables import TABLES, columns, stored_names
 from esper_recorder.storage.gaps import ALL_TABLES
 from esper_recorder.storage.listing import RowFileName, RowFiles, list_row_files, unfinished_files
-from esper_recorder.storage.manifest import how_it_ended, is_live
+from esper_recorder.storage.manifest import LARGEST, how_it_ended, is_live
 from esper_recorder.storage.parquet import open_part
 from esper_recorder.storage.safe_files import files_in
 
@@ -69,8 +70,8 @@ def verify(root: Path, only: Collection[str] | None = None) -> Outcome:
                 "run_id": run.run_id,
                 "ended": how_it_ended(run.path, run.manifest),
                 "updates": check.last_update,
-                "missing": check.missing,
-                "explained_missing": check.explained_missing,
+                "missing": min(check.missing, LARGEST),
+                "explained_missing": min(check.explained_missing, LARGEST),
                 "rows": check.rows,
                 "files": check.files,
                 "torn_bytes": check.torn_bytes,
@@ -128,7 +129,7 @@ class _RunCheck:
     problems: list[Problem] = field(default_factory=list)
     updates: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     """Rank -> (attempt, update) of its rows of `ppo_updates`."""
-    gaps: dict[int, set[int]] = field(default_factory=dict)
+    gaps: dict[int, Spans] = field(default_factory=dict)
     """Rank -> updates that `gaps` explains."""
 
     def run_all(self) -> None:
@@ -163,7 +164,7 @@ class _RunCheck:
     # --- files --------------------------------------------------------------------------------------------------------
 
     def _check_part(self, table: str, path: Path) -> None:
-        footer = read_footer(path, table, self.run.run_id)
+        footer = read_footer(path, table, self.run.run_id, thoroughly=True)
         if footer.gone:
             return  # compacted meanwhile
         self.files += 1
@@ -194,7 +195,7 @@ class _RunCheck:
             rows = f"{format_count(content.anonymous, 'row')} of {content.rows}"
             self._problem(path, f"{rows} {have} not say {are} run, attempt, rank or update", _KEEP_PART)
         for key, value in content.footer().items():
-            stated = metadata.get(f"esper_{key}".encode(), value.encode()).decode()
+            stated = metadata.get(f"esper_{key}".encode(), value.encode()).decode(errors="backslashreplace")
             if stated != value:
                 what = key.replace("_", " ")
                 self._problem(path, f"its footer says {what} {stated}, and it holds {value}", _RESTORE)
@@ -226,7 +227,7 @@ class _RunCheck:
         elif table == "gaps":
             for rank, name, first, last in _tuples(rows, "rank", "table_name", "first_update", "last_update"):
                 if name in (ALL_TABLES, "ppo_updates") and None not in (first, last):
-                    self.gaps.setdefault(rank, set()).update(range(first, last + 1))
+                    self.gaps.setdefault(rank, []).append((first, last))
 
     # --- the run as a whole -------------------------------------------------------------------------------------------
 
@@ -249,15 +250,18 @@ class _RunCheck:
         for rank, updates in sorted(current.items()):
             who = f"rank {rank} recorded" if len(current) > 1 else "it holds"
             if doubled := [update for update, times in updates.items() if times > 1]:
-                self._problem(self.run.path, f"{who} updates {_ranges(doubled)} twice", "Find the part that is a copy")
+                self._problem(
+                    self.run.path, f"{who} updates {_ranges(spans_of(doubled))} twice", "Find the part that is a copy"
+                )
             # Ranks of a live run are an update or two apart.
             last = max(updates, default=0) if live else self.last_update
-            absent = set(range(begin, last + 1)) - updates.keys()
-            explained = absent & self.gaps.get(rank, set())
-            self.explained_missing += len(explained)
-            self.missing += len(absent - explained)
-            if absent - explained:
-                reason = f"{who} no updates {_ranges(absent - explained)}, and `gaps` does not say why"
+            absent = without([(begin, last)] if begin <= last else [], spans_of(updates))
+            unexplained = without(absent, join(self.gaps.get(rank, [])))
+            explained = without(absent, unexplained)
+            self.explained_missing += count(explained)
+            self.missing += count(unexplained)
+            if unexplained:
+                reason = f"{who} no updates {_ranges(unexplained)}, and `gaps` does not say why"
                 self._problem(self.run.path, reason, "They are lost; figures over these updates are incomplete")
             if explained:
                 self._problem(self.run.path, f"{who} no updates {_ranges(explained)}, as `gaps` says")
@@ -278,7 +282,7 @@ class _RunCheck:
 def _lacking_columns(table: str, names: Sequence[str], version: bytes | None) -> list[str]:
     """Columns that a part of this schema version should have: a bit that flips in a name in the footer hides one."""
     stored = stored_names(table, names)
-    since = int(version) if version is not None and version.isdigit() else 0
+    since = whole_number(version)
     return [column.name for column in columns(table) if column.since <= since and column.name not in stored]
 
 
@@ -288,20 +292,14 @@ def _tuples(rows: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
     return zip(*columns, strict=True)
 
 
-def _ranges(numbers: Collection[int], most: int = 5) -> str:
-    """Write whole numbers in ascending order, stretches joined.
+def _ranges(spans: Spans, most: int = 5) -> str:
+    """Write spans of numbers.
 
-    >>> _ranges([1, 2, 3, 7])
+    >>> _ranges([(1, 3), (7, 7)])
     '1-3, 7'
     """
-    stretches: list[list[int]] = []
-    for number in sorted(numbers):
-        if stretches and number == stretches[-1][1] + 1:
-            stretches[-1][1] = number
-        else:
-            stretches.append([number, number])
-    shown = [f"{first}-{last}" if last > first else str(first) for first, last in stretches[:most]]
-    more = len(stretches) - most
+    shown = [f"{first}-{last}" if last > first else str(first) for first, last in spans[:most]]
+    more = len(spans) - most
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 

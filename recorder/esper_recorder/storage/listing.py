@@ -28,8 +28,9 @@ JOURNAL_FOLDER = "journal"
 NOT_TABLES = (JOURNAL_FOLDER, "rules")
 DAMAGED_SUFFIX = ".damaged"
 
-_PART = re.compile(r"part-a(\d+)-r(\d+)-(\d+)(?:-(\d+))?\.parquet")
-_JOURNAL = re.compile(r"a(\d+)-r(\d+)-(\d+)\.journal")
+_N = "([0-9]{1,18})"  # a number that a column holds
+_PART = re.compile(rf"part-a{_N}-r{_N}-{_N}(?:-{_N})?\.parquet")
+_JOURNAL = re.compile(rf"a{_N}-r{_N}-{_N}\.journal")
 _UNFINISHED_PART = re.compile(rf"\.({_PART.pattern})(?:\.\d+)?\.tmp")
 _TRIES = 100
 
@@ -91,11 +92,12 @@ def split_replaced(parts: Iterable[RowFileName]) -> tuple[list[RowFileName], lis
     """Separate the parts of one table from those whose rows are in a compacted one; both in order."""
     current: list[RowFileName] = []
     replaced: list[RowFileName] = []
-    names = sorted(parts)
-    compacted = [name for name in names if name.compacted]
-    for name in names:
-        covered = any(other.covers(name) for other in compacted if other != name)
-        (replaced if covered else current).append(name)
+    until: dict[tuple[int, int], int] = {}
+    """Process -> the highest number in the compacted parts so far, which begin at or before the part at hand."""
+    for name in sorted(parts, key=lambda name: (name.process, name.first, -name.last)):
+        (replaced if name.last <= until.get(name.process, 0) else current).append(name)
+        if name.compacted:
+            until[name.process] = max(name.last, until.get(name.process, 0))
     return current, replaced
 
 

@@ -1,29 +1,39 @@
 """`run.json`: who a run was, what it ran with, and how it ended.
 
-Reading is tolerant: a missing key takes its default, an unknown key is ignored.
+A missing key takes its default, an unknown key is ignored. A value of another type, or beyond the bounds of `_FIELDS`,
+is an error that names it, so that whoever has a `Manifest` need not check it again.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import re
 import socket
 import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from esper_recorder.storage.atomic import atomic_file
+from esper_recorder.storage.json_files import JsonFileError, is_text, is_within_bounds, read_json
 from esper_recorder.storage.lock import is_locked
-from esper_recorder.storage.safe_files import NotRegularError, read_regular
+from esper_recorder.storage.safe_files import NotRegularError, TooLargeError
+
+log = logging.getLogger("esper_recorder")
 
 FORMAT = 1
 MANIFEST_FILE = "run.json"
 HEARTBEAT_FILE = "heartbeat"
 HEARTBEAT_DEAD_SECONDS = 60.0
+LARGEST = 2**63 - 1
+"""The largest number that a column holds."""
+EARLIEST, LATEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+"""Between these, a time can be converted to any time zone, and written as a file name."""
 _DEEPEST = 32
 
 Ended = Literal["finished", "raised", "killed", "live", "unknown"]
@@ -129,32 +139,41 @@ def read_manifest(folder: str | Path) -> Manifest:
     """
     path = Path(folder) / MANIFEST_FILE
     try:
-        data = json.loads(read_regular(path))
+        data = read_json(path)
     except FileNotFoundError:
         raise ManifestError(f"{path} does not exist, so {folder} is not a run's folder") from None
-    except NotRegularError as error:
+    except (NotRegularError, TooLargeError) as error:
         raise ManifestError(str(error)) from error
     except OSError as error:
         raise ManifestError(f"{path} could not be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ManifestError(f"{path} is damaged: it is not JSON ({error})") from error
+    except JsonFileError as error:
+        raise ManifestError(f"{path} is damaged: {error}") from error
     if not isinstance(data, dict) or not isinstance(data.get("run_id"), str):
         raise ManifestError(f"{path} is not the manifest of a run: it has no run_id")
-    if isinstance(data.get("format"), int) and data["format"] > FORMAT:
+    format_ = data.get("format")
+    if isinstance(format_, int) and format_ > FORMAT:
         raise ManifestError(
-            f"{path} has format {data['format']}; this version reads up to {FORMAT}. Upgrade esper-recorder to read it"
+            f"{path} has format {_shown(format_)}; this version reads up to {FORMAT}. Upgrade esper-recorder to read it"
         )
     try:
         return _parse_manifest(data)
-    except (TypeError, ValueError, AttributeError) as error:
+    except FieldError as error:
         raise ManifestError(f"{path} is damaged: {error}") from error
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Replace run.json as a whole, durably. Raises OSError."""
-    text = json.dumps(_dump_manifest(manifest), indent=1, allow_nan=False, ensure_ascii=False)
+    """Replace run.json as a whole, durably, by a text that `read_manifest` reads. Raises OSError."""
+    data = _dump_manifest(manifest)
+    text = _as_json(data)
+    if not is_within_bounds(text):
+        log.warning("The config of %s is too large for %s: %d bytes.", folder, MANIFEST_FILE, len(text))
+        text = _as_json(data | {"config": f"too large to be kept: {len(text):,} bytes"})
     with atomic_file(folder / MANIFEST_FILE, durable=True) as file:
-        file.write(f"{text}\n".encode())
+        file.write(text)
+
+
+def _as_json(data: Mapping[str, Any]) -> bytes:
+    return f"{json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False)}\n".encode()
 
 
 def how_it_ended(folder: str | Path, manifest: Manifest | None = None) -> Ended:
@@ -208,51 +227,176 @@ def loaded_versions() -> dict[str, str]:
 # --- JSON -----------------------------------------------------------------------------------------------------------
 
 
-def _parse_manifest(data: dict[str, Any]) -> Manifest:
-    rules = data.get("rules") or {}
-    attempts = tuple(_parse(Attempt, attempt) for attempt in data.get("attempts") or ())
-    named = {"rules_profile": rules.get("profile"), "rules_sha256": rules.get("sha256"), "attempts": attempts}
-    manifest = _parse(Manifest, {**data, **named})
+class FieldError(ValueError):
+    """A value is not one that its field may have; the message names both."""
+
+
+_Parse = Callable[[Any, str], Any]
+"""Converts a value of JSON, which lies at a place such as `attempts[1].rank`. Raises FieldError."""
+
+
+def _parse_manifest(data: Mapping[str, Any]) -> Manifest:
+    rules = _mapping(data.get("rules") or {}, "rules")
+    named = {"rules_profile": rules.get("profile"), "rules_sha256": rules.get("sha256")}
+    manifest = _parse_fields(Manifest, {**data, **named}, "")
     assert isinstance(manifest, Manifest)
     return manifest
 
 
-def _parse(kind: Any, data: Mapping[str, Any]) -> Any:
-    """Make a dataclass of the entries of `data` that are named like its fields and are not null."""
-    values = {("dropped" if key == "lost" else key): value for key, value in data.items() if value is not None}
-    names = [f.name for f in fields(kind) if f.name in values]
-    return kind(**{name: _PARSERS.get(name, _unchanged)(values[name]) for name in names})
+def _parse_fields(kind: type, data: Any, place: str) -> Any:
+    """Make a dataclass of the entries that are named like its fields and are not null."""
+    values = {}
+    for name, parse in _FIELDS[kind].items():
+        key = _KEYS.get(name, name)
+        if (value := _mapping(data, place).get(key)) is not None:
+            values[name] = parse(value, f"{place}.{key}" if place else key)
+    return kind(**values)
 
 
-def _parse_time(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+def _error(value: Any, place: str, expected: str) -> FieldError:
+    return FieldError(f"{place} is {_shown(value)}; it must be {expected}")
 
 
-def _unchanged(value: Any) -> Any:
+def _shown(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _mapping(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _error(value, place, "an object")
     return value
 
 
-_PARSERS: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("attempt", "rank", "from_update", "rows", "updates", "writes", "calls"), int),
-    **dict.fromkeys(("trainer", "versions"), dict),
-    "name": lambda name: str(name) or "run",
-    "started": _parse_time,
-    "ended": _parse_time,
-    "dropped": lambda counts: _parse(DropCounts, counts),
+def _whole(least: int = 0, most: int = LARGEST) -> _Parse:
+    def parse(value: Any, place: str) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise _error(value, place, f"a whole number from {least} to {most}")
+        return value
+
+    return parse
+
+
+def _text(value: Any, place: str) -> str:
+    if not isinstance(value, str) or not is_text(value):
+        raise _error(value, place, "text")
+    return value
+
+
+def _folder_name(value: Any, place: str) -> str:
+    name = _text(value, place)
+    if not 0 < len(name) <= 255 or not name.isprintable() or name in (".", "..") or set(name) & {"/", "\\"}:
+        raise _error(value, place, "a name for a folder")
+    return name
+
+
+def _matching(pattern: str, expected: str) -> _Parse:
+    compiled = re.compile(pattern)
+
+    def parse(value: Any, place: str) -> str:
+        if not isinstance(value, str) or not compiled.fullmatch(value):
+            raise _error(value, place, expected)
+        return value
+
+    return parse
+
+
+def _texts(value: Any, place: str) -> dict[str, str]:
+    return {key: _text(item, f"{place}.{_shown(key)}") for key, item in _mapping(value, place).items()}
+
+
+def _time(value: Any, place: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(value)
+        moment = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+        if EARLIEST <= moment < LATEST:
+            return moment
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise _error(value, place, f"a time from {EARLIEST.year} to {LATEST.year - 1}, such as 2026-01-31T12:00:00Z")
+
+
+def _attempts(value: Any, place: str) -> tuple[Attempt, ...]:
+    if not isinstance(value, list):
+        raise _error(value, place, "a list")
+    attempts = tuple(_parse_fields(Attempt, item, f"{place}[{number}]") for number, item in enumerate(value))
+    if len({attempt.process for attempt in attempts}) < len(attempts):
+        raise FieldError(f"{place} has an attempt twice")
+    return attempts
+
+
+def _dropped(value: Any, place: str) -> DropCounts:
+    counts = _parse_fields(DropCounts, value, place)
+    assert isinstance(counts, DropCounts)
+    return counts
+
+
+def _anything(value: Any, place: str) -> Any:
+    return value
+
+
+_MOST_PROCESSES = 2**31 - 1
+_FIELDS: dict[type, dict[str, _Parse]] = {
+    Manifest: {
+        "run_id": _folder_name,
+        "name": lambda value, place: _text(value, place) or "run",
+        "started": _time,
+        "trainer": _mapping,
+        **dict.fromkeys(("definition", "host", "platform", "level", "rules_profile"), _text),
+        "config": _anything,
+        "versions": _texts,
+        "rules_sha256": _matching("[0-9a-f]{64}", "64 hexadecimal digits"),
+        **dict.fromkeys(("total_updates", "total_steps"), _whole()),
+        "source": _mapping,
+        "attempts": _attempts,
+        "schema_version": _whole(1),
+        "format": _whole(1, FORMAT),
+    },
+    Attempt: {
+        "attempt": _whole(1, _MOST_PROCESSES),
+        "rank": _whole(0, _MOST_PROCESSES),
+        "pid": _whole(),
+        "host": _text,
+        **dict.fromkeys(("started", "ended"), _time),
+        "from_update": _whole(1),
+        "how": _matching("finished|raised|unknown", "finished, raised or unknown"),
+        "error": _text,
+        "updates": _whole(),
+        "dropped": _dropped,
+    },
+    DropCounts: {**dict.fromkeys(("rows", "updates", "writes", "calls"), _whole()), "message": _text},
 }
+"""Class -> field -> what makes it of JSON. All fields of the classes are here, and only they are read."""
+_KEYS = {"dropped": "lost"}
+"""Field -> its key in run.json, if that is another."""
 
 
 def _dump_manifest(manifest: Manifest) -> dict[str, Any]:
-    data = asdict(manifest)
+    data = to_jsonable(_fields_of(manifest))
+    assert isinstance(data, dict)
     first = {key: data.pop(key) for key in ("format", "schema_version", "run_id", "name")}
     data["rules"] = {"profile": data.pop("rules_profile"), "sha256": data.pop("rules_sha256")}
-    attempts = data.pop("attempts")
-    for attempt in attempts:
-        attempt["lost"] = attempt.pop("dropped")
-    jsonable = to_jsonable({**first, **data, "attempts": attempts})
-    assert isinstance(jsonable, dict)
-    return jsonable
+    return {**first, **data, "attempts": data.pop("attempts")}
+
+
+def _fields_of(record: Manifest | Attempt | DropCounts) -> dict[str, Any]:
+    """Return the fields under their keys; what `read_manifest` would refuse is left out, and logged."""
+    values: dict[str, Any] = {}
+    for name, parse in _FIELDS[type(record)].items():
+        value = getattr(record, name)
+        if isinstance(value, DropCounts):
+            value = _fields_of(value)
+        elif name == "attempts":
+            value = [_fields_of(attempt) for attempt in value]
+        elif value is not None:
+            value = to_jsonable(value)
+            try:
+                parse(value, name)
+            except FieldError as error:
+                log.warning("%s does not keep a value: %s.", MANIFEST_FILE, error)
+                value = None
+        values[_KEYS.get(name, name)] = value
+    return values
 
 
 def to_jsonable(value: Any, depth: int = 0, *, key: str = "", texts: list[str] | None = None) -> Any:
@@ -263,22 +407,25 @@ def to_jsonable(value: Any, depth: int = 0, *, key: str = "", texts: list[str] |
         key: where it lies, as `optimizer.betas[1]`.
         texts: receives the keys of all that became text.
     """
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return _writable(value)
     if isinstance(value, int):
-        return int(value)
+        return int(value) if value.bit_length() <= 64 else hex(value)
     if isinstance(value, float) and value - value == 0:
         return float(value)
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     if isinstance(value, Path):
-        return str(value)
+        return _writable(str(value))
 
     def convert(item: Any, item_key: str) -> Any:
         return to_jsonable(item, depth + 1, key=item_key, texts=texts)
 
     def convert_all(items: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
-        return {str(name): convert(item, f"{key}.{name}" if key else str(name)) for name, item in items}
+        named = ((_writable(str(name)), item) for name, item in items)
+        return {name: convert(item, f"{key}.{name}" if key else name) for name, item in named}
 
     if depth < _DEEPEST:
         if isinstance(value, Mapping):
@@ -293,4 +440,9 @@ def to_jsonable(value: Any, depth: int = 0, *, key: str = "", texts: list[str] |
             return convert_all((f.name, getattr(value, f.name)) for f in fields(value))
     if texts is not None:
         texts.append(key or "the whole of it")
-    return repr(float(value)) if isinstance(value, float) else repr(value)
+    return repr(float(value)) if isinstance(value, float) else _writable(repr(value))
+
+
+def _writable(text: str) -> str:
+    """Return a text that UTF-8 can hold: half of a surrogate pair, as of a file name, becomes `\\udcff`."""
+    return text if is_text(text) else text.encode(errors="backslashreplace").decode()

@@ -105,12 +105,14 @@ class PartWriter:
         )
         self.rows = 0
         self._updates: list[int] = []  # the lowest and the highest so far
+        self._run_ids: set[str | None] = set()
 
     def write(self, rows: pa.Table) -> None:
         """Append rows of the part's schema as separate row groups."""
         self._writer.write_table(rows)
         self.rows += rows.num_rows
         lowest, highest = pc.min_max(rows.column("update")).as_py().values()
+        self._run_ids.update(pc.unique(rows.column("run_id")).to_pylist())
         if lowest is not None:
             ends = [*self._updates, lowest, highest]
             self._updates = [min(ends), max(ends)]
@@ -125,6 +127,8 @@ class PartWriter:
             "esper_first_update": str(first),
             "esper_last_update": str(last),
         }
+        if len(self._run_ids) == 1 and (run_id := next(iter(self._run_ids))) is not None:
+            metadata["esper_run_id"] = run_id
         self._writer.add_key_value_metadata(metadata)
         self._writer.close()
 

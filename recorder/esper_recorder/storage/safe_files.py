@@ -35,6 +35,10 @@ class NotRegularError(OSError):
         self.what = what
 
 
+class TooLargeError(OSError):
+    """A file is larger than it may be, so it is not read; the message says how large."""
+
+
 def is_regular(path: Path) -> bool:
     """Return whether a path is a regular file; a link is not."""
     try:
@@ -69,10 +73,21 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     return descriptor
 
 
-def read_regular(path: Path) -> bytes:
-    """Read a regular file. Raises as `open_regular` does."""
+def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
+    """Read a regular file.
+
+    Raises:
+        TooLargeError: it has more than `most_bytes`.
+        NotRegularError, OSError: as `open_regular`.
+    """
     with os.fdopen(open_regular(path), "rb") as file:
-        return file.read()
+        if most_bytes is None:
+            return file.read()
+        data = file.read(most_bytes + 1)
+        if len(data) > most_bytes:
+            size = max(os.fstat(file.fileno()).st_size, len(data))
+            raise TooLargeError(f"{path} has {size:,} bytes, and at most {most_bytes:,} are read")
+        return data
 
 
 def check_folder(folder: Path) -> None:

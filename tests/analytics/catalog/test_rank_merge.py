@@ -185,7 +185,7 @@ def test_a_rank_that_ended_early_is_a_problem_and_the_run_incomplete(tmp_path):
     runs = ea.open(write_run(tmp_path, updates=rows, manifest={"attempts": attempts}))
     assert [row["n"] for row in both(runs)] == [2, 1, 1]
     [problem] = runs.problems
-    assert "rank 0 to 3, rank 1 to 1" in problem.message
+    assert "rank 0 to 3 and rank 1 to 1" in problem.message
     assert runs.list().select("ended", "complete").rows() == [("killed", False)]
 
 
@@ -193,7 +193,7 @@ def test_a_rank_that_never_recorded_is_a_problem(tmp_path):
     attempts = [{"attempt": 1, "rank": 0, "how": "finished"}, {"attempt": 1, "rank": 1}]
     runs = ea.open(write_run(tmp_path, updates=[{}, {}], manifest={"attempts": attempts}))
     [problem] = runs.problems
-    assert "rank 0 to 2, rank 1 to 0" in problem.message
+    assert "rank 0 to 2 and rank 1 to 0" in problem.message
 
 
 def test_a_replay_evaluates_the_merged_update(tmp_path):
