@@ -16,6 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
+from typing import Final
+
+TIMEOUT: Final = "The query was stopped after {:g} s. Select less, or allow more time (timeout)."
+"""The message for a query that took too long."""
 
 
 class ExitCode(IntEnum):

@@ -1,7 +1,8 @@
 """How values read as text.
 
 Covers: prose (`format_number`, `format_percent`, `format_list`, ...), tables for the eye (`format_value`, `text_table`,
-`markdown_table`), whole values for machines (`to_text` for csv, `to_json`).
+`markdown_table`), whole values for machines (`to_text` for csv, `to_json`, `json_text`), and texts of strangers, which
+neither a terminal (`printable`) nor Markdown (`escape_markdown`) acts on.
 Does not cover: fitting a table to a terminal (`cli.output`), the labels of an axis (`plots.drawing`).
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -143,15 +145,70 @@ def to_json(value: Any) -> Any:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Write a value as JSON in which what is not printable is escaped, so that it is both exact and safe to print.
+
+    >>> json_text({"é": "\x9b", "x": float("nan")})
+    '{"é": "\\\\u009b", "x": "NaN"}'
+    """
+    text = json.dumps(to_json(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
 def to_text(value: Any) -> str:
-    """Write a value in full, as csv has it."""
+    """Write a value in full, as csv has it; half of a surrogate pair, which no file can hold, is escaped."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
         return repr(value) if math.isfinite(value) else _six_digits(value)
-    if isinstance(value, dict | list | tuple):
-        return json.dumps(to_json(value), ensure_ascii=False)
-    return str(to_json(value))
+    text = (
+        json.dumps(to_json(value), ensure_ascii=False)
+        if isinstance(value, dict | list | tuple)
+        else str(to_json(value))
+    )
+    return text if is_unicode(text) else text.encode(errors="backslashreplace").decode()
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be encoded: a file name or an argument that is not UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# --- texts of strangers -----------------------------------------------------------------------------------------------
+
+_MARKUP = re.compile(r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)|&(?=#|\w+;)|<(?=[A-Za-z/!?])")
+_ENTITIES = {"&": "&amp;", "<": "&lt;"}
+# What makes a block of a line that begins with it: a heading, a quote, a list, a rule.
+_BLOCK = re.compile(r"\s*(?:\d{1,9}(?=[.)](?:\s|$))|(?=#{1,6}(?:\s|$)|>|[-+](?:\s|$)|[-=]{2}))")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Escape what a terminal acts on or hides: control and formatting characters, line breaks, half surrogate pairs.
+
+    >>> printable("a\x1b[2J\u202eb\nc"), printable("a\nb", keep="\n")
+    ('a\\\\x1b[2J\\\\u202eb\\\\nc', 'a\\nb')
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
+def escape_markdown(text: str) -> str:
+    """Escape a text so that Markdown, and the HTML it becomes, show it literally on one line, wherever it stands.
+
+    >>> escape_markdown("![x](http://y)"), escape_markdown("<script>"), escape_markdown("# 1|2")
+    ('!\\\\[x\\\\](http://y)', '&lt;script>', '\\\\# 1\\\\|2')
+    """
+    text = printable(re.sub(r"[\r\n\t]+", " ", text))
+    text = _MARKUP.sub(lambda match: _ENTITIES.get(match[0], "\\" + match[0]), text)
+    block = _BLOCK.match(text)
+    return text if block is None else f"{block[0]}\\{text[block.end() :]}"
 
 
 # --- tables, for the eye ----------------------------------------------------------------------------------------------
@@ -169,8 +226,7 @@ def format_value(value: Any, null: str = "NULL") -> str:
         return _six_digits(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(format_value(inner, null) for inner in value)}]"
-    text = to_text(value)
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return printable(to_text(value))
 
 
 def _six_digits(value: float) -> str:
@@ -180,13 +236,14 @@ def _six_digits(value: float) -> str:
 def text_table(
     header: Sequence[str], rows: Callable[[], Iterable[Sequence[str]]], right: Sequence[bool]
 ) -> Iterator[str]:
-    """Align columns with spaces, one line per row however wide.
+    """Align columns with spaces, one printable line per row however wide.
 
     Args:
         header: the columns' names.
-        rows: returns the rows; called twice, so that the text of a large table is never held as a whole.
+        rows: returns the rows, printable; called twice, so that the text of a large table is never held as a whole.
         right: which columns are right-aligned.
     """
+    header = [printable(name) for name in header]
     widths = [len(name) for name in header]
     for row in rows():
         widths = [max(width, len(text)) for width, text in zip(widths, row, strict=True)]
@@ -196,9 +253,9 @@ def text_table(
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[bool]) -> Iterator[str]:
-    """Write a Markdown table; `right` as in `text_table`."""
+    """Write a Markdown table, in whose cells nothing is markup; `right` as in `text_table`."""
     rule = ["---:" if number else "---" for number in right]
     for place, row in enumerate(itertools.chain([header], rows)):
-        yield f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |"
+        yield f"| {' | '.join(map(escape_markdown, row))} |"
         if place == 0:
             yield f"|{'|'.join(rule)}|"

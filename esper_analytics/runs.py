@@ -219,6 +219,8 @@ class Runs:
     def _run_sql(
         self, query: str, values: Mapping[str, object] | None, *, timeout_s: float, memory: str
     ) -> pl.DataFrame:
+        if not timeout_s > 0:
+            raise QueryError(f"A query cannot have {timeout_s} s. Give a number of seconds above 0 (timeout).")
         check_select(query)
         names = views_named_in(query, VIEWS)
 

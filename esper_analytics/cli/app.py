@@ -8,8 +8,6 @@ Does not cover: logic. A command opens RUNS, calls one function of another packa
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Annotated
 
 import typer
@@ -69,16 +67,7 @@ def _options(
 def main() -> None:
     """Run the command `esper`."""
     process_limits.is_own_process = True
-    try:
-        app(prog_name="esper")
-    except SystemExit as end:
-        confined = sys.modules.get("esper_analytics.sql.confined")
-        if confined is not None and confined.left_behind():
-            # A query that cannot be stopped ends with its process; a normal exit would wait for its thread.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(end.code if isinstance(end.code, int) else 0)
-        raise
+    app(prog_name="esper")
 
 
 if __name__ == "__main__":

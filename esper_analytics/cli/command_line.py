@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from esper_analytics.cli.console import narrate
 from esper_analytics.errors import EsperError, ExitCode, UsageError
+from esper_analytics.formatting import printable
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -24,18 +26,21 @@ class Group(TyperGroup):
             sys.stdout.flush()  # a closed pipe must fail here, not at exit
             return result
         except EsperError as error:
-            typer.echo(f"esper: {error}", err=True)
+            narrate(f"esper: {error}")
             ctx.exit(int(error.exit_code))
         except MemoryError:
-            typer.echo("esper: The answer needs more memory than the command may use. Select less.", err=True)
+            narrate("esper: The answer needs more memory than the command may use. Select less.")
             ctx.exit(int(ExitCode.USAGE))
         except KeyboardInterrupt:
-            typer.echo("esper: interrupted", err=True)
+            narrate("esper: interrupted")
             ctx.exit(int(ExitCode.INTERRUPTED))
         except BrokenPipeError:
             # The reader closed the pipe, as `head` does. Without this, Python's flush at exit fails again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(int(ExitCode.DONE))
+        except typer.BadParameter as error:  # whose message repeats an argument
+            error.message = printable(error.message)
+            raise
 
 
 class Command(TyperCommand):

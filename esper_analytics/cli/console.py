@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import typer
 
 from esper_analytics.cli.output import TABLE, OutputFormat, save, show
 from esper_analytics.errors import DataError
-from esper_analytics.formatting import to_json
+from esper_analytics.formatting import json_text, printable
 
 if TYPE_CHECKING:
     import polars as pl
@@ -42,23 +41,23 @@ def emit(
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print lines of text to stdout."""
+    """Print lines of text to stdout; what a terminal would act on is escaped."""
     for line in lines:
-        sys.stdout.write(line + "\n")
+        sys.stdout.write(printable(line) + "\n")
 
 
 def print_json(value: Any) -> None:
     """Print a value to stdout as JSON."""
-    print_lines([json.dumps(to_json(value), indent=2, ensure_ascii=False, allow_nan=False)])
+    sys.stdout.write(json_text(value, indent=2) + "\n")
 
 
 # --- narration and problems -------------------------------------------------------------------------------------------
 
 
 def narrate(*lines: str) -> None:
-    """Print lines of text to stderr."""
+    """Print lines of text to stderr; what a terminal would act on is escaped."""
     for line in lines:
-        typer.echo(line, err=True)
+        typer.echo(printable(line), err=True)
 
 
 def finish(runs: Runs, strict: bool) -> None:
@@ -107,13 +106,13 @@ def progress_bars(unit: str, *, transient: bool = False) -> Iterator[Callable[[s
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("  {task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=transient) as bars:
         tasks: dict[str, Any] = {}
 
         def draw(name: str, done: int, total: int) -> None:
             if name not in tasks:
-                tasks[name] = bars.add_task(name, total=total)
+                tasks[name] = bars.add_task(printable(name), total=total)
             bars.update(tasks[name], completed=done, total=total)
             if done >= total and not console.is_terminal:
                 narrate(f"  {name}: {done:,} of {total:,} {unit}")

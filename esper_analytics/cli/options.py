@@ -58,7 +58,10 @@ _SEVERITY = "End with exit code 1 if an incident is at least this severe: {}."
 _FAIL_ON = _choice("--fail-on", _SEVERITIES, "severities", "There is no severity {!r}.", _SEVERITY)
 _PLOT = f"{{}}. Default: postmortem. Of several runs: {_MANY}."
 _KIND = _choice("--kind", PLOTS, "kinds", "There is no plot of kind {!r}.", _PLOT)
-_WRITTEN = "How the answer is written: {} (with -o). Default: table."
+_WRITTEN = (
+    "How the answer is written: {} (with -o). Default: table. "
+    "A csv has texts as they are: a spreadsheet computes those that begin with = + - or @."
+)
 _FORMAT = _choice("--format", FORMATS, "formats", "There is no format {!r}.", _WRITTEN)
 
 Runs = Annotated[Path, typer.Argument(metavar="RUNS", help="A folder of runs, or one run's folder.")]

@@ -10,7 +10,6 @@ times to the second, long texts cut, a run_id without its time. Pipes, files and
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,10 +22,11 @@ from esper_analytics.errors import UsageError, writing
 from esper_analytics.formatting import (
     format_percent,
     format_value,
+    json_text,
     markdown_table,
+    printable,
     shorten,
     text_table,
-    to_json,
     to_text,
 )
 from esper_recorder.storage.atomic import atomic_file
@@ -58,8 +58,14 @@ def show(frame: pl.DataFrame, form: OutputFormat, *, percent: Sequence[str] = ()
     if form is TABLE and sys.stdout.isatty():
         _draw(frame, percent, whole)
         return
-    for line in form.lines(frame):
-        sys.stdout.write(line + "\n")
+    print_exactly(form.lines(frame))
+
+
+def print_exactly(lines: Iterable[str]) -> None:
+    """Print lines that a program may read: unchanged, but escaped on a terminal, which would act on them."""
+    terminal = sys.stdout.isatty()
+    for line in lines:
+        sys.stdout.write((printable(line, keep="\t") if terminal else line) + "\n")
 
 
 def save(frame: pl.DataFrame, path: Path, form: OutputFormat | None = None) -> None:
@@ -110,7 +116,7 @@ def _json(frame: pl.DataFrame) -> Iterable[str]:
 
 def _ndjson(frame: pl.DataFrame) -> Iterable[str]:
     for row in frame.iter_rows(named=True):
-        yield json.dumps(to_json(row), ensure_ascii=False, allow_nan=False)
+        yield json_text(row)
 
 
 def _markdown(frame: pl.DataFrame) -> Iterable[str]:
@@ -133,10 +139,10 @@ def _write_parquet(frame: pl.DataFrame, file: BinaryIO) -> None:
     import polars as pl
     import pyarrow.parquet as pq
 
-    # No statistics on float columns: DuckDB skips by them, and would lose rows with NaN.
-    comparable = [name for name, dtype in frame.schema.items() if not (dtype.is_float() or dtype.is_nested())]
+    from esper_recorder.storage.parquet import writer_options
+
     table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-    pq.write_table(table, file, compression="zstd", write_statistics=comparable)
+    pq.write_table(table, file, **writer_options(table.schema))
 
 
 TABLE = OutputFormat("table", (".txt",), _aligned)
@@ -170,8 +176,8 @@ def _draw(frame: pl.DataFrame, percent: Sequence[str], whole: Sequence[str]) -> 
 
     console = Console(highlight=False)
     head = frame.head(ROWS_ON_TERMINAL)
-    names = head.columns
-    full = [[_terminal_cell(value, name, percent) for value in head[name]] for name in names]
+    full = [[_terminal_cell(value, name, percent) for value in head[name]] for name in head.columns]
+    names = [printable(name) for name in head.columns]
     columns = [
         texts if name in whole else [shorten(text) for text in texts] for name, texts in zip(names, full, strict=True)
     ]
@@ -270,8 +276,8 @@ def _draw_table(
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap - 1, 0, 0), show_edge=False)
-    for (name, dtype), width in zip(frame.schema.items(), widths, strict=True):
-        table.add_column(Text(_fold(name, width)), justify="right" if dtype.is_numeric() else "left", overflow="fold")
+    for name, number, width in zip(frame.columns, _numeric(frame), widths, strict=True):
+        table.add_column(Text(_fold(printable(name), width)), justify="right" if number else "left", overflow="fold")
     for row in zip(*columns, strict=True):
         folded = [_fold(text, width) for text, width in zip(row, widths, strict=True)]
         table.add_row(*(Text(text, style="dim" if text == "NULL" else "") for text in folded))

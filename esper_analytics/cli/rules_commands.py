@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -10,6 +9,7 @@ import typer
 from esper_analytics.cli import options
 from esper_analytics.cli.command_line import App
 from esper_analytics.cli.console import emit, narrate
+from esper_analytics.cli.output import print_exactly
 from esper_analytics.errors import ExitCode
 
 commands = App(no_args_is_help=True, help="Rule profiles: list them, print one, check a file of rules.")
@@ -28,7 +28,7 @@ def show_rules(rules: Annotated[str, typer.Argument(metavar="PROFILE", help="A p
     """A profile's text, as a start for other rules."""
     from esper_analytics.detection.rules import load_rules
 
-    sys.stdout.write(load_rules(rules).text)
+    print_exactly(load_rules(rules).text.removesuffix("\n").split("\n"))
 
 
 @commands.command("check", examples=["esper rules check my.toml"])

@@ -11,7 +11,7 @@ from esper_analytics.cli import options
 from esper_analytics.cli.command_line import App
 from esper_analytics.cli.console import emit, finish, narrate, print_json, print_lines
 from esper_analytics.cli.output import JSON, OutputFormat
-from esper_analytics.cli.process_limits import bounded_memory
+from esper_analytics.cli.process_limits import continue_in_child, limited
 from esper_analytics.cli.run_selection import open_runs
 from esper_analytics.errors import UsageError
 
@@ -42,8 +42,9 @@ def run_sql(
     memory: options.Memory = "4GB",
 ) -> None:
     """SQL over the recorded runs: read-only, and confined to RUNS."""
+    continue_in_child(timeout, output)
     runs = open_runs(path)
-    with bounded_memory(memory):
+    with limited(timeout, memory):
         answer = runs.sql(query, timeout_s=timeout, memory=memory)
     _emit_answer(runs, answer, form, output, strict)
 
@@ -73,10 +74,12 @@ def run_query(
     memory: options.Memory = "4GB",
 ) -> None:
     """A named query, for what people ask after a bad run; confined like `esper sql`."""
+    if path is not None and name is not None and show is None and not listing:
+        continue_in_child(timeout, output)
     from esper_analytics.sql.named_queries import describe_queries, find_query, parse_parameters, queries_frame
 
     if show is not None:
-        print_lines([find_query(show).sql])
+        print_lines(find_query(show).sql.splitlines())
     elif listing and form is JSON and output is None:
         print_json(describe_queries())
     elif listing:
@@ -87,7 +90,7 @@ def run_query(
         find_query(name)
         values = parse_parameters(parameters or ())
         runs = open_runs(path, run)
-        with bounded_memory(memory):
+        with limited(timeout, memory):
             answer = runs.run_query(name, values, timeout_s=timeout, memory=memory)
         _emit_answer(runs, answer, form, output, strict)
 

@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator
 from numpy.typing import NDArray
 
 from esper_analytics.errors import UsageError
-from esper_analytics.formatting import format_list
+from esper_analytics.formatting import format_list, printable
 from esper_analytics.plots.drawing import draw, finish, floats, legend
 from esper_analytics.plots.figures import RUN_COLOURS, in_style, page
 from esper_analytics.plots.panels import FIRST, MUTED, SECOND, Line, Panel, measured
@@ -299,4 +299,5 @@ def _or_nan(frame: pl.DataFrame, column: str) -> NDArray[np.float64]:
 
 
 def _end(name: str, longest: int = 44) -> str:
+    name = printable(name)
     return name if len(name) <= longest else f"…{name[1 - longest :]}"

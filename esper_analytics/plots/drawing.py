@@ -103,7 +103,11 @@ def legend(axes: Axes, beneath: Axes | None = None, *, above: float) -> None:
         figure = axes.get_figure(root=True)
         assert figure is not None
         place = axes.transAxes + ScaledTranslation(0, above / 72, figure.dpi_scale_trans)
-        axes.legend(handles, labels, loc="lower right", bbox_to_anchor=(1.0, 1.0), bbox_transform=place, ncols=4)
+        drawn = axes.legend(
+            handles, labels, loc="lower right", bbox_to_anchor=(1.0, 1.0), bbox_transform=place, ncols=4
+        )
+        for text in drawn.get_texts():
+            text.set_parse_math(False)
 
 
 def draw_line(
@@ -161,7 +165,8 @@ def finish(
             axes.axvline(start - 0.5, color=FAINT, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0.5)
         if named and end - start >= letter * (len(phase) + 1) * (last - first):
             left = max(float(start), first) - 0.5
-            axes.text(left, 1.01, f" {phase}", transform=axes.get_xaxis_transform(), fontsize=6.5, color=MUTED)
+            style: dict[str, Any] = {"fontsize": 6.5, "color": MUTED, "parse_math": False}
+            axes.text(left, 1.01, f" {phase}", transform=axes.get_xaxis_transform(), **style)
 
 
 def _draw_background(axes: Axes, panel: Panel, frame: pl.DataFrame, updates: Floats) -> None:

@@ -23,7 +23,9 @@ import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 
+from esper_analytics.formatting import printable
 from esper_analytics.plots.drawing import (
     SEVERITY_COLOURS,
     THRESHOLD_DASHES,
@@ -229,11 +231,16 @@ def _inline(text: str, prefix: str, alt: str) -> str:
 
 
 def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return printable(text).replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
 
 
 def _freeze_layout(figure: Figure) -> None:
-    """Lay the figure out and round every position: the solver's last digits differ from process to process."""
+    """Lay the figure out and round every position: the solver's last digits differ from process to process.
+
+    Its texts are made printable before: they have names from a run, and a control character breaks an SVG.
+    """
+    for text in figure.findobj(Text):
+        text.set_text(printable(text.get_text(), keep="\n"))
     engine = figure.get_layout_engine()
     if engine is None or not figure.axes:
         return

@@ -16,6 +16,7 @@ import polars as pl
 from esper_analytics.detection.replay import Result, replay
 from esper_analytics.errors import UsageError
 from esper_analytics.formatting import (
+    escape_markdown,
     format_count,
     format_list,
     format_number,
@@ -181,12 +182,12 @@ def as_frame(forensics: Forensics) -> pl.DataFrame:
 
 def as_lines(forensics: Forensics, *, markdown: bool = False) -> Iterator[str]:
     """Lay everything out for the eye: text, then a table for each section with rows."""
-    heading = "## " if markdown else ""
-    yield f"{heading[1:]}{forensics.run_id}, update {forensics.update}"
-    yield from ("", f"Chosen because: {forensics.why}.")
+    heading, item, literal = ("## ", "- ", escape_markdown) if markdown else ("", "  ", str)
+    yield f"{heading[1:]}{literal(forensics.run_id)}, update {forensics.update}"
+    yield from ("", f"Chosen because: {literal(forensics.why)}.")
     for title, texts in (("What happened", forensics.story), ("What was not recorded", forensics.absent)):
         if texts:
-            yield from ("", f"{heading}{title}", "", *(f"{'- ' if markdown else '  '}{text}" for text in texts))
+            yield from ("", f"{heading}{title}", "", *(f"{item}{literal(text)}" for text in texts))
     for section, title in SECTIONS.items():
         rows: Sequence[Row] = getattr(forensics, section)
         if not rows:

@@ -24,7 +24,16 @@ from markupsafe import Markup
 
 from esper_analytics.detection.replay import Result
 from esper_analytics.errors import UsageError, writing
-from esper_analytics.formatting import format_list, format_number, format_percent, format_time, to_json
+from esper_analytics.formatting import (
+    escape_markdown,
+    format_list,
+    format_number,
+    format_percent,
+    format_time,
+    json_text,
+    printable,
+    to_json,
+)
 from esper_analytics.plots import figures
 from esper_analytics.plots.panels import PANELS, Panel
 from esper_analytics.postmortem.findings import Against, findings
@@ -230,7 +239,7 @@ def _json(content: Findings, path: Path, command: str, now: datetime) -> None:
         "problems": content.problems,
         "runs": runs,
     }
-    _write(path, json.dumps(to_json(whole), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    _write(path, json_text(whole, indent=1) + "\n")
 
 
 def _as_data(value: Any) -> Any:
@@ -274,7 +283,7 @@ def _context(
         "written": format_time(now),
         "version": _version(),
         # Relative, so that a report and its runs may be moved together.
-        "link": lambda file: quote(Path(os.path.relpath(Path(file).resolve(), folder)).as_posix()),
+        "link": lambda file: quote(os.fsencode(os.path.relpath(Path(file).resolve(), folder))),
     }
 
 
@@ -305,7 +314,7 @@ def _environment(*, html: bool) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_resource),
         autoescape=html,
-        finalize=None if html else _escape_markdown,
+        finalize=_literal_html if html else _literal_markdown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -332,16 +341,16 @@ def _action(action: Sequence[float] | None) -> str:
 
 def _indented(text: str) -> Markup:
     """Indent text to a code block of Markdown, where nothing is markup."""
-    return Markup("\n".join(f"    {line}" for line in text.splitlines()))
+    return Markup("\n".join(f"    {printable(line, keep=chr(9))}" for line in text.splitlines()))
 
 
 def _resource(name: str) -> str:
     return (resources.files("esper_analytics.reports") / name).read_text(encoding="utf-8")
 
 
-def _escape_markdown(value: Any) -> Any:
-    """Escape text so that Markdown, and the HTML it becomes, show it literally on one line; `raw` text stays."""
-    if isinstance(value, Markup) or not isinstance(value, str):
-        return value
-    text = re.sub(r"[\\`*\[\]|]", r"\\\g<0>", re.sub(r"[\r\n\t]+", " ", value))
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", re.sub(r"&(?=#|\w+;)", "&amp;", text))
+def _literal_html(value: Any) -> Any:
+    return value if isinstance(value, Markup) or not isinstance(value, str) else printable(value, keep="\n\t")
+
+
+def _literal_markdown(value: Any) -> Any:
+    return value if isinstance(value, Markup) or not isinstance(value, str) else escape_markdown(value)

@@ -28,7 +28,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from esper_analytics.catalog.scan import TableScan, identifier, literal
-from esper_analytics.errors import QueryError
+from esper_analytics.errors import TIMEOUT, QueryError
+from esper_analytics.formatting import is_unicode
 from esper_analytics.sql.files import View
 from esper_analytics.sql.macros import MACROS
 from esper_analytics.sql.query_errors import QueryContext, explain_error
@@ -41,7 +42,6 @@ Source = tuple[TableScan, bool] | pl.DataFrame | View
 
 GRACE_S = 2.0
 """How long an interrupted query may take to end."""
-_THREAD = "esper-sql"
 
 _SETTINGS: dict[str, str | bool | int | float | list[str]] = {
     "python_enable_replacements": "false",
@@ -71,11 +71,14 @@ def size_in_bytes(text: str) -> int | None:
     (4000000000, 524288000, None)
     """
     match = _SIZE.fullmatch(text)
-    return None if match is None else int(float(match[1]) * _UNITS[match[2].upper()])
+    size = 0.0 if match is None else float(match[1]) * _UNITS[match[2].upper()]
+    return int(size) if 1 <= size < 2**63 else None
 
 
 def check_select(query: str) -> None:
     """Raise QueryError unless the text is exactly one statement of type SELECT."""
+    if not is_unicode(query):
+        raise QueryError("The SQL is not valid Unicode: it has half of a surrogate pair, or bytes that are not UTF-8.")
     try:
         statements = _parser().cursor().extract_statements(query)
     except duckdb.Error as error:
@@ -164,10 +167,10 @@ class ConfinedConnection:
             finally:
                 cursor.close()
 
-        worker = threading.Thread(target=compute, name=_THREAD, daemon=True)
+        worker = threading.Thread(target=compute, name="esper-sql", daemon=True)
         worker.start()
         try:
-            worker.join(timeout_s)
+            worker.join(min(timeout_s, threading.TIMEOUT_MAX))
         except BaseException:  # Ctrl-C
             _stop(cursor, worker)
             raise
@@ -192,11 +195,6 @@ class ConfinedConnection:
         """Close the connection, unless a query that cannot be stopped still runs on it."""
         with contextlib.suppress(duckdb.Error):
             self._connection.close()
-
-
-def left_behind() -> bool:
-    """Return whether a query that was stopped is still running."""
-    return any(thread.name == _THREAD for thread in threading.enumerate())
 
 
 def files_are_gone(sources: Mapping[str, Source]) -> bool:
@@ -250,12 +248,8 @@ def _stop(cursor: duckdb.DuckDBPyConnection, worker: threading.Thread) -> bool:
 
 
 def _timeout_message(timeout_s: float, *, ended: bool) -> str:
-    if ended:
-        return f"The query was stopped after {timeout_s:g} s. Select less, or allow more time (timeout)."
-    return (
-        f"The query was given up after {timeout_s:g} s, during a step that DuckDB does not interrupt: in Python it "
-        "continues in the background until that step ends. Select less."
-    )
+    message = TIMEOUT.format(timeout_s)
+    return message if ended else f"{message} DuckDB does not interrupt this step: it continues in the background."
 
 
 def _create_views(connection: duckdb.DuckDBPyConnection, sources: Mapping[str, Source]) -> None:

@@ -127,7 +127,7 @@ def ratio_of_head(head: str, statistics: Mapping[str, Any], exemplars: Iterable[
         nonfinite=nonfinite,
         ratio_min=get("ratio_min"),
         ratio_max=get("ratio_max"),
-        log_ratio_rms=math.sqrt(sum_sq / finite) if finite and sum_sq is not None else None,
+        log_ratio_rms=None if not finite or sum_sq is None or sum_sq / finite < 0 else math.sqrt(sum_sq / finite),
         worst=tuple([_transition(place, row) for place, row in enumerate(rows, 1)]),
     )
 

@@ -29,7 +29,7 @@ def atomic_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
         path: the file to create or replace; its folder exists.
         durable: fsync the file and its folder, so that the result survives the loss of power.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path, os.getpid())
     try:
         with os.fdopen(_create(temporary), "wb") as file:
             yield file
@@ -42,6 +42,11 @@ def atomic_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
         raise
     if durable:
         sync_folder(path.parent)
+
+
+def temporary_path(path: Path, pid: int) -> Path:
+    """Return the file that a process writes before it takes the place of `path`; a killed one leaves it behind."""
+    return path.with_name(f".{path.name}.{pid}.tmp")
 
 
 def sync_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -61,6 +61,16 @@ def can_be_read(path: Path) -> bool:
         return False
 
 
+def writer_options(schema: pa.Schema) -> dict[str, Any]:
+    """Return the options of pyarrow's Parquet writer for every file of ours; see above."""
+    return {
+        "compression": "zstd",
+        "write_statistics": [field.name for field in schema if not _holds_floats(field.type)],
+        "use_dictionary": [field.name for field in schema if pa.types.is_string(field.type)],
+        "write_page_checksum": True,
+    }
+
+
 def write_part(path: Path, table: str, data: pa.Table, *, durable: bool = True, compact: bool = False) -> None:
     """Write rows as one part, whole or not at all; the arguments are those of `part_writer`."""
     with part_writer(path, table, data.schema, durable=durable, compact=compact) as part:
@@ -97,11 +107,8 @@ class PartWriter:
         self._writer = pq.ParquetWriter(
             file,
             schema.remove_metadata(),
-            compression="zstd",
-            write_statistics=[field.name for field in schema if not _holds_floats(field.type)],
-            use_dictionary=[field.name for field in schema if pa.types.is_string(field.type)],
             compression_level=COMPACT_LEVEL if compact else None,
-            write_page_checksum=True,
+            **writer_options(schema),
         )
         self.rows = 0
         self._updates: list[int] = []  # the lowest and the highest so far
@@ -139,4 +146,5 @@ class PartWriter:
 
 
 def _holds_floats(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_floating(type_.value_type if pa.types.is_list(type_) else type_))
+    nested = (type_.field(position).type for position in range(type_.num_fields))
+    return bool(pa.types.is_floating(type_)) or any(map(_holds_floats, nested))

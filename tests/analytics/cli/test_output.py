@@ -80,7 +80,7 @@ def test_markdown_escapes_pipes_and_line_breaks(capsys):
         "|---:|---|",
         "| 1 | plain |",
         '| NaN | quo"te, comma |',
-        "| inf | two\\nlines |",
+        "| inf | two\\\\nlines |",
         "| -inf |  |",
         "| NULL | NULL |",
         "| 0.123457 | a\\|b |",
