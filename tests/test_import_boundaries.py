@@ -21,6 +21,8 @@ from tests.support import ROOT, project_files
 TRAINER_LIBRARIES = {"torch", "stable_baselines3", "sb3_contrib", "gymnasium"}
 ANALYTICS_LIBRARIES = {"duckdb", "polars", "matplotlib"}
 LIBRARIES = TRAINER_LIBRARIES | ANALYTICS_LIBRARIES | {"numpy", "pyarrow", "pydantic"}
+COMPILER = {"torch._dynamo", "torch._inductor", "torch.distributed.tensor", "sympy"}
+"""A second of CPU time, which torch and Stable-Baselines3 spend only if something is compiled."""
 # What analytics imports of the recorder; without the dot, the module and its packages alone.
 FOR_ANALYTICS = ("esper_recorder.contract.", "esper_recorder.storage.", "esper_recorder.esper.field_map.")
 DISTRIBUTIONS = {"esper_recorder": 20, "esper_analytics": 12}
@@ -84,7 +86,7 @@ def loaded(run_python: Callable[..., str]) -> Callable[[str], set[str]]:
     )
     imports: dict[str, Any] = {}
     for first, modules in groups:
-        lines = run_python(IMPORT_EACH, json.dumps([[*LIBRARIES], first, modules]), timeout=240)
+        lines = run_python(IMPORT_EACH, json.dumps([[*LIBRARIES, *COMPILER], first, modules]), timeout=240)
         imports |= {line["module"]: line for line in map(json.loads, lines.splitlines())}
 
     def of(module: str) -> set[str]:
@@ -111,6 +113,10 @@ class TestBoundaries:
     @pytest.mark.parametrize("module", RECORDER)
     def test_the_recorder_never_loads_analytics_or_its_libraries(self, module, loaded):
         assert loaded(module) & {*ANALYTICS_LIBRARIES, *ANALYTICS} == set()
+
+    @pytest.mark.parametrize("module", RECORDER)
+    def test_the_recorder_loads_no_compiler_at_import(self, module, loaded):
+        assert loaded(module) & COMPILER == set()
 
     @pytest.mark.parametrize("module", ANALYTICS)
     def test_analytics_never_loads_a_trainers_library(self, module, loaded):
