@@ -50,7 +50,8 @@ from esper_recorder.esper.field_map.event_batch import NO_EVENT, Block
 from esper_recorder.esper.field_map.event_mapping import PlacedEvent, is_event, map_events
 from esper_recorder.esper.field_map.run_facts import FACT_EVENTS, RunFacts
 from esper_recorder.esper.field_map.update_clock import CLOCK_EVENTS, Clock, RunKey, run_name
-from esper_recorder.storage.manifest import Attempt, Manifest, to_jsonable
+from esper_recorder.storage.jsonable import to_jsonable
+from esper_recorder.storage.manifest import Attempt, Manifest
 from esper_recorder.storage.parquet import arrow_type
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")

@@ -15,7 +15,8 @@ from esper_analytics.importers.library_tags import LIBRARIES, LibraryMatch, matc
 from esper_analytics.importers.load_report import LoadReport
 from esper_analytics.importers.run_writer import ImportOutcome, Origin, RunWriter, data_errors, imported_run_id
 from esper_analytics.importers.scalar_rows import ScalarRows, Session, arrange
-from esper_recorder.storage.manifest import Attempt, Manifest, to_jsonable
+from esper_recorder.storage.jsonable import to_jsonable
+from esper_recorder.storage.manifest import Attempt, Manifest
 
 
 @dataclass(frozen=True, slots=True)

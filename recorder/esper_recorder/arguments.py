@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -19,6 +21,7 @@ from esper_recorder.contract.metrics import DEFINITIONS
 from esper_recorder.contract.rules.model import Severity
 from esper_recorder.contract.suggest import suggest
 from esper_recorder.contract.tables import IDENTITY, TABLES, column_names, columns, key_columns
+from esper_recorder.storage.jsonable import encodable
 from esper_recorder.storage.sink import Sink
 
 MINIBATCH_FIELDS: Final = {
@@ -203,7 +206,7 @@ def head_fields(
     tensors: dict[FieldKey, Tensor] = {}
     for (fields, constant), members in groups.items():
         bounds = tuple([float(head["entropy_max"]) for _, head in members]) if constant else None
-        layouts.append(HeadLayout(tuple([name for name, _ in members]), fields, bounds))
+        layouts.append(HeadLayout(tuple([encodable(name) for name, _ in members]), fields, bounds))
         for field in fields:
             for name, head in members:
                 tensors[field, name] = head[field].reshape(-1)
@@ -213,7 +216,7 @@ def head_fields(
 def _head(name: Any, arguments: Any) -> dict[str, Any]:
     """The fields of one head."""
     if not isinstance(name, str) or not name:
-        raise BadCall(f"a head is called {name!r}; give it a name that is not empty")
+        raise BadCall(f"a head is called {_shown(name)}; give it a name that is not empty")
     if not isinstance(arguments, Mapping):
         raise BadCall(f"head {name!r} is {_shown(arguments)}; give a mapping with {', '.join(_HEAD_ARGUMENTS)}")
     for key in arguments:
@@ -302,7 +305,7 @@ def episode_tensors(returns: Any, finished: Any, lengths: Any) -> list[Tensor]:
 # --- values on the host -----------------------------------------------------------------------------------------------
 
 _LARGEST = 2**63 - 1
-_EXACT = {"float64": float, "int64": int, "bool": bool, "string": str}
+_EXACT = {"float64": float, "int64": int, "bool": bool}
 """Types that need no conversion, but for a whole number that is too large."""
 _WANTED = {"int64": "a whole number", "float64": "a number", "bool": "True or False", "string": "a text"}
 
@@ -332,8 +335,8 @@ def number(name: str, value: Any) -> float:
 def text(name: str, value: Any, what: str) -> str:
     """Return a text that may not be None."""
     if not isinstance(value, str):
-        raise BadCall(f"{name} is {value!r}; give {what}")
-    return value
+        raise BadCall(f"{name} is {_shown(value)}; give {what}")
+    return encodable(value)
 
 
 def setting(name: str, value: Any) -> Any:
@@ -381,30 +384,54 @@ def _converted(value: Any, kind: str) -> Any:
             return float(value) if is_number else None
         except (TypeError, ValueError, OverflowError):
             return None
-    return value if kind == "string" and isinstance(value, str) else None
+    return encodable(value) if kind == "string" and isinstance(value, str) else None
 
 
 # --- the arguments of a recorder, and how calls are made --------------------------------------------------------------
 
 
 def check_recorder(
-    model: Any, optimizer: Any, definition: Any, rank: Any, run_id: Any, resume: Any, trainer: Any, sink: Any
+    root: Any,
+    name: Any,
+    model: Any,
+    optimizer: Any,
+    definition: Any,
+    rank: Any,
+    run_id: Any,
+    resume: Any,
+    from_update: Any,
+    trainer: Any,
+    sink: Any,
+    rules: Any,
 ) -> None:
     """Raise BadCall for an argument of `Recorder(...)` that is not valid."""
-    if definition not in DEFINITIONS:
-        raise BadCall(f"definition {definition!r} is not known; there are: {', '.join(DEFINITIONS)}")
+    if not isinstance(root, (str, os.PathLike)) or "\0" in os.fsdecode(root) or not os.fsdecode(root):
+        raise BadCall(f"root is {_shown(root)}; give the folder that the run's folder is made in")
+    for what, value in (("run_id", run_id), ("resume", resume)):
+        if value is not None and (not isinstance(value, str) or "\0" in value):
+            raise BadCall(f"{what} is {_shown(value)}; give the id of a run, or None")
+    if not isinstance(name, str):
+        raise BadCall(f"name is {_shown(name)}; give a text")
+    if definition not in tuple(DEFINITIONS):
+        raise BadCall(f"definition {_shown(definition)} is not known; there are: {', '.join(DEFINITIONS)}")
     if model is not None and not hasattr(model, "named_parameters"):
         raise BadCall(f"model is {_shown(model)}, which has no named_parameters(); give a torch Module")
     if optimizer is not None and not hasattr(optimizer, "register_step_pre_hook"):
         raise BadCall(f"optimizer is {_shown(optimizer)}; give a torch Optimizer")
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 0):
-        raise BadCall(f"rank is {rank!r}; give the number of this process among the trainer's, from 0")
+        raise BadCall(f"rank is {_shown(rank)}; give the number of this process among the trainer's, from 0")
+    if from_update is not None and (isinstance(from_update, bool) or not isinstance(from_update, int)):
+        raise BadCall(f"from_update is {_shown(from_update)}; give the number of a PPO update, from 1")
     if run_id is not None and resume is not None:
         raise BadCall(f"both run_id={run_id!r} and resume={resume!r} are given; resume alone names the run")
+    if not isinstance(trainer, (str, Mapping)):
+        raise BadCall(f"trainer is {_shown(trainer)}; give its name, or a mapping with its name")
     if not isinstance(trainer, str) and not isinstance(trainer.get("name"), str):
         raise BadCall("trainer is a mapping without a name; give at least {'name': ...}")
     if sink is not None and not isinstance(sink, Sink):
         raise BadCall(f"sink is {_shown(sink)}; give a Sink, for instance a MemorySink")
+    if rules is not None and not isinstance(rules, (str, Path)):
+        raise BadCall(f"rules is {_shown(rules)}; give the name of a profile, the path of a rules file, or None")
 
 
 def training_length(name: str, length: Any) -> int | None:
@@ -413,7 +440,7 @@ def training_length(name: str, length: Any) -> int | None:
         return None
     whole = getattr(type(length), "__index__", None)
     if whole is None or isinstance(length, bool) or whole(length) < 1:
-        raise BadCall(f"{name} is {length!r}; give the length of the training as a whole number from 1, or None")
+        raise BadCall(f"{name} is {_shown(length)}; give the length of the training as a whole number from 1, or None")
     return int(length)
 
 
@@ -421,9 +448,11 @@ def check_escalation(escalate: Any, updates: Any) -> None:
     """Raise BadCall for options of an escalation that are not valid."""
     if escalate is not None and escalate not in list(Severity):
         severities = ", ".join(Severity)
-        raise BadCall(f"escalate is {escalate!r}; give the severity that raises the level ({severities}), or None")
+        raise BadCall(
+            f"escalate is {_shown(escalate)}; give the severity that raises the level ({severities}), or None"
+        )
     if isinstance(updates, bool) or not isinstance(updates, int) or updates < 1:
-        raise BadCall(f"escalate_updates is {updates!r}; give a whole number of PPO updates from 1")
+        raise BadCall(f"escalate_updates is {_shown(updates)}; give a whole number of PPO updates from 1")
 
 
 def wrong_arguments(method: Callable[..., Any], error: TypeError, keywords: Iterable[str]) -> BadCall:

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch.distributed as distributed
 
+from esper_recorder.storage.jsonable import to_jsonable
 from esper_recorder.storage.listing import last_update
-from esper_recorder.storage.manifest import loaded_versions, to_jsonable
+from esper_recorder.storage.manifest import loaded_versions
 from esper_recorder.storage.run_folder import RunFolder
 
 log = logging.getLogger("esper_recorder")
@@ -103,7 +104,7 @@ def open_run_folder(
     if as_text:
         more = f" and {len(as_text) - 10} more" if len(as_text) > 10 else ""
         keys = ", ".join(as_text[:10]) + more
-        log.warning("run.json keeps as text what JSON cannot hold of config: %s.", keys)
+        log.warning("run.json keeps as text, or leaves out, what it cannot hold of config: %s.", keys)
     manifest = {**about, "config": config, "versions": loaded_versions()}
     try:
         if resume is None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-import esper_recorder.recorder as recorder_module
+import esper_recorder.recording as recorder_module
 from esper_recorder import Recorder
 from esper_recorder.storage.manifest import read_manifest
 from esper_recorder.storage.sink import MemorySink, ParquetSink

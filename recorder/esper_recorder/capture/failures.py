@@ -9,6 +9,7 @@ from typing import Any
 
 from esper_recorder.arguments import BadCall, host_value
 from esper_recorder.storage.gaps import ALL_TABLES, BAD_CALL, DEVICE_FAILED, REDUCE_FAILED
+from esper_recorder.storage.jsonable import describe_error
 
 log = logging.getLogger("esper_recorder")
 
@@ -44,14 +45,14 @@ class Failures:
     def report(self, what: str, error: Exception, cost: Cost | None = None) -> None:
         """Count a failure of the call (or work) `what`."""
         bad_call = isinstance(error, BadCall)
-        detail = str(error) if bad_call else f"{what}: {type(error).__name__}: {error}"
+        detail = str(error) if bad_call else f"{what}: {describe_error(error)}"
         self._count(BAD_CALL if bad_call else REDUCE_FAILED, detail, cost or _COSTS.get(what, ("ppo_updates", None)))
         log.debug("recorder call %s failed", what, exc_info=error)
 
     def report_device(self, error: Exception, minibatches: int) -> None:
         """Count what a failed device cost: that many minibatches, or else what was only on the device."""
         cost: Cost = ("minibatches", minibatches) if minibatches else ("gradient_layers", None)
-        self._count(DEVICE_FAILED, f"{type(error).__name__}: {error}", cost)
+        self._count(DEVICE_FAILED, describe_error(error), cost)
 
     @contextlib.contextmanager
     def guarded(self, what: str, table: str | None = None) -> Iterator[None]:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from esper_recorder.arguments import BadCall, check_row
 from esper_recorder.contract.tables import column_names
 from esper_recorder.storage.arrow_batches import to_batch
+from esper_recorder.storage.jsonable import encodable
 
 MOST_ROWS: Final = 100_000
 """Rows that one update keeps; a loop that records more, or never ends an update, loses the rest."""
@@ -35,7 +36,7 @@ class UserRows:
         check_row(table, values)
         if self._count >= MOST_ROWS:
             raise BadCall(f"an update keeps {MOST_ROWS} rows recorded one by one; end it with end_update()")
-        row = {name: list(value) if isinstance(value, list | tuple) else value for name, value in values.items()}
+        row = {name: _storable(value) for name, value in values.items()}
         if "line" in column_names(table):
             row.setdefault("line", next(self._lines))
         row |= identity
@@ -49,6 +50,13 @@ class UserRows:
     def columns(self) -> dict[str, Columns]:
         """The rows of each table, column by column."""
         return {table: _columns(rows) for table, rows in self._rows.items()}
+
+
+def _storable(value: Any) -> Any:
+    """A copy that later changes do not reach, with texts that can be encoded."""
+    if isinstance(value, list | tuple):
+        return [_storable(item) for item in value]
+    return encodable(value) if isinstance(value, str) else value
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> Columns:

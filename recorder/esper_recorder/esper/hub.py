@@ -31,7 +31,9 @@ from esper_recorder.esper.field_map.event_values import json_text, plain, plain_
 from esper_recorder.esper.field_map.run_facts import FACT_EVENTS, RunFacts
 from esper_recorder.esper.field_map.update_clock import Clock, RunKey, run_name
 from esper_recorder.storage.gaps import QUEUE_FULL, REDUCE_FAILED
-from esper_recorder.storage.manifest import loaded_versions, to_jsonable
+from esper_recorder.storage.interrupts import signals_deferred
+from esper_recorder.storage.jsonable import describe_error, to_jsonable
+from esper_recorder.storage.manifest import loaded_versions
 from esper_recorder.storage.run_folder import RunFolder, keep_rules
 from esper_recorder.storage.sink import ParquetSink
 from esper_recorder.storage.writer import Rows, Writer
@@ -49,6 +51,7 @@ SECONDS_HELD: Final = 1.0
 CLOSE_SECONDS: Final = 300.0
 """How long `close` waits for the writer: ten times what a healthy disk takes for `MOST_WAITING` events."""
 
+_ERROR_LENGTH: Final = 4000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _UNFINISHED: Final = "the hub was closed before the training said that it was complete"
 
@@ -61,7 +64,7 @@ def _guarded(method: Callable[Concatenate[HubBackend, P], None]) -> Callable[Con
         if os.getpid() != self._pid:
             return
         try:
-            with self._lock:
+            with signals_deferred, self._lock:
                 method(self, *args, **kwargs)
         except Exception as error:
             self._failed(method.__name__, error)
@@ -131,7 +134,7 @@ class HubBackend:
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until everything emitted so far is written; False after `timeout` seconds."""
-        with self._lock:
+        with signals_deferred, self._lock:
             runs = [*self._runs.values()]
             for run in runs:
                 run.hand_over()
@@ -143,7 +146,7 @@ class HubBackend:
             return
         self._open = False
         for run in self._runs.values():
-            run.close(_UNFINISHED if error is None else f"{type(error).__name__}: {error}")
+            run.close(_UNFINISHED if error is None else describe_error(error, _ERROR_LENGTH))
 
     def _run(self, key: RunKey) -> _Run:
         run = self._runs.get(key)
@@ -155,7 +158,7 @@ class HubBackend:
                 raise _NotRecorded(f"there is no folder for its run under {self.root}")
             try:
                 run = self._runs[key] = _Run(self.root, run_name(self.name, key), key)
-            except OSError:
+            except Exception:  # also if no thread can be started: another folder for each event would not help
                 self._unwritable.add(key)
                 raise
         return run
@@ -166,12 +169,13 @@ class HubBackend:
         if method == "emit":
             self._lost += 1
             if run is not None:
-                detail = f"event: {type(error).__name__}: {error}"
+                detail = f"event: {describe_error(error)}"
                 run.writer.report_gap(run.update, REDUCE_FAILED, table="events", rows=1, detail=detail)
         kind = f"{method}: {type(error).__name__}"
         if kind not in self._logged:
             self._logged.add(kind)
-            log.warning("Not everything Esper's hub sends can be recorded (%s: %s).", kind, error, exc_info=error)
+            message = "Not everything Esper's hub sends can be recorded (%s: %s)."
+            log.warning(message, method, describe_error(error), exc_info=error)
 
 
 class _NotRecorded(RuntimeError):
@@ -201,9 +205,13 @@ class _Run:
             versions=loaded_versions(),
             level=None,
         )
-        sink = ParquetSink(self.folder.path, self.folder.attempt, self.folder.rank)
-        # The queue is bounded by its events and not by its items, see `_put`.
-        self.writer = Writer(sink, self.folder, capacity=MOST_WAITING, heartbeat=self._beat)
+        try:
+            sink = ParquetSink(self.folder.path, self.folder.attempt, self.folder.rank)
+            # The queue is bounded by its events and not by its items, see `_put`.
+            self.writer = Writer(sink, self.folder, capacity=MOST_WAITING, heartbeat=self._beat)
+        except Exception as error:
+            self.folder.abandon(error)
+            raise
 
     def add(self, event: PlacedEvent) -> None:
         """Add an event of this run."""
@@ -256,11 +264,12 @@ class _Run:
             self._closed = True
             self.hand_over()
         how, error = ("finished", None) if self._facts.finished else ("raised", unfinished)
-        self.writer.close(CLOSE_SECONDS, how=how, error=error)
+        if not self.writer.close(CLOSE_SECONDS, how=how, error=error) and signals_deferred.waiting:
+            return  # Ctrl-C: the run counts as killed, and what waited is recovered
         try:
             self.folder.finish(how, error=error, updates=self._facts.last_update, dropped=self.writer.dropped)
-        except OSError as problem:
-            log.error("The end of run %s could not be written: %s", self.folder.run_id, problem)
+        except Exception as problem:
+            log.error("The end of run %s could not be written: %s", self.folder.run_id, describe_error(problem))
 
     def _hold(self) -> None:
         if not self._held and not self._rejected:

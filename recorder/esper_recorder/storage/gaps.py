@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from esper_recorder.storage.jsonable import encodable
 from esper_recorder.storage.manifest import DropCounts
 
 log = logging.getLogger("esper_recorder")
@@ -92,6 +93,7 @@ class GapLog:
         and the disk.
         """
         with self._lock:
+            gap.detail = None if gap.detail is None else encodable(gap.detail)  # or no gap could be stored
             self.count(gap.rows or 0, updates, writes, gap.detail or gap.reason, calls=calls)
             if gap.reason in CALLS:
                 details = self._details.setdefault(gap.reason, set())

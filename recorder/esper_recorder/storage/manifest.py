@@ -13,14 +13,15 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from esper_recorder.storage.atomic import atomic_file
 from esper_recorder.storage.json_files import JsonFileError, is_text, is_within_bounds, read_json
+from esper_recorder.storage.jsonable import to_jsonable
 from esper_recorder.storage.lock import is_locked
 from esper_recorder.storage.safe_files import NotRegularError, TooLargeError
 
@@ -34,7 +35,6 @@ LARGEST = 2**63 - 1
 """The largest number that a column holds."""
 EARLIEST, LATEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 """Between these, a time can be converted to any time zone, and written as a file name."""
-_DEEPEST = 32
 
 Ended = Literal["finished", "raised", "killed", "live", "unknown"]
 
@@ -372,7 +372,7 @@ _KEYS = {"dropped": "lost"}
 
 
 def _dump_manifest(manifest: Manifest) -> dict[str, Any]:
-    data = to_jsonable(_fields_of(manifest))
+    data = to_jsonable(_fields_of(manifest), limited=False)
     assert isinstance(data, dict)
     first = {key: data.pop(key) for key in ("format", "schema_version", "run_id", "name")}
     data["rules"] = {"profile": data.pop("rules_profile"), "sha256": data.pop("rules_sha256")}
@@ -389,7 +389,7 @@ def _fields_of(record: Manifest | Attempt | DropCounts) -> dict[str, Any]:
         elif name == "attempts":
             value = [_fields_of(attempt) for attempt in value]
         elif value is not None:
-            value = to_jsonable(value)
+            value = to_jsonable(value, limited=False)
             try:
                 parse(value, name)
             except FieldError as error:
@@ -397,52 +397,3 @@ def _fields_of(record: Manifest | Attempt | DropCounts) -> dict[str, Any]:
                 value = None
         values[_KEYS.get(name, name)] = value
     return values
-
-
-def to_jsonable(value: Any, depth: int = 0, *, key: str = "", texts: list[str] | None = None) -> Any:
-    """Convert any value to one that JSON can hold; what it cannot hold (NaN included) becomes its text.
-
-    Args:
-        depth: how deep in the whole the value lies; what lies too deep becomes its text.
-        key: where it lies, as `optimizer.betas[1]`.
-        texts: receives the keys of all that became text.
-    """
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return _writable(value)
-    if isinstance(value, int):
-        return int(value) if value.bit_length() <= 64 else hex(value)
-    if isinstance(value, float) and value - value == 0:
-        return float(value)
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    if isinstance(value, Path):
-        return _writable(str(value))
-
-    def convert(item: Any, item_key: str) -> Any:
-        return to_jsonable(item, depth + 1, key=item_key, texts=texts)
-
-    def convert_all(items: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
-        named = ((_writable(str(name)), item) for name, item in items)
-        return {name: convert(item, f"{key}.{name}" if key else name) for name, item in named}
-
-    if depth < _DEEPEST:
-        if isinstance(value, Mapping):
-            return convert_all(value.items())
-        if isinstance(value, list | tuple):
-            return [convert(item, f"{key}[{i}]") for i, item in enumerate(value)]
-        if isinstance(value, set | frozenset):
-            return sorted((convert(item, f"{key}[]") for item in value), key=str)
-        if callable(getattr(value, "model_dump", None)) and not isinstance(value, type):  # pydantic's
-            return convert(value.model_dump(mode="json"), key)
-        if is_dataclass(value) and not isinstance(value, type):
-            return convert_all((f.name, getattr(value, f.name)) for f in fields(value))
-    if texts is not None:
-        texts.append(key or "the whole of it")
-    return repr(float(value)) if isinstance(value, float) else _writable(repr(value))
-
-
-def _writable(text: str) -> str:
-    """Return a text that UTF-8 can hold: half of a surrogate pair, as of a file name, becomes `\\udcff`."""
-    return text if is_text(text) else text.encode(errors="backslashreplace").decode()

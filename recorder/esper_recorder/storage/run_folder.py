@@ -29,6 +29,7 @@ from typing import Any
 from esper_recorder.contract.suggest import suggest
 from esper_recorder.contract.tables import SCHEMA_VERSION
 from esper_recorder.storage.atomic import atomic_file, make_folders, sync_folder
+from esper_recorder.storage.jsonable import describe_error, to_jsonable
 from esper_recorder.storage.listing import irregular_files, last_update
 from esper_recorder.storage.lock import acquire_lock, manifest_lock, release_lock
 from esper_recorder.storage.manifest import (
@@ -41,7 +42,6 @@ from esper_recorder.storage.manifest import (
     how_it_ended,
     is_recorded_elsewhere,
     read_manifest,
-    to_jsonable,
     write_manifest,
 )
 from esper_recorder.storage.safe_files import folders_in, is_regular, make_folder, open_regular
@@ -234,6 +234,11 @@ class RunFolder:
             self._write(add_end)
         finally:
             self.release()
+
+    def abandon(self, error: Exception) -> None:
+        """Write that recording could not begin, as far as that is possible, and release the lock."""
+        with contextlib.suppress(Exception):
+            self.finish("raised", error=f"the recording did not begin: {describe_error(error)}", updates=0)
 
     def release(self) -> None:
         """Release the lock without writing an end: an attempt without one counts as killed."""

@@ -39,6 +39,8 @@ from esper_recorder.storage.gaps import (
     MissingRows,
     gap_columns,
 )
+from esper_recorder.storage.interrupts import signals_deferred
+from esper_recorder.storage.jsonable import describe_error
 from esper_recorder.storage.manifest import DropCounts
 from esper_recorder.storage.run_folder import RunFolder
 from esper_recorder.storage.sink import DroppedRowsError, Sink
@@ -159,42 +161,39 @@ class Writer:
         if os.getpid() != self._pid or threading.current_thread() is self._thread:
             return False
         reached = threading.Event()
-        with self._ready:
-            if self._ended:
-                return False
-            self._flushes.append((self._accepted, reached))
-            self._ready.notify_all()
-        return reached.wait(timeout)
+        with signals_deferred:
+            with self._ready:
+                if self._ended:
+                    return False
+                self._flushes.append((self._accepted, reached))
+                self._ready.notify_all()
+            return signals_deferred.wait(reached.wait, timeout)
 
     def close(self, timeout: float | None = CLOSE_SECONDS, *, how: str | None = None, error: str | None = None) -> bool:
         """Store what waits, close the sink and end the thread. Later calls do nothing.
 
         Returns False if `timeout` seconds were not enough; what was not stored by then is dropped, and the log says so.
+        A signal, such as Ctrl-C, ends the waiting as well: a later call continues it.
         """
         if os.getpid() != self._pid or threading.current_thread() is self._thread:
             return False
-        with self._ready:
-            first = not self._closing
-            if first:
-                self._closing = True
-                self._how = (how, error)
-            self._ready.notify_all()
-        self._thread.join(timeout)
-        ended = not self._thread.is_alive()
-        if first:
-            _open_writers.discard(self)
-            if not ended:
-                self._give_up(timeout)
-            if self.dropped:
-                advice = self._gaps.advice()
-                log.error(
-                    "The recording is not complete: %s (last: %s).%s The table `gaps` lists them, as far as it could "
-                    "be written.",
-                    self.dropped,
-                    self.dropped.message,
-                    f" {advice}" if advice else "",
-                )
+        with signals_deferred:
+            with self._ready:
+                if not self._closing:
+                    self._closing = True
+                    self._how = (how, error)
+                self._ready.notify_all()
+            ended = signals_deferred.wait(self._has_ended, timeout)
+            if (ended or not signals_deferred.waiting) and self in _open_writers:
+                _open_writers.discard(self)
+                if not ended:
+                    self._give_up(timeout)
+                self._log_dropped()
         return ended
+
+    def _has_ended(self, timeout: float) -> bool:
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     @property
     def dropped(self) -> DropCounts:
@@ -242,8 +241,8 @@ class Writer:
             name = getattr(work, "__name__", "work")
             if name not in self._failed_work:
                 self._failed_work.add(name)
-                self._gaps.count(0, 0, 1, _describe(error))
-                log.warning("The sink's %s failed: %s. Training continues.", name, _describe(error))
+                self._gaps.count(0, 0, 1, describe_error(error))
+                log.warning("The sink's %s failed: %s. Training continues.", name, describe_error(error))
 
     def _store(self, job: _Job) -> None:
         update = self._last_update = job.update
@@ -251,14 +250,14 @@ class Writer:
             rows: dict[str, Columns] = dict(job.rows() if callable(job.rows) else job.rows)
         except BaseException as error:
             self._gaps.report(
-                MissingRows(ALL_TABLES, REDUCE_FAILED, update, update, job.count, _describe(error)), updates=1
+                MissingRows(ALL_TABLES, REDUCE_FAILED, update, update, job.count, describe_error(error)), updates=1
             )
             rows = {}
         if rows and self._on_commit is not None:
             try:
                 rows = _join(rows, self._on_commit(update, rows) or {})
             except BaseException as error:
-                self._gaps.report(MissingRows("alarms", WATCH_FAILED, update, update, None, _describe(error)))
+                self._gaps.report(MissingRows("alarms", WATCH_FAILED, update, update, None, describe_error(error)))
         stored = sum(self._write(update, table, columns) for table, columns in rows.items())
         gaps = self._gaps.take()
         if not rows and not gaps:
@@ -268,7 +267,7 @@ class Writer:
                 self._sink.write("gaps", gap_columns(gaps, self._identity))
         except BaseException as error:
             self._gaps.put_back(gaps)
-            self._gaps.count(0, 0, 1, _describe(error))
+            self._gaps.count(0, 0, 1, describe_error(error))
             gaps = []
         try:
             self._sink.commit(update)
@@ -278,7 +277,7 @@ class Writer:
             if not isinstance(error, DroppedRowsError) or not error.stored:
                 self._gaps.put_back(gaps)
                 if rows:
-                    gap = MissingRows(ALL_TABLES, WRITE_FAILED, update, update, stored, _describe(error))
+                    gap = MissingRows(ALL_TABLES, WRITE_FAILED, update, update, stored, describe_error(error))
                     self._gaps.report(gap, updates=1, writes=1)
                 return
         self.committed += UPDATE_TABLE in rows
@@ -289,7 +288,7 @@ class Writer:
         try:
             self._sink.write(table, columns)
         except BaseException as error:
-            self._gaps.report(MissingRows(table, WRITE_FAILED, update, update, rows, _describe(error)), writes=1)
+            self._gaps.report(MissingRows(table, WRITE_FAILED, update, update, rows, describe_error(error)), writes=1)
             return 0
         return rows or 0
 
@@ -314,6 +313,17 @@ class Writer:
                 self._maintain(self._sink.flush)
             for event in reached:
                 event.set()
+
+    def _log_dropped(self) -> None:
+        if self.dropped:
+            advice = self._gaps.advice()
+            log.error(
+                "The recording is not complete: %s (last: %s).%s The table `gaps` lists them, as far as it could be "
+                "written.",
+                self.dropped,
+                self.dropped.message,
+                f" {advice}" if advice else "",
+            )
 
     def _give_up(self, timeout: float | None) -> None:
         with self._ready:
@@ -346,7 +356,3 @@ def _join(rows: dict[str, Columns], more: Rows) -> dict[str, Columns]:
         names = {**present, **columns}
         rows[table] = {n: [*present.get(n, [None] * old), *columns.get(n, [None] * new)] for n in names}
     return rows
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:500]

@@ -407,3 +407,35 @@ class TestRuns:
         for table in ("ppo_updates", "epochs", "events"):
             assert rows(runs, table) == rows(ea.open(folder), table)
         assert runs.table("ppo_updates").collect()["update"].to_list() == [1]
+
+
+class TestEventsThatCannotBeStored:
+    def test_cost_themselves_alone_and_texts_that_utf_8_cannot_encode_are_escaped(self, tmp_path: Path) -> None:
+        class Broken:
+            def __str__(self) -> str:
+                raise RuntimeError("no text")
+
+            __repr__ = __str__
+
+        deep: Any = 1
+        for _ in range(5000):
+            deep = [deep]
+        backend = HubBackend(tmp_path)
+        epoch = {"event_type": "EPOCH_COMPLETED"}
+        for sent in (
+            {"event_type": "TRAINING_STARTED", "data": {"config": {"path": "caf\udce9"}}},
+            {**epoch, "message": "caf\udce9", "data": {"env_id": 0, "caf\udce9": "\udce9"}},
+            {**epoch, "data": {"env_id": 0, "x": Broken()}},
+            {**epoch, "data": {"env_id": 0, "x": deep}},
+            {"event_type": "caf\udce9"},
+            {**epoch, "data": {"env_id": 0}},
+        ):
+            backend.emit(sent)
+        backend.close()
+        (run,) = ea.open(tmp_path)
+        events = run.table("events").sort("line").collect()
+        assert events["line"].to_list() == [1, 2, 5, 6]
+        assert events["message"].to_list() == [None, "caf\\udce9", None, None]
+        assert events["event_type"].to_list()[2] == "caf\\udce9"
+        assert backend.dropped == 2
+        assert sum(run.table("gaps").collect()["rows"]) == 2

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from esper_recorder.storage.jsonable import to_jsonable
 from esper_recorder.storage.manifest import (
     Attempt,
     DropCounts,
     Manifest,
     ManifestError,
     read_manifest,
-    to_jsonable,
     write_manifest,
 )
 from tests.crafted_manifests import crafted, whole_files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 from bisect import bisect_right
@@ -19,6 +20,8 @@ from esper_recorder.contract.rules.toml_writer import to_toml
 from esper_recorder.contract.suggest import suggest
 
 __all__ = ["Rule", "RuleError", "RuleSet", "Severity", "load_file", "load_profile", "profiles"]
+
+_NOT_THE_FILES_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +94,7 @@ def load_profile(name: str) -> RuleSet:
 
 
 def load_file(path: str | Path) -> RuleSet:
-    """Load rules from a TOML file. Raises RuleError."""
+    """Load rules from a TOML file. Raises RuleError, or OSError if the system can open no file now."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -100,6 +103,8 @@ def load_file(path: str | Path) -> RuleSet:
     except UnicodeDecodeError:
         raise RuleError(f"{path} is not TOML: it is not UTF-8 text") from None
     except OSError as error:
+        if error.errno in _NOT_THE_FILES_FAULT:
+            raise
         raise RuleError(f"{path} cannot be read: {error.strerror or error}") from None
     return RuleSet.parse(text, path.name)
 

@@ -18,6 +18,8 @@ from enum import Enum
 from numbers import Integral, Real
 from typing import Any, Final
 
+from esper_recorder.storage.jsonable import encodable
+
 EVENT_ATTRIBUTES: Final = (
     *("event_id", "event_type", "timestamp", "seed_id", "slot_id", "epoch", "group_id", "message", "data"),
     "severity",
@@ -49,7 +51,8 @@ def plain_event(event: Any) -> dict[str, Any] | None:
     event_type = event_type.name if isinstance(event_type, Enum) else event_type
     if not isinstance(event_type, str):
         return None
-    return {str(key): plain(value) for key, value in members.items()} | {"event_type": str(event_type)}
+    values = {encodable(str(key)): plain(value) for key, value in members.items()}
+    return values | {"event_type": encodable(str(event_type))}
 
 
 def plain(value: Any) -> Any:
@@ -59,14 +62,16 @@ def plain(value: Any) -> Any:
     becomes its value if that is text or a number, else its name. Anything else becomes its text.
     """
     kind = type(value)
-    if value is None or kind in (bool, int, float, str):
+    if kind is str:
+        return encodable(value)
+    if value is None or kind in (bool, int, float):
         return value
     if isinstance(value, Enum):
         return plain(value.value) if isinstance(value, str | int | float) else value.name
     if kind.__module__ == "numpy" and hasattr(value, "tolist"):
         return plain(value.tolist())
     if isinstance(value, str):
-        return str(value)
+        return encodable(str(value))
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):
@@ -75,12 +80,12 @@ def plain(value: Any) -> Any:
         return value.isoformat()
     members = _members(value)
     if members is not None:
-        return {str(key): plain(member) for key, member in members.items()}
+        return {encodable(str(key)): plain(member) for key, member in members.items()}
     if isinstance(value, list | tuple):
         return [plain(member) for member in value]
     if isinstance(value, Set):
         return sorted((plain(member) for member in value), key=str)
-    return str(value)
+    return encodable(str(value))
 
 
 def _members(value: Any) -> Mapping[Any, Any] | None:

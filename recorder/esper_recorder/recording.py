@@ -1,0 +1,103 @@
+"""Where a recorder's rows go: the run's folder, its watcher and its writer."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from esper_recorder.capture.update_rows import ClosedUpdate, build, build_minibatches
+from esper_recorder.contract.rules.ruleset import RuleSet
+from esper_recorder.escalation import Escalation
+from esper_recorder.storage.interrupts import signals_deferred
+from esper_recorder.storage.jsonable import describe_error
+from esper_recorder.storage.run_folder import RunFolder
+from esper_recorder.storage.sink import ParquetSink, Sink
+from esper_recorder.storage.writer import Writer
+from esper_recorder.watcher import Watcher
+
+log = logging.getLogger("esper_recorder")
+
+
+class Recording:
+    """One attempt of a run, while it is recorded."""
+
+    def __init__(
+        self, folder: RunFolder, rules: RuleSet | None, escalation: Escalation, sink: Sink | None, *, resumed: bool
+    ) -> None:
+        self.folder = folder
+        self._end: tuple[str, str | None] | None = None
+        self._closed = False
+        self._escalation = escalation
+        self._started = time.monotonic()
+        watcher = None if rules is None else Watcher(rules, escalation)
+        if watcher is not None and resumed:
+            _catch_up(folder, watcher)
+        self.writer = Writer(
+            sink or ParquetSink(folder.path, folder.attempt, folder.rank),
+            on_commit=None if watcher is None else watcher.alarms,
+            identity=self.identity,
+            heartbeat=folder.beat,
+        )
+
+    @classmethod
+    def begin(
+        cls, folder: RunFolder, rules: RuleSet | None, escalation: Escalation, sink: Sink | None, *, resumed: bool
+    ) -> Self:
+        """Begin to record into a folder, and end its attempt if that fails. Raises what it failed with."""
+        try:
+            return cls(folder, rules, escalation, sink, resumed=resumed)
+        except Exception as error:
+            folder.abandon(error)
+            raise
+
+    def identity(self, update: int) -> dict[str, Any]:
+        """The columns that all rows of an update have."""
+        return {
+            "run_id": self.folder.run_id,
+            "attempt": self.folder.attempt,
+            "rank": self.folder.rank,
+            "update": update,
+            "time": datetime.now(UTC),
+            "elapsed_s": time.monotonic() - self._started,
+        }
+
+    def put(self, update: ClosedUpdate) -> None:
+        """Hand an update to the writer, whose thread builds its rows."""
+        self.writer.put(update.identity["update"], functools.partial(self._rows, update))
+
+    def end(self, how: str, error: str | None) -> None:
+        """Say how the run ended; nothing follows but `close`."""
+        self._end = how, error
+
+    def close(self) -> None:
+        """Write what waits, and how the run ended. A signal ends the waiting; a later call continues it."""
+        if self._closed or self._end is None:
+            return
+        how, error = self._end
+        try:
+            if not self.writer.close(how=how, error=error) and signals_deferred.waiting:
+                return
+            self._closed = True
+            self.folder.finish(how, error=error, updates=self.writer.committed, dropped=self.writer.dropped)
+        except Exception as problem:
+            log.error("The end of run %s could not be written: %s", self.folder.run_id, describe_error(problem))
+
+    def _rows(self, update: ClosedUpdate) -> dict[str, Any]:
+        """The rows of an update that its level stores."""
+        if update.columns is None:
+            return build(update)
+        with_minibatches = self._escalation.stores_minibatches(update.level)
+        if not with_minibatches:
+            self._escalation.keep(functools.partial(build_minibatches, update), update.minibatches)
+        return build(update, with_minibatches=with_minibatches)
+
+
+def _catch_up(folder: RunFolder, watcher: Watcher) -> None:
+    try:
+        starts = {a.attempt: a.from_update for a in folder.manifest.attempts}
+        watcher.catch_up(folder.path, folder.rank, starts)
+    except Exception as error:
+        log.warning("The rules watch run %s as if it began here; its past cannot be read: %s", folder.run_id, error)
