@@ -33,6 +33,7 @@ from esper_analytics.sql.confined import ConfinedConnection, Source, check_selec
 from esper_analytics.sql.confined import connect as connect_to
 from esper_analytics.sql.files import required_views, views
 from esper_analytics.sql.named_queries import Value, bind, find_query
+from esper_recorder.contract.rules.ruleset import MOST_BYTES
 from esper_recorder.contract.suggest import closest, did_you_mean, suggest
 from esper_recorder.contract.tables import TABLES
 from esper_recorder.storage.manifest import Manifest
@@ -159,9 +160,9 @@ class Runs:
         """
         return _rules_text(_find(run_id, self._entries()))
 
-    def rules_texts(self) -> dict[str, tuple[str | None, str] | None]:
-        """Return `rules_text` of every run, by run_id. Raises DataError."""
-        return {run.run_id: _rules_text(run) for run in self._entries()}
+    def rules_texts(self) -> builtins.list[tuple[RunEntry, tuple[str | None, str] | DataError | None]]:
+        """Return every run with its `rules_text`, or with the error that this would raise."""
+        return [(run, _rules_text_or_error(run)) for run in self._entries()]
 
     # --- queries ----------------------------------------------------------------------------------------------------
 
@@ -260,6 +261,10 @@ class Runs:
         """What the queries so far had to leave out."""
         return tuple(self._problems)
 
+    def leave_out(self, problem: Problem) -> None:
+        """Add to `problems_met` what a caller had to leave out."""
+        self._problems[problem] = None
+
     # --- internals --------------------------------------------------------------------------------------------------
 
     def _of(self, run_ids: Iterable[str]) -> Runs:
@@ -347,10 +352,17 @@ def _rules_text(run: RunEntry) -> tuple[str | None, str] | None:
     path = run.path / "rules" / f"{Path(sha256).name}.toml"
     try:
         check_folder(path.parent)
-        return run.manifest.rules_profile, read_regular(path).decode()
+        return run.manifest.rules_profile, read_regular(path, MOST_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         message = f"The rules that {run.run_id} ran with cannot be read from {path}: {error}. Give others."
         raise DataError(message) from error
+
+
+def _rules_text_or_error(run: RunEntry) -> tuple[str | None, str] | DataError | None:
+    try:
+        return _rules_text(run)
+    except DataError as error:
+        return error
 
 
 def _match(name: str, entries: list[RunEntry]) -> list[RunEntry]:

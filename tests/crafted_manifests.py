@@ -82,7 +82,7 @@ def crafted() -> Iterator[tuple[str, str]]:
             container[place[-1]] = marker
         template = json.dumps(data if place else marker)
         for number, value in enumerate(VALUES):
-            name = "-".join(map(str, place)) or "whole"
+            name = "-".join(map(str, place)) or "everything"
             yield f"{name}-{number}", template.replace(f'"{marker}"', value)
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 import polars as pl
 
+from esper_analytics.catalog.discovery import Problem
 from esper_analytics.errors import DataError, UsageError
 from esper_analytics.runs import Runs
 from esper_recorder.contract.rules.ruleset import RuleError, RuleSet, load_file, load_profile, profiles
@@ -40,23 +41,38 @@ def load_rules(rules: Rules) -> RuleSet:
 
 
 def recorded_rules(runs: Runs) -> dict[str, RuleSet]:
-    """Parse the rules each run was recorded with; `default` for a run recorded without any. Raises DataError."""
+    """Parse the rules each run was recorded with; `default` for a run recorded without any.
+
+    A run whose rules cannot be used is left out, and added to `runs.problems_met`.
+
+    Raises DataError: those of no run can be used.
+    """
     by_run: dict[str, RuleSet] = {}
     parsed: dict[tuple[str | None, str] | None, RuleSet] = {}
-    for run_id, source in runs.rules_texts().items():
-        if source not in parsed:
-            parsed[source] = load_rules(DEFAULT_PROFILE) if source is None else _parse(run_id, *source)
-        by_run[run_id] = parsed[source]
+    unusable: DataError | None = None
+    for run, source in runs.rules_texts():
+        try:
+            if isinstance(source, DataError):
+                raise source
+            if source not in parsed:
+                parsed[source] = load_rules(DEFAULT_PROFILE) if source is None else _parse(run.run_id, *source)
+        except DataError as error:
+            unusable = error
+            runs.leave_out(Problem(run.path / "rules", str(error).rstrip("."), "The run was not replayed"))
+            continue
+        by_run[run.run_id] = parsed[source]
+    if unusable is not None and not by_run:
+        raise unusable
     return by_run
 
 
 def common_rules(runs: Runs) -> RuleSet:
     """Return the rules all runs were recorded with, or `default` if they had none or different ones.
 
-    Raises DataError: they cannot be read.
+    Raises DataError: as `recorded_rules`.
     """
-    same = len(set(runs.rules_texts().values())) == 1
-    return next(iter(recorded_rules(runs).values())) if same else load_rules(DEFAULT_PROFILE)
+    distinct = {rules.sha256: rules for rules in recorded_rules(runs).values()}
+    return next(iter(distinct.values())) if len(distinct) == 1 else load_rules(DEFAULT_PROFILE)
 
 
 def with_values(rules: RuleSet, values: Values) -> RuleSet:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from esper_analytics.errors import UsageError
-from esper_analytics.importers.scalar_rows import ScalarValue
+from esper_analytics.importers.scalar_rows import ScalarValue, whole_step
 
 MARK = "tfevents"
 """Every event file has this in its name."""
@@ -65,6 +65,8 @@ class EventFile:
     """Why the file could not be opened."""
     torn_bytes: int = 0
     """Bytes of an incomplete last record."""
+    unusable_steps: int = 0
+    """Scalars whose step cannot be one."""
     first_time: float | None = None
     """Wall clock of the first record, in seconds since 1970."""
 
@@ -186,7 +188,9 @@ def _add_summary(value: Any, event: Any, content: EventFile) -> None:
         content.left_out["hparams"] += 1
         content.hparams |= _hyperparameters(value.metadata.plugin_data.content)
     elif number is not None:
-        content.scalars.append(ScalarValue(value.tag, event.step, number, content.records, event.wall_time))
+        step = whole_step(event.step)
+        content.unusable_steps += step is None
+        content.scalars.append(ScalarValue(value.tag, step, number, content.records, event.wall_time))
     elif kind == "tensor" and plugin == "text":
         tag = value.tag.removesuffix(_TEXT_SUFFIX)
         content.texts.append(Text(tag, _text(value.tensor), content.records))
@@ -198,9 +202,11 @@ def _number(tensor: Any) -> float | None:
     """The only element of a tensor; None if it has several, or none that is a number."""
     from tensorboard.util.tensor_util import make_ndarray
 
+    if any(dimension.size != 1 for dimension in tensor.tensor_shape.dim):
+        return None  # NumPy would allocate what the shape declares
     try:
         return float(make_ndarray(tensor).item())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, KeyError, OverflowError):
         return None
 
 

@@ -37,14 +37,21 @@ def line_text(line: bytes) -> str:
     return line.decode(errors="backslashreplace")
 
 
+_LONGEST_LINE = 16 * 2**20
+
+
 def whole_lines(blocks: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
-    """Cut blocks at the end of a line; the last one, marked True, may lack its newline."""
+    """Cut blocks at the end of a line; the last one, marked True, may lack its newline.
+
+    A line longer than any event is cut into pieces, so that no more than that is held.
+    """
     rest = b""
     for block in blocks:
         end = block.rfind(b"\n") + 1
         if end:
             yield rest + block[:end], False
             rest = block[end:]
-        else:
-            rest += block
+        elif len(rest := rest + block) > _LONGEST_LINE:
+            yield rest, False
+            rest = b""
     yield rest, True

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from esper_analytics.formatting import format_count
 from esper_recorder.storage.atomic import atomic_file
-from esper_recorder.storage.safe_files import read_regular
+from esper_recorder.storage.json_files import read_json
 
 if TYPE_CHECKING:
     import polars as pl
@@ -134,7 +134,7 @@ def write_report(folder: Path, report: LoadReport) -> None:
 def read_report(folder: Path) -> dict[str, Any] | None:
     """Return a run's load report as plain data; None if the run was not imported, or the file cannot be read."""
     try:
-        data = json.loads(read_regular(folder / REPORT_FILE))
+        data = read_json(folder / REPORT_FILE)
     except (OSError, ValueError):
         return None
     return data if isinstance(data, dict) else None

@@ -29,11 +29,12 @@ from esper_analytics.importers.load_report import LoadReport, write_report
 from esper_recorder.contract.tables import SCHEMA_VERSION
 from esper_recorder.storage.arrow_batches import columns_to_table
 from esper_recorder.storage.atomic import make_folders, sync_folder
-from esper_recorder.storage.listing import RowFileName
+from esper_recorder.storage.listing import RowFileName, parts_in
 from esper_recorder.storage.lock import LOCK_FILE, acquire_lock, is_locked, release_lock
 from esper_recorder.storage.manifest import MANIFEST_FILE, Manifest, ManifestError, read_manifest, write_manifest
 from esper_recorder.storage.parquet import arrow_schema, write_part
 from esper_recorder.storage.run_folder import keep_rules
+from esper_recorder.storage.safe_files import check_folder, folders_in
 
 PART_BYTES = 256 * 2**20
 """Size of the rows in memory at which they become parts."""
@@ -165,7 +166,8 @@ class RunWriter:
         previous = find_imported(self.root, self.run_id)
         if previous is not None and previous[1].get("sha256") == origin.sha256:
             return ImportOutcome(self.run_id, "unchanged", report)
-        if previous is not None and int(previous[1].get("entries") or 0) > origin.entries:
+        entries = None if previous is None else previous[1].get("entries")
+        if isinstance(entries, int) and entries > origin.entries:
             return ImportOutcome(self.run_id, "shorter", report)
         self._flush()
         self._check()
@@ -204,13 +206,14 @@ class RunWriter:
         import pyarrow.parquet as pq
 
         counts: dict[str, int] = {}
-        for path in self.folder.glob("*/part-*.parquet"):
-            counts[path.parent.name] = counts.get(path.parent.name, 0) + int(pq.read_metadata(path).num_rows)
+        for table, parts in parts_in(self.folder)[0].items():
+            counts[table] = sum(int(pq.read_metadata(path).num_rows) for path in parts.values())
         if counts != self.rows:
             raise DataError(f"{self.folder} does not hold the rows that were written to it. Check the disk and retry.")
 
     def _move_into_place(self, final: Path) -> None:
         aside = self.root / f"{self.folder.name}.before"
+        check_folder(final)
         if final.exists():
             final.rename(aside)
         self.folder.rename(final)
@@ -229,13 +232,13 @@ class RunWriter:
 
 def find_imported(root: Path, run_id: str) -> tuple[Path, dict[str, Any]] | None:
     """Return the folder under RUNS that holds an imported run, and its manifest's `source`, or None."""
-    for path in sorted(root.glob(f"*/{MANIFEST_FILE}")):
-        if path.parent.name.startswith("."):
+    for folder in sorted(folders_in(root)):
+        if folder.name.startswith("."):
             continue
         with contextlib.suppress(ManifestError):
-            manifest = read_manifest(path.parent)
+            manifest = read_manifest(folder)
             if manifest.run_id == run_id:
-                return path.parent, dict(manifest.source or {})
+                return folder, dict(manifest.source or {})
     return None
 
 
@@ -262,8 +265,8 @@ def by_update(rows: pa.Table) -> pa.Table:
 
 def _remove_abandoned(root: Path) -> None:
     """Remove the folders of killed imports. A live import holds the lock of its folder."""
-    for folder in root.glob(f"{_HIDDEN}*"):
-        if folder.is_dir() and not is_locked(folder):
+    for folder in folders_in(root):
+        if folder.name.startswith(_HIDDEN) and not is_locked(folder):
             # Killed between its two renames, an import has moved a run aside and not replaced it: the run goes back.
             with contextlib.suppress(ManifestError, OSError):
                 if folder.name.endswith(".before"):

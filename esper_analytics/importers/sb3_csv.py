@@ -14,7 +14,7 @@ from pathlib import Path
 
 from esper_analytics.errors import UsageError
 from esper_analytics.importers.run_writer import ImportOutcome
-from esper_analytics.importers.scalar_rows import ScalarValue, Session
+from esper_analytics.importers.scalar_rows import ScalarValue, Session, whole_step
 from esper_analytics.importers.scalar_runs import RawEntry, ScalarRun, import_run
 from esper_analytics.importers.sources import Progress, Source, base_name, find_sources, track_progress
 
@@ -71,6 +71,7 @@ def _read_lines(lines: Sequence[str], run: ScalarRun, scalars: list[ScalarValue]
         run.damage.append(f"its first line names the column {twice} twice")
         return
     iterations: list[float] = []
+    unusable_steps = 0
     first_row = ""
     for number, line in enumerate(lines[1:], 2):
         if number == len(lines):
@@ -84,17 +85,19 @@ def _read_lines(lines: Sequence[str], run: ScalarRun, scalars: list[ScalarValue]
         row = {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
         first_row = first_row or repr(sorted(row.items()))
         numbers = {name: _number(cell) for name, cell in row.items()}
-        step, elapsed = numbers.get(_STEP), numbers.get(_ELAPSED)
+        logged, elapsed = numbers.get(_STEP), numbers.get(_ELAPSED)
+        step = None if logged is None else whole_step(logged)
+        unusable_steps += len(row) if logged is not None and step is None else 0
         if (iteration := numbers.get(_ITERATIONS)) is not None:
             iterations.append(iteration)
         for name, value in numbers.items():
             if value is None:
                 run.raw.append(RawEntry(number, name, row[name], "no_table", key=name))
             else:
-                integer_step = int(step) if step is not None and step.is_integer() else None
-                scalars.append(ScalarValue(name, integer_step, value, number, elapsed=elapsed))
+                scalars.append(ScalarValue(name, step, value, number, elapsed=elapsed))
     # Without its empty cells the first row stays the same when columns are added.
     run.identity = f"{run.name} {first_row}".encode()
+    run.note_steps(unusable_steps)
     if iterations and iterations[0] > 1:
         run.notes.append(
             f"it was logged once in {iterations[0]:.0f} iterations only (log_interval): updates count as they were "

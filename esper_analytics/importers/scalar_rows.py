@@ -19,8 +19,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from esper_analytics.importers.library_tags import Library, LibraryMatch
-from esper_recorder.storage.manifest import Attempt
+from esper_recorder.storage.manifest import EARLIEST, LATEST, Attempt
 
+MOST_STEPS = 2**53
+"""The largest step: up to it a float holds every whole number, and the number after it is one for a column too."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Place = tuple[int, int]
@@ -129,11 +131,17 @@ def arrange(
 
 
 def utc_time(seconds: float | None) -> datetime | None:
-    """Convert seconds since 1970 to a time; None if no calendar has it."""
+    """Convert seconds since 1970 to a time; None if it is none that a run can have."""
     try:
-        return None if seconds is None else _EPOCH + timedelta(seconds=seconds)
+        moment = None if seconds is None else _EPOCH + timedelta(seconds=seconds)
     except (OverflowError, ValueError):
         return None
+    return moment if moment is not None and EARLIEST <= moment < LATEST else None
+
+
+def whole_step(number: float) -> int | None:
+    """Read a step; None if it is not a whole number from 0 to `MOST_STEPS`."""
+    return int(number) if 0 <= number <= MOST_STEPS and number == int(number) else None
 
 
 # --- which values are an update ---------------------------------------------------------------------------------------
@@ -285,15 +293,18 @@ def _settings(
     for setting in match.library.settings:
         value = _finite_number(hyperparameters.get(setting.name))
         if value is not None:
-            settings[setting.column] = int(value) if setting.column == "epochs_planned" else value
+            number = whole_step(value) if setting.column == "epochs_planned" else value
+            settings |= {} if number is None else {setting.column: number}
     total_steps = match.library.total_steps
     return settings, None if total_steps is None else _finite_number(hyperparameters.get(total_steps))
 
 
 def _finite_number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:
         return None
-    return float(value)
+    return number if math.isfinite(number) else None
 
 
 def _update_columns(
@@ -324,8 +335,9 @@ def _add_episodes(
     rest = []
     for index in candidates:
         scalar = scalars[index]
-        if scalar.tag == library.episode_length and float(scalar.value).is_integer() and waiting[scalar.step]:
-            waiting[scalar.step].pop(0)["episode_length"] = int(scalar.value)
+        length = whole_step(scalar.value) if scalar.tag == library.episode_length else None
+        if length is not None and waiting[scalar.step]:
+            waiting[scalar.step].pop(0)["episode_length"] = length
         elif scalar.tag == library.episode_return:
             row = identity.row(index) | {"step": scalar.step, "episode_return": scalar.value}
             counts[row["attempt"]] += 1

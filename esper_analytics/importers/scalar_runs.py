@@ -14,7 +14,7 @@ from esper_analytics.formatting import format_count, format_list
 from esper_analytics.importers.library_tags import LIBRARIES, LibraryMatch, match_library
 from esper_analytics.importers.load_report import LoadReport
 from esper_analytics.importers.run_writer import ImportOutcome, Origin, RunWriter, data_errors, imported_run_id
-from esper_analytics.importers.scalar_rows import ScalarRows, Session, arrange
+from esper_analytics.importers.scalar_rows import MOST_STEPS, ScalarRows, Session, arrange
 from esper_recorder.storage.jsonable import to_jsonable
 from esper_recorder.storage.manifest import Attempt, Manifest
 
@@ -56,6 +56,12 @@ class ScalarRun:
     """What could not be read; each is a clause."""
     notes: list[str] = field(default_factory=list)
 
+    def note_steps(self, unusable: int) -> None:
+        """Add a note of values whose step cannot be one."""
+        if unusable:
+            steps, have = format_count(unusable, "value"), "has" if unusable == 1 else "have"
+            self.notes.append(f"{steps} {have} no step: it is not a whole number from 0 to {MOST_STEPS}")
+
 
 def import_run(run: ScalarRun, to: Path) -> ImportOutcome:
     """Write a run into the folder of runs `to`, unless it is empty.
@@ -79,7 +85,7 @@ def import_run(run: ScalarRun, to: Path) -> ImportOutcome:
         trainer={} if match is None else {"name": match.library.name},
         definition=None if match is None else match.library.definition,
         config=to_jsonable(run.hyperparameters) or None,
-        total_steps=total_steps if isinstance(total_steps, int) else None,
+        total_steps=total_steps if isinstance(total_steps, int) and 0 <= total_steps <= MOST_STEPS else None,
         attempts=tuple(rows.attempts) or (Attempt(how="unknown"),),
     )
     with data_errors(run.source), RunWriter(to, run_id) as writer:

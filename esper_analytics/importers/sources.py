@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from esper_analytics.errors import UsageError
 
 BLOCK_BYTES = 8 * 2**20
 _PIECE_BYTES = 2**16  # a damaged compressed file is read up to at most this far before the damage
+_MOST_EXPANSION = 200  # logs compress by a factor of 10 to 50
+_ALWAYS_READ = 64 * 2**20
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 Progress = Callable[[int, int], None]
@@ -86,6 +89,8 @@ def base_name(path: Path) -> str:
 class Source:
     """A file's content, decompressed, in blocks.
 
+    Covers: damage at any byte, and a compressed file whose content is far larger than any log's.
+
     Attributes:
         bytes_read: bytes of the file, as it lies on disk, that have been read.
         descriptor: the open file's, while blocks are read that lie in it unchanged; None if it is compressed.
@@ -110,6 +115,7 @@ class Source:
             raise UsageError(f"{self.path} cannot be read: {error}.") from error
         codec = _CODECS.get(self.path.suffix)
         decompressed = 0
+        most = math.inf if codec is None else max(_ALWAYS_READ, _MOST_EXPANSION * _size(self.path))
         with file:
             self.descriptor = file.fileno() if codec is None else None
             stream = file if codec is None else pa.CompressedInputStream(file, codec)
@@ -122,6 +128,12 @@ class Source:
                     self.damage = f"the file is damaged or cut off: {place}"
                     piece = b""
                 decompressed += len(piece)
+                if decompressed > most:
+                    self.damage = (
+                        f"it is read up to byte {most:,} of its content only: no log compresses to less than a "
+                        f"{_MOST_EXPANSION}th of its size"
+                    )
+                    piece = b""
                 pieces.append(piece)
                 self.bytes_read = file.tell()
                 if sum(map(len, pieces)) >= size or not piece:

@@ -77,7 +77,7 @@ def _run(folder: Path, files: Sequence[EventFile]) -> ScalarRun:
             if text.tag in _TABLES:
                 hyperparameters |= _table(text.text)
     oldest = files[0]
-    return ScalarRun(
+    run = ScalarRun(
         format=FORMAT,
         name=folder.name,
         source=folder,
@@ -90,6 +90,8 @@ def _run(folder: Path, files: Sequence[EventFile]) -> ScalarRun:
         left_out=left_out,
         damage=[damage for file in files for damage in _damage(file)],
     )
+    run.note_steps(sum(file.unusable_steps for file in files))
+    return run
 
 
 def _damage(file: EventFile) -> Iterator[str]:
@@ -148,6 +150,6 @@ def _value(text: str) -> Any:
     """Read a value as Python prints it; the text itself if JSON has no such value."""
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         return text
     return value if value is None or isinstance(value, bool | int | float | str) else text

@@ -189,8 +189,11 @@ def _stack(run: RunFrames, title: str, height: float, panels: Sequence[tuple[Pan
 def _heat_map(
     axes: Any, run: RunFrames, updates: NDArray[np.int64], values: NDArray[np.float64], norm: Any, cmap: str, label: str
 ) -> None:
-    """Draw values by row and update, from the first to the last of `updates`."""
-    x, y = np.arange(updates[0], updates[-1] + 2) - 0.5, np.arange(values.shape[0] + 1) - 0.5
+    """Draw values by row and update: a column for each of `updates`, and an empty one for each hole between them."""
+    holes = np.flatnonzero(np.diff(updates) > 1) + 1
+    x = np.sort(np.concatenate([updates - 0.5, updates[[*(holes - 1), -1]] + 0.5]))
+    y = np.arange(values.shape[0] + 1) - 0.5
+    values = np.insert(values, holes, math.nan, axis=1)
     mesh = axes.pcolormesh(x, y, values, norm=norm, cmap=cmap, rasterized=True)
     axes.figure.colorbar(mesh, ax=axes, label=label, pad=0.01)
     axes.grid(False)
@@ -201,18 +204,23 @@ def _heat_map(
 
 
 def ratio_fractions(histograms: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return (first and last update, fraction of the transitions by bin and update); NaN without a histogram."""
+    """Return (updates with a histogram, fraction of the transitions by bin and update)."""
     joint = histograms.filter((pl.col("head") == "") & pl.col("counts").is_not_null())
     if joint.is_empty():
         return np.array([], np.int64), np.empty((log_ratio_bin_count(), 0))
     whole = joint.filter(pl.col("minibatch").is_null())
     parts = joint.filter(~pl.col("update").is_in(whole.get_column("update").implode()))
-    first, last = int(joint["update"].min()), int(joint["update"].max())  # type: ignore[arg-type]
-    counts = np.zeros((log_ratio_bin_count(), last - first + 1))
+    place = _places(joint)
+    counts = np.zeros((log_ratio_bin_count(), len(place)))
     for update, histogram in pl.concat([whole, parts]).select("update", "counts").iter_rows():
-        counts[:, update - first] += histogram
+        counts[:, place[update]] += histogram
     sums = counts.sum(axis=0)
-    return np.array([first, last]), counts / np.where(sums > 0, sums, math.nan)
+    return np.array([*place]), counts / np.where(sums > 0, sums, math.nan)
+
+
+def _places(rows: pl.DataFrame) -> dict[int, int]:
+    """Number the updates of some rows in their order."""
+    return {update: place for place, update in enumerate(rows.get_column("update").unique().sort())}
 
 
 def bin_position(ratios: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -238,7 +246,7 @@ def worst_ratios(exemplars: pl.DataFrame) -> pl.DataFrame:
 
 
 def layer_norms(layers: pl.DataFrame) -> tuple[list[str], NDArray[np.int64], NDArray[np.float64]]:
-    """Return (layers in network order, first and last update, norm by layer and update at the last step)."""
+    """Return (layers in network order, updates with a norm, norm by layer and update at the last step)."""
     recorded = layers.filter(pl.col("grad_norm").is_not_null())
     if recorded.is_empty():
         return [], np.array([], np.int64), np.empty((0, 0))
@@ -246,13 +254,13 @@ def layer_norms(layers: pl.DataFrame) -> tuple[list[str], NDArray[np.int64], NDA
     largest = last_step.group_by("layer", maintain_order=True).agg(pl.col("grad_norm").fill_nan(None).max())
     kept = set(largest.sort("grad_norm", descending=True, nulls_last=True).head(MOST_LAYERS)["layer"])
     names = [name for name in largest.get_column("layer") if name in kept]
-    first, last = int(recorded["update"].min()), int(recorded["update"].max())  # type: ignore[arg-type]
-    norms = np.full((len(names), last - first + 1), math.nan)
-    place = {name: n for n, name in enumerate(names)}
+    column = _places(recorded)
+    norms = np.full((len(names), len(column)), math.nan)
+    row = {name: n for n, name in enumerate(names)}
     for update, layer, norm in last_step.select("update", "layer", "grad_norm").iter_rows():
-        if layer in place:
-            norms[place[layer], update - first] = norm
-    return names, np.array([first, last]), norms
+        if layer in row:
+            norms[row[layer], column[update]] = norm
+    return names, np.array([*column]), norms
 
 
 def phase_times(profiles: pl.DataFrame) -> tuple[list[str], pl.DataFrame]:

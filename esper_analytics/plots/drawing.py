@@ -21,6 +21,7 @@ from esper_analytics.formatting import format_number
 from esper_analytics.plots.panels import BAND, FAINT, MUTED, Line, Panel, has_values
 from esper_analytics.plots.run_frames import Mark
 from esper_recorder.contract.rules.model import Severity
+from esper_recorder.contract.spans import Spans, join, without
 
 SEVERITY_COLOURS: Final = {Severity.CRITICAL: "#b3261e", Severity.WARNING: "#d98200", Severity.INFO: "#4b7f9e"}
 """Distinct in lightness too, and never without the word."""
@@ -189,16 +190,14 @@ def _draw_background(axes: Axes, panel: Panel, frame: pl.DataFrame, updates: Flo
 
 def _shade(axes: Axes, marks: Iterable[Mark]) -> None:
     """Shade the updates of the incidents in the colour of the worst severity of each update."""
-    worst: dict[int, Severity] = {}
-    for mark in sorted(marks, key=lambda m: Severity(m.severity).rank):
-        worst |= dict.fromkeys(range(mark.onset, mark.last + 1), Severity(mark.severity))
-    spans: list[tuple[int, int, Severity]] = []
-    for update, severity in sorted(worst.items()):
-        if spans and spans[-1][1:] == (update - 1, severity):
-            spans[-1] = (spans[-1][0], update, severity)
-        else:
-            spans.append((update, update, severity))
-    for start, end, severity in spans:
+    spans = [(mark.onset, mark.last, Severity(mark.severity)) for mark in marks]
+    covered: Spans = []
+    shades: list[tuple[int, int, Severity]] = []
+    for severity in sorted(Severity, key=lambda severity: -severity.rank):
+        own = join((onset, last) for onset, last, of_mark in spans if of_mark is severity)
+        shades += ((*span, severity) for span in without(own, covered))
+        covered = join([*covered, *own])
+    for start, end, severity in sorted(shades):
         colour = SEVERITY_COLOURS[severity]
         axes.axvspan(start - 0.5, end + 0.5, color=colour, alpha=0.11, linewidth=0, zorder=0.4)
 

@@ -18,6 +18,7 @@ import polars as pl
 
 from esper_analytics.detection.diff import diff, diff_with_live, live_alarms, runs_without_rules
 from esper_analytics.detection.replay import Result
+from esper_analytics.errors import DataError
 from esper_analytics.formatting import (
     format_count,
     format_duration,
@@ -296,8 +297,8 @@ def _base_rules(rules: RuleSet, result: Result, run_id: str) -> RuleSet | None:
     if not rules.overrides:
         return rules
     candidates = [load_profile(rules.name)] if rules.name in profiles() else []
-    recorded = result.runs.rules_text(run_id)
-    with suppress(RuleError):  # unreadable rules are not those the run was evaluated with
+    with suppress(RuleError, DataError):  # unreadable rules are not those the run was evaluated with
+        recorded = result.runs.rules_text(run_id)
         candidates += [] if recorded is None else [RuleSet.parse(recorded[1], recorded[0] or rules.name)]
     for base in candidates:
         with suppress(RuleError):

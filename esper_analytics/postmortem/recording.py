@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import polars as pl
 
-from esper_analytics.formatting import format_count, format_list, format_percent, format_ranges, shorten
+from esper_analytics.formatting import format_count, format_list, format_percent, format_ranges, format_spans, shorten
 from esper_analytics.runs import Runs
+from esper_recorder.contract.spans import count, spans_of, without
 from esper_recorder.storage.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -99,11 +100,12 @@ def describe_recording(runs: Runs, row: Mapping[str, Any], frame: pl.DataFrame) 
         starts = sorted({(attempt.attempt, attempt.from_update) for attempt in attempts})[1:]
         resumed = format_list([f"update {start}" for _, start in starts])
         lines.append(f"Resumed {format_count(resumes, 'time')}, from {resumed}.")
-    recorded, last = set(frame.get_column("update")), row["updates"]
+    last = row["updates"]
     start = min((attempt.from_update for attempt in attempts), default=1)
-    missing = [update for update in range(start, last + 1) if update not in recorded] if len(recorded) < last else []
+    recorded = frame.get_column("update").drop_nulls()
+    missing = without([(start, last)], spans_of(recorded)) if recorded.n_unique() <= last - start else []
     if missing:
-        lines.append(f"{format_count(len(missing), 'update')} of {last} not recorded: {format_ranges(missing)}.")
+        lines.append(f"{format_count(count(missing), 'update')} of {last} not recorded: {format_spans(missing)}.")
     gaps = runs.table("gaps").sort("first_update", "table_name").collect()
     lines += [_gap_line(gap) for gap in gaps.iter_rows(named=True)]
     for dropped in (attempt.dropped for attempt in attempts if attempt.dropped):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -329,13 +330,15 @@ print({type(f) for f in (ea.replay, ea.diff, ea.sweep, ea.report, ea.load_rules)
     assert run_python(code).strip() == "True"
 
 
-def test_a_run_whose_own_rules_are_broken_can_be_judged_by_others(tmp_path):
-    path = write_run(
-        tmp_path, updates=[{"update": 1, "ratio_max": 1.0}], manifest={"rules": {"profile": "x", "sha256": "0"}}
-    )
-    (path / "rules").mkdir(exist_ok=True)
-    (path / "rules" / "0.toml").write_text("[rules.broken]\nno = 'rule'\n")
+def test_a_run_whose_own_rules_are_broken_is_left_out_and_can_be_judged_by_others(tmp_path):
+    write_run(tmp_path, "broken", updates=[{"ratio_max": 1.0}], rules="[rules.broken]\nno = 'rule'\n")
     runs = ea.open(tmp_path)
     with pytest.raises(ea.DataError, match="cannot be used"):
         ea.replay(runs)
+    lost = write_run(tmp_path, "lost", updates=[{"ratio_max": 1.0}], rules="x = 1")
+    shutil.rmtree(lost / "rules")
+    sound = write_run(tmp_path, "sound", updates=[{"ratio_max": 1.0}])
+    assert list(ea.replay(runs).rules_by_run) == [sound.name]
+    broken, unreadable = runs.problems_met
+    assert "cannot be used" in str(broken) and "cannot be read" in str(unreadable)
     assert ea.replay(runs, "default").firings.height == 0

@@ -130,3 +130,23 @@ def test_a_run_cannot_be_imported_into_the_folder_of_another_run(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot be written to"):
         RunWriter(tmp_path / "file", "b")
+
+
+def test_a_run_behind_a_link_is_not_replaced_and_links_named_like_remains_stay(tmp_path):
+    outside = tmp_path / "outside"
+    store(outside, 2, "s")
+    root = tmp_path / "runs"
+    root.mkdir()
+    (root / RUN_ID).symlink_to(outside / RUN_ID)
+    (root / ".import-a.before").symlink_to(outside)
+    with pytest.raises(OSError, match="is a link, which is not followed"):
+        store(root, 3, "longer")
+    assert len(ea.open(outside / RUN_ID).table("ppo_updates").collect()) == 2
+    assert sorted(path.name for path in root.iterdir()) == [".import-a.before", RUN_ID]
+
+
+def test_a_source_that_a_stranger_wrote_into_run_json_is_no_count_of_entries(tmp_path):
+    store(tmp_path, 2, "s")
+    path = tmp_path / RUN_ID / "run.json"
+    path.write_text(path.read_text().replace('"entries": 2', '"entries": "many"'))
+    assert store(tmp_path, 3, "t").status == "replaced"

@@ -9,6 +9,7 @@ import pytest
 
 import esper_analytics as ea
 from esper_analytics.importers import sb3_csv
+from esper_analytics.importers.sources import Source
 from tests.support import esper
 
 HEADER = "time/total_timesteps,time/time_elapsed,time/iterations,rollout/ep_rew_mean"
@@ -150,3 +151,20 @@ class TestSources:
         found = [(row["attempt"], row["update"], row["approx_kl"]) for row in rows(to, "ppo_updates")]
         assert found == [(2, 1, 0.05)], "the second training takes the place of the first"
         assert len(rows(to, "ppo_updates_all")) == 3
+
+
+@pytest.mark.parametrize("step", ["1e300", "12345678901234567890", "-5", "1.5", "nan", "inf", "9" * 400])
+def test_a_step_that_cannot_be_one_costs_itself_and_the_report_says_so(file, to, step):
+    file.write_text(WHOLE + f"{step},5,4,,0.03,0.3,-0.4\n256,6,5,,0.04,0.4,-0.3\n")
+    error = esper("import", "sb3-csv", file, "--to", to).stderr
+    assert "6 values have no step: it is not a whole number from 0 to" in " ".join(error.split())
+    assert [row["step"] for row in rows(to, "ppo_updates")] == [128, 192, None, 256]
+    assert [row["approx_kl"] for row in rows(to, "ppo_updates")] == [0.01, 0.02, 0.03, 0.04]
+
+
+def test_a_compressed_file_far_larger_than_any_log_is_read_to_a_bound(tmp_path, to):
+    bomb = tmp_path / "progress.csv.gz"
+    bomb.write_bytes(gzip.compress(WHOLE.encode() + b"\n" * 80_000_000))
+    source = Source(bomb)
+    read = sum(map(len, source.blocks()))
+    assert 64 * 2**20 - 2**16 <= read <= 64 * 2**20 and "no log compresses" in str(source.damage)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+import resource
 import sys
 from pathlib import Path
 
 import pytest
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DataType
 from torch.utils.tensorboard import SummaryWriter
 
 import esper_analytics as ea
@@ -211,3 +216,28 @@ def test_a_replay_and_a_comparison_warn_of_different_definitions(logs, to, tmp_p
     assert mixed in esper("replay", to, "--rules", "default").stderr
     assert mixed in esper("plot", to, "--kind", "compare", "-o", tmp_path / "a.png").stderr
     assert "definitions" not in esper("replay", to, "--rules", "default", "--run", "PPO_1", "--run", "PPO_2").stderr
+
+
+def test_what_a_file_only_declares_costs_itself(logs, to):
+    path = write_log(logs / "PPO_1", updates(20))
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=10**9)])
+    tensor = TensorProto(dtype=DataType.DT_FLOAT, tensor_shape=shape, float_val=[1.0])
+    scalars = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"))
+    with path.open("ab") as file:
+        huge = Summary(value=[Summary.Value(tag="train/loss", tensor=tensor, metadata=scalars)])
+        file.write(framed(Event(wall_time=STARTED, step=30, summary=huge).SerializeToString()))
+        for step, time in ((2**63 - 1, 1e300), (-1, math.nan), (40, -1e12)):
+            value = Summary(value=[Summary.Value(tag="train/loss", simple_value=2.5)])
+            file.write(framed(Event(wall_time=time, step=step, summary=value).SerializeToString()))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    error = " ".join(esper("import", "tensorboard", logs, "--to", to, "--strict").stderr.split())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB: not 4 GB
+    assert "2 values have no step" in error
+    [run] = ea.open(to)
+    assert run.table("ppo_updates").collect()["step"].to_list() == [20]
+    report = read_report(run.folder(run.ids[0]))
+    assert report is not None
+    kinds = {row["kind"]: row for row in report["kinds"]}
+    assert kinds["scalars that are not a number"]["left_out"] == 1
+    kept = run.table("scalars").sort("step", nulls_last=True).collect()
+    assert (kept["step"].to_list(), kept["value"].to_list()) == ([40, None, None], [2.5, 2.5, 2.5])

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import esper_analytics as ea
+from esper_analytics.catalog.discovery import run_folders
 from esper_analytics.maintenance.compaction import compact
 from esper_analytics.maintenance.verification import verify
 from esper_recorder.storage.arrow_batches import columns_to_table
 from esper_recorder.storage.run_folder import RunFolder
 from esper_recorder.storage.sink import ParquetSink
 from tests.analytics.maintenance.recordings import content, dead_run, expected, many_parts
-from tests.builders import add_part, complete_rows
+from tests.builders import add_part, complete_rows, write_run
 from tests.support import esper
 
 
@@ -199,3 +203,22 @@ class TestVerify:
         assert (row["ended"], row["updates"], row["complete"]) == ("live", 2, True)
         sink.close()
         folder.release()
+
+
+def test_the_work_of_verify_is_that_of_the_rows_not_of_the_numbers_in_them(tmp_path):
+    gap = {"table_name": "*", "reason": "queue_full", "first_update": 11, "last_update": 2**62}
+    far = [{"update": update} for update in (1, 2, 10, 300_000_000)]
+    attempts = [{"attempt": n, "rank": 0, "from_update": n} for n in range(1, 5_001)]
+    write_run(tmp_path, "far", updates=far, tables={"gaps": [{"update": 2, **gap}]})
+    write_run(tmp_path, "often", updates=[{"update": 1}], manifest={"attempts": attempts})
+    tracemalloc.start()
+    outcome = verify(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000_000
+    [row] = outcome.frame.filter(pl.col("run_id").str.starts_with("far")).to_dicts()
+    assert (row["updates"], row["missing"], row["explained_missing"]) == (300_000_000, 7, 300_000_000 - 11)
+    runs = ea.open(tmp_path)
+    assert runs.sql("SELECT count(*) AS n FROM ppo_updates")["n"].item() == 5  # update 1 of attempt 1 is before 2
+    [entry] = [run for run in run_folders(tmp_path)[0] if "often" in run.run_id]
+    assert entry.superseded_from() == tuple((n, n + 1) for n in range(1, 5_000))

@@ -65,8 +65,17 @@ class TestRatio:
         updates, fractions = detail_figures.ratio_fractions(table(rows, HISTOGRAMS))
         assert updates.tolist() == [1, 3]
         assert (fractions[MIDDLE, 0], fractions[MIDDLE + 5, 0]) == (0.75, 0.25)
-        assert np.isnan(fractions[:, 1]).all()
-        assert (fractions[MIDDLE, 2], fractions[MIDDLE - 2, 2], fractions[:, 2].sum()) == (0.5, 0.5, 1.0)
+        assert (fractions[MIDDLE, 1], fractions[MIDDLE - 2, 1], fractions[:, 1].sum()) == (0.5, 0.5, 1.0)
+        axes = detail_figures.ratio(run_of(ratio_max=[1.5]), table(rows, HISTOGRAMS), table([], EXEMPLARS)).axes[0]
+        [mesh] = axes.collections
+        drawn: Any = np.ma.filled(np.ma.asarray(mesh.get_array()), NAN)
+        assert drawn.shape[1] == 3 and np.isnan(drawn[:, 1]).all() and drawn[MIDDLE, 2] == 0.5
+
+    def test_a_hole_of_any_length_is_one_empty_column(self):
+        rows = [(update, None, "", counts(at_0=1)) for update in (1, 2, 300_000_000)]
+        axes = detail_figures.ratio(run_of(ratio_max=[1.5]), table(rows, HISTOGRAMS), table([], EXEMPLARS)).axes[0]
+        [mesh] = axes.collections
+        assert np.ma.asarray(mesh.get_array()).shape[1] == 4
 
     def test_a_ratio_is_drawn_within_its_bin(self):
         bins = log_ratio_bins()
@@ -107,7 +116,7 @@ class TestGradients:
     def test_layers_are_in_network_order_with_the_norm_of_the_last_step(self):
         names, updates, norms = detail_figures.layer_norms(table([*self.ROWS], LAYERS))
         assert (names, updates.tolist()) == (["a", "b"], [1, 3])
-        np.testing.assert_equal(norms, [[2.0, NAN, NAN], [0.5, NAN, 0.25]])
+        np.testing.assert_equal(norms, [[2.0, NAN], [0.5, 0.25]])
 
     def test_the_norms_before_and_after_clipping_are_drawn_above_the_layers(self):
         run = run_of(grad_norm=[3.0, 1.0], grad_norm_clipped=[0.5, 0.5])

@@ -74,12 +74,15 @@ class Expression:
         try:
             self._tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise ExpressionError(f"{text!r} is not an expression ({error.__class__.__name__})") from None
+            raise ExpressionError(f"{text[:100]!r} is not an expression ({error.__class__.__name__})") from None
         nodes = list(ast.walk(self._tree))
         if len(nodes) > _MOST_NODES:
             raise ExpressionError(f"'{text.strip()[:40]}...' is too long; it may have {_MOST_NODES} parts")
         self.text = text
-        self._of_row = self.compile(ROW_OPERATORS)
+        try:
+            self._of_row = self.compile(ROW_OPERATORS)
+        except RecursionError:
+            raise ExpressionError(f"'{text.strip()[:40]}...' is nested too deep") from None
         functions = {node.func for node in nodes if isinstance(node, ast.Call)}
         names = {node.id for node in nodes if isinstance(node, ast.Name) and node not in functions}
         self.columns = tuple(sorted(names))

@@ -9,6 +9,9 @@ from typing import Any
 from esper_recorder.contract.rules.model import RuleError
 from esper_recorder.contract.suggest import closest, did_you_mean, suggest
 
+MOST = 1_000_000_000
+"""The most updates, or rows, that a rule may count."""
+
 
 class Location:
     """A location in a rules file. Each check returns the value, converted, or raises RuleError."""
@@ -22,14 +25,15 @@ class Location:
 
     def error(self, message: str) -> RuleError:
         """Return an error that names the location."""
-        rule = f", rule {self.rule}" if self.rule else ""
-        return RuleError(f"{self.file}{rule}{f', {self.path}' if self.path else ''}: {message}")
+        rule = f", rule {self.rule[:100]}" if self.rule else ""
+        path = f", {self.path[:200]}" if self.path else ""
+        return RuleError(f"{self.file}{rule}{path}: {message[:1000]}")
 
     def table(self, value: Any, allowed: Iterable[str]) -> dict[str, Any]:
         """Check for a table without other keys than those allowed."""
         allowed = tuple(allowed)
         if not isinstance(value, dict):
-            raise self.error(f"must be a table of {', '.join(allowed)}, not {value!r}")
+            raise self.error(f"must be a table of {', '.join(allowed)}, not {as_toml(value)}")
         for key in value:
             if key not in allowed:
                 raise self.error(f"unknown key {key!r}. {suggest(key, allowed, kind='keys allowed here')}")
@@ -37,17 +41,20 @@ class Location:
 
     def number(self, value: Any) -> float:
         """Check for a number that is not NaN."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(f"must be a number, not {as_toml(value)}")
         try:
-            return float(value)
+            number = float(value)
         except OverflowError:
             raise self.error("is too large a number") from None
+        if math.isnan(number):
+            raise self.error("must be a number, not nan")
+        return number
 
-    def count(self, value: Any, least: int) -> int:
-        """Check for a whole number of at least `least`."""
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self.error(f"must be a whole number of at least {least}, not {as_toml(value)}")
+    def count(self, value: Any, least: int, most: int = MOST) -> int:
+        """Check for a whole number from `least` to `most`."""
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self.error(f"must be a whole number from {least} to {most:,}, not {as_toml(value)}")
         return value
 
     def boolean(self, value: Any) -> bool:
@@ -72,5 +79,6 @@ class Location:
 
 
 def as_toml(value: Any) -> str:
-    """Write a value as a rules file would."""
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+    """Write a value as a rules file would, a long one not to its end."""
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -32,6 +32,7 @@ _RULE_KEYS = ("severity", "for", "keep", "unless", "inhibited_by", "evidence", "
 _FORMER_KEYS = {"yields_to": "inhibited_by"}  # in the rules that runs of schema 2 keep
 _SHARED_KEYS = ("table", "key", "where")  # of a rule with any_of: for all alternatives
 _UNREADABLE = ("alarms", "gaps")  # written after the rules are evaluated
+_LONGEST_WINDOW = 10_000  # a replay's work grows with it
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _COLUMN_NAME = re.compile(r"\b[A-Za-z_]\w*")
 
@@ -57,7 +58,7 @@ def parse_text(text: str, name: str) -> RulesFile:
     """Parse TOML text; errors call it `name`. Raises RuleError."""
     try:
         data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits, or no date
         raise RuleError(f"{name} is not TOML: {error}") from None
     return parse_data(data, name)
 
@@ -67,7 +68,7 @@ def parse_data(data: dict[str, Any], name: str) -> RulesFile:
     location = Location(name)
     location.table(data, _FILE_KEYS)
     if data.get("format", FORMAT) != FORMAT:
-        raise location.error(f"format is {data['format']!r}; this version reads format {FORMAT}")
+        raise location.error(f"format is {as_toml(data['format'])}; this version reads format {FORMAT}")
     description = location.at("description").text(data.get("description", ""))
     phases = _phases(data.get("phases", {}), location.at("phases"))
     raw_rules = data.get("rules", {})
@@ -99,7 +100,7 @@ def _rule(name: str, raw: Any, phases: dict[str, float], file: Location) -> Rule
         raise file.error(f"rule name {name!r}: letters, digits, _ and - only")
     location = Location(file.file, name)
     if not isinstance(raw, dict):
-        raise location.error(f"must be a table, not {raw!r}")
+        raise location.error(f"must be a table, not {as_toml(raw)}")
     if "inhibited_by" not in raw:
         raw = {_FORMER_KEYS.get(key, key): value for key, value in raw.items()}
     conditions = _conditions(raw, phases, location)
@@ -296,7 +297,7 @@ def _rolling(raw: Any, location: Location) -> Rolling:
     location.table(raw, ("window", "trend"))
     if "trend" not in raw:
         raise location.at("trend").error(f"is missing; it is one of {', '.join(TrendOf)}")
-    window = location.at("window").count(raw.get("window", Rolling().window), 1)
+    window = location.at("window").count(raw.get("window", Rolling().window), 1, _LONGEST_WINDOW)
     return Rolling(window, TrendOf(location.at("trend").choice(raw["trend"], TrendOf)))
 
 

@@ -19,6 +19,9 @@ from esper_recorder.contract.rules.signal import BACKFILLED, UPDATE_TABLE
 from esper_recorder.contract.rules.toml_writer import to_toml
 from esper_recorder.contract.suggest import suggest
 
+MOST_BYTES = 4 * 2**20
+"""Size of the largest file of rules that is read."""
+
 __all__ = ["Rule", "RuleError", "RuleSet", "Severity", "load_file", "load_profile", "profiles"]
 
 _NOT_THE_FILES_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -97,7 +100,11 @@ def load_file(path: str | Path) -> RuleSet:
     """Load rules from a TOML file. Raises RuleError, or OSError if the system can open no file now."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise RuleError(f"{path} is no file of rules: it has more than {MOST_BYTES:,} bytes")
+        text = data.decode()
     except FileNotFoundError:
         raise RuleError(f"there is no file {path}") from None
     except UnicodeDecodeError:

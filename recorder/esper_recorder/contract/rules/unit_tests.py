@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from esper_recorder.contract.rules.evaluator import RuleEvaluator
-from esper_recorder.contract.rules.location import Location
+from esper_recorder.contract.rules.location import Location, as_toml
 from esper_recorder.contract.rules.ruleset import RuleSet
 from esper_recorder.contract.rules.signal import ORDER_COLUMNS, UPDATE_TABLE, own_keys
 from esper_recorder.contract.suggest import suggest
@@ -39,6 +39,8 @@ Cells = list[Any]
 """The values of one word, one per row."""
 
 _KEYS: Final = ("name", "progress", "series", "fires", "abstains")
+_TIMES: Final = re.compile("[0-9]{1,6}")
+_MOST_UPDATES: Final = 100_000
 _SERIES: Final = re.compile(r"(?P<table>\w+)\.(?P<column>\w+)(\{(?P<keys>\w+=[^}]*)\})?")
 _FIRES: Final = re.compile(r"(?P<rule>[A-Za-z0-9_-]+)(\{(?P<key>[^}]*)\})?")
 
@@ -97,7 +99,8 @@ def _test(raw: Mapping[str, Any], number: int, rules: set[str], file: str) -> Ru
         raise location.error("name must be text: what the test shows")
     updates = _updates(raw, location)
     fires: dict[tuple[str, str], tuple[int, ...]] = {}
-    for text, expected in location.at("fires").table(raw.get("fires", {}), raw.get("fires", {})).items():
+    firing = raw.get("fires", {})
+    for text, expected in location.at("fires").table(firing, firing if isinstance(firing, dict) else ("RULE",)).items():
         match = _FIRES.fullmatch(text)
         here = location.at(f"fires.{text}")
         if match is None or match["rule"] not in rules:
@@ -149,10 +152,12 @@ def _parse_words(text: Any, location: Location) -> list[Cells]:
     words: list[Cells] = []
     for word in text.split():
         body, _, times = word.partition("x") if not word.endswith("]") else (word, "", "")
-        if times and not times.isdigit():
-            raise location.error(f"{word!r} is not a value; repeat one as 1.0x5")
+        if times and not _TIMES.fullmatch(times):
+            raise location.error(f"{as_toml(word)} is not a value; repeat one as 1.0x5")
         cells = [] if body == "_" else [_parse_cell(cell, location) for cell in body.split(",")]
         words += [cells] * (int(times) if times else 1)
+        if len(words) > _MOST_UPDATES:
+            raise location.error(f"has more than {_MOST_UPDATES:,} updates")
     return words
 
 

@@ -108,7 +108,7 @@ def test_a_field_with_a_default_can_be_set() -> None:
         ("ratio.above", "abc", "rule ratio, above: must be a number, not 'abc'"),
         ("ratio.above", math.nan, "must be a number, not nan"),
         ("ratio.above", True, "must be a number, not true"),
-        ("ratio.for", 1.5, "must be a whole number of at least 1, not 1.5"),
+        ("ratio.for", 1.5, "must be a whole number from 1 to 1,000,000,000, not 1.5"),
         ("ratio.keep", 1.0, "must be true or false, not 1.0"),
         ("ratio.severity", "bad", "must be one of info, warning, critical, not 'bad'"),
         ("ratio.reset", 6.0, "must lie at or below the threshold"),

@@ -93,7 +93,10 @@ def test_a_rule_set_lists_the_columns_it_reads() -> None:
         (rule('expr = "ratio_max - ratio_mn"\nabove = 1'), "Did you mean ratio_min"),
         (rule('column = "ratio_max"\nabove = 5\nreset = 6'), "reset: must lie at or below the threshold"),
         (rule('column = "ratio_max"\nbelow = 5\nreset = { times = 0.5 }'), "reset: must lie at or above the threshold"),
-        (rule('column = "ratio_max"\nabove = 5\nfor = 0'), "for: must be a whole number of at least 1, not 0"),
+        (
+            rule('column = "ratio_max"\nabove = 5\nfor = 0'),
+            "for: must be a whole number from 1 to 1,000,000,000, not 0",
+        ),
         (rule('column = "ratio_max"\nabove = 5\nfor = 1.5'), "for: must be a whole number"),
         (rule('column = "ratio_max"\nabove = 5\nkeep = "yes"'), "keep: must be true or false"),
         (rule('column = "ratio_max"\nabove = { phase = { start = 1 } }'), "has no number for end"),
@@ -113,7 +116,7 @@ def test_a_rule_set_lists_the_columns_it_reads() -> None:
         (rule('column = "ratio_max"\nabove = 1\nevidence = 3'), "evidence: must be text"),
         ('[rules.r]\ncolumn = "ratio_max"\nabove = 1', "severity is missing"),
         ('[rules.r]\nseverity = "criticle"\ncolumn = "ratio_max"\nabove = 1', "Did you mean critical"),
-        (rule('column = "ratio_max"\nabove = 1\nmin_n = 0'), "at least 1"),
+        (rule('column = "ratio_max"\nabove = 1\nmin_n = 0'), "from 1 to 1,000,000,000"),
         (rule('table = "episodes"\ntake = "max"\ncolumn = "episode_return"\nmin_n = 1\nabove = 1'), "has no column n"),
     ],
 )

@@ -88,7 +88,7 @@ class TestRollingMean:
         [
             ("rolling = {}", "rolling.trend: is missing; it is one of change, size, drop"),
             ('rolling = { trend = "chang" }', "Did you mean change"),
-            ('rolling = { trend = "drop", window = 0 }', "must be a whole number of at least 1"),
+            ('rolling = { trend = "drop", window = 0 }', "must be a whole number from 1 to 10,000"),
             ('rolling = { trend = "drop", widow = 3 }', "unknown key 'widow'"),
             ('rolling = { trend = "drop" }\ndrift = {}', "has both drift and rolling"),
         ],
