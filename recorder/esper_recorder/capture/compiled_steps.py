@@ -92,17 +92,14 @@ def reduce(
     if "mask" in joint:
         valid = joint.pop("mask") != 0
     if entropy_max is not None and "entropy_max" not in joint:
-        joint["entropy_max"] = number(entropy_max).expand(1, n)
+        joint["entropy_max"] = number(entropy_max).to(dtype).expand(1, n)
     groups = []
     for layout in layouts:
         stacked = {f: torch.stack([wide[f, name] for name in layout.names])[None] for f in layout.fields}
         if layout.entropy_max is not None:
-            bounds = torch.stack([number(x) for x in layout.entropy_max])
+            bounds = torch.stack([number(x) for x in layout.entropy_max]).to(dtype)
             stacked["entropy_max"] = bounds[None].expand(1, len(layout.names), n)
         groups.append(HeadFields(layout.names, stacked))
-    normalize = None
-    if normalize_advantages is not None:
-        normalize = torch.full((1,), normalize_advantages, dtype=torch.bool, device=device)
     numbers = {"clip_range": clip_range, "value_clip_range": value_clip_range, "total_norm": total_norm}
     flat = None if actions is None else flat_actions(actions, n)
     ratios = reduce_minibatches(
@@ -113,7 +110,7 @@ def reduce(
             clip_range=None if clip_range is None else number(clip_range),
             value_clip_range=None if value_clip_range is None else number(value_clip_range),
             pessimistic_value_clip=pessimistic_value_clip,
-            normalize=normalize,
+            normalize=normalize_advantages,
         ),
         index=None if index is None else index.detach().reshape(1, n),
         actions=None if flat is None else flat[None],
@@ -123,7 +120,7 @@ def reduce(
         tuple(joint),
         tuple([(group.names, tuple(group.fields)) for group in groups]),
         tuple([name for name, x in numbers.items() if x is not None]),
-        normalize is not None,
+        normalize_advantages is not None,
         index is not None,
         None if flat is None else flat.shape[1],
         min(n, EXEMPLARS),
@@ -237,7 +234,7 @@ def _templates(layout_text: str) -> tuple[RatioSummary, ...]:
         LossSettings(
             clip_range=one if "clip_range" in layout["numbers"] else None,
             value_clip_range=one if "value_clip_range" in layout["numbers"] else None,
-            normalize=one.bool() if layout["normalize"] else None,
+            normalize=True if layout["normalize"] else None,
         ),
         index=torch.zeros(1, n, dtype=torch.int64) if layout["index"] else None,
         actions=torch.zeros(1, n, layout["actions"]) if layout["actions"] is not None else None,

@@ -28,9 +28,8 @@ from esper_recorder.arguments import BadCall, FieldKey, HeadLayout, check_alike,
 from esper_recorder.capture.host_copies import DEVICES, HostCopy
 from esper_recorder.capture.rollout import Rollout
 from esper_recorder.reductions.gradients import copy_all
-from esper_recorder.reductions.loss_statistics import log_ratio_of
 from esper_recorder.reductions.minibatches import HeadFields, LossSettings, RatioSummary, reduce_minibatches
-from esper_recorder.reductions.statistics import FAR, Valid, from_host, to_device, within
+from esper_recorder.reductions.statistics import Valid, from_host, to_device
 
 
 @dataclass(slots=True)
@@ -306,7 +305,7 @@ class MinibatchBuffer:
         ratios = reduce_minibatches(
             fields,
             _head_fields(whole, layout),
-            _valid(fields, notes, lengths, present, has_heads=bool(layout.heads)),
+            _valid(fields, lengths, present, has_heads=bool(layout.heads)),
             _loss_settings(fields, notes, pessimistic_value_clip=self._pessimistic_value_clip),
             index=index,
             actions=actions,
@@ -320,56 +319,35 @@ def _loss_settings(
 ) -> LossSettings:
     """What the losses were computed with; `entropy_max` becomes a field if it is a number."""
     first = next(iter(fields.values()))
-    if "entropy_max" not in fields and notes[0].entropy_max is not None:
-        bounds = from_host(
-            [math.nan if m.entropy_max is None else m.entropy_max for m in notes], torch.float64, first.device
-        )
-        fields["entropy_max"] = bounds[:, None].expand(first.shape)
-    normalize = None
-    if notes[0].normalize is not None:
+    given = [name for name in _NUMBERS if any(getattr(m, name) is not None for m in notes)]
+    numbers: dict[str, Tensor] = {}
+    if given:
+        columns = [[math.nan if (x := getattr(m, name)) is None else x for m in notes] for name in given]
+        numbers = dict(zip(given, from_host(columns, torch.float64, first.device).unbind(), strict=True))
+    entropy_max = numbers.pop("entropy_max", None)
+    if entropy_max is not None and "entropy_max" not in fields:
+        fields["entropy_max"] = entropy_max.to(first.dtype)[:, None].expand(first.shape)
+    flags = {m.normalize for m in notes}
+    normalize: Tensor | bool | None = next(iter(flags))
+    if len(flags) > 1:
         normalize = from_host([bool(m.normalize) for m in notes], torch.bool, first.device)
-    return LossSettings(
-        clip_range=_numbers([m.clip_range for m in notes], first.device),
-        value_clip_range=_numbers([m.value_clip_range for m in notes], first.device),
-        pessimistic_value_clip=pessimistic_value_clip,
-        normalize=normalize,
-    )
+    return LossSettings(**numbers, pessimistic_value_clip=pessimistic_value_clip, normalize=normalize)
+
+
+_NUMBERS = ("clip_range", "value_clip_range", "entropy_max")
 
 
 def _valid(
-    fields: dict[str, Tensor],
-    notes: Sequence[MinibatchNotes],
-    lengths: Sequence[int],
-    present: Tensor | None,
-    *,
-    has_heads: bool,
+    fields: dict[str, Tensor], lengths: Sequence[int], present: Tensor | None, *, has_heads: bool
 ) -> Valid:
     """Which transitions count: those within the lengths, the mask, which is taken out of the fields, and `present`."""
     first = next(iter(fields.values()))
     mask = fields.pop("mask", None)
-    if mask is None and present is None and not has_heads and _all_finite(fields, notes, lengths):
-        return None
-    valid = torch.arange(first.shape[1], device=first.device) < from_host(lengths, torch.int64, first.device)[:, None]
-    if mask is not None:
-        valid = valid & (mask != 0)
-    return valid if present is None else valid & present
-
-
-def _all_finite(fields: Mapping[str, Tensor], notes: Sequence[MinibatchNotes], lengths: Sequence[int]) -> bool:
-    """Whether `Valid` may be None. On a device the values are not examined, as that would wait for it."""
-    first = next(iter(fields.values()))
-    width = first.shape[1]
-    if first.device.type != "cpu" or min(lengths) < width or width < 2:  # a single one has no standard deviation
-        return False
-    if any(m.clip_range is not None and math.isnan(m.clip_range) for m in notes):
-        return False
-    log_ratio = log_ratio_of(fields)
-    assert log_ratio is not None
-    return all(within(x, FAR) for x in fields.values()) and within(log_ratio, _FAR_LOG_RATIO)
-
-
-_FAR_LOG_RATIO = 40.0
-"""Numbers up to `FAR` have finite products with a ratio of up to e^40, in float32 too."""
+    valid = present if mask is None else mask != 0 if present is None else present & (mask != 0)
+    if min(lengths) < first.shape[1] or (valid is None and has_heads):
+        inside = torch.arange(first.shape[1], device=first.device) < from_host(lengths, torch.int64, first.device)[:, None]
+        valid = inside if valid is None else inside & valid
+    return valid
 
 
 def _check_devices(layout: _Layout) -> None:
@@ -410,7 +388,7 @@ def _head_fields(whole: Tensor, layout: _Layout) -> list[HeadFields]:
         fields = {field: whole[:, at + i * heads :][:, :heads] for i, field in enumerate(head.fields)}
         at += heads * len(head.fields)
         if head.entropy_max is not None:
-            bounds = from_host(head.entropy_max, torch.float64, whole.device)
+            bounds = from_host(head.entropy_max, whole.dtype, whole.device)
             fields["entropy_max"] = bounds[:, None].expand(whole.shape[0], heads, whole.shape[2])
         groups.append(HeadFields(head.names, fields))
     return groups
@@ -435,10 +413,3 @@ def _grad_norms(notes: Sequence[MinibatchNotes]) -> Tensor:
         return stacked
     places = from_host(list(on_device), torch.int64, stacked.device)
     return from_host(norms, torch.float64, stacked.device).index_copy(0, places, stacked)
-
-
-def _numbers(values: Sequence[float | None], device: torch.device) -> Tensor | None:
-    """Numbers on a device, NaN for None; None if all are."""
-    if all(v is None for v in values):
-        return None
-    return from_host([math.nan if v is None else v for v in values], torch.float64, device)

@@ -13,19 +13,14 @@ import torch
 from torch import Tensor
 
 from esper_recorder.reductions.statistics import (
-    FAR,
+    Quantities,
     Statistics,
-    StatisticsBuilder,
     Valid,
-    count,
-    count_finite,
-    count_nonfinite,
-    count_valid,
-    extremes,
-    finite_sum,
-    finite_sums,
+    from_host,
+    moments,
+    reduce_quantities,
+    sums,
     wide_enough,
-    within,
 )
 
 
@@ -53,16 +48,16 @@ class Terms:
     old_value: Tensor | None = None
 
 
-def terms(fields: Mapping[str, Tensor], *, valid: Valid, normalize: Tensor | None = None) -> Terms:
+def terms(fields: Mapping[str, Tensor], *, valid: Valid, normalize: Tensor | bool | None = None) -> Terms:
     """Compute the terms of a loss from the fields of a minibatch.
 
     Args:
         fields: tensors of shape [..., n] by name: `log_ratio`, or `new_log_prob` and `old_log_prob`; optionally
             `advantage`, `raw_advantage`, `entropy`, `entropy_max`, `value`, `value_target`, `old_value`.
         valid: bool [..., n], False on padding; or None, see `Valid`.
-        normalize: bool [...], whether the loss normalises `raw_advantage` over the minibatch: subtract the mean, divide
-            by the unbiased standard deviation + 1e-8 (Stable-Baselines3, CleanRL). The advantage is computed from it
-            if `advantage` is not given; None if that is not known.
+        normalize: whether the loss normalises `raw_advantage` over the minibatch: subtract the mean, divide by the
+            unbiased standard deviation + 1e-8 (Stable-Baselines3, CleanRL); bool [...] if that differs. The advantage
+            is computed from it if `advantage` is not given; None if that is not known.
     """
     get = {name: wide_enough(x) for name, x in fields.items()}.get
     raw = get("raw_advantage")
@@ -71,7 +66,9 @@ def terms(fields: Mapping[str, Tensor], *, valid: Valid, normalize: Tensor | Non
         raise ValueError("a minibatch needs log_ratio, or new_log_probs and old_log_probs")
     advantage = get("advantage")
     if advantage is None and raw is not None and normalize is not None:
-        advantage = torch.where(normalize[..., None], _normalized(raw, valid), raw)
+        advantage = raw if normalize is False else _normalized(raw, valid)
+        if isinstance(normalize, Tensor):
+            advantage = torch.where(normalize[..., None], advantage, raw)
     return Terms(
         valid=valid,
         log_ratio=log_ratio,
@@ -115,39 +112,40 @@ def log_ratio_of(fields: Mapping[str, Tensor]) -> Tensor | None:
     return None
 
 
-def head_statistics(t: Terms, *, every: Tensor, has_mask: bool, clip_range: Tensor | None = None) -> Statistics:
-    """Count and sum action heads over the last dimension, named as in the table `heads`.
+def head_quantities(t: Terms, *, every: Tensor, has_mask: bool, clip_range: Tensor | None = None) -> Quantities:
+    """Collect the quantities of action heads, named as in the table `heads`.
 
     Args:
         t: `head_terms`, of shape [..., heads, n].
         every: bool [..., 1, n], False on padding: the transitions that the learnable ones are a fraction of.
         has_mask: a mask says when the head's choice mattered.
-        clip_range: float64 [..., 1], see `transition_statistics`.
+        clip_range: float64 [..., 1], see `transition_quantities`.
     """
     assert t.valid is not None
-    out = StatisticsBuilder()
-    out.add("n", count(t.valid))
-    out.add("transition_n", count(every.expand_as(t.valid)))
-    if has_mask or t.entropy_max is not None:
-        out.add("learnable_count", count(t.valid if t.entropy_max is None else t.valid & (t.entropy_max > 0)))
+    out = Quantities(t.valid)
+    out.count_valid("n")
+    out.add("transition_n", every.sum(dim=-1, dtype=torch.float64).expand(t.valid.shape[:-1]))
+    if t.entropy_max is not None:
+        out.count("learnable_count", t.entropy_max > 0)
+    elif has_mask:
+        out.count_valid("learnable_count")
     if t.log_ratio is not None:
-        ratio = torch.exp(t.log_ratio)
-        _ratio_statistics(out, t.log_ratio, ratio, t.valid)
+        ratio, distance = _ratio_statistics(out, t.log_ratio)
         if clip_range is not None:
-            _clip_counts(out, ratio, t.advantage, t.valid, clip_range[..., None])
+            _clip_counts(out, distance, t.advantage, clip_range[..., None])
     if t.entropy is not None:
-        _entropy_statistics(out, t.entropy, t.entropy_max, t.valid)
-    return out.build()
+        _entropy_statistics(out, t.entropy, t.entropy_max)
+    return out
 
 
-def transition_statistics(
+def transition_quantities(
     t: Terms,
     *,
     clip_range: Tensor | None = None,
     value_clip_range: Tensor | None = None,
     pessimistic_value_clip: bool = True,
-) -> Statistics:
-    """Count and sum over the last dimension, named as in the tables `minibatches` and `ppo_updates`.
+) -> Quantities:
+    """Collect the quantities of transitions, named as in the tables `minibatches` and `ppo_updates`.
 
     Args:
         t: the terms, of shape [..., n].
@@ -157,30 +155,35 @@ def transition_statistics(
             (PPO2, CleanRL, rsl_rl); otherwise the error of the clipped prediction alone (Stable-Baselines3).
     """
     assert t.log_ratio is not None
-    out = StatisticsBuilder()
-    valid = t.valid
-    ratio = torch.exp(t.log_ratio)
-    out.add("n", count_valid(ratio, valid))
-    _ratio_statistics(out, t.log_ratio, ratio, valid)
+    out = Quantities(t.valid)
+    out.count_valid("n")
+    ratio, distance = _ratio_statistics(out, t.log_ratio)
     if clip_range is not None:
-        _clip_statistics(out, ratio, t.advantage, valid, clip_range[..., None])
+        limit = clip_range[..., None]
+        _clip_counts(out, distance, t.advantage, limit)
+        if t.advantage is not None:
+            # Without a clip range it is NaN, and so is the loss.
+            clipped = torch.clamp(ratio, (1 - limit).to(ratio.dtype), (1 + limit).to(ratio.dtype))
+            objective = torch.minimum(t.advantage * ratio, t.advantage * clipped)
+            out.measure(objective, {"policy_loss_n": "n", "policy_loss_sum": "negative_sum"})
     if t.entropy is not None:
-        _entropy_statistics(out, t.entropy, t.entropy_max, valid)
+        _entropy_statistics(out, t.entropy, t.entropy_max)
     if t.advantage is not None:
-        _moments(out, "advantage", t.advantage, valid)
-        out.add("advantage_positive_count", count(t.advantage > 0, valid))
+        out.measure(t.advantage, moments("advantage"))
+        out.count("advantage_positive_count", t.advantage > 0)
     if t.raw_advantage is not None:
-        _add_sums(out, "raw_advantage", t.raw_advantage, valid)
-    if t.value is not None:
-        _moments(out, "value", t.value, valid)
-    if t.target is not None:
-        _moments(out, "return", t.target, valid)
-    if t.value is not None and t.target is not None:
-        _residual_statistics(out, t.value, t.target, valid)
-        loss = _value_loss(t, value_clip_range, pessimistic=pessimistic_value_clip)
-        out.add("value_loss_n", count_finite(loss, valid))
-        out.add("value_loss_sum", finite_sum(loss, valid))
-    return out.build()
+        out.measure(t.raw_advantage, sums("raw_advantage"))
+    value = None if t.value is None else out.measure(t.value, moments("value"))
+    target = None if t.target is None else out.measure(t.target, moments("return"))
+    if value is not None and target is not None:
+        assert t.value is not None and t.target is not None
+        residual = t.target - t.value
+        out.measure(residual, sums("residual"))
+        out.measure(residual.abs(), {"residual_abs_max": "max"})
+        out.product("value_return_sum", value, target)
+        loss = _value_loss(t, residual, value_clip_range, pessimistic=pessimistic_value_clip)
+        out.measure(loss, {"value_loss_n": "n", "value_loss_sum": "sum"})
+    return out
 
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -194,33 +197,29 @@ def rollout_statistics(fields: Mapping[str, Tensor], mask: Tensor | None = None)
         fields: 1-d tensors of one length: any of `value`, `return`, `advantage`, `reward`.
         mask: of that length, 0 or False on padding.
     """
-    out = StatisticsBuilder()
     tensors = {name: wide_enough(x) for name, x in fields.items()}
-    first = next(iter(tensors.values()))
-    valid: Valid = None
-    if mask is not None:
-        valid = mask != 0
-    elif not all(x.device.type == "cpu" and x.numel() and within(x, FAR) for x in tensors.values()):
-        valid = torch.ones_like(first, dtype=torch.bool)
-    n = count_valid(first, valid)
-    out.add("rollout_n", n)
-    out.add("rollout_nonfinite", torch.stack([n - count_finite(x, valid) for x in tensors.values()]).sum())
+    out = Quantities(None if mask is None else mask != 0)
+    out.count_valid("rollout_n")
+    places = {}
     for name, x in tensors.items():
-        _add_sums(out, f"rollout_{name}", x, valid)
+        columns = sums(f"rollout_{name}") | {f"rollout_nonfinite_{name}": "nonfinite"}
         if name in ("advantage", "reward"):
-            _add_extremes(out, f"rollout_{name}", x, valid)
+            columns |= {f"rollout_{name}_{kind}": kind for kind in ("min", "max")}
+        places[name] = out.measure(x, columns)
     of_quantiles = {name: x for name, x in tensors.items() if name != "reward"}
     if "value" in tensors and "return" in tensors:
-        value, target = tensors["value"], tensors["return"]
-        residual = of_quantiles["residual"] = target - value
-        _add_sums(out, "rollout_residual", residual, valid)
-        out.add("rollout_value_return_sum", finite_sum(value.to(torch.float64) * target.to(torch.float64), valid))
+        residual = of_quantiles["residual"] = tensors["return"] - tensors["value"]
+        out.measure(residual, sums("rollout_residual"))
+        out.product("rollout_value_return_sum", places["value"], places["return"])
+    (statistics,) = reduce_quantities(out)
+    values = dict(zip(statistics.names, statistics.values.unbind(), strict=True))
+    values["rollout_nonfinite"] = torch.stack([values.pop(f"rollout_nonfinite_{name}") for name in tensors]).sum()
+    names, parts = list(values), [torch.stack(list(values.values()))]
     if of_quantiles:
-        quantiles = finite_quantiles(torch.stack([x.to(torch.float64) for x in of_quantiles.values()]), valid)
-        for i, name in enumerate(of_quantiles):
-            for j, q in enumerate(QUANTILES):
-                out.add(f"rollout_{name}_q{round(100 * q):02d}", quantiles[i, j])
-    return out.build()
+        quantiles = finite_quantiles(torch.stack([x.to(torch.float64) for x in of_quantiles.values()]), out.valid)
+        names += [f"rollout_{name}_q{round(100 * q):02d}" for name in of_quantiles for q in QUANTILES]
+        parts.append(quantiles.flatten())
+    return Statistics(tuple(names), torch.cat(parts))
 
 
 def finite_quantiles(x: Tensor, valid: Valid) -> Tensor:
@@ -233,12 +232,12 @@ def finite_quantiles(x: Tensor, valid: Valid) -> Tensor:
     Returns:
         [rows, quantiles]
     """
-    fractions = torch.stack([torch.full((), q, dtype=torch.float64, device=x.device) for q in QUANTILES])
     if x.shape[-1] == 0:
         return torch.full((x.shape[0], len(QUANTILES)), torch.nan, dtype=torch.float64, device=x.device)
-    ordered = _ascending(x if valid is None else torch.where(valid & torch.isfinite(x), x, torch.inf))
-    n = count_finite(x, valid)[..., None]
-    place = fractions * (n - 1).clamp(min=0)
+    x = x if valid is None else torch.where(valid, x, torch.nan)
+    ordered = _ascending(torch.nan_to_num(x, nan=torch.inf, posinf=torch.inf, neginf=torch.inf))
+    n = (ordered < torch.inf).sum(dim=-1, keepdim=True)
+    place = from_host(QUANTILES, torch.float64, x.device) * (n - 1).clamp(min=0)
     low = place.floor()
     at = ordered.gather(-1, low.to(torch.int64))
     above = ordered.gather(-1, place.ceil().to(torch.int64))
@@ -259,71 +258,51 @@ def _ascending(x: Tensor) -> Tensor:
 
 
 def _normalized(raw: Tensor, valid: Valid) -> Tensor:
-    n = count_valid(raw, valid)[..., None]
-    wide = (raw if valid is None else torch.where(valid, raw, 0)).to(torch.float64)
-    mean = wide.sum(dim=-1, keepdim=True) / n
-    deviation = wide - mean if valid is None else torch.where(valid, raw.to(torch.float64) - mean, 0)
-    std = torch.sqrt((deviation * deviation).sum(dim=-1, keepdim=True) / (n - 1))
-    return ((raw - mean) / (std + 1e-8)).to(raw.dtype)
+    wide = raw.to(torch.float64)
+    if valid is None and raw.shape[-1] > 1:
+        std, mean = torch.std_mean(wide, dim=-1, keepdim=True)
+    else:
+        valid = torch.ones_like(raw, dtype=torch.bool) if valid is None else valid
+        n = valid.sum(dim=-1, keepdim=True)
+        mean = torch.where(valid, wide, 0).sum(dim=-1, keepdim=True) / n
+        deviation = torch.where(valid, wide - mean, 0)
+        std = torch.sqrt((deviation * deviation).sum(dim=-1, keepdim=True) / (n - 1))
+    return ((wide - mean) / (std + 1e-8)).to(raw.dtype)
 
 
-def _ratio_statistics(out: StatisticsBuilder, log_ratio: Tensor, ratio: Tensor, valid: Valid) -> None:
-    _moments(out, "log_ratio", log_ratio, valid)
-    out.add("ratio_nonfinite", count_valid(ratio, valid) - count_finite(ratio, valid))
-    _add_sums(out, "ratio", ratio, valid, counted=False)
-    _add_extremes(out, "ratio", ratio, valid)
-    out.add("k1_sum", -finite_sum(log_ratio, valid))
-    out.add("k3_sum", finite_sum((ratio - 1) - log_ratio, valid))
+def _ratio_statistics(out: Quantities, log_ratio: Tensor) -> tuple[Tensor, Tensor]:
+    """Collect what is recorded of a ratio; return it, and the ratio - 1."""
+    ratio = torch.exp(log_ratio)
+    distance = ratio - 1
+    out.measure(log_ratio, moments("log_ratio") | {"k1_sum": "negative_sum"})
+    columns = {f"ratio_{kind}": kind for kind in ("nonfinite", "sum", "sum_sq", "min", "max")}
+    out.measure(ratio, columns)
+    out.measure(distance - log_ratio, {"k3_sum": "sum"})
+    return ratio, distance
 
 
-def _clip_statistics(
-    out: StatisticsBuilder, ratio: Tensor, advantage: Tensor | None, valid: Valid, clip_range: Tensor
-) -> None:
-    _clip_counts(out, ratio, advantage, valid, clip_range)
+def _clip_counts(out: Quantities, distance: Tensor, advantage: Tensor | None, clip_range: Tensor) -> None:
+    limit = clip_range.to(distance.dtype)  # nothing is beyond NaN
+    low, high = distance < -limit, distance > limit
+    out.count("clip_low_count", low)
+    out.count("clip_high_count", high)
     if advantage is None:
         return
-    has_range = ~torch.isnan(clip_range)
-    clipped = torch.clamp(ratio, (1 - clip_range).to(ratio.dtype), (1 + clip_range).to(ratio.dtype))
-    loss = torch.where(has_range, -torch.minimum(advantage * ratio, advantage * clipped), torch.nan)
-    out.add("policy_loss_n", count_finite(loss, valid))
-    out.add("policy_loss_sum", finite_sum(loss, valid))
+    out.count("clip_low_active_count", low & (advantage < 0))
+    out.count("clip_high_active_count", high & (advantage > 0))
 
 
-def _clip_counts(
-    out: StatisticsBuilder, ratio: Tensor, advantage: Tensor | None, valid: Valid, clip_range: Tensor
-) -> None:
-    limit = clip_range.to(ratio.dtype)  # nothing is beyond NaN
-    low, high = ratio - 1 < -limit, ratio - 1 > limit
-    out.add("clip_low_count", count(low, valid))
-    out.add("clip_high_count", count(high, valid))
-    if advantage is None:
-        return
-    out.add("clip_low_active_count", count(low & (advantage < 0), valid))
-    out.add("clip_high_active_count", count(high & (advantage > 0), valid))
+def _entropy_statistics(out: Quantities, entropy: Tensor, entropy_max: Tensor | None) -> None:
+    out.measure(entropy, {f"entropy_{kind}": kind for kind in ("nan", "posinf", "neginf", "sum")})
+    if entropy_max is not None:
+        choice = entropy_max > 0
+        out.count("entropy_normalized_n", choice & (entropy.abs() < torch.inf))
+        out.measure(entropy / torch.where(choice, entropy_max, torch.nan), {"entropy_normalized_sum": "sum"})
 
 
-def _entropy_statistics(out: StatisticsBuilder, entropy: Tensor, entropy_max: Tensor | None, valid: Valid) -> None:
-    count_nonfinite(out, "entropy", entropy, valid)
-    out.add("entropy_sum", finite_sum(entropy, valid))
-    if entropy_max is None:
-        return
-    choice = entropy_max > 0
-    if valid is not None:
-        choice = valid & choice & torch.isfinite(entropy)
-    out.add("entropy_normalized_n", count(choice))
-    out.add("entropy_normalized_sum", finite_sum(entropy / torch.where(choice, entropy_max, 1), choice))
-
-
-def _residual_statistics(out: StatisticsBuilder, value: Tensor, target: Tensor, valid: Valid) -> None:
-    residual = target - value
-    _add_sums(out, "residual", residual, valid)
-    out.add("residual_abs_max", extremes(residual.abs(), valid)[1])
-    out.add("value_return_sum", finite_sum(value.to(torch.float64) * target.to(torch.float64), valid))
-
-
-def _value_loss(t: Terms, value_clip_range: Tensor | None, *, pessimistic: bool) -> Tensor:
+def _value_loss(t: Terms, residual: Tensor, value_clip_range: Tensor | None, *, pessimistic: bool) -> Tensor:
     assert t.value is not None and t.target is not None
-    unclipped = (t.target - t.value) ** 2
+    unclipped = residual**2
     if t.old_value is None or value_clip_range is None:
         return unclipped
     limit = value_clip_range[..., None]
@@ -332,21 +311,3 @@ def _value_loss(t: Terms, value_clip_range: Tensor | None, *, pessimistic: bool)
     if pessimistic:
         clipped = torch.maximum(unclipped, clipped)
     return torch.where(torch.isnan(limit), unclipped, clipped)
-
-
-def _moments(out: StatisticsBuilder, name: str, x: Tensor, valid: Valid) -> None:
-    count_nonfinite(out, name, x, valid)
-    _add_sums(out, name, x, valid, counted=False)
-    _add_extremes(out, name, x, valid)
-
-
-def _add_sums(out: StatisticsBuilder, name: str, x: Tensor, valid: Valid, *, counted: bool = True) -> None:
-    if counted:
-        out.add(f"{name}_n", count_finite(x, valid))
-    for suffix, total in zip(("sum", "sum_sq"), finite_sums(x, valid), strict=True):
-        out.add(f"{name}_{suffix}", total)
-
-
-def _add_extremes(out: StatisticsBuilder, name: str, x: Tensor, valid: Valid) -> None:
-    for suffix, extreme in zip(("min", "max"), extremes(x, valid), strict=True):
-        out.add(f"{name}_{suffix}", extreme)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from esper_recorder.reductions.loss_statistics import (
-    head_statistics,
+    head_quantities,
     head_terms,
     terms,
-    transition_statistics,
+    transition_quantities,
 )
 from esper_recorder.reductions.ratio_histogram import EXEMPLARS, log_ratio_histogram, worst
-from esper_recorder.reductions.statistics import Statistics, Valid
+from esper_recorder.reductions.statistics import Statistics, Valid, reduce_quantities
 
 JOINT = ("",)
 """The names of the joint ratio; heads have others."""
@@ -37,8 +37,8 @@ class LossSettings:
     """float64 [minibatches]"""
     value_clip_range: Tensor | None = None
     pessimistic_value_clip: bool = True
-    normalize: Tensor | None = None
-    """bool [minibatches], see `terms`."""
+    normalize: Tensor | bool | None = None
+    """See `terms`; if it differs between minibatches, bool [minibatches]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,28 +108,34 @@ def reduce_minibatches(
         per_minibatch: histograms and worst transitions of each minibatch, not of all together.
     """
     t = terms(fields, valid=valid, normalize=settings.normalize)
-    statistics = transition_statistics(
-        t,
-        clip_range=settings.clip_range,
-        value_clip_range=settings.value_clip_range,
-        pessimistic_value_clip=settings.pessimistic_value_clip,
-    )
-    shared = {"index": index, "advantage": t.advantage, "value": t.value, "value_target": t.target}
-    joint = Statistics(statistics.names, statistics.values[:, None])
-    joint_fields = {name: x[:, None] for name, x in fields.items()}
-    assert t.log_ratio is not None
     every = None if valid is None else valid[:, None]
-    ratios = [_summary(JOINT, joint, t.log_ratio[:, None], every, joint_fields, shared, actions, per_minibatch)]
-    clip = None if settings.clip_range is None else settings.clip_range[:, None]
     advantage = None if t.advantage is None else t.advantage[:, None]
+    clip = None if settings.clip_range is None else settings.clip_range[:, None]
+    quantities = [
+        transition_quantities(
+            t,
+            clip_range=settings.clip_range,
+            value_clip_range=settings.value_clip_range,
+            pessimistic_value_clip=settings.pessimistic_value_clip,
+        )
+    ]
+    assert t.log_ratio is not None
+    ratios = [_Ratios(JOINT, t.log_ratio[:, None], every, {name: x[:, None] for name, x in fields.items()})]
     for group in heads:
         assert every is not None
         head = head_terms(group.fields, valid=every, advantage=advantage)
-        statistics = head_statistics(head, every=every, has_mask="mask" in group.fields, clip_range=clip)
-        ratios.append(
-            _summary(group.names, statistics, head.log_ratio, head.valid, group.fields, shared, actions, per_minibatch)
-        )
-    return tuple(ratios)
+        quantities.append(head_quantities(head, every=every, has_mask="mask" in group.fields, clip_range=clip))
+        ratios.append(_Ratios(group.names, head.log_ratio, head.valid, group.fields))
+    joint, *of_heads = reduce_quantities(*quantities)
+    shared = {"advantage": t.advantage, "value": t.value, "value_target": t.target}
+    return _summaries(
+        ratios,
+        [Statistics(joint.names, joint.values[:, None]), *of_heads],
+        {name: x for name, x in shared.items() if x is not None},
+        index,
+        actions,
+        per_minibatch,
+    )
 
 
 def with_actions(ratio: RatioSummary, actions: Tensor, *, env_major: bool) -> RatioSummary:
@@ -154,45 +160,83 @@ def with_actions(ratio: RatioSummary, actions: Tensor, *, env_major: bool) -> Ra
     return replace(ratio, actions=torch.where(inside[..., None], chosen, torch.nan))
 
 
-def _summary(
-    names: tuple[str, ...],
-    statistics: Statistics,
-    log_ratio: Tensor | None,
-    valid: Valid,
-    fields: Mapping[str, Tensor],
-    shared: Mapping[str, Tensor | None],
+@dataclass(frozen=True, slots=True)
+class _Ratios:
+    """Ratios with the same fields."""
+
+    names: tuple[str, ...]
+    log_ratio: Tensor | None
+    """[minibatches, ratios, n], as are the others."""
+    valid: Valid
+    fields: Mapping[str, Tensor]
+
+
+def _summaries(
+    all_ratios: Sequence[_Ratios],
+    statistics: Sequence[Statistics],
+    shared: Mapping[str, Tensor],
+    index: Tensor | None,
     actions: Tensor | None,
     per_minibatch: bool,
-) -> RatioSummary:
-    """Find the histograms and the worst transitions of log ratios [minibatches, ratios, n].
+) -> tuple[RatioSummary, ...]:
+    """Find the histograms and the worst transitions of all ratios together.
 
     Args:
-        fields: those that each ratio has, [minibatches, ratios, n].
-        shared: those that all ratios share, [minibatches, n].
+        shared: fields [minibatches, n] that all ratios share.
     """
-    if log_ratio is None:
-        return RatioSummary(names, statistics, None, None, None, None)
-    minibatches, ratios, n = log_ratio.shape
+    measured = [r for r in all_ratios if r.log_ratio is not None]
+    log_ratio = _joined([r.log_ratio for r in measured if r.log_ratio is not None])
+    minibatches, rows, n = log_ratio.shape
+    masks = [r.valid.expand(r.log_ratio.shape) for r in measured if r.valid is not None and r.log_ratio is not None]
 
     def by_scope(x: Tensor) -> Tensor:
-        return x if per_minibatch else x.transpose(0, 1).reshape(1, ratios, minibatches * n)
+        return x if per_minibatch else x.transpose(-3, -2).reshape(*x.shape[:-3], 1, rows, minibatches * n)
 
-    x, counted = by_scope(log_ratio), None if valid is None else by_scope(valid)
+    x, counted = by_scope(log_ratio), by_scope(_joined(masks)) if masks else None
     histogram, nan = log_ratio_histogram(x, counted)
     places, severity = worst(x, counted, EXEMPLARS)
     if per_minibatch:
         position = torch.arange(minibatches, device=x.device)[:, None, None].expand_as(places)
         transitions = position * n + places
     else:
-        position = torch.div(places, max(n, 1), rounding_mode="floor")
-        transitions = places
-    columns = {"severity": severity, "position": position, "log_ratio": x.gather(-1, places)}
-    for name, tensor in shared.items():
-        if tensor is not None:
-            columns[name] = tensor.reshape(-1)[transitions]
-    for name in ("old_log_prob", "new_log_prob"):
-        if name in fields:
-            columns[name] = by_scope(fields[name]).gather(-1, places)
-    exemplars = Statistics(tuple(columns), torch.stack([c.to(torch.float64) for c in columns.values()], dim=-1))
+        position, transitions = torch.div(places, max(n, 1), rounding_mode="floor"), places
+    whole = {"position": position} | ({} if index is None else {"index": index.reshape(-1)[transitions]})
+    own = [name for name in ("old_log_prob", "new_log_prob") if any(name in r.fields for r in measured)]
+    of_ratio = by_scope(
+        torch.stack([log_ratio, *(_joined([r.fields.get(name, r.log_ratio) for r in measured]) for name in own)])
+    )
+    columns = [severity[None].to(of_ratio.dtype), of_ratio.gather(-1, places.expand(len(of_ratio), *places.shape))]
+    if shared:
+        columns.append(torch.stack([f.reshape(-1) for f in shared.values()])[:, transitions])
+    names = (*whole, "severity", "log_ratio", *own, *shared)
+    numbers = (torch.stack(list(whole.values())), torch.cat(columns))
+    values = torch.cat([x.to(torch.float64) for x in numbers]).movedim(0, -1)
     chosen = None if actions is None else actions.flatten(0, 1)[transitions]
-    return RatioSummary(names, statistics, histogram, nan, exemplars, chosen)
+    found, start = [], 0
+    for ratios, of_ratios in zip(all_ratios, statistics, strict=True):
+        if ratios.log_ratio is None:
+            found.append(RatioSummary(ratios.names, of_ratios, None, None, None, None))
+            continue
+        at = slice(start, start := start + len(ratios.names))
+        absent = [name for name in own if name not in ratios.fields]
+        exemplars = values[:, at]
+        if absent:
+            exemplars = torch.stack(
+                [exemplars[..., i] for i, name in enumerate(names) if name not in absent], dim=-1
+            )
+        found.append(
+            RatioSummary(
+                ratios.names,
+                of_ratios,
+                histogram[:, at],
+                nan[:, at],
+                Statistics(tuple([name for name in names if name not in absent]), exemplars),
+                None if chosen is None else chosen[:, at],
+            )
+        )
+    return tuple(found)
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Ratios [minibatches, ratios, n] side by side."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=1)

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from esper_recorder.contract.histogram import LOG_RATIO_EXPONENTS, log_ratio_bin_count
-from esper_recorder.reductions.statistics import Valid, exponent, wide_enough
+from esper_recorder.reductions.statistics import Valid, wide_enough
 
 EXEMPLARS = 16
 """The number of worst transitions that are kept."""
 
-_ZERO_BIN = log_ratio_bin_count() // 2
+_BINS = log_ratio_bin_count()
+"""A further one takes what is not counted. That of zero is in the middle."""
 
 
 def log_ratio_histogram(log_ratio: Tensor, valid: Valid) -> tuple[Tensor, Tensor]:
@@ -26,23 +27,19 @@ def log_ratio_histogram(log_ratio: Tensor, valid: Valid) -> tuple[Tensor, Tensor
     """
     x = wide_enough(log_ratio)
     first, last = LOG_RATIO_EXPONENTS
-    distance = (exponent(x).clamp(first - 1, last) - (first - 2)).to(torch.int64)  # 1 is below the first edge
-    bins = _ZERO_BIN + torch.where(x == 0, 0, torch.where(x > 0, distance, -distance))
+    bits, shift, bias = (x.view(torch.int64), 52, 1023) if x.dtype == torch.float64 else (x.view(torch.int32), 23, 127)
+    exponent = (bits >> shift) & (2 * bias + 1)
+    distance = exponent.clamp(first - 1 + bias, last + bias) - (first - 2 + bias)  # 1 is below the first edge
+    uncounted = torch.isnan(x) if valid is None else torch.isnan(x) | ~valid
+    bins = torch.where(uncounted, _BINS, (distance * x.sign()).to(torch.int64) + _BINS // 2)
     groups = x.shape[:-1].numel()
-    base = torch.arange(groups, device=x.device).reshape(*x.shape[:-1], 1) * log_ratio_bin_count()
+    base = torch.arange(0, groups * (_BINS + 1), _BINS + 1, device=x.device).view(*x.shape[:-1], 1)
     # In one dimension, for which torch has an order-independent implementation on every device.
-    counts = torch.zeros(groups * log_ratio_bin_count(), dtype=torch.int64, device=x.device)
-    places = base + bins
-    if valid is None:
-        ones = torch.ones(1, dtype=torch.int64, device=x.device).expand(x.numel())
-        nan_counts = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
-    else:
-        nan = torch.isnan(x)
-        counted = valid & ~nan
-        places, ones = torch.where(counted, places, base), counted.to(torch.int64).flatten()
-        nan_counts = (valid & nan).sum(dim=-1)
-    counts = counts.scatter_add(0, places.flatten(), ones)
-    return counts.reshape(*x.shape[:-1], log_ratio_bin_count()), nan_counts
+    counts = torch.zeros(groups * (_BINS + 1), dtype=torch.int64, device=x.device)
+    ones = torch.ones(1, dtype=torch.int64, device=x.device).expand(x.numel())
+    counts = counts.scatter_add(0, (base + bins).flatten(), ones).view(*x.shape[:-1], _BINS + 1)
+    nan = counts[..., _BINS]
+    return counts[..., :_BINS], nan if valid is None else nan - (~valid).sum(dim=-1)
 
 
 def worst(log_ratio: Tensor, valid: Valid, k: int) -> tuple[Tensor, Tensor]:
@@ -57,9 +54,8 @@ def worst(log_ratio: Tensor, valid: Valid, k: int) -> tuple[Tensor, Tensor]:
         positions int64 [..., k] in `log_ratio`, worst first, and their severities: |log ratio|, infinite for NaN, the
         largest finite number for infinities, and -1 for a place that no valid transition was left for.
     """
-    severity = log_ratio.abs()
+    severity = torch.nan_to_num(log_ratio.abs(), nan=torch.inf, posinf=torch.finfo(log_ratio.dtype).max)
     if valid is not None:
-        size = torch.clamp(severity, max=torch.finfo(log_ratio.dtype).max)
-        severity = torch.where(valid, torch.where(torch.isnan(log_ratio), torch.inf, size), -1)
+        severity = torch.where(valid, severity, -1)
     top = torch.topk(severity, min(k, severity.shape[-1]))
     return top.indices, top.values

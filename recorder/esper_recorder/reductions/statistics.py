@@ -1,9 +1,14 @@
-"""Named statistics in one float64 tensor, and the elementary reductions they are made of."""
+"""Named statistics in one float64 tensor, and how many quantities are reduced to them together.
+
+Covers: any number of quantities of one length, stacked and reduced by the same few operations; a device is not waited
+for. Does not cover: quantities whose squares overflow float64.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,94 +42,140 @@ class StatisticsBuilder:
 
 
 Valid = Tensor | None
-"""Which elements count, bool of their shape. None: all do, and every number and all that is computed from it is finite.
-A caller on the host that has checked so saves most of the work, which is to separate the numbers from the rest."""
-
-FAR = 1e12
-"""Numbers up to it have finite squares, as have their differences, in float32 too."""
+"""Which elements count, bool of their shape; None: all do."""
 
 
-def within(x: Tensor, limit: float) -> bool:
-    """Whether all numbers, at least one, are finite and between -limit and limit. Waits for a tensor on a device."""
-    lowest, highest = torch.aminmax(x)
-    return -limit <= float(lowest) and float(highest) <= limit  # false for NaN
+def moments(name: str) -> dict[str, str]:
+    """The columns of a quantity of which everything is recorded, see `Quantities.measure`."""
+    return {f"{name}_{kind}": kind for kind in ("nan", "posinf", "neginf", "sum", "sum_sq", "min", "max")}
 
 
-def count(condition: Tensor, valid: Valid = None) -> Tensor:
-    """Count the (valid) elements of the last dimension that are true."""
-    return (condition if valid is None else valid & condition).sum(dim=-1)
+def sums(name: str) -> dict[str, str]:
+    """The columns of a quantity whose finite elements are counted and summed, see `Quantities.measure`."""
+    return {f"{name}_{kind}": kind for kind in ("n", "sum", "sum_sq")}
 
 
-def count_valid(x: Tensor, valid: Valid) -> Tensor:
-    """Count the valid elements of the last dimension."""
-    return _all(x) if valid is None else valid.sum(dim=-1)
+class Quantities:
+    """Elementwise quantities of one shape [..., n] and what is recorded of them over the last dimension.
 
-
-def count_finite(x: Tensor, valid: Valid) -> Tensor:
-    """Count the finite valid elements of the last dimension."""
-    return _all(x) if valid is None else (valid & torch.isfinite(x)).sum(dim=-1)
-
-
-def finite_sum(x: Tensor, valid: Valid) -> Tensor:
-    """Sum the finite valid elements of the last dimension in float64."""
-    return _finite(x, valid).sum(dim=-1, dtype=torch.float64)
-
-
-def finite_sums(x: Tensor, valid: Valid) -> tuple[Tensor, Tensor]:
-    """Sum the finite valid elements of the last dimension, and their squares, in float64."""
-    wide = _finite(x, valid).to(torch.float64)
-    return wide.sum(dim=-1), (wide * wide).sum(dim=-1)
-
-
-def extremes(x: Tensor, valid: Valid) -> tuple[Tensor, Tensor]:
-    """Smallest and largest valid number of the last dimension, infinities included; NaN if there is not one."""
-    if x.shape[-1] == 0:
-        nan = torch.full(x.shape[:-1], torch.nan, dtype=torch.float64, device=x.device)
-        return nan, nan
-    if valid is None:
-        return x.amin(dim=-1), x.amax(dim=-1)
-    number = valid & ~torch.isnan(x)
-    lowest = torch.where(number, x, torch.inf).amin(dim=-1)
-    highest = torch.where(number, x, -torch.inf).amax(dim=-1)
-    has_number = number.any(dim=-1)
-    return torch.where(has_number, lowest, torch.nan), torch.where(has_number, highest, torch.nan)
-
-
-def count_nonfinite(into: StatisticsBuilder, name: str, x: Tensor, valid: Valid) -> None:
-    """Add `<name>_nan`, `<name>_posinf` and `<name>_neginf`."""
-    if valid is None:
-        for kind in ("nan", "posinf", "neginf"):
-            into.add(f"{name}_{kind}", _none(x))
-        return
-    into.add(f"{name}_nan", count(torch.isnan(x), valid))
-    into.add(f"{name}_posinf", count(x == torch.inf, valid))
-    into.add(f"{name}_neginf", count(x == -torch.inf, valid))
-
-
-def _finite(x: Tensor, valid: Valid) -> Tensor:
-    return x if valid is None else torch.where(valid & torch.isfinite(x), x, 0)
-
-
-def _all(x: Tensor) -> Tensor:
-    return torch.full(x.shape[:-1], x.shape[-1], dtype=torch.float64, device=x.device)
-
-
-def _none(x: Tensor) -> Tensor:
-    return torch.zeros(x.shape[:-1], dtype=torch.float64, device=x.device)
-
-
-def exponent(x: Tensor) -> Tensor:
-    """floor(log2 |x|), read from the bits of float32 or float64.
-
-    Zero and subnormals have less than any normal number, infinities and NaN 128 (float64: 1024).
+    Args:
+        valid: which elements count, of that shape or one that expands to it.
     """
-    if x.dtype == torch.float64:
-        return ((x.view(torch.int64) >> 52) & 0x7FF) - 1023
-    return ((x.view(torch.int32) >> 23) & 0xFF) - 127
+
+    def __init__(self, valid: Valid) -> None:
+        self.valid = valid
+        self.rows: list[Tensor] = []
+        self.conditions: list[Tensor] = []
+        self.pairs: list[tuple[int, int]] = []
+        self.reduced: list[Tensor] = []
+        self.columns: list[tuple[str, str, int]] = []
+        """(name, kind, which row, condition, pair or reduced tensor)"""
+
+    def measure(self, x: Tensor, columns: Mapping[str, str]) -> int:
+        """Record columns of a quantity: name -> kind. Return the quantity's place, for `product`.
+
+        Kinds are `nan`, `posinf`, `neginf`; of the finite elements `n`, `nonfinite` (those beside them), `sum`,
+        `negative_sum` and `sum_sq` in float64; `min` and `max`, infinities included, NaN if there is not a number.
+        """
+        self.columns += [(name, kind, len(self.rows)) for name, kind in columns.items()]
+        self.rows.append(x)
+        return len(self.rows) - 1
+
+    def count(self, name: str, condition: Tensor) -> None:
+        """Record how many valid elements meet a condition."""
+        self.columns.append((name, "count", len(self.conditions)))
+        self.conditions.append(condition)
+
+    def product(self, name: str, first: int, second: int) -> None:
+        """Record the sum of the products of two quantities where both are finite, computed in float64."""
+        self.columns.append((name, "product", len(self.pairs)))
+        self.pairs.append((first, second))
+
+    def count_valid(self, name: str) -> None:
+        """Record how many elements are valid."""
+        self.columns.append((name, "valid", 0))
+
+    def add(self, name: str, reduced: Tensor) -> None:
+        """Record what is reduced already: float64 [...]."""
+        self.columns.append((name, "reduced", len(self.reduced)))
+        self.reduced.append(reduced)
 
 
-def from_host(values: Sequence[float | bool | int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Make a tensor on a device of a small list on the host, without waiting for the device."""
+def reduce_quantities(*sets: Quantities) -> list[Statistics]:
+    """Reduce the quantities of all sets, which have one length, by the same operations."""
+    stacks = [torch.stack(q.rows) for q in sets]
+    masked = [x if q.valid is None else torch.where(q.valid, x, torch.nan) for x, q in zip(stacks, sets, strict=True)]
+    width = stacks[0].shape[-1]
+    if not width:  # there is no extreme of nothing: one that does not count
+        masked = [x.new_full((*x.shape[:-1], 1), torch.nan) for x in stacks]
+    flat = [x.reshape(-1, x.shape[-1]) for x in masked]
+    totals, wide = _reduce(flat[0] if len(flat) == 1 else torch.cat(flat), all(q.valid is None for q in sets))
+    found, start = [], 0
+    for q, x in zip(sets, masked, strict=True):
+        rows = slice(start, start := start + x.shape[:-1].numel())
+        of_set = {kind: total[rows].view(x.shape[:-1]) for kind, total in totals.items()}
+        found.append(_columns(q, of_set, wide[rows].view(x.shape), width))
+    return found
+
+
+def _columns(q: Quantities, totals: dict[str, Tensor], wide: Tensor, width: int) -> Statistics:
+    """Choose the columns of a set from the totals of its quantities, [quantities, ...] of each kind."""
+    shape = totals["n"].shape[1:]
+    if q.valid is None:
+        valid = totals["n"].new_full((), width).expand(shape)
+    else:
+        valid = q.valid.sum(dim=-1, dtype=torch.float64).expand(shape)
+    if q.valid is not None or not width:
+        totals["nan"] = totals["nan"] - (wide.shape[-1] - valid)  # what does not count is NaN
+    kinds = {kind for _, kind, _ in q.columns}
+    if "nonfinite" in kinds:
+        totals["nonfinite"] = valid - totals["n"]
+    if "negative_sum" in kinds:
+        totals["negative_sum"] = -totals["sum"]
+    if q.conditions:
+        conditions = torch.stack(q.conditions)
+        counted = conditions if q.valid is None else conditions & q.valid
+        totals["count"] = counted.sum(dim=-1, dtype=torch.float64)
+    by_kind = {kind: totals[kind].unbind() for kind in kinds & totals.keys()}
+    by_kind["valid"], by_kind["reduced"] = (valid,), tuple(q.reduced)
+    by_kind["product"] = tuple([(wide[i] * wide[j]).sum(dim=-1) for i, j in q.pairs])
+    values = [by_kind[kind][place] for _, kind, place in q.columns]
+    return Statistics(tuple([name for name, _, _ in q.columns]), torch.stack(values, dim=-1))
+
+
+def _reduce(x: Tensor, complete: bool) -> tuple[dict[str, Tensor], Tensor]:
+    """Reduce the rows of x, [rows, n], to float64 [rows] by kind; and return their finite elements, others as zeros.
+
+    Args:
+        x: NaN where an element does not count.
+        complete: all elements count: on the host, rows without a NaN or an infinity are then not searched for them.
+    """
+    if complete and x.device.type == "cpu":
+        lowest, highest = x.amin(dim=-1), x.amax(dim=-1)  # NaN if there is one
+        if bool(torch.isfinite(highest - lowest).all()):
+            wide = x.to(torch.float64)
+            none = wide.new_zeros(()).expand(x.shape[0])
+            totals = dict.fromkeys(("nan", "posinf", "neginf"), none) | {"n": none + x.shape[-1]}
+            extremes = torch.stack([lowest, highest]).to(torch.float64)
+            return totals | _sums(wide, extremes), wide
+    conditions = torch.stack([torch.isnan(x), x == torch.inf, x == -torch.inf])
+    odd = conditions.sum(dim=-1, dtype=torch.float64)
+    lowest = torch.nan_to_num(x, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).amin(dim=-1)
+    highest = torch.nan_to_num(x, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).amax(dim=-1)
+    extremes = torch.stack([lowest, highest]).to(torch.float64)
+    extremes = torch.where(odd[0] < x.shape[-1], extremes, torch.nan)
+    wide = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0).to(torch.float64)
+    totals = dict(zip(("nan", "posinf", "neginf"), odd.unbind(), strict=True)) | {"n": x.shape[-1] - odd.sum(dim=0)}
+    return totals | _sums(wide, extremes), wide
+
+
+def _sums(wide: Tensor, extremes: Tensor) -> dict[str, Tensor]:
+    lowest, highest = extremes.unbind()
+    return {"sum": wide.sum(dim=-1), "sum_sq": (wide * wide).sum(dim=-1), "min": lowest, "max": highest}
+
+
+def from_host(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Make a tensor on a device of a small list on the host, nested or not, without waiting for the device."""
     return to_device(torch.tensor(values, dtype=dtype, device="cpu"), device)  # the trainer may have another default
 
 

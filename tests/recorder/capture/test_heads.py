@@ -18,8 +18,8 @@ from esper_recorder.contract.histogram import log_ratio_bin_count
 from esper_recorder.contract.merge import merge
 from esper_recorder.contract.metrics import derive_head
 from esper_recorder.contract.tables import Reducer, columns
-from esper_recorder.reductions.loss_statistics import head_statistics, head_terms
-from esper_recorder.reductions.statistics import Statistics
+from esper_recorder.reductions.loss_statistics import head_quantities, head_terms
+from esper_recorder.reductions.statistics import Statistics, reduce_quantities
 from tests.recorder.reductions.arrays import finite, rows_of_numbers, same, total
 
 T = torch.tensor
@@ -207,7 +207,8 @@ def reduced(fields: Mapping[str, Tensor], valid: Tensor) -> Statistics:
     own = {name: x[None] for name, x in fields.items() if name != "advantage"}
     t = head_terms(own, valid=valid[None], advantage=fields["advantage"][None])
     clip = torch.full((1, 1), 0.2, dtype=torch.float64)
-    return head_statistics(t, every=valid[None], has_mask=True, clip_range=clip)
+    (statistics,) = reduce_quantities(head_quantities(t, every=valid[None], has_mask=True, clip_range=clip))
+    return statistics
 
 
 def named(packed: Statistics) -> list[dict[str, float]]:

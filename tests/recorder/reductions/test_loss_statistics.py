@@ -15,7 +15,8 @@ from torch import Tensor
 from esper_recorder.contract.merge import merge
 from esper_recorder.contract.metrics import derive, derive_update
 from esper_recorder.contract.tables import column_names, columns
-from esper_recorder.reductions.loss_statistics import finite_quantiles, rollout_statistics, terms, transition_statistics
+from esper_recorder.reductions.loss_statistics import finite_quantiles, rollout_statistics, terms, transition_quantities
+from esper_recorder.reductions.statistics import reduce_quantities
 from tests.recorder.reductions.arrays import finite, numbers, rows_of_numbers, same, total, total_sq
 
 FIELDS = ("log_ratio", "advantage", "raw_advantage", "entropy", "entropy_max", "value", "value_target", "old_value")
@@ -30,9 +31,10 @@ def statistics(
     def column(x: float | None) -> Tensor | None:
         return None if x is None else torch.full((rows,), x, dtype=torch.float64)
 
-    packed = transition_statistics(
+    quantities = transition_quantities(
         terms(fields, valid=mask), clip_range=column(clip), value_clip_range=column(value_clip), **options
     )
+    (packed,) = reduce_quantities(quantities)
     assert packed.values.dtype == torch.float64
     return [dict(zip(packed.names, row, strict=True)) for row in packed.values.tolist()]
 
@@ -231,10 +233,11 @@ class TestNormalisedAdvantages:
 class TestClipRanges:
     def test_a_row_without_one_counts_no_clip_and_no_loss(self):
         fields = {"log_ratio": torch.full((2, 1), 1.0), "advantage": torch.ones(2, 1)}
-        packed = transition_statistics(
+        quantities = transition_quantities(
             terms(fields, valid=torch.ones(2, 1, dtype=torch.bool)),
             clip_range=torch.tensor([0.2, math.nan], dtype=torch.float64),
         )
+        (packed,) = reduce_quantities(quantities)
         rows = [dict(zip(packed.names, row, strict=True)) for row in packed.values.tolist()]
         assert [r["clip_high_count"] for r in rows] == [1, 0]
         assert [r["policy_loss_n"] for r in rows] == [1, 0]
