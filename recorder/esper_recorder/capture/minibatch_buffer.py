@@ -337,15 +337,15 @@ def _loss_settings(
 _NUMBERS = ("clip_range", "value_clip_range", "entropy_max")
 
 
-def _valid(
-    fields: dict[str, Tensor], lengths: Sequence[int], present: Tensor | None, *, has_heads: bool
-) -> Valid:
+def _valid(fields: dict[str, Tensor], lengths: Sequence[int], present: Tensor | None, *, has_heads: bool) -> Valid:
     """Which transitions count: those within the lengths, the mask, which is taken out of the fields, and `present`."""
     first = next(iter(fields.values()))
     mask = fields.pop("mask", None)
     valid = present if mask is None else mask != 0 if present is None else present & (mask != 0)
     if min(lengths) < first.shape[1] or (valid is None and has_heads):
-        inside = torch.arange(first.shape[1], device=first.device) < from_host(lengths, torch.int64, first.device)[:, None]
+        inside = (
+            torch.arange(first.shape[1], device=first.device) < from_host(lengths, torch.int64, first.device)[:, None]
+        )
         valid = inside if valid is None else inside & valid
     return valid
 

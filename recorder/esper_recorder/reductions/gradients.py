@@ -4,12 +4,12 @@ Every gradient is read in chunks of a fixed size, and a chunk is reduced by a fi
 number of tensors in it: small tensors are copied side by side into a buffer, large ones are read in place. So nothing
 the size of the model is allocated, and the number of launches grows with the chunks and not with the tensors.
 
-Within a chunk the classes of a number (NaN, infinite, zero, its power of two) are read from its bits by whole-number
-arithmetic: on a CPU a comparison of floats costs several times as much.
+On the host a chunk fits the cache, and each pass over it counts: the exponents, one byte of each number, are counted
+first. That is the histogram, and says whether there is a zero, a NaN or an infinity to look for.
 
 Covers: dense real gradients of any floating type and memory layout, and what a step changed in the weights.
-Does not cover: a kernel that reads every gradient byte once. On a GPU a chunk takes about forty launches, each of which
-reads it; that is little work per step and far from the card's bandwidth.
+Does not cover: a kernel that reads every gradient byte once. On a GPU a chunk takes about thirty launches, each of
+which reads it; that is little work per step and far from the card's bandwidth.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from esper_recorder.contract.histogram import GRADIENT_EXPONENTS, gradient_bin_count
 from esper_recorder.reductions.statistics import Statistics, from_host
 
-CPU_CHUNK, DEVICE_CHUNK = 1 << 16, 1 << 21
+CPU_CHUNK, DEVICE_CHUNK = 1 << 17, 1 << 21
 """Elements reduced at a time: they fit a CPU's cache, and keep a GPU busy."""
 
 NAMES = (
@@ -37,9 +39,9 @@ NAMES = (
 MEASURED = (*NAMES[:8], "below", "above")
 """What `measure` returns: the statistics of a layer's gradient, and how many elements are below and above limits."""
 
-_ROW = 64  # each tensor of a chunk begins a row, so that a row belongs to one tensor
-_BINS = 64  # of which `gradient_bin_count()` are used
+_ROW = 64  # on a device each tensor of a chunk begins a row, so that a row belongs to one tensor
 _MOST_STEPS = 64
+_BINS = gradient_bin_count()
 
 
 def layer_statistics(parameters: Sequence[Tensor]) -> tuple[Statistics, Tensor]:
@@ -70,7 +72,7 @@ def measure(tensors: Sequence[Tensor], *, below: float = 0.0, above: float = mat
         [tensors, k], named `MEASURED`.
     """
     widest = CPU_CHUNK if tensors[0].device.type == "cpu" else DEVICE_CHUNK
-    chunk = min(widest, 2 * _ROW * max(_rows(tensors), 1))  # a small model needs no more memory than itself
+    chunk = min(widest, 2 * _ROW * max(_rows(tensors, _ROW), 1))  # a small model needs no more memory than itself
     return LayerReducer(tensors, chunk=chunk, keep_bytes=0).measure(tensors, below, above)
 
 
@@ -95,21 +97,24 @@ class LayerReducer:
     def __init__(self, parameters: Sequence[Tensor], *, chunk: int | None = None, keep_bytes: int = 64 << 20) -> None:
         first = parameters[0]
         self._layers = len(parameters)
-        self._chunk = chunk or (CPU_CHUNK if first.device.type == "cpu" else DEVICE_CHUNK)
         self._device, self._dtype = first.device, precision(first)
-        self._sizes = from_host([p.numel() for p in parameters], torch.int64, first.device)
-        self._work = _Workspace(self._chunk, self._dtype, self._device)
-        self._large, batches = _split(parameters, self._chunk)
-        rows = max((_rows(parameters[i] for i in batch) for batch in batches), default=0)
+        host = first.device.type == "cpu"
+        self._chunk = chunk or (CPU_CHUNK if host else DEVICE_CHUNK)
+        row = 1 if host else _ROW
+        self._kernel: _Kernel = (_HostKernel if host else _Kernel)(self._layers, self._chunk, self._dtype, first.device)
+        self._large, batches = _split(parameters, self._chunk, row)
+        width = max((row * _rows((parameters[i] for i in batch), row) for batch in batches), default=0)
         together = not self._large and len(batches) == 1
-        steps = max(1, min(self._chunk // (_ROW * max(rows, 1)), _MOST_STEPS)) if together else 1
+        steps = max(1, min(self._chunk // max(width, 1), _MOST_STEPS)) if together else 1
         self._steps = steps if together else 0  # 0: a step is reduced at once, as there is no buffer to keep it
         # What is beside the tensors in these is NaN, which no statistic includes.
         self._gradients, self._weights, self._changes = (
-            torch.full((steps, rows, _ROW), torch.nan, dtype=self._dtype, device=self._device) for _ in range(3)
+            torch.full((steps, width), torch.nan, dtype=self._dtype, device=self._device) for _ in range(3)
         )
-        self._groups = [_Group(parameters, batch, self._device) for batch in batches]
+        self._groups = [_Group(parameters, batch, row, steps, self._kernel) for batch in batches]
         self._staged = [group.views(self._gradients[0]) for group in self._groups]
+        padding = [row * _rows([p], row) - p.numel() if p.numel() <= self._chunk // 2 else 0 for p in parameters]
+        self._padding = from_host(padding, torch.float64, first.device)
         self._kept: list[Tensor] = []
         if together:
             (group,) = self._groups
@@ -119,17 +124,13 @@ class LayerReducer:
             self._weight_rows, self._change_rows = self._weights.unbind(), self._changes.unbind()
             self._then = self._before = torch.full_like(self._changes[0], torch.nan)
             self._kept = group.views(self._before)
-            self._layer_of_row = (
-                group.layer_of_row + len(parameters) * torch.arange(steps, device=self._device)[:, None]
-            )
-        if not together:
+        else:
             for p in parameters:
                 keep_bytes -= p.numel() * p.element_size()
                 if keep_bytes < 0:
                     break
                 self._kept.append(torch.empty_like(p, requires_grad=False))
         self._compared = False  # whether there is something to compare with
-        self._places = torch.arange(len(parameters), device=self._device)
         self._flags: list[bool] = []  # for each step taken, whether its change is known
         self._waiting = 0  # of them, those copied and not yet reduced
         self._done: list[tuple[_Totals, Tensor, Tensor]] = []
@@ -163,9 +164,9 @@ class LayerReducer:
         gradients = [g for p in parameters if (g := p.grad) is not None]
         self._flags.append(False)
         if not self._steps:
-            totals = _Totals.zeros(self._layers, self._dtype, self._device)
-            for chunk, layers in self._chunks(gradients):
-                totals.add(chunk, layers, self._work)
+            totals = self._kernel.totals(self._layers)
+            for chunk, segments in self._chunks(gradients):
+                self._kernel.add(totals, chunk, segments)
             squares = self._squares(self._chunks(parameters), self._layers)
             self._done.append((totals, squares, torch.full_like(squares, -1)))
             return
@@ -206,7 +207,7 @@ class LayerReducer:
         compared = from_host(self._flags, torch.bool, self._device)[:, None]
         changed = torch.where(compared, torch.cat(changes).view(len(self._flags), -1), -1)
         steps = len(self._flags)
-        values, bins = _Totals.joined(totals).finish(self._sizes.repeat(steps))
+        values, bins = _finish(totals, self._padding.repeat(steps))
         statistics = torch.stack([*values, torch.cat(weights), changed.flatten()], dim=-1)
         self.forget()
         return Statistics(NAMES, statistics.view(steps, -1, len(NAMES))), bins.view(steps, -1, bins.shape[-1])
@@ -214,15 +215,16 @@ class LayerReducer:
     @torch.no_grad()
     def measure(self, tensors: Sequence[Tensor], below: float, above: float) -> Statistics:
         """See the function `measure`; tensors of the parameters' shapes. For a reducer that has read nothing yet."""
-        totals = _Totals.zeros(self._layers, self._dtype, self._device)
-        beyond = torch.zeros((self._layers, 2), dtype=torch.float64, device=self._device)
-        for chunk, layers in self._chunks(tensors):
-            totals.add(chunk, layers, self._work)
-            size = torch.abs(chunk, out=self._work.floats(chunk))
-            counts = torch.stack([(size < below).sum(dim=-1), (size > above).sum(dim=-1)], dim=-1)
-            beyond.index_add_(0, layers, counts.to(torch.float64))
-        values, _ = totals.finish(self._sizes)
-        return Statistics(MEASURED, torch.stack([*values, *beyond.unbind(dim=-1)], dim=-1))
+        totals = self._kernel.totals(self._layers)
+        beyond = torch.zeros((2, self._layers), dtype=torch.float64, device=self._device)
+        for chunk, segments in self._chunks(tensors):
+            for piece in self._kernel.pieces(chunk):
+                self._kernel.add(totals, piece, segments)
+                size = piece.abs()
+                for counts, condition in zip(beyond, (size < below, size > above), strict=True):
+                    self._kernel.add_counts(counts, condition, segments)
+        values, _ = _finish([totals], self._padding)
+        return Statistics(MEASURED, torch.stack([*values, *beyond], dim=-1))
 
     def forget(self) -> None:
         """Forget the steps."""
@@ -231,27 +233,25 @@ class LayerReducer:
     def _reduce(self) -> None:
         """Reduce the steps that were copied, together."""
         steps, self._waiting = self._waiting, 0
-        layers, count = self._layer_of_row[:steps].flatten(), steps * self._layers
-        totals = _Totals.zeros(count, self._dtype, self._device)
-        totals.add(self._gradients[:steps].flatten(0, 1), layers, self._work)
+        segments, count = self._groups[0].segments(steps), steps * self._layers
+        totals = self._kernel.totals(count)
+        self._kernel.add(totals, self._gradients[:steps].view(-1), segments)
         weights, changes = (
-            self._squares([(buffer[:steps].flatten(0, 1), layers)], count) for buffer in (self._weights, self._changes)
+            self._squares([(buffer[:steps].view(-1), segments)], count) for buffer in (self._weights, self._changes)
         )
         self._done.append((totals, weights, changes))
 
-    def _squares(self, chunks: Iterable[tuple[Tensor, Tensor]], layers: int) -> Tensor:
+    def _squares(self, chunks: Iterable[tuple[Tensor, _Segments]], layers: int) -> Tensor:
         """Sum the squares of each layer's finite numbers: float64 [layers]."""
         squares = torch.zeros(layers, dtype=torch.float64, device=self._device)
-        for chunk, of in chunks:
-            floats, wide = self._work.floats(chunk), self._work.wide(chunk)
-            wide.copy_(torch.nan_to_num(chunk, nan=0.0, posinf=0.0, neginf=0.0, out=floats))
-            squares.index_add_(0, of, wide.square_().sum(dim=-1))
+        for chunk, segments in chunks:
+            self._kernel.add_squares(squares, chunk, segments)
         return squares
 
     def _chunks(
         self, tensors: Sequence[Tensor], less: Sequence[Tensor] | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the first parameters' numbers, or differences, in chunks: rows [r, c] and their layers, int64 [r].
+    ) -> Iterator[tuple[Tensor, _Segments]]:
+        """Yield the first parameters' numbers, or differences, in chunks of one dimension, and their layers.
 
         A chunk is valid until the next one.
         """
@@ -265,19 +265,20 @@ class LayerReducer:
                 before = torch.full_like(rows, torch.nan)
                 copy_all(group.views(before)[: len(layers)], [less[i] for i in layers])
                 rows -= before
-            yield rows[: len(group.layer_of_row)], group.layer_of_row
+            yield rows[: group.width], group.segments(1)
         for i in self._large:
             if i >= len(tensors):
                 break
-            now, then = _flat(tensors[i]), None if less is None else _flat(less[i])
+            now = _flat(tensors[i])
+            if less is None:
+                yield now, self._kernel.whole(i)
+                continue
             for start in range(0, now.shape[0], self._chunk):
-                piece = now[start : start + self._chunk].to(self._dtype)
-                if then is not None:
-                    piece = piece - then[start : start + self._chunk].to(self._dtype)
-                yield piece[None], self._places[i : i + 1]
+                pieces = (x[start : start + self._chunk].to(self._dtype) for x in (now, _flat(less[i])))
+                yield torch.sub(*pieces), self._kernel.whole(i)
 
 
-def _split(parameters: Sequence[Tensor], chunk: int) -> tuple[list[int], list[list[int]]]:
+def _split(parameters: Sequence[Tensor], chunk: int, row: int) -> tuple[list[int], list[list[int]]]:
     """Separate large parameters from the others, which are put in batches that fit a chunk, in order."""
     large: list[int] = []
     batches: list[list[int]] = []
@@ -286,7 +287,7 @@ def _split(parameters: Sequence[Tensor], chunk: int) -> tuple[list[int], list[li
         if p.numel() > chunk // 2:  # it would gain nothing from sharing a chunk
             large.append(i)
             continue
-        size = _ROW * _rows([p])
+        size = row * _rows([p], row)
         if size > free or not batches:
             batches.append([])
             free = chunk
@@ -295,52 +296,42 @@ def _split(parameters: Sequence[Tensor], chunk: int) -> tuple[list[int], list[li
     return large, batches
 
 
-def _rows(tensors: Iterable[Tensor]) -> int:
+def _rows(tensors: Iterable[Tensor], row: int) -> int:
     """Count the rows of the tensors, each of which begins one."""
-    return sum(math.ceil(t.numel() / _ROW) for t in tensors)
+    return sum(math.ceil(t.numel() / row) for t in tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class _Segments:
+    """Which layers the numbers of a chunk are of."""
+
+    layers: Any
+    """Of each segment, or on a device of each row of the chunk."""
+    starts: Any = None
+    """Where each segment begins, on the host; none is empty."""
+    base: Any = None
+    """Of each number of several segments, on the host, the number of its segment times the exponents there are."""
 
 
 class _Group:
     """Small tensors side by side in rows of a buffer, each of which begins a row."""
 
-    def __init__(self, parameters: Sequence[Tensor], layers: list[int], device: torch.device) -> None:
+    def __init__(self, parameters: Sequence[Tensor], layers: list[int], row: int, steps: int, kernel: _Kernel) -> None:
         self.layers = layers
         self._shapes = [parameters[i].shape for i in layers]
-        heights = [_rows([parameters[i]]) for i in layers]
-        self._starts = [_ROW * (end - height) for end, height in zip(accumulate(heights), heights, strict=True)]
-        of_row = [i for i, height in zip(layers, heights, strict=True) for _ in range(height)]
-        self.layer_of_row = from_host(of_row, torch.int64, device)
+        sizes = [row * _rows([parameters[i]], row) for i in layers]
+        self._starts = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
+        self.width = sum(sizes)
+        self._segments = kernel.segments(layers, sizes, steps)
 
-    def views(self, rows: Tensor) -> list[Tensor]:
-        """Views of a buffer's rows, one per tensor and in its shape."""
-        flat = rows.view(-1)
+    def views(self, row: Tensor) -> list[Tensor]:
+        """Views of a step's numbers in a buffer, one per tensor and in its shape."""
         places = zip(self._starts, self._shapes, strict=True)
-        return [flat[start : start + shape.numel()].view(shape) for start, shape in places]
+        return [row[start : start + shape.numel()].view(shape) for start, shape in places]
 
-
-class _Workspace:
-    """Memory that each chunk's reduction uses again: fresh memory costs more than the arithmetic."""
-
-    def __init__(self, chunk: int, dtype: torch.dtype, device: torch.device) -> None:
-        whole = torch.int64 if dtype == torch.float64 else torch.int32
-        self.ones = torch.ones(chunk, dtype=torch.int64, device=device)
-        self._floats = torch.empty(chunk, dtype=dtype, device=device)
-        self._wide = torch.empty(chunk, dtype=torch.float64, device=device)
-        self._places = torch.empty(chunk, dtype=torch.int64, device=device)
-        self._whole = torch.empty((4, chunk), dtype=whole, device=device)
-
-    def floats(self, like: Tensor) -> Tensor:
-        return self._floats[: like.numel()].view(like.shape)
-
-    def wide(self, like: Tensor) -> Tensor:
-        return self._wide[: like.numel()].view(like.shape)
-
-    def places(self, like: Tensor) -> Tensor:
-        return self._places[: like.numel()].view(like.shape)
-
-    def whole(self, like: Tensor) -> tuple[Tensor, ...]:
-        """Four of them."""
-        return self._whole[:, : like.numel()].view(4, *like.shape).unbind()
+    def segments(self, steps: int) -> _Segments:
+        """Those of that many steps one after the other."""
+        return self._segments[steps - 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,85 +339,193 @@ class _Totals:
     """The totals of the chunks read so far, layer by layer."""
 
     sums: Tensor
-    """float64 [layers, 6]: sum, sum of squares, minus the numbers of zeros, NaN, infinities and negative infinities."""
+    """float64 [6, layers]: sum, sum of squares, and how many are NaN, infinite, -infinite, zero."""
     lowest: Tensor
     highest: Tensor
     bins: Tensor
-    """int64 [layers * _BINS]: by power of two; zeros count as the smallest, NaN and infinities as the largest."""
+    """int64 [layers, bins]: by power of two; zeros are in the second bin, NaN and infinities in the last."""
 
-    @classmethod
-    def zeros(cls, layers: int, dtype: torch.dtype, device: torch.device) -> _Totals:
-        return cls(
-            torch.zeros((layers, 6), dtype=torch.float64, device=device),
-            torch.full((layers,), torch.inf, dtype=dtype, device=device),
-            torch.full((layers,), -torch.inf, dtype=dtype, device=device),
-            torch.zeros(layers * _BINS, dtype=torch.int64, device=device),
+
+def _finish(several: Sequence[_Totals], padding: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Compute the first statistics of `NAMES`, float64 [layers] each, and histograms int64 [layers, bins].
+
+    Args:
+        padding: how many NaN stand beside the tensor of each layer in its rows.
+    """
+    sums, lowest, highest = (
+        torch.cat([getattr(t, name) for t in several], dim=-1) for name in ("sums", "lowest", "highest")
+    )
+    bins = torch.cat([t.bins for t in several])
+    total, total_sq, all_nan, posinf, neginf, zero = sums
+    bins[:, 0] = zero.to(torch.int64)
+    bins[:, 1] -= bins[:, 0]
+    bins[:, -1] -= all_nan.to(torch.int64)
+    some = bins.sum(dim=-1) > 0
+    extremes = [torch.where(some, x, torch.nan).to(torch.float64) for x in (lowest, highest)]
+    return [all_nan - padding, posinf, neginf, zero, total, total_sq, *extremes], bins
+
+
+class _Kernel:
+    """Reduces chunks of one type on one device, on any device.
+
+    A chunk is rows of `_ROW` numbers, each of one layer, or all of one layer.
+    """
+
+    def __init__(self, layers: int, chunk: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._layers, self._chunk, self._dtype, self._device = layers, chunk, dtype, device
+        self._bits, self._shift, self._codes = (
+            (torch.int64, 52, 1 << 11) if dtype == torch.float64 else (torch.int32, 23, 1 << 8)
+        )
+        self._first, self._top = (e + self._codes // 2 - 1 for e in GRADIENT_EXPONENTS)
+        self._every = torch.arange(layers, device=device)
+
+    def totals(self, layers: int) -> _Totals:
+        """Totals of nothing."""
+        return _Totals(
+            torch.zeros((6, layers), dtype=torch.float64, device=self._device),
+            torch.full((layers,), torch.inf, dtype=self._dtype, device=self._device),
+            torch.full((layers,), -torch.inf, dtype=self._dtype, device=self._device),
+            torch.zeros((layers, _BINS), dtype=torch.int64, device=self._device),
         )
 
-    @classmethod
-    def joined(cls, several: Sequence[_Totals]) -> _Totals:
-        """Concatenate the layers of several."""
-        fields = ("sums", "lowest", "highest", "bins")
-        return cls(*(torch.cat([getattr(totals, name) for totals in several]) for name in fields))
+    def segments(self, layers: list[int], sizes: list[int], steps: int) -> list[_Segments]:
+        """The segments of tensors side by side, padded to these sizes: those of one step, of two, and so on."""
+        of_row = [i for i, size in zip(layers, sizes, strict=True) for _ in range(size // _ROW)]
+        one = from_host(of_row, torch.int64, self._device)
+        every = (one + self._layers * torch.arange(steps, device=self._device)[:, None]).flatten()
+        return [_Segments(every[: k * len(of_row)]) for k in range(1, steps + 1)]
 
-    def add(self, x: Tensor, layers: Tensor, work: _Workspace) -> None:
-        """Add a chunk: rows [r, c] of numbers and the layer of each row, int64 [r]."""
-        bits, shift, infinity = (
-            (x.view(torch.int64), 52, 0x7FF) if x.dtype == torch.float64 else (x.view(torch.int32), 23, 0xFF)
+    def whole(self, layer: int) -> _Segments:
+        """The segment of a chunk that is of one layer."""
+        return _Segments(self._every[layer : layer + 1])
+
+    def add(self, totals: _Totals, chunk: Tensor, segments: _Segments) -> None:
+        """Add gradients: a chunk of several layers, or any number of one layer's."""
+        for piece in self.pieces(chunk):
+            self._add(totals, piece.view(len(segments.layers), -1), segments.layers)
+
+    def pieces(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield what is reduced at a time, in the type that it is reduced in."""
+        for start in range(0, x.shape[0], self._chunk):
+            yield x[start : start + self._chunk].to(self._dtype)
+
+    def _add(self, totals: _Totals, x: Tensor, layers: Tensor) -> None:
+        conditions = torch.stack([torch.isnan(x), x == torch.inf, x == -torch.inf, x == 0])
+        wide = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0).to(torch.float64)
+        sums = torch.stack([wide.sum(dim=-1), (wide * wide).sum(dim=-1)])
+        totals.sums.index_add_(1, layers, torch.cat([sums, conditions.sum(dim=-1, dtype=torch.float64)]))
+        lowest = torch.nan_to_num(x, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).amin(dim=-1)
+        highest = torch.nan_to_num(x, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).amax(dim=-1)
+        totals.lowest.scatter_reduce_(0, layers, lowest, "amin")
+        totals.highest.scatter_reduce_(0, layers, highest, "amax")
+        power = (x.view(self._bits) >> self._shift).bitwise_and_(self._codes - 1).clamp_(self._first - 1, self._top)
+        places = power + (layers * _BINS - (self._first - 2))[:, None]
+        ones = torch.ones(1, dtype=torch.int64, device=self._device).expand(places.numel())
+        # In one dimension, for which torch has an order-independent implementation on every device.
+        totals.bins.view(-1).scatter_add_(0, places.flatten(), ones)
+
+    def add_squares(self, sums: Tensor, chunk: Tensor, segments: _Segments) -> None:
+        """Add the squares of the finite ones of such numbers to sums, float64 [layers]."""
+        for piece in self.pieces(chunk):
+            wide = torch.nan_to_num(piece, nan=0.0, posinf=0.0, neginf=0.0).to(torch.float64)
+            sums.index_add_(0, segments.layers, wide.square_().view(len(segments.layers), -1).sum(dim=-1))
+
+    def add_counts(self, counts: Tensor, condition: Tensor, segments: _Segments) -> None:
+        """Add how many of such numbers meet a condition, to float64 [layers]."""
+        found = condition.view(len(segments.layers), -1).sum(dim=-1, dtype=torch.float64)
+        counts.index_add_(0, segments.layers, found)
+
+
+class _HostKernel(_Kernel):
+    """The same on the host, with as few passes over the numbers as there can be. A chunk is not padded."""
+
+    def __init__(self, layers: int, chunk: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(layers, chunk, dtype, device)
+        # Used again for each chunk: fresh memory costs more than the arithmetic.
+        self._wide = torch.empty(chunk, dtype=torch.float64, device=device)
+        self._shifted = np.empty(chunk, dtype=np.uint64 if dtype == torch.float64 else np.uint32)
+        # A byte holds the exponent of a float32; the sign is what it does not hold.
+        kind = torch.int64 if dtype == torch.float64 else torch.uint8
+        self._exponents = torch.empty(chunk, dtype=kind, device=device)
+
+    def segments(self, layers: list[int], sizes: list[int], steps: int) -> list[_Segments]:
+        given = [(i, size) for i, size in zip(layers, sizes, strict=True) if size]
+        one, lengths = (np.array([pair[j] for pair in given], dtype=np.int64) for j in (0, 1))
+        every = (one + self._layers * np.arange(steps)[:, None]).ravel()
+        starts = (np.cumsum(lengths) - lengths + sum(sizes) * np.arange(steps)[:, None]).ravel()
+        base = np.repeat(np.arange(len(every)) * self._codes, np.tile(lengths, steps))
+        n, width = len(given), sum(sizes)
+        return [_Segments(every[: k * n], starts[: k * n], base[: k * width]) for k in range(1, steps + 1)]
+
+    def whole(self, layer: int) -> _Segments:
+        return _Segments(slice(layer, layer + 1), _FIRST)
+
+    def add(self, totals: _Totals, chunk: Tensor, segments: _Segments) -> None:
+        sums, lowest, highest, bins = (
+            x.numpy() for x in (totals.sums, totals.lowest, totals.highest, totals.bins[:, 1:])
         )
-        last = 8 * x.element_size() - 1
-        floats, wide, places = work.floats(x), work.wide(x), work.places(x)
-        magnitude, power, mask, nan = work.whole(x)
-        torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0, out=floats)
-        wide.copy_(floats)
-        sums = [wide.sum(dim=-1), wide.square_().sum(dim=-1)]
-        torch.nan_to_num(x, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf, out=floats)
-        self.lowest.scatter_reduce_(0, layers, floats.amin(dim=-1), "amin")
-        torch.nan_to_num(x, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf, out=floats)
-        self.highest.scatter_reduce_(0, layers, floats.amax(dim=-1), "amax")
-        # Masks are -1 where true and 0 where not: the sign of a difference, spread over all bits.
-        torch.bitwise_and(bits, (1 << last) - 1, out=magnitude)
-        torch.bitwise_right_shift(magnitude, shift, out=power)
-        torch.sub(magnitude, 1, out=mask).bitwise_right_shift_(last)  # zero
-        sums.append(mask.sum(dim=-1, dtype=mask.dtype))
-        torch.sub(infinity << shift, magnitude, out=nan).bitwise_right_shift_(last)
-        sums.append(nan.sum(dim=-1, dtype=mask.dtype))
-        torch.sub(infinity - 1, power, out=mask).bitwise_right_shift_(last)  # not finite
-        sums.append(mask.sum(dim=-1, dtype=mask.dtype))
-        torch.bitwise_right_shift(bits, last, out=magnitude)  # the sign
-        mask.bitwise_xor_(nan).bitwise_and_(magnitude)  # -infinity
-        sums.append(mask.sum(dim=-1, dtype=mask.dtype))
-        self.sums.index_add_(0, layers, torch.stack([s.to(torch.float64) for s in sums], dim=-1))
-        first, top = (e + (infinity >> 1) for e in GRADIENT_EXPONENTS)
-        power.clamp_(first - 1, top)
-        places.copy_(power)
-        places += (layers * _BINS - (first - 2))[:, None]
-        self.bins.scatter_add_(0, places.view(-1), work.ones[: places.numel()])
+        at, starts = segments.layers, segments.starts
+        for piece in self.pieces(chunk):
+            x = piece.numpy()
+            codes = self._codes_of(x, segments)
+            bins[at] += codes[:, self._first - 1 : self._top + 1]
+            bins[at, 0] += codes[:, : self._first - 1].sum(axis=1)
+            bins[at, -1] += codes[:, self._top + 1 :].sum(axis=1)
+            if codes[:, 0].any():
+                sums[5, at] += np.add.reduceat(x == 0, starts, dtype=np.int64)
+            low = high = x
+            if codes[:, -1].any():
+                nan = np.isnan(x)
+                for row, condition in ((2, nan), (3, x == np.inf), (4, x == -np.inf)):
+                    sums[row, at] += np.add.reduceat(condition, starts, dtype=np.int64)
+                low, high = np.where(nan, np.inf, x), np.where(nan, -np.inf, x)
+                x = np.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+            lowest[at] = np.minimum(lowest[at], np.minimum.reduceat(low, starts))
+            highest[at] = np.maximum(highest[at], np.maximum.reduceat(high, starts))
+            wide = self._wide_of(x)
+            sums[0, at] += np.add.reduceat(wide.numpy(), starts)
+            sums[1, at] += _squared(wide, segments)
 
-    def finish(self, sizes: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Compute the first statistics of `NAMES`, float64 [layers] each, and histograms int64 [layers, bins].
+    def add_squares(self, sums: Tensor, chunk: Tensor, segments: _Segments) -> None:
+        into = sums.numpy()
+        for piece in self.pieces(chunk):
+            x = piece.numpy()
+            squares = _squared(self._wide_of(x), segments)
+            if not np.isfinite(squares.sum()):
+                finite = np.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+                squares = _squared(self._wide_of(finite), segments)
+            into[segments.layers] += squares
 
-        `sizes` has the number of each layer's elements.
-        """
-        total, total_sq, *masks = self.sums.unbind(dim=-1)
-        zero, nan, nonfinite, negative_infinity = (m.abs() for m in masks)
-        bins = self.bins.view(-1, _BINS)[:, : gradient_bin_count()].clone()
-        bins[:, 0] = zero.to(torch.int64)
-        bins[:, 1] -= bins[:, 0]
-        bins[:, -1] -= nan.to(torch.int64)
-        # What fills up a row is NaN too: those are the NaN in excess of the layer's elements.
-        numbers = bins.sum(dim=-1)
-        values = [
-            sizes - numbers,
-            nonfinite - nan - negative_infinity,
-            negative_infinity,
-            zero,
-            total,
-            total_sq,
-            torch.where(numbers > 0, self.lowest, torch.nan),
-            torch.where(numbers > 0, self.highest, torch.nan),
-        ]
-        return [v.to(torch.float64) for v in values], bins
+    def add_counts(self, counts: Tensor, condition: Tensor, segments: _Segments) -> None:
+        if len(condition):
+            counts.numpy()[segments.layers] += np.add.reduceat(condition.numpy(), segments.starts, dtype=np.int64)
+
+    def _codes_of(self, x: Any, segments: _Segments) -> Any:
+        """Count the exponents of each segment: int64 [segments, codes]."""
+        shifted, exponents = self._shifted[: len(x)], self._exponents[: len(x)]
+        np.right_shift(x.view(shifted.dtype), self._shift, out=shifted)
+        if self._dtype == torch.float64:
+            np.bitwise_and(shifted, self._codes - 1, out=shifted)
+        np.copyto(exponents.numpy(), shifted, casting="unsafe")
+        if segments.base is not None:
+            exponents = torch.from_numpy(segments.base + exponents.numpy())
+        counts = torch.bincount(exponents, minlength=len(segments.starts) * self._codes)
+        return counts.numpy().reshape(-1, self._codes)
+
+    def _wide_of(self, x: Any) -> Tensor:
+        wide = self._wide[: len(x)]
+        np.copyto(wide.numpy(), x)
+        return wide
+
+
+_FIRST = np.zeros(1, dtype=np.int64)
+
+
+def _squared(wide: Tensor, segments: _Segments) -> Any:
+    """Sum the squares of each segment, and write over `wide`."""
+    if segments.base is None:
+        return torch.dot(wide, wide).numpy()  # NumPy's uses all cores, whatever torch may use
+    return np.add.reduceat(np.square(wide.numpy(), out=wide.numpy()), segments.starts)
 
 
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:

@@ -130,7 +130,7 @@ def head_quantities(t: Terms, *, every: Tensor, has_mask: bool, clip_range: Tens
     elif has_mask:
         out.count_valid("learnable_count")
     if t.log_ratio is not None:
-        ratio, distance = _ratio_statistics(out, t.log_ratio)
+        _, distance = _ratio_statistics(out, t.log_ratio)
         if clip_range is not None:
             _clip_counts(out, distance, t.advantage, clip_range[..., None])
     if t.entropy is not None:

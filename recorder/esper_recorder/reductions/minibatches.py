@@ -184,10 +184,10 @@ def _summaries(
     Args:
         shared: fields [minibatches, n] that all ratios share.
     """
-    measured = [r for r in all_ratios if r.log_ratio is not None]
-    log_ratio = _joined([r.log_ratio for r in measured if r.log_ratio is not None])
+    measured = [(r, r.log_ratio) for r in all_ratios if r.log_ratio is not None]
+    log_ratio = _joined([x for _, x in measured])
     minibatches, rows, n = log_ratio.shape
-    masks = [r.valid.expand(r.log_ratio.shape) for r in measured if r.valid is not None and r.log_ratio is not None]
+    masks = [r.valid.expand(x.shape) for r, x in measured if r.valid is not None]
 
     def by_scope(x: Tensor) -> Tensor:
         return x if per_minibatch else x.transpose(-3, -2).reshape(*x.shape[:-3], 1, rows, minibatches * n)
@@ -201,9 +201,9 @@ def _summaries(
     else:
         position, transitions = torch.div(places, max(n, 1), rounding_mode="floor"), places
     whole = {"position": position} | ({} if index is None else {"index": index.reshape(-1)[transitions]})
-    own = [name for name in ("old_log_prob", "new_log_prob") if any(name in r.fields for r in measured)]
+    own = [name for name in ("old_log_prob", "new_log_prob") if any(name in r.fields for r, _ in measured)]
     of_ratio = by_scope(
-        torch.stack([log_ratio, *(_joined([r.fields.get(name, r.log_ratio) for r in measured]) for name in own)])
+        torch.stack([log_ratio, *(_joined([r.fields.get(name, x) for r, x in measured]) for name in own)])
     )
     columns = [severity[None].to(of_ratio.dtype), of_ratio.gather(-1, places.expand(len(of_ratio), *places.shape))]
     if shared:
@@ -221,9 +221,7 @@ def _summaries(
         absent = [name for name in own if name not in ratios.fields]
         exemplars = values[:, at]
         if absent:
-            exemplars = torch.stack(
-                [exemplars[..., i] for i, name in enumerate(names) if name not in absent], dim=-1
-            )
+            exemplars = torch.stack([exemplars[..., i] for i, name in enumerate(names) if name not in absent], dim=-1)
         found.append(
             RatioSummary(
                 ratios.names,
