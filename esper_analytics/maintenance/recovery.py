@@ -25,6 +25,7 @@ from esper_recorder.storage.listing import (
 )
 from esper_recorder.storage.lock import maintenance_lock
 from esper_recorder.storage.manifest import is_live
+from esper_recorder.storage.reserve import remove_reserves
 from esper_recorder.storage.rollover import roll
 
 _DAMAGED = "Nothing more can be read from it; delete it once nobody needs it"
@@ -91,6 +92,7 @@ def recover_run(folder: Path) -> Recovery:
         temporaries = [(path, path.lstat().st_mtime_ns) for path in unfinished_files(folder)]
         if is_live(folder):
             return Recovery(live=True)
+        remove_reserves(folder)  # first, as it is space that parts may need
         for _, path in sorted(journals.items()):
             try:
                 content = roll(folder, path)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from esper_recorder.contract.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from esper_recorder.alarms import AlarmOnset
     from esper_recorder.capture.compiled_steps import reduce
     from esper_recorder.levels import Level
     from esper_recorder.recorder import Recorder
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
 
 __version__: str
 
-__all__ = ["Level", "MemorySink", "ParquetSink", "Recorder", "Sink", "reduce"]
+__all__ = ["AlarmOnset", "Level", "MemorySink", "ParquetSink", "Recorder", "Sink", "reduce"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "esper_recorder.alarms": ("AlarmOnset",),
         "esper_recorder.capture.compiled_steps": ("reduce",),
         "esper_recorder.levels": ("Level",),
         "esper_recorder.recorder": ("Recorder",),

@@ -455,6 +455,15 @@ def check_escalation(escalate: Any, updates: Any) -> None:
         raise BadCall(f"escalate_updates is {_shown(updates)}; give a whole number of PPO updates from 1")
 
 
+def check_alarms(on_alarm: Any, stop_on: Any) -> None:
+    """Raise BadCall for a callback that cannot be called, or for a severity that does not exist."""
+    if on_alarm is not None and not callable(on_alarm):
+        raise BadCall(f"on_alarm is {_shown(on_alarm)}; give a function that takes an alarm, or None")
+    if stop_on is not None and stop_on not in list(Severity):
+        severities = ", ".join(Severity)
+        raise BadCall(f"stop_on is {_shown(stop_on)}; give the severity to stop on ({severities}), or None")
+
+
 def wrong_arguments(method: Callable[..., Any], error: TypeError, keywords: Iterable[str]) -> BadCall:
     """Return the error for a call that the method's signature does not allow."""
     names = [name for name in inspect.signature(method).parameters if name != "self"]

@@ -30,11 +30,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from esper_recorder.arguments import BadCall, check_recorder, training_length
+from esper_recorder.alarms import AlarmOnset, Announcer
+from esper_recorder.arguments import BadCall, check_alarms, check_recorder, training_length
 from esper_recorder.capture.failures import WHOLE_UPDATE, Failures
 from esper_recorder.capture.guards import lenient
 from esper_recorder.capture.layers import LayerLog
 from esper_recorder.capture.open_update import OpenUpdate, Setup
+from esper_recorder.contract.rules.model import Severity
 from esper_recorder.contract.rules.ruleset import RuleSet, load_rules
 from esper_recorder.escalation import UPDATES, Escalation
 from esper_recorder.levels import Level
@@ -67,7 +69,11 @@ class Recorder(UpdateCalls):
         escalate: severity of the alarms whose onset raises the level to `debug` for a while (`info`, `warning`,
             `critical`), or None; see `escalation`.
         escalate_updates: how many PPO updates are then recorded at `debug`.
-        rules: a shipped profile, the path of a rules file, or None: what watches the run while it is recorded.
+        rules: a shipped profile, the path of a rules file, or None: what watches the run while it is recorded. The
+            onset of each alarm is one line in the log.
+        on_alarm: called with each `AlarmOnset`, in the thread that makes the next call of the recorder. What it raises
+            is logged.
+        stop_on: severity of the alarms that set `should_stop` (`info`, `warning`, `critical`), or None.
         resume: run_id of a run under `root` to continue as a new attempt.
         from_update: first update of that attempt; the default continues after the last recorded one.
         rank: which process of a distributed trainer this is; the default asks torch.distributed, then torchrun's RANK.
@@ -99,6 +105,8 @@ class Recorder(UpdateCalls):
         escalate: str | None = "critical",
         escalate_updates: int = UPDATES,
         rules: str | Path | None = "default",
+        on_alarm: Callable[[AlarmOnset], object] | None = None,
+        stop_on: str | None = None,
         resume: str | None = None,
         from_update: int | None = None,
         rank: int | None = None,
@@ -111,6 +119,7 @@ class Recorder(UpdateCalls):
             root, name, model, optimizer, definition, rank, run_id, resume, from_update, trainer, sink, rules
         )
         self._escalation = Escalation.from_options(level, escalate, escalate_updates)
+        check_alarms(on_alarm, stop_on)
         self._setup = Setup(
             definition=definition,
             layers=LayerLog(model),
@@ -142,7 +151,14 @@ class Recorder(UpdateCalls):
                 folder = open_run_folder(
                     Path(root), name, rank=rank, run_id=run_id, resume=resume, from_update=from_update, about=about
                 )
-                self._run = Recording.begin(folder, rule_set, self._escalation, sink, resumed=resume is not None)
+                announcer = Announcer(folder.run_id, on_alarm, None if stop_on is None else Severity(stop_on))
+                try:
+                    self._run = Recording(
+                        folder, rule_set, self._escalation, announcer, sink, resumed=resume is not None
+                    )
+                except Exception as error:
+                    folder.abandon(error)
+                    raise
             except (RunFolderError, ManifestError):
                 raise
             except Exception as error:
@@ -150,6 +166,7 @@ class Recorder(UpdateCalls):
                 log.error(message, encodable(str(root)), describe_error(error))
                 return
             self._recording = True
+            self._alarms = announcer.waiting
             self._begin_update(folder.from_update)
             if optimizer is not None:
                 with self._open.failures.guarded("optimizer"):
@@ -178,6 +195,15 @@ class Recorder(UpdateCalls):
     def level(self) -> Level:
         """The level of the update being collected: the recorder's own, or DEBUG after an alarm."""
         return self._open.level
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether an alarm as severe as `stop_on` was raised: a loop that wants to stop asks after each update.
+
+        The rules are evaluated in the writer's thread: an update's alarms come a moment after `end_update`, or with
+        `flush`.
+        """
+        return self._run is not None and self._run.announcer.should_stop
 
     @lenient
     def end_update(
@@ -252,6 +278,10 @@ class Recorder(UpdateCalls):
         self.close("finished" if error is None else "raised", error)
 
     # --- the lifecycle ----------------------------------------------------------------------------------------------
+
+    def _deliver_alarms(self) -> None:
+        if self._run is not None:
+            self._run.announcer.deliver()
 
     def _end_recording(self, run: Recording, how: Any, error: BaseException | str | None) -> None:
         """Hand over what is left; from here on calls do nothing."""
@@ -331,6 +361,12 @@ class AdapterPort:
     def announce_layers(self) -> None:
         """Promise to call `Recorder.layers` before the steps that matter: weights are not kept before the others."""
         self._recorder._setup.layers.keeps_always = False
+
+    def hear_alarms(self) -> bool:
+        """Call `on_alarm` with the alarms that wait. Returns whether the training should stop, see `should_stop`."""
+        if self._recorder._alarms:
+            self._recorder._deliver_alarms()
+        return self._recorder.should_stop
 
     def guarded(self, what: str, table: str | None = None) -> contextlib.AbstractContextManager[None]:
         """Report an exception of the adapter's own work instead of raising it, see `Failures.guarded`."""

@@ -6,8 +6,9 @@ import functools
 import logging
 import time
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any
 
+from esper_recorder.alarms import Announcer
 from esper_recorder.capture.update_rows import ClosedUpdate, build, build_minibatches
 from esper_recorder.contract.rules.ruleset import RuleSet
 from esper_recorder.escalation import Escalation
@@ -25,14 +26,22 @@ class Recording:
     """One attempt of a run, while it is recorded."""
 
     def __init__(
-        self, folder: RunFolder, rules: RuleSet | None, escalation: Escalation, sink: Sink | None, *, resumed: bool
+        self,
+        folder: RunFolder,
+        rules: RuleSet | None,
+        escalation: Escalation,
+        announcer: Announcer,
+        sink: Sink | None,
+        *,
+        resumed: bool,
     ) -> None:
         self.folder = folder
+        self.announcer = announcer
         self._end: tuple[str, str | None] | None = None
         self._closed = False
         self._escalation = escalation
         self._started = time.monotonic()
-        watcher = None if rules is None else Watcher(rules, escalation)
+        watcher = None if rules is None else Watcher(rules, escalation, announcer)
         if watcher is not None and resumed:
             _catch_up(folder, watcher)
         self.writer = Writer(
@@ -40,18 +49,8 @@ class Recording:
             on_commit=None if watcher is None else watcher.alarms,
             identity=self.identity,
             heartbeat=folder.beat,
+            make_space=folder.make_space_for_gaps,
         )
-
-    @classmethod
-    def begin(
-        cls, folder: RunFolder, rules: RuleSet | None, escalation: Escalation, sink: Sink | None, *, resumed: bool
-    ) -> Self:
-        """Begin to record into a folder, and end its attempt if that fails. Raises what it failed with."""
-        try:
-            return cls(folder, rules, escalation, sink, resumed=resumed)
-        except Exception as error:
-            folder.abandon(error)
-            raise
 
     def identity(self, update: int) -> dict[str, Any]:
         """The columns that all rows of an update have."""

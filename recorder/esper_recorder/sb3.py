@@ -29,6 +29,8 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
+from esper_recorder.alarms import AlarmOnset
+from esper_recorder.arguments import check_alarms
 from esper_recorder.contract.rules.ruleset import load_rules
 from esper_recorder.escalation import UPDATES, Escalation
 from esper_recorder.recorder import Recorder
@@ -54,7 +56,9 @@ class RecorderCallback(BaseCallback):
         config: kept in run.json beside the algorithm's hyperparameters.
         level: `off`, `minimal`, `normal` or `debug`, see `Recorder`.
         escalate, escalate_updates: which alarms raise the level to `debug`, and for how many updates.
-        rules: profile or rules file to watch the run with, or None.
+        rules: profile or rules file to watch the run with, or None. The onset of each alarm is one line in the log.
+        on_alarm: called with each `AlarmOnset`, in the training thread, between two steps of the environments.
+        stop_on: severity of the alarms that end `learn()` after the update (`info`, `warning`, `critical`), or None.
         resume: run_id of a run to continue as a new attempt.
 
     Raises:
@@ -71,10 +75,13 @@ class RecorderCallback(BaseCallback):
         escalate: str | None = "critical",
         escalate_updates: int = UPDATES,
         rules: str | Path | None = "default",
+        on_alarm: Callable[[AlarmOnset], object] | None = None,
+        stop_on: str | None = None,
         resume: str | None = None,
     ) -> None:
         super().__init__()
         Escalation.from_options(level, escalate, escalate_updates)  # a wrong option raises here, before the training
+        check_alarms(on_alarm, stop_on)
         if rules is not None:
             load_rules(rules)
         self._root, self._name, self._config = Path(root), name, config
@@ -83,6 +90,8 @@ class RecorderCallback(BaseCallback):
             "escalate": escalate,
             "escalate_updates": escalate_updates,
             "rules": rules,
+            "on_alarm": on_alarm,
+            "stop_on": stop_on,
         }
         self._resume = resume
         self.recorder: Recorder | None = None
@@ -142,7 +151,7 @@ class RecorderCallback(BaseCallback):
         if self.recorder is not None and dones is not None and dones.tobytes().strip(b"\0"):
             with self.recorder.adapter.guarded("episode"):
                 self._record_episodes(self.recorder, np.flatnonzero(dones))
-        return True
+        return self.recorder is None or not self.recorder.adapter.hear_alarms()
 
     def _record_episodes(self, recorder: Recorder, envs: Any) -> None:
         for env in envs:

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from esper_recorder.alarms import Announcer
 from esper_recorder.contract.rules.evaluator import RuleEvaluator
 from esper_recorder.contract.rules.ruleset import RuleSet
 from esper_recorder.contract.rules.signal import BACKFILLED, UPDATE_TABLE
@@ -30,10 +31,11 @@ _MEMORY_FORMATS = {pa.float64(): "d", pa.int64(): "q"}
 class Watcher:
     """Evaluates a rule set on the rows of one update after the other, and escalates if an alarm asks for it."""
 
-    def __init__(self, rules: RuleSet, escalation: Escalation) -> None:
+    def __init__(self, rules: RuleSet, escalation: Escalation, announcer: Announcer | None = None) -> None:
         self.rules = rules
         self._evaluator = RuleEvaluator(rules)
         self._escalation = escalation
+        self._announcer = announcer or Announcer("")
 
     def catch_up(self, folder: Path, rank: int, starts: Mapping[int, int]) -> None:
         """Evaluate what earlier attempts of a resumed run recorded, so that streaks and averages continue.
@@ -56,7 +58,9 @@ class Watcher:
                     updates[row["update"]].setdefault(table, []).append(row)
         for update, tables in sorted(updates.items()):
             progress = tables[UPDATE_TABLE][0].get("progress") if UPDATE_TABLE in tables else None
-            self._escalation.note_firings(self._evaluator.update(update, progress, tables))
+            firings = self._evaluator.update(update, progress, tables)
+            self._escalation.note_firings(firings)
+            self._announcer.remember(firings)
 
     def alarms(self, update: int, tables: Mapping[str, Columns]) -> dict[str, Columns]:
         """Evaluate an update. Returns what to store with it: one row of `alarms` per rule that fires and, if one of
@@ -74,6 +78,7 @@ class Watcher:
         firings = self._evaluator.update(update, progress, rows)
         if not firings:
             return {}
+        self._announcer.announce(firings)
         alarms = {name: [update_row[name][0]] * len(firings) for name in IDENTITY if name in update_row}
         for name in ("rule", "key", "severity", "value", "threshold", "phase", "progress"):
             alarms[name] = [getattr(firing, name) for firing in firings]

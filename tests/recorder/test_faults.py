@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -16,8 +17,12 @@ import pytest
 import torch
 
 import esper_recorder.recording as recorder_module
+from esper_analytics.maintenance.recovery import recover
+from esper_analytics.maintenance.verification import verify
 from esper_recorder import Recorder
-from esper_recorder.storage.manifest import read_manifest
+from esper_recorder.storage.manifest import how_it_ended, read_manifest
+from esper_recorder.storage.reserve import Reserve
+from esper_recorder.storage.run_folder import RunFolder
 from esper_recorder.storage.sink import MemorySink, ParquetSink
 from tests.recorder.storage.stored_updates import read_rows
 
@@ -190,6 +195,13 @@ def test_a_clock_that_jumps_back_and_forth_changes_the_time_of_rows_and_nothing_
     assert json.loads((recorder.path / "run.json").read_text())["attempts"][0]["how"] == "finished"
 
 
+def fill(ballast: Path) -> None:
+    """Take all space that a disk has left."""
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
 def test_a_disk_that_fills_up_and_is_cleared_again_costs_what_is_in_gaps(
     small_disk, weights, monkeypatch, rolling_always
 ):
@@ -200,17 +212,58 @@ def test_a_disk_that_fills_up_and_is_cleared_again_costs_what_is_in_gaps(
     assert recorder.path is not None
     folder = recorder.path
     ballast = small_disk / "ballast"
-
-    def fill() -> None:
-        with ballast.open("wb", buffering=0) as file:
-            try:
-                while True:
-                    file.write(bytes(4096))
-            except OSError:
-                pass
-
-    assert train(recorder, {5: fill, 9: ballast.unlink}) == weights
+    assert train(recorder, {5: lambda: fill(ballast), 9: ballast.unlink}) == weights
     stored = updates_of(folder)
     assert {1, 2, 3, 10, 11, 12} <= set(stored)
     assert len(stored) < UPDATES
     assert set(range(1, UPDATES + 1)) == set(stored) | updates_in_gaps(folder)
+
+
+@pytest.mark.parametrize("config", [None, ["x" * 1000] * 60], ids=["small run.json", "run.json of 60 KB"])
+def test_a_disk_that_stays_full_costs_what_is_in_gaps_and_the_run_has_ended(
+    small_disk, weights, monkeypatch, caplog, config
+):
+    recorder = Recorder(small_disk / "runs", config=config)
+    assert recorder.path is not None
+    folder = recorder.path
+
+    def fill_at_once() -> None:
+        assert recorder.flush()
+        fill(small_disk / "ballast")
+
+    assert train(recorder, {5: fill_at_once}) == weights
+    stored = updates_of(folder)
+    assert {1, 2, 3, 4} <= set(stored) and len(stored) < UPDATES
+    assert set(range(1, UPDATES + 1)) == set(stored) | updates_in_gaps(folder)
+    (attempt,) = read_manifest(folder).attempts
+    assert (how_it_ended(folder), attempt.how) == ("finished", "finished")
+    assert "No space left" in str(attempt.dropped.message)
+    assert "could not be written" not in caplog.text
+    assert [path.name for path in folder.iterdir() if path.name.startswith("reserve")] == []
+
+
+def test_space_is_reserved_while_a_run_is_recorded_and_recover_removes_what_a_killed_one_left(tmp_path):
+    with Recorder(tmp_path, rules=None) as recorder:
+        assert recorder.path is not None
+        reserve = recorder.path / "reserve.0"
+        # 32 KiB for the last gaps and as much for run.json, which is smaller than that
+        assert reserve.stat().st_size == 64 * 1024
+        assert recover(tmp_path).frame["state"].to_list() == ["live"] and reserve.exists()
+    assert not reserve.exists()
+    killed = RunFolder.create(tmp_path, "killed")
+    killed.release()
+    assert (killed.path / "reserve.0").exists()
+    assert "reserve" not in str([problem.reason for problem in verify(tmp_path).problems])
+    assert recover(tmp_path).problems == ()
+    assert not (killed.path / "reserve.0").exists()
+
+
+def test_a_run_without_space_to_reserve_is_recorded_and_the_log_says_so(tmp_path, monkeypatch, caplog):
+    def refuse(self: Any, _: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Reserve, "fill", refuse)
+    with Recorder(tmp_path, rules=None) as recorder:
+        recorder.end_update()
+    assert recorder.path is not None and updates_of(recorder.path) == [1]
+    assert "No space is reserved for the end of run" in caplog.text

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from esper_recorder.arguments import BadCall, wrong_arguments
@@ -30,6 +30,11 @@ class Guarded:
     _recording: bool
     _turn: threading.RLock
     """Held during a call."""
+    _alarms: Collection[object] = ()
+    """What `_deliver_alarms` is for; it is called outside of the turn, as it calls the trainer's function."""
+
+    def _deliver_alarms(self) -> None:
+        return
 
 
 def guarded(method: Callable[Concatenate[T, P], None]) -> Callable[Concatenate[T, P], None]:
@@ -43,6 +48,8 @@ def guarded(method: Callable[Concatenate[T, P], None]) -> Callable[Concatenate[T
                     method(self, *args, **kwargs)
                 except Exception as error:
                     self._open.failures.report(method.__name__, _misuse(method, self, *args, **kwargs) or error)
+            if self._alarms:
+                self._deliver_alarms()
 
     return call
 
@@ -63,6 +70,8 @@ def passed_to(
                         body(self._open, kwargs)
                     except Exception as error:
                         self._open.failures.report(method.__name__, _misuse(method, self, *args, **kwargs) or error)
+                if self._alarms:
+                    self._deliver_alarms()
 
         return call
 
@@ -78,10 +87,14 @@ def lenient(method: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P
         with signals_deferred:
             misuse = _misuse(method, self, *args, **kwargs)
             if misuse is None:
-                return method(self, *args, **kwargs)
-            self._open.failures.report(method.__name__, misuse)
-            loosely: Callable[..., R] = method
-            return loosely(self, **{name: value for name, value in kwargs.items() if name in names})
+                result = method(self, *args, **kwargs)
+            else:
+                self._open.failures.report(method.__name__, misuse)
+                loosely: Callable[..., R] = method
+                result = loosely(self, **{name: value for name, value in kwargs.items() if name in names})
+        if self._alarms:
+            self._deliver_alarms()
+        return result
 
     return call
 

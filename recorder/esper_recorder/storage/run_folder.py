@@ -4,6 +4,7 @@ Covers:
 * Two runs never share a folder: it is made exclusively. Two recorders never share an attempt and rank: it is locked.
 * run.json is the old one or the new one at any moment, whatever rank changes it.
 * A forked child changes nothing: every call checks that this process opened the folder.
+* On a disk that has filled up meanwhile, the end can still be written: space for it is reserved.
 
 Does not cover: a folder that is moved or deleted while it is recorded to (an OSError), and the rows: those are the
 sink's.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import os
 import platform as platform_module
 import re
@@ -44,7 +46,10 @@ from esper_recorder.storage.manifest import (
     read_manifest,
     write_manifest,
 )
+from esper_recorder.storage.reserve import Reserve
 from esper_recorder.storage.safe_files import folders_in, is_regular, make_folder, open_regular
+
+log = logging.getLogger("esper_recorder")
 
 HEARTBEAT_SECONDS = 5.0
 _ALPHABET = string.ascii_lowercase + string.digits
@@ -69,6 +74,7 @@ class RunFolder:
         self.rank = attempt.rank
         self.from_update = attempt.from_update
         self._lock = lock
+        self._reserve = Reserve(path, attempt.rank)
         self._pid = os.getpid()
         self._last_beat = -HEARTBEAT_SECONDS
         self._finished = False
@@ -186,6 +192,7 @@ class RunFolder:
             folder = cls(path, read_manifest(path), attempt, lock)
             folder._write(lambda manifest: dataclasses.replace(manifest, attempts=(*manifest.attempts, attempt)))
         folder.beat()
+        folder._reserve_space()
         return folder
 
     def change(self, **fields: Any) -> None:
@@ -203,6 +210,11 @@ class RunFolder:
                 os.utime(descriptor)
             finally:
                 os.close(descriptor)
+
+    def make_space_for_gaps(self) -> None:
+        """Give free the space that is reserved for the last gaps, before they are written. Raises OSError."""
+        if self._mine:
+            self._reserve.make_space_for_gaps()
 
     def finish(
         self, how: str, error: str | None = None, updates: int | None = None, dropped: DropCounts | None = None
@@ -231,6 +243,8 @@ class RunFolder:
             return dataclasses.replace(manifest, attempts=tuple(attempts))
 
         try:
+            with contextlib.suppress(OSError):  # the folder is gone: the next line says so
+                self._reserve.release()
             self._write(add_end)
         finally:
             self.release()
@@ -245,6 +259,13 @@ class RunFolder:
         if os.getpid() == self._pid:
             self._finished = True
             release_lock(self._lock)
+
+    def _reserve_space(self) -> None:
+        try:
+            self._reserve.fill((self.path / MANIFEST_FILE).stat().st_size)
+        except OSError as error:
+            message = "No space is reserved for the end of run %s (%s): if the disk is full, it cannot be written."
+            log.warning(message, self.run_id, error)
 
     @property
     def _mine(self) -> bool:
@@ -276,6 +297,7 @@ class RunFolder:
         folder = cls(path, manifest, attempt, lock)
         folder.beat()
         write_manifest(path, manifest)
+        folder._reserve_space()
         return folder
 
 

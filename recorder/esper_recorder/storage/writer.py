@@ -80,6 +80,7 @@ class Writer:
             returns (alarms) are committed with them.
         identity: update -> the identity columns (run_id, attempt, rank, update, time, elapsed_s) of a gaps row.
         heartbeat: called about once a second; the folder's by default.
+        make_space: called before the last gaps are stored, on what may be a full disk; the folder's by default.
 
     In a forked child every call does nothing. At interpreter exit the writer closes itself.
     """
@@ -93,6 +94,7 @@ class Writer:
         on_commit: Callable[[int, Rows], Rows | None] | None = None,
         identity: Identity | None = None,
         heartbeat: Callable[[], None] | None = None,
+        make_space: Callable[[], None] | None = None,
     ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity is {capacity}; at least one update must be able to wait")
@@ -104,6 +106,7 @@ class Writer:
         self._folder = folder
         self._identity = identity or self._folder_identity
         self._heartbeat = heartbeat or (folder.beat if folder is not None else None)
+        self._make_space = make_space or (folder.make_space_for_gaps if folder is not None else None)
         self._pid = os.getpid()
         self._began = time.monotonic()
         self._ready = threading.Condition()  # guards what follows
@@ -227,6 +230,8 @@ class Writer:
                 break
             self._answer_flushes()
         if self._gaps:
+            if self._make_space is not None:
+                self._maintain(self._make_space)
             self._store(_Job(self._last_update, {}, 0))
         self._maintain(self._sink.close, *self._how)
         self._answer_flushes(force=True)
