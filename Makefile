@@ -2,6 +2,7 @@
 # constraints.txt, unless neither that file nor a pyproject.toml has changed since.
 #
 # PYTHON=/path/to/python3.12      another interpreter (3.11 or newer)
+# FAULT_RUNS=/path/to/runs        where train-faults puts its runs, outside of git
 # PYTEST="-n0 -k boundaries"      arguments of pytest, in place of `-n 2`
 # On Linux without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves gigabytes of CUDA packages.
 
@@ -12,13 +13,15 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/ready
 PIP := $(PY) -m pip --disable-pip-version-check install -q -c constraints.txt
 SCRIPTS := $(wildcard benchmarks/*.py examples/*.py)
-BENCHMARKS := $(wildcard benchmarks/bench_*.py)
+# bench_detection.py needs an hour of trainings first: see train-faults.
+BENCHMARKS := $(filter-out benchmarks/bench_detection.py,$(wildcard benchmarks/bench_*.py))
+FAULT_RUNS ?= ../fault-runs
 PAGES := $(wildcard docs/write_*.py)
 
-.PHONY: help demo test test-slow test-kernels lint fix docs bench setup clean
+.PHONY: help demo test test-slow test-kernels lint fix docs bench train-faults bench-detection setup clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY)  ## record two real PPO runs, replay rules over them, write demo/report.html
 	$(VENV)/bin/esper demo --out demo
@@ -36,7 +39,7 @@ lint: $(READY)  ## ruff, mypy, the import boundaries, generated pages up to date
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(if $(SCRIPTS),$(PY) -m mypy $(SCRIPTS))
+	$(if $(SCRIPTS),$(PY) -m mypy $(SCRIPTS) benchmarks/faults/*.py)
 	$(VENV)/bin/lint-imports
 	@set -e; for script in $(PAGES); do $(PY) $$script --check; done
 
@@ -50,6 +53,12 @@ docs: $(READY)  ## write the generated pages
 bench: $(READY)  ## measure; the results go to benchmarks/results
 	@$(if $(BENCHMARKS),,echo "There are no benchmarks yet: nothing matches benchmarks/bench_*.py.")
 	@set -e; for script in $(BENCHMARKS); do echo "$$script"; $(PY) $$script; done
+
+train-faults: $(READY)  ## train the runs of the detection benchmark into FAULT_RUNS: an hour on two cores, resumable
+	$(PY) benchmarks/train_faults.py --out $(FAULT_RUNS)
+
+bench-detection: $(READY)  ## judge detection on FAULT_RUNS; the result goes to benchmarks/results
+	$(PY) benchmarks/bench_detection.py $(FAULT_RUNS)
 
 setup: $(READY)  ## create the .venv, nothing else
 

@@ -41,6 +41,13 @@ def _range(rows: Rows, column: str) -> str:
 
 
 SUMMARIES: dict[str, tuple[str, Callable[[Rows], str]]] = {
+    "detection": (
+        "Runs with a known harmful fault that raised a warning or worse because of it, over all of them; no threshold "
+        "was set on their seeds and tasks.",
+        lambda rows: _range(
+            [row for row in rows if (row.get("measure"), row.get("of")) == ("warning or worse", "harmful")], "value"
+        ),
+    ),
     "gradients": (
         "Statistics of all layers' gradients in one pass, against torch operations layer by layer.",
         lambda rows: f"{_range(rows, 'per_layer')} times as fast",
