@@ -42,6 +42,7 @@ from esper_recorder.escalation import UPDATES, Escalation
 from esper_recorder.levels import Level
 from esper_recorder.recording import Recording
 from esper_recorder.rendezvous import open_run_folder
+from esper_recorder.storage.gaps import BAD_CALL
 from esper_recorder.storage.interrupts import signals_deferred
 from esper_recorder.storage.jsonable import describe_error, encodable
 from esper_recorder.storage.manifest import ManifestError
@@ -133,6 +134,8 @@ class Recorder(UpdateCalls):
         self._step_hook: Any = None
         self._turn = threading.RLock()
         self._recording = False
+        self._ended = 0  # updates that `end_update` closed
+        self._without_minibatches: list[int] = []  # the first and the last of them, and how many
         self._begin_update(1)
         rule_set = _load_rules(rules)
         if Level.parse(level) is Level.OFF:
@@ -168,9 +171,7 @@ class Recorder(UpdateCalls):
             self._recording = True
             self._alarms = announcer.waiting
             self._begin_update(folder.from_update)
-            if optimizer is not None:
-                with self._open.failures.guarded("optimizer"):
-                    self._step_hook = optimizer.register_step_pre_hook(self._on_step)
+            self._hook_steps(optimizer)
             _open_recorders.add(self)
             atexit.register(_close_at_exit, weakref.ref(self))
 
@@ -223,6 +224,10 @@ class Recorder(UpdateCalls):
             policy_std: mean standard deviation of a Gaussian policy.
         """
         with self._turn:
+            self._ended += 1
+            if self._open.lacks_minibatches:
+                first, _, count = self._without_minibatches or (self._open.number, 0, 0)
+                self._without_minibatches = [first, self._open.number, count + 1]
             checked = functools.partial(self._open.failures.checked, table="ppo_updates")
             self._close_update(
                 {
@@ -279,6 +284,18 @@ class Recorder(UpdateCalls):
 
     # --- the lifecycle ----------------------------------------------------------------------------------------------
 
+    def _report_forgotten_calls(self, run: Recording, how: str) -> None:
+        """Say what the loop left out: what is recorded then looks complete and is not."""
+        if how == "finished" and self._open.minibatches and not self._ended:
+            number, count = self._open.number, self._open.minibatches
+            detail = f"end_update() was never called, so all {count} minibatches are in one update"
+            run.writer.report_gap(number, BAD_CALL, table="ppo_updates", detail=detail)
+        if self._without_minibatches:
+            first, last, count = self._without_minibatches
+            detail = f"minibatch() was never called in {count} update(s) with a rollout or gradients"
+            run.writer.report_gap(last, BAD_CALL, table="minibatches", detail=detail, first=first)
+            self._without_minibatches = []
+
     def _deliver_alarms(self) -> None:
         if self._run is not None:
             self._run.announcer.deliver()
@@ -288,6 +305,8 @@ class Recorder(UpdateCalls):
         if how not in ("finished", "raised"):
             self._open.failures.report("close", BadCall(f"how is {how!r}; give finished or raised"))
             how, error = "raised", error or f"close() was called with how={how!r}"
+        if self.adapter.unclosed is None:
+            self._report_forgotten_calls(run, how)
         if self._open.minibatches:
             self._close_update({"interrupted": True}, None)
         with self._open.failures.guarded("episodes"):
@@ -299,6 +318,25 @@ class Recorder(UpdateCalls):
         if self._step_hook is not None:
             self._step_hook.remove()
         run.end(how, _message(error))
+
+    def _reopen(self, model: Any, optimizer: Any, fields: dict[str, Any]) -> bool:
+        run, setup = self._run, self._setup
+        same = setup.layers.model is model and setup.optimizer is not None and setup.optimizer() is optimizer
+        if run is None or self._recording or not same:
+            return False
+        with signals_deferred, self._turn:
+            if not run.reopen(**fields):
+                return False
+            setup.total_steps = fields["total_steps"]
+            self._recording = True
+            self._begin_update(self._open.number)
+            self._hook_steps(optimizer)
+        return True
+
+    def _hook_steps(self, optimizer: torch.optim.Optimizer | None) -> None:
+        if optimizer is not None:
+            with self._open.failures.guarded("optimizer"):
+                self._step_hook = optimizer.register_step_pre_hook(self._on_step)
 
     def _begin_update(self, number: int) -> None:
         signals_deferred.find_handlers()
@@ -351,7 +389,8 @@ class AdapterPort:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self.unclosed: str | None = None
-        """What it means if the process ends, without an exception, before the adapter has closed the recorder."""
+        """What it means if the process ends, without an exception, before the adapter has closed the recorder. An
+        adapter sets it, and is not suspected of forgetting calls."""
 
     @property
     def each_step(self) -> bool:
@@ -361,6 +400,13 @@ class AdapterPort:
     def announce_layers(self) -> None:
         """Promise to call `Recorder.layers` before the steps that matter: weights are not kept before the others."""
         self._recorder._setup.layers.keeps_always = False
+
+    def reopen(self, model: Any, optimizer: Any, *, config: Any, total_steps: int | None) -> bool:
+        """Continue the attempt that `Recorder.close` has ended as finished, with another length of the training.
+
+        Returns False if it cannot be continued: it has another model, or its folder is no longer as it was left.
+        """
+        return self._recorder._reopen(model, optimizer, {"config": config, "total_steps": total_steps})
 
     def hear_alarms(self) -> bool:
         """Call `on_alarm` with the alarms that wait. Returns whether the training should stop, see `should_stop`."""

@@ -12,6 +12,7 @@ from esper_recorder.alarms import Announcer
 from esper_recorder.capture.update_rows import ClosedUpdate, build, build_minibatches
 from esper_recorder.contract.rules.ruleset import RuleSet
 from esper_recorder.escalation import Escalation
+from esper_recorder.storage.gaps import GapLog
 from esper_recorder.storage.interrupts import signals_deferred
 from esper_recorder.storage.jsonable import describe_error
 from esper_recorder.storage.run_folder import RunFolder
@@ -41,15 +42,36 @@ class Recording:
         self._closed = False
         self._escalation = escalation
         self._started = time.monotonic()
+        self._committed = 0  # before the present writer
         watcher = None if rules is None else Watcher(rules, escalation, announcer)
         if watcher is not None and resumed:
             _catch_up(folder, watcher)
-        self.writer = Writer(
-            sink or ParquetSink(folder.path, folder.attempt, folder.rank),
-            on_commit=None if watcher is None else watcher.alarms,
+        self._on_commit = None if watcher is None else watcher.alarms
+        self._sink = sink or ParquetSink(folder.path, folder.attempt, folder.rank)
+        self.writer = self._new_writer()
+
+    def reopen(self, **fields: Any) -> bool:
+        """Continue the attempt after `close`, see `RunFolder.reopen`; False if that is impossible.
+
+        It costs the same however much was recorded: nothing of that is read again.
+        """
+        if not self._closed or not isinstance(self._sink, ParquetSink) or not self.folder.reopen(**fields):
+            return False
+        self._committed += self.writer.committed
+        self._end, self._closed = None, False
+        self.announcer.should_stop = False
+        self._sink.reopen()
+        self.writer = self._new_writer(self.writer.gaps)
+        return True
+
+    def _new_writer(self, gaps: GapLog | None = None) -> Writer:
+        return Writer(
+            self._sink,
+            on_commit=self._on_commit,
             identity=self.identity,
-            heartbeat=folder.beat,
-            make_space=folder.make_space_for_gaps,
+            heartbeat=self.folder.beat,
+            make_space=self.folder.make_space_for_gaps,
+            gaps=gaps,
         )
 
     def identity(self, update: int) -> dict[str, Any]:
@@ -80,7 +102,8 @@ class Recording:
             if not self.writer.close(how=how, error=error) and signals_deferred.waiting:
                 return
             self._closed = True
-            self.folder.finish(how, error=error, updates=self.writer.committed, dropped=self.writer.dropped)
+            updates = self._committed + self.writer.committed
+            self.folder.finish(how, error=error, updates=updates, dropped=self.writer.dropped)
         except Exception as problem:
             log.error("The end of run %s could not be written: %s", self.folder.run_id, describe_error(problem))
 

@@ -16,6 +16,7 @@ Metrics follow Stable-Baselines3's own definitions (`contract.metrics`, definiti
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import threading
 import weakref
@@ -30,10 +31,12 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
 from esper_recorder.alarms import AlarmOnset
-from esper_recorder.arguments import check_alarms
+from esper_recorder.arguments import check_alarms, training_length
 from esper_recorder.contract.rules.ruleset import load_rules
 from esper_recorder.escalation import UPDATES, Escalation
 from esper_recorder.recorder import Recorder
+
+log = logging.getLogger("esper_recorder")
 
 _UNCLOSED = "learn() never came back to the callback (it raised, or was left), and then the process ended"
 _CONFIG = (
@@ -60,6 +63,11 @@ class RecorderCallback(BaseCallback):
         on_alarm: called with each `AlarmOnset`, in the training thread, between two steps of the environments.
         stop_on: severity of the alarms that end `learn()` after the update (`info`, `warning`, `critical`), or None.
         resume: run_id of a run to continue as a new attempt.
+        total_steps: length of the whole training in environment steps, for progress and phases. The default is what
+            `learn()` is told: if a training is made of several calls, that of those so far.
+
+    One callback records one run, over any number of calls of `learn(reset_num_timesteps=False)` on the same model. A
+    call that resets the time steps begins another run.
 
     Raises:
         ValueError: unknown level or rules. TypeError (when training begins): the algorithm is not a PPO.
@@ -78,6 +86,7 @@ class RecorderCallback(BaseCallback):
         on_alarm: Callable[[AlarmOnset], object] | None = None,
         stop_on: str | None = None,
         resume: str | None = None,
+        total_steps: int | None = None,
     ) -> None:
         super().__init__()
         Escalation.from_options(level, escalate, escalate_updates)  # a wrong option raises here, before the training
@@ -94,6 +103,7 @@ class RecorderCallback(BaseCallback):
             "stop_on": stop_on,
         }
         self._resume = resume
+        self._total_steps = training_length("total_steps", total_steps)
         self.recorder: Recorder | None = None
         self._listener: _UpdateListener | None = None
 
@@ -119,15 +129,42 @@ class RecorderCallback(BaseCallback):
             )
         if self.recorder is not None:
             self.recorder.close("raised", "the previous training never came back to the callback")
+        config = _hyperparameters(model) | (self._config or {})
+        total_steps = self._total_steps or int(model._total_timesteps) or None
+        if self.locals.get("reset_num_timesteps", True):
+            self._begin(model, config, total_steps, self._resume)
+        elif self.recorder is None or not self.recorder.adapter.reopen(
+            model.policy, model.policy.optimizer, config=config, total_steps=total_steps
+        ):
+            self._begin_again(model, config, total_steps)
+        assert self.recorder is not None
+        self.recorder.settings(
+            epochs_planned=int(model.n_epochs),
+            target_kl=model.target_kl,
+            entropy_coef=float(model.ent_coef),
+            value_coef=float(model.vf_coef),
+            max_grad_norm=float(model.max_grad_norm),
+        )
+
+    def _begin_again(self, model: Any, config: dict[str, Any], total_steps: int | None) -> None:
+        """Open another attempt of the run, or begin another run if that is impossible."""
+        if self.path is None or not self.path.is_dir():
+            self._begin(model, config, total_steps, self._resume)
+            return
+        try:
+            self._begin(model, config, total_steps, self.run_id)
+        except ValueError as error:  # not of an argument: the run is no longer as it was left
+            log.warning("The run is not continued but another begins: %s", error)
+            self._begin(model, config, total_steps, None)
+
+    def _begin(self, model: Any, config: dict[str, Any], total_steps: int | None, resume: str | None) -> None:
+        """Begin a run, or another attempt of the run `resume`."""
         library = type(model).__module__.split(".")[0]
-        resume = self._resume
-        if not self.locals.get("reset_num_timesteps", True) and self.path is not None and self.path.is_dir():
-            resume = self.run_id  # learn() continues the same run, unless its folder has gone
         self.recorder = Recorder(
             self._root,
             name=self._name or _default_name(model),
-            config=_hyperparameters(model) | (self._config or {}),
-            total_steps=int(model._total_timesteps) or None,
+            config=config,
+            total_steps=total_steps,
             model=model.policy,
             optimizer=model.policy.optimizer,
             **self._options,
@@ -137,13 +174,6 @@ class RecorderCallback(BaseCallback):
         )
         self.recorder.adapter.announce_layers()
         self.recorder.adapter.unclosed = _UNCLOSED
-        self.recorder.settings(
-            epochs_planned=int(model.n_epochs),
-            target_kl=model.target_kl,
-            entropy_coef=float(model.ent_coef),
-            value_coef=float(model.vf_coef),
-            max_grad_norm=float(model.max_grad_norm),
-        )
 
     def _on_step(self) -> bool:
         dones = self.locals.get("dones")

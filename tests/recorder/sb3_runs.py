@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3 import PPO
 from stable_baselines3.common.logger import KVWriter, Logger
 
 from esper_recorder.sb3 import RecorderCallback
@@ -210,3 +211,17 @@ class Summands:
         )
         self.updates.append(update)
         self._epochs = []
+
+
+def ppo(env: Any = None, **changes: Any) -> PPO:
+    options = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "seed": 3, "device": "cpu"}
+    return PPO("MlpPolicy", env or TinyEnv(), **{**options, **changes}, policy_kwargs={"net_arch": [8]})
+
+
+def callback(root: Path, **options: Any) -> RecorderCallback:
+    return RecorderCallback(root, **{"rules": None, **options})
+
+
+def rows(recorded: RecorderCallback, table: str) -> list[dict[str, Any]]:
+    assert recorded.path is not None
+    return sorted(read_rows(recorded.path, table), key=lambda row: row["update"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import esper_analytics as ea
 from esper_recorder.storage.manifest import how_it_ended, read_manifest
 from tests.recorder.recorders import recorder, small_minibatch
 from tests.recorder.storage.stored_updates import read_rows
@@ -122,3 +124,51 @@ class TestTheEnd:
             rec.end_update()
         assert sorted(row["update"] for row in read_rows(rec.path, "ppo_updates")) == [1, 2]
         assert how_it_ended(rec.path) == "finished"
+
+
+class TestForgottenCalls:
+    def test_of_end_update_are_one_line_at_close_and_the_run_is_not_complete(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ):
+        with recorder(tmp_path) as rec:
+            for _ in range(40):
+                rec.minibatch(**small_minibatch())
+        assert rec.path is not None
+        words = "end_update() was never called, so all 40 minibatches are in one update"
+        assert [words in record.message for record in caplog.records if record.levelno == logging.WARNING] == [True]
+        (gap,) = read_rows(rec.path, "gaps")
+        assert (gap["reason"], gap["table_name"], gap["detail"]) == ("bad_call", "ppo_updates", words)
+        assert ea.open(tmp_path).list()["complete"].to_list() == [False]
+        ea.report(ea.replay(ea.open(tmp_path), "default"), tmp_path / "report.md")
+        assert "was never called, so all 40 minibatches are in one update" in (tmp_path / "report.md").read_text()
+
+    def test_of_minibatch_are_one_line_at_close_and_one_gap_over_the_updates(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ):
+        with recorder(tmp_path) as rec:
+            rec.minibatch(**small_minibatch())
+            rec.end_update()
+            for _ in range(3):
+                rec.rollout(values=T([0.5, 1.0]), returns=T([1.0, 1.0]))
+                rec.end_update()
+            rec.gradients(total_norm=0.5)
+            rec.end_update()
+        assert rec.path is not None
+        (gap,) = read_rows(rec.path, "gaps")
+        assert (gap["first_update"], gap["last_update"], gap["table_name"]) == (2, 5, "minibatches")
+        assert gap["detail"] == "minibatch() was never called in 4 update(s) with a rollout or gradients"
+        assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
+
+    def test_are_not_suspected_of_a_loop_that_raised_ended_its_updates_or_records_none(self, tmp_path: Path):
+        with recorder(tmp_path, name="rows") as rec:
+            rec.episode(return_=1.0)
+            rec.end_update()  # an update of which nothing is recorded
+        with recorder(tmp_path, name="open") as rec:
+            rec.minibatch(**small_minibatch())
+            rec.end_update()
+            rec.minibatch(**small_minibatch())
+        with pytest.raises(ZeroDivisionError), recorder(tmp_path, name="raised") as rec:
+            rec.minibatch(**small_minibatch())
+            raise ZeroDivisionError
+        for run in tmp_path.iterdir():
+            assert read_rows(run, "gaps") == []

@@ -6,7 +6,6 @@ import gc
 import json
 import logging
 import math
-import shutil
 import subprocess
 import sys
 import weakref
@@ -27,7 +26,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from esper_recorder.sb3 import RecorderCallback
 from esper_recorder.storage.manifest import how_it_ended, read_manifest
-from tests.recorder.sb3_runs import TinyEnv, assert_same_state
+from tests.recorder.sb3_runs import TinyEnv, assert_same_state, callback, ppo, rows
 from tests.recorder.storage.stored_updates import read_rows
 from tests.support import ROOT
 
@@ -35,20 +34,6 @@ pytestmark = pytest.mark.trains
 
 CLIP = torch.nn.utils.clip_grad_norm_
 SHADOWED = {"get", "_get_samples", "reset", "evaluate_actions"}
-
-
-def ppo(env: Any = None, **changes: Any) -> PPO:
-    options = {"n_steps": 32, "batch_size": 16, "n_epochs": 2, "seed": 3, "device": "cpu"}
-    return PPO("MlpPolicy", env or TinyEnv(), **{**options, **changes}, policy_kwargs={"net_arch": [8]})
-
-
-def callback(root: Path, **options: Any) -> RecorderCallback:
-    return RecorderCallback(root, **{"rules": None, **options})
-
-
-def rows(recorded: RecorderCallback, table: str) -> list[dict[str, Any]]:
-    assert recorded.path is not None
-    return sorted(read_rows(recorded.path, table), key=lambda row: row["update"])
 
 
 def assert_untouched(model: Any) -> None:
@@ -246,7 +231,7 @@ class TestFailures:
     def test_a_process_that_dies_of_an_exception_closes_the_run_as_raised(self, tmp_path: Path):
         code = """
 import sys
-from stable_baselines3 import PPO
+from stable_baselines3 import A2C, DQN, PPO
 from esper_recorder.sb3 import RecorderCallback
 from tests.recorder.sb3_runs import TinyEnv
 env = TinyEnv(fail_at=50, error=ZeroDivisionError("the simulator broke"))
@@ -302,115 +287,6 @@ model.learn(64, callback=RecorderCallback(sys.argv[1], rules=None))
         assert_same_state(plain, model)
         assert recorded.path is None and recorded.run_id is None
         assert "Nothing of this training is recorded" in caplog.text
-
-
-class TestRuns:
-    def test_learning_on_continues_the_run_as_a_new_attempt(self, tmp_path: Path):
-        model = ppo()
-        recorded = callback(tmp_path)
-        model.learn(64, callback=recorded)
-        first = recorded.run_id
-        model.learn(64, callback=recorded, reset_num_timesteps=False)
-        assert recorded.run_id == first
-        assert [(r["attempt"], r["update"], r["step"]) for r in rows(recorded, "ppo_updates")] == [
-            (1, 1, 32),
-            (1, 2, 64),
-            (2, 3, 96),
-            (2, 4, 128),
-        ]
-        assert [r["progress"] for r in rows(recorded, "ppo_updates")] == [0.5, 1.0, 0.75, 1.0]
-        assert recorded.path is not None
-        assert [a.from_update for a in read_manifest(recorded.path).attempts] == [1, 3]
-
-    def test_learning_on_after_the_run_was_deleted_begins_another(self, tmp_path: Path):
-        model = ppo()
-        recorded = callback(tmp_path)
-        model.learn(32, callback=recorded)
-        first = recorded.path
-        assert first is not None
-        shutil.rmtree(first)
-        model.learn(32, callback=recorded, reset_num_timesteps=False)
-        assert recorded.path != first and len(rows(recorded, "ppo_updates")) == 1
-
-    def test_learning_from_zero_again_is_another_run(self, tmp_path: Path):
-        model = ppo()
-        recorded = callback(tmp_path)
-        model.learn(32, callback=recorded)
-        first = recorded.run_id
-        model.learn(32, callback=recorded)
-        assert recorded.run_id != first and len(list(tmp_path.iterdir())) == 2
-
-    def test_the_manifest_names_the_trainer_and_its_hyperparameters(self, tmp_path: Path):
-        model = ppo(learning_rate=lambda left: 1e-3 * left, clip_range_vf=0.3)
-        recorded = callback(tmp_path, config={"note": "mine"})
-        model.learn(32, callback=recorded)
-        assert recorded.path is not None
-        manifest = read_manifest(recorded.path)
-        assert manifest.trainer == {"name": "stable-baselines3 PPO"}
-        assert manifest.definition == "sb3"
-        wanted = {"n_steps": 32, "learning_rate": 1e-3, "clip_range": 0.2, "clip_range_vf": 0.3, "note": "mine"}
-        assert wanted.items() <= manifest.config.items()
-        assert "stable_baselines3" in manifest.versions
-
-    def test_a_training_stopped_within_a_rollout_leaves_no_update_of_it(self, tmp_path: Path):
-        model = ppo()
-        recorded = callback(tmp_path)
-        model.learn(128, callback=[recorded, Each(step=lambda model: model.num_timesteps < 70)])
-        assert_untouched(model)
-        assert recorded.path is not None and how_it_ended(recorded.path) == "finished"
-        assert [row["update"] for row in rows(recorded, "ppo_updates")] == [1, 2]
-
-    @pytest.mark.parametrize("algorithm", [A2C, DQN])
-    def test_an_algorithm_other_than_ppo_is_a_type_error(self, tmp_path: Path, algorithm: Any):
-        model = algorithm("MlpPolicy", TinyEnv(), device="cpu")
-        with pytest.raises(TypeError, match=f"records PPO, MaskablePPO and RecurrentPPO; {algorithm.__name__} has no"):
-            model.learn(16, callback=callback(tmp_path))
-        assert list(tmp_path.iterdir()) == []
-
-    def test_an_unknown_level_or_profile_raises_before_the_training(self, tmp_path: Path):
-        with pytest.raises(ValueError, match="level 'loud' is not known; there are: off, minimal, normal, debug"):
-            RecorderCallback(tmp_path, level="loud", rules=None)
-        with pytest.raises(ValueError, match="nonsense"):
-            RecorderCallback(tmp_path, rules="nonsense")
-
-    def test_at_level_off_nothing_is_written_and_the_training_is_the_same(self, tmp_path: Path):
-        plain = ppo().learn(64)
-        model = ppo()
-        model.learn(64, callback=callback(tmp_path, level="off"))
-        assert_same_state(plain, model)
-        assert list(tmp_path.iterdir()) == []
-
-    def test_at_level_debug_every_minibatch_has_its_histogram_exemplars_and_layers(self, tmp_path: Path):
-        plain = ppo().learn(64)
-        model = ppo()
-        recorded = callback(tmp_path, level="debug")
-        model.learn(64, callback=recorded)
-        assert_same_state(plain, model)
-        per_update = [(u, m) for u in (1, 2) for m in (1, 2, 3, 4)]
-        histograms = rows(recorded, "ratio_histograms")
-        assert sorted((r["update"], r["minibatch"]) for r in histograms) == per_update
-        assert all(sum(r["counts"]) == 16 for r in histograms)
-        layers = {(r["update"], r["minibatch"]) for r in rows(recorded, "gradient_layers")}
-        assert sorted(layers) == per_update
-        assert not any(r["after_clipping"] for r in rows(recorded, "gradient_layers"))
-        scopes = [r["scope"] for r in rows(recorded, "ratio_exemplars")]
-        assert (scopes.count("minibatch"), scopes.count("update")) == (8 * 16, 2 * 16)
-
-    def test_it_gets_on_with_evaluation_checkpoints_and_lists_of_callbacks(self, tmp_path: Path):
-        def others(name: str) -> list[BaseCallback]:
-            return [
-                EvalCallback(make_vec_env(TinyEnv, 1, seed=9), n_eval_episodes=2, eval_freq=20, verbose=0),
-                CheckpointCallback(20, str(tmp_path / name)),
-            ]
-
-        plain = ppo().learn(96, callback=others("without"))
-        model = ppo()
-        recorded = callback(tmp_path / "runs")
-        evaluation, checkpoint = others("with")
-        model.learn(96, callback=[evaluation, recorded, checkpoint])
-        assert_same_state(plain, model)
-        assert len(rows(recorded, "ppo_updates")) == 3
-        assert len(list((tmp_path / "with").glob("*.zip"))) == 4
 
 
 class _Keep(BaseCallback):
@@ -569,3 +445,77 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items() if k not in (":serialized:",) and " at 0x" not in str(v)}
     return value
+
+
+class TestRuns:
+    def test_the_manifest_names_the_trainer_and_its_hyperparameters(self, tmp_path: Path):
+        model = ppo(learning_rate=lambda left: 1e-3 * left, clip_range_vf=0.3)
+        recorded = callback(tmp_path, config={"note": "mine"})
+        model.learn(32, callback=recorded)
+        assert recorded.path is not None
+        manifest = read_manifest(recorded.path)
+        assert manifest.trainer == {"name": "stable-baselines3 PPO"}
+        assert manifest.definition == "sb3"
+        wanted = {"n_steps": 32, "learning_rate": 1e-3, "clip_range": 0.2, "clip_range_vf": 0.3, "note": "mine"}
+        assert wanted.items() <= manifest.config.items()
+        assert "stable_baselines3" in manifest.versions
+
+    def test_a_training_stopped_within_a_rollout_leaves_no_update_of_it(self, tmp_path: Path):
+        model = ppo()
+        recorded = callback(tmp_path)
+        model.learn(128, callback=[recorded, Each(step=lambda model: model.num_timesteps < 70)])
+        assert_untouched(model)
+        assert recorded.path is not None and how_it_ended(recorded.path) == "finished"
+        assert [row["update"] for row in rows(recorded, "ppo_updates")] == [1, 2]
+
+    @pytest.mark.parametrize("algorithm", [A2C, DQN])
+    def test_an_algorithm_other_than_ppo_is_a_type_error(self, tmp_path: Path, algorithm: Any):
+        model = algorithm("MlpPolicy", TinyEnv(), device="cpu")
+        with pytest.raises(TypeError, match=f"records PPO, MaskablePPO and RecurrentPPO; {algorithm.__name__} has no"):
+            model.learn(16, callback=callback(tmp_path))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_an_unknown_level_or_profile_raises_before_the_training(self, tmp_path: Path):
+        with pytest.raises(ValueError, match="level 'loud' is not known; there are: off, minimal, normal, debug"):
+            RecorderCallback(tmp_path, level="loud", rules=None)
+        with pytest.raises(ValueError, match="nonsense"):
+            RecorderCallback(tmp_path, rules="nonsense")
+
+    def test_at_level_off_nothing_is_written_and_the_training_is_the_same(self, tmp_path: Path):
+        plain = ppo().learn(64)
+        model = ppo()
+        model.learn(64, callback=callback(tmp_path, level="off"))
+        assert_same_state(plain, model)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_at_level_debug_every_minibatch_has_its_histogram_exemplars_and_layers(self, tmp_path: Path):
+        plain = ppo().learn(64)
+        model = ppo()
+        recorded = callback(tmp_path, level="debug")
+        model.learn(64, callback=recorded)
+        assert_same_state(plain, model)
+        per_update = [(u, m) for u in (1, 2) for m in (1, 2, 3, 4)]
+        histograms = rows(recorded, "ratio_histograms")
+        assert sorted((r["update"], r["minibatch"]) for r in histograms) == per_update
+        assert all(sum(r["counts"]) == 16 for r in histograms)
+        layers = {(r["update"], r["minibatch"]) for r in rows(recorded, "gradient_layers")}
+        assert sorted(layers) == per_update
+        assert not any(r["after_clipping"] for r in rows(recorded, "gradient_layers"))
+        scopes = [r["scope"] for r in rows(recorded, "ratio_exemplars")]
+        assert (scopes.count("minibatch"), scopes.count("update")) == (8 * 16, 2 * 16)
+
+    def test_it_gets_on_with_evaluation_checkpoints_and_lists_of_callbacks(self, tmp_path: Path):
+        def others(name: str) -> list[BaseCallback]:
+            return [
+                EvalCallback(make_vec_env(TinyEnv, 1, seed=9), n_eval_episodes=2, eval_freq=20, verbose=0),
+                CheckpointCallback(20, str(tmp_path / name)),
+            ]
+
+        plain = ppo().learn(96, callback=others("without"))
+        model = ppo()
+        recorded = callback(tmp_path / "runs")
+        evaluation, checkpoint = others("with")
+        model.learn(96, callback=[evaluation, recorded, checkpoint])
+        assert_same_state(plain, model)
+        assert len(rows(recorded, "ppo_updates")) == 3
+        assert len(list((tmp_path / "with").glob("*.zip"))) == 4

@@ -88,6 +88,7 @@ class OpenUpdate:
         self._identity, self._optimizer = identity, setup.optimizer
         self.each_step = COLLECTED[level].each_step
         self.minibatches = 0
+        self.norms = 0  # gradient norms given
         self._user_rows = UserRows(setup.lines)
         self._began = time.monotonic()
         self._first_minibatch: float | None = None
@@ -103,6 +104,11 @@ class OpenUpdate:
         self._episodes: list[dict[str, Any]] = []
         self._rollout_episodes: list[int | None] = []
         setup.layers.clear()
+
+    @property
+    def lacks_minibatches(self) -> bool:
+        """Whether a rollout or a gradient norm was recorded, and no minibatch."""
+        return not self.minibatches and (self._rollout is not None or self.norms > 0)
 
     def rollout(self, arguments: Mapping[str, Any]) -> None:
         """Reduce and copy a rollout; `arguments` are those of `Recorder.rollout` by name."""
@@ -180,6 +186,7 @@ class OpenUpdate:
 
     def gradient_norm(self, norm: Tensor | float) -> None:
         """Note the gradient norm of the newest minibatch, as `arguments.gradient_norm` returns it."""
+        self.norms += 1
         notes = self._newest
         if notes is not None:
             notes.grad_norm, notes.norm_seen = norm, True

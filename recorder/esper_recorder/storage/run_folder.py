@@ -55,6 +55,8 @@ HEARTBEAT_SECONDS = 5.0
 _ALPHABET = string.ascii_lowercase + string.digits
 _LONGEST_NAME = 100
 
+_NO_END = {"ended": None, "how": None, "error": None}
+
 RulesText = tuple[str | None, str]
 """(profile or None, the full text of the rules)"""
 
@@ -236,18 +238,32 @@ class RunFolder:
         self._finished = True
         end: dict[str, Any] = {"ended": datetime.now(UTC), "how": how, "error": error, "updates": updates}
         end["dropped"] = dropped or DropCounts()
-
-        def add_end(manifest: Manifest) -> Manifest:
-            process = self.attempt, self.rank
-            attempts = (dataclasses.replace(a, **end) if a.process == process else a for a in manifest.attempts)
-            return dataclasses.replace(manifest, attempts=tuple(attempts))
-
         try:
             with contextlib.suppress(OSError):  # the folder is gone: the next line says so
                 self._reserve.release()
-            self._write(add_end)
+            self._write(lambda manifest: self._with_end(manifest, **end))
         finally:
             self.release()
+
+    def reopen(self, **fields: Any) -> bool:
+        """Continue the attempt after it has finished, and change fields of the manifest, as `create` takes them.
+
+        Returns False, and changes nothing, if it did not finish, was resumed meanwhile, or its folder has gone.
+        """
+        if not self._finished or os.getpid() != self._pid or self._is_resumed():
+            return False
+        try:
+            with _locked(self.path, self.rank) as lock:
+                if lock is None:
+                    return False
+                self._lock, self._finished = lock, False
+                changes = {key: to_jsonable(value) for key, value in fields.items()}
+                self._write(lambda manifest: dataclasses.replace(self._with_end(manifest, **_NO_END), **changes))
+        except OSError:
+            self._finished = True
+            return False
+        self._reserve_space()
+        return True
 
     def abandon(self, error: Exception) -> None:
         """Write that recording could not begin, as far as that is possible, and release the lock."""
@@ -259,6 +275,19 @@ class RunFolder:
         if os.getpid() == self._pid:
             self._finished = True
             release_lock(self._lock)
+
+    def _with_end(self, manifest: Manifest, **end: Any) -> Manifest:
+        process = self.attempt, self.rank
+        attempts = (dataclasses.replace(a, **end) if a.process == process else a for a in manifest.attempts)
+        return dataclasses.replace(manifest, attempts=tuple(attempts))
+
+    def _is_resumed(self) -> bool:
+        """Whether the attempt is no longer the last, or did not finish; also if nobody can say."""
+        try:
+            newest = read_manifest(self.path).last_attempts
+        except ManifestError:
+            return True
+        return [a.how for a in newest if a.process == (self.attempt, self.rank)] != ["finished"]
 
     def _reserve_space(self) -> None:
         try:

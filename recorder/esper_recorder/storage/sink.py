@@ -227,6 +227,10 @@ class ParquetSink(Sink):
         if self._deleted:
             raise self._dropped_rows()
 
+    def reopen(self) -> None:
+        """Take rows again after `close`."""
+        self._closed = False
+
     # --- one journal after the other --------------------------------------------------------------------------------
 
     def _append(self, update: int, batches: list[tuple[str, pa.RecordBatch | PackedRow]]) -> None:

@@ -81,6 +81,7 @@ class Writer:
         identity: update -> the identity columns (run_id, attempt, rank, update, time, elapsed_s) of a gaps row.
         heartbeat: called about once a second; the folder's by default.
         make_space: called before the last gaps are stored, on what may be a full disk; the folder's by default.
+        gaps: those of the writer that this one continues.
 
     In a forked child every call does nothing. At interpreter exit the writer closes itself.
     """
@@ -95,6 +96,7 @@ class Writer:
         identity: Identity | None = None,
         heartbeat: Callable[[], None] | None = None,
         make_space: Callable[[], None] | None = None,
+        gaps: GapLog | None = None,
     ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity is {capacity}; at least one update must be able to wait")
@@ -114,7 +116,8 @@ class Writer:
         self._accepted = 0  # jobs put
         self._done = 0  # jobs committed or dropped
         self._flushes: list[tuple[int, threading.Event]] = []
-        self._gaps = GapLog()
+        self._gaps = gaps or GapLog()
+        self._dropped_before = self._gaps.counts
         self._closing = False
         self._ended = False
         self._how: tuple[str | None, str | None] = (None, None)
@@ -151,13 +154,24 @@ class Writer:
             self._gaps.log_once(gap)
 
     def report_gap(
-        self, update: int, reason: str, *, table: str = ALL_TABLES, rows: int | None = None, detail: str | None = None
+        self,
+        update: int,
+        reason: str,
+        *,
+        table: str = ALL_TABLES,
+        rows: int | None = None,
+        detail: str | None = None,
+        first: int | None = None,
     ) -> None:
-        """Report rows that were dropped before they came here: they are counted, logged and stored as a gap."""
+        """Report rows that were dropped before they came here: they are counted, logged and stored as a gap.
+
+        It reaches from the update `first` to `update`, if it is of more than one.
+        """
         if os.getpid() != self._pid:
             return
         updates, calls = int(table == ALL_TABLES), int(reason in CALLS)
-        self._gaps.report(MissingRows(table, reason, update, update, rows, detail), updates=updates, calls=calls)
+        gap = MissingRows(table, reason, first or update, update, rows, detail)
+        self._gaps.report(gap, updates=updates, calls=calls)
 
     def flush(self, timeout: float | None = CLOSE_SECONDS) -> bool:
         """Wait until what was put so far is stored. Returns False after `timeout`, or if the writer is closed."""
@@ -197,6 +211,11 @@ class Writer:
     def _has_ended(self, timeout: float) -> bool:
         self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    @property
+    def gaps(self) -> GapLog:
+        """For the writer that continues this one."""
+        return self._gaps
 
     @property
     def dropped(self) -> DropCounts:
@@ -320,7 +339,7 @@ class Writer:
                 event.set()
 
     def _log_dropped(self) -> None:
-        if self.dropped:
+        if self.dropped != self._dropped_before:
             advice = self._gaps.advice()
             log.error(
                 "The recording is not complete: %s (last: %s).%s The table `gaps` lists them, as far as it could be "
