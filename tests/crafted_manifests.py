@@ -1,4 +1,4 @@
-"""run.json as a stranger may send it: each value at each place, and files that are no manifest at all."""
+"""run.json as a stranger may send it: each value at each place, and files that are not a manifest."""
 
 from __future__ import annotations
 

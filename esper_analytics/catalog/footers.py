@@ -8,6 +8,8 @@ not read.
 from __future__ import annotations
 
 import functools
+import re
+import zoneinfo
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,4 +133,15 @@ def _fits(stored: pa.DataType, declared: str) -> bool:
         return bool(pa.types.is_string(stored) or pa.types.is_large_string(stored) or pa.types.is_string_view(stored))
     if declared == "bool":
         return bool(pa.types.is_boolean(stored))
-    return bool(pa.types.is_timestamp(stored))
+    return bool(pa.types.is_timestamp(stored)) and _is_time_zone(stored.tz)
+
+
+def _is_time_zone(name: str | None) -> bool:
+    """Return whether a time zone exists; a flipped bit in the name of one makes engines fail at the first query."""
+    if name is None or re.fullmatch(r"[+-]\d\d:\d\d", name):
+        return True
+    try:
+        zoneinfo.ZoneInfo(name)
+    except (OSError, ValueError, KeyError):  # KeyError: there is none of this name
+        return False
+    return True

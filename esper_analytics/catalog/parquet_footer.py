@@ -117,7 +117,8 @@ def _contradiction(leaf: _Leaf, about: _Struct, rows: int, size: int) -> str | N
     if leaf.repetition == 0 and about[5] != rows:
         return "number of values"
     start = min(about[9], about.get(11) or about[9])
-    return None if 0 < start <= start + about[7] <= size and about[6] >= 0 else "place"
+    placed = 0 < start <= start + about[7] <= size and about[6] >= 0
+    return None if placed or about[5] == 0 else "place"
 
 
 def _leaves(elements: list[_Struct]) -> Iterator[_Leaf]:
@@ -180,6 +181,8 @@ def _parse(data: bytes) -> _Struct:
         if kind == 12:
             return struct(depth + 1)
         if kind in (9, 10):
+            if depth > _DEEPEST:
+                raise FooterError("its footer is damaged: it is nested too deep")
             header = data[position]
             position += 1
             count = header >> 4 if header >> 4 < 15 else varint()

@@ -131,7 +131,7 @@ def arrange(
 
 
 def utc_time(seconds: float | None) -> datetime | None:
-    """Convert seconds since 1970 to a time; None if it is none that a run can have."""
+    """Convert seconds since 1970 to a time; None if a run cannot have it."""
     try:
         moment = None if seconds is None else _EPOCH + timedelta(seconds=seconds)
     except (OverflowError, ValueError):

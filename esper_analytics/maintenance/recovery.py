@@ -17,6 +17,7 @@ from esper_analytics.catalog.discovery import Problem, run_folders
 from esper_analytics.maintenance.outcome import MOVE, Outcome
 from esper_recorder.storage.listing import (
     DAMAGED_SUFFIX,
+    JOURNAL_ERRORS,
     JOURNAL_FOLDER,
     FileProblem,
     irregular_files,
@@ -96,7 +97,9 @@ def recover_run(folder: Path) -> Recovery:
         for _, path in sorted(journals.items()):
             try:
                 content = roll(folder, path)
-            except ValueError as error:
+            except OSError:
+                raise
+            except JOURNAL_ERRORS as error:
                 recovery.problems += (FileProblem(path, str(error)),)
                 continue
             recovery.journals += 1

@@ -227,7 +227,9 @@ def parse_journal(data: bytes, name: str = "journal") -> JournalContent:
                 pending.append((table, number, PackedRow(layouts[number], payload.to_pybytes())))
             elif kind == _ROWS:
                 table, schema = schemas[number]
-                pending.append((table, number, pa.ipc.read_record_batch(payload, schema)))
+                batch = pa.ipc.read_record_batch(payload, schema)
+                batch.validate(full=True)  # a fitting checksum says nothing of what a stranger wrote
+                pending.append((table, number, batch))
             elif kind == _SCHEMA:
                 encoded_name, _, encoded = payload.to_pybytes().partition(b"\0")
                 table = encoded_name.decode()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -33,6 +34,8 @@ _PART = re.compile(rf"part-a{_N}-r{_N}-{_N}(?:-{_N})?\.parquet")
 _JOURNAL = re.compile(rf"a{_N}-r{_N}-{_N}\.journal")
 _UNFINISHED_PART = re.compile(rf"\.({_PART.pattern})(?:\.\d+)?\.tmp")
 _TRIES = 100
+JOURNAL_ERRORS = (OSError, ValueError, TypeError, LookupError, struct.error, pa.ArrowException)
+"""What reading a journal may raise: a stranger's frames may have fitting checksums and hold anything."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -301,7 +304,7 @@ def _read_journals(
             content = contents[name] = read_journal(path)
         except FileNotFoundError:
             continue  # it has become parts
-        except (OSError, ValueError) as error:
+        except JOURNAL_ERRORS as error:
             unreadable.add(name)
             problems.append(FileProblem(path, str(error)))
             continue

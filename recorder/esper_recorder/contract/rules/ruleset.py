@@ -103,7 +103,7 @@ def load_file(path: str | Path) -> RuleSet:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
-            raise RuleError(f"{path} is no file of rules: it has more than {MOST_BYTES:,} bytes")
+            raise RuleError(f"{path} is not a file of rules: it has more than {MOST_BYTES:,} bytes")
         text = data.decode()
     except FileNotFoundError:
         raise RuleError(f"there is no file {path}") from None
