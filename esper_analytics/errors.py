@@ -21,6 +21,9 @@ from typing import Final
 TIMEOUT: Final = "The query was stopped after {:g} s. Select less, or allow more time (timeout)."
 """The message for a query that took too long."""
 
+NOT_UTF8: Final = "is not UTF-8, so that Arrow, DuckDB and Polars cannot open it: rename it"
+"""The message for a path, to follow what it is."""
+
 
 class ExitCode(IntEnum):
     """Exit codes of the command `esper`."""

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from esper_analytics.errors import DataError, UsageError
+from esper_analytics.errors import NOT_UTF8, DataError, UsageError
+from esper_analytics.formatting import is_unicode
 from esper_recorder.contract.tables import SCHEMA_VERSION
 from esper_recorder.storage.listing import journals_in, list_row_files, parts_in
 from esper_recorder.storage.manifest import MANIFEST_FILE, Manifest, ManifestError, read_manifest
@@ -96,9 +97,14 @@ def run_folders(root: Path) -> tuple[list[RunEntry], list[Problem]]:
         raise UsageError(f"There is no folder {root}. {_siblings(root)}")
     if not root.is_dir():
         raise UsageError(f"{root} is a file. RUNS is a folder of runs, or one run's folder.")
+    if not is_unicode(str(root.absolute())):
+        raise UsageError(f"The path {root.absolute()} {NOT_UTF8}.")
     problems: list[Problem] = []
     entries: list[RunEntry] = []
     for folder in [root] if _has_manifest(root) else _candidates(root, problems):
+        if not is_unicode(folder.name):
+            problems.append(Problem(folder, f"its name {NOT_UTF8}"))
+            continue
         try:
             manifest = read_manifest(folder)
         except ManifestError as error:

@@ -14,7 +14,8 @@ from esper_analytics.cli import options
 from esper_analytics.cli.command_line import App
 from esper_analytics.cli.console import emit, narrate, progress_bar
 from esper_analytics.cli.output import OutputFormat
-from esper_analytics.errors import DataError
+from esper_analytics.errors import NOT_UTF8, DataError, UsageError
+from esper_analytics.formatting import is_unicode
 
 if TYPE_CHECKING:
     from esper_analytics.importers.run_writer import ImportOutcome
@@ -68,6 +69,8 @@ def _command(name: str) -> Callable[..., None]:
         output: options.Output = None,
         strict: StrictImportOption = False,
     ) -> None:
+        if not is_unicode(str(to.absolute())):
+            raise UsageError(f"The path {to.absolute()} {NOT_UTF8}.")
         module = importlib.import_module(f"esper_analytics.importers.{name.replace('-', '_')}")
         import_files: _Import = module.import_files
         with _megabytes_bar() as progress:

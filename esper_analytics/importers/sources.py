@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from esper_analytics.errors import UsageError
+from esper_analytics.errors import NOT_UTF8, UsageError
+from esper_analytics.formatting import is_unicode
 
 BLOCK_BYTES = 8 * 2**20
 _PIECE_BYTES = 2**16  # a damaged compressed file is read up to at most this far before the damage
@@ -41,6 +42,8 @@ def find_sources(patterns: Sequence[str], is_source: Callable[[str], bool], desc
         if not files:
             searched = f"the folder {pattern}" if len(paths) == 1 else f"what matches {pattern}"
             raise UsageError(f"There is no file {description} in {searched}.")
+        if unusual := next((file for file in files if not is_unicode(str(file.absolute()))), None):
+            raise UsageError(f"The path {unusual} {NOT_UTF8}.")
         sources.update(dict.fromkeys(file.absolute() for file in files))
     return list(sources)
 

@@ -217,7 +217,7 @@ def _markdown(content: Findings, path: Path, command: str, now: datetime) -> Non
             # The run_id comes from the run: a separator in it must not lead out of the folder.
             picture = folder / (re.sub(r"[^A-Za-z0-9_-]", "-", run.run_id) + ".png")
             figures.save(figures.postmortem(run.frames), picture)
-            link = f"{folder.name}/{picture.name}".replace(" ", "%20")
+            link = quote(os.fsencode(f"{folder.name}/{picture.name}"))
         sections.append(RunSection(run, place, link))
     context = _context(content, sections, path, command, now)
     _write(path, _environment(html=False).get_template("report.md.j2").render(context))
