@@ -50,6 +50,10 @@ def within(package: str) -> list[str]:
 
 CONTRACT, STORAGE, PLOTS = map(within, ("esper_recorder.contract", "esper_recorder.storage", "esper_analytics.plots"))
 
+LOADED_BY_ANALYTICS = [
+    *("pyarrow.parquet", "pyarrow.compute", "duckdb", "polars", "matplotlib.backends.backend_agg", "matplotlib.figure"),
+    *("jinja2", "rich.console", "typer.rich_utils"),
+]
 # An interpreter that forks once per module: each child starts at once and has loaded only what is named to be loaded
 # first, which its modules may load in any case (torch alone takes a second).
 IMPORT_EACH = """
@@ -80,9 +84,9 @@ def loaded(run_python: Callable[..., str]) -> Callable[[str], set[str]]:
     no_library = ["esper_recorder", *CONTRACT, *within("esper_recorder.esper")]
     groups: tuple[tuple[list[str], list[str]], ...] = (
         ([], no_library),
-        (["pyarrow"], STORAGE),
-        (["pyarrow", "torch"], [name for name in RECORDER if name not in {*no_library, *STORAGE}]),
-        (["pyarrow", "duckdb", "matplotlib"], [*ANALYTICS]),
+        (["pyarrow.parquet", "pyarrow.compute"], STORAGE),
+        (["pyarrow.parquet", "torch._dynamo"], [name for name in RECORDER if name not in {*no_library, *STORAGE}]),
+        (LOADED_BY_ANALYTICS, [*ANALYTICS]),
     )
     imports: dict[str, Any] = {}
     for first, modules in groups:

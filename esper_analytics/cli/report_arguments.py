@@ -56,6 +56,6 @@ def plot_for(runs: Runs, plot: PlotKind, rules: str | None, settings: Iterable[s
         figure = plot.draw([run_frames(runs, run_id, names[run_id]) for run_id in ids])
     else:
         frames = run_frames(runs, ids[0], names[ids[0]], replay(runs, rules, values=values))
-        figure = plot.draw(frames, *(runs.table(table).collect() for table in plot.tables))
+        figure = plot.draw(frames, *(runs.table(table).drop_nulls("update").collect() for table in plot.tables))
     with writing(path):
         figures.save(figure, path)

@@ -57,7 +57,7 @@ class RunFrames:
     """`updates` by update, joined with the episodes' returns."""
 
     def __post_init__(self) -> None:
-        frame = self.updates.sort("update").unique("update", keep="last", maintain_order=True)
+        frame = self.updates.drop_nulls("update").sort("update").unique("update", keep="last", maintain_order=True)
         episodes = self.episodes
         if episodes is not None and episodes.height and "episode_return" in episodes.columns:
             value = pl.col("episode_return")

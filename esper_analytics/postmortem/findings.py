@@ -113,7 +113,7 @@ def _run_findings(result: Result, name: str, row: Mapping[str, Any]) -> RunFindi
         severity=None if worst is None else str(worst),
         ended=ending.how,
         error=ending.error,
-        recording=describe_recording(runs, row, frame),
+        recording=describe_recording(runs, row, frames.updates),
         complete=row["complete"],
         updates=row["updates"],
         steps=last.get("step"),

@@ -124,7 +124,7 @@ def examine(runs: Runs, run_id: str, update: int | None = None) -> Forensics:
     """
     run = runs[run_id]
     run_id = run.ids[0]
-    recorded = run.table("ppo_updates").select("update").unique().collect().get_column("update").sort().to_list()
+    recorded = run.table("ppo_updates").select("update").drop_nulls().unique().collect()["update"].sort().to_list()
     if not recorded:
         raise UsageError(f"The run {run_id} has no recorded update to examine.")
     result = replay(run)

@@ -72,7 +72,7 @@ def ending_of(ended: str, manifest: Manifest) -> Ending:
 
 def interrupted_updates(frame: pl.DataFrame) -> list[int]:
     """The updates that the training did not finish, from rows of `ppo_updates`."""
-    return frame.filter(pl.col("interrupted").fill_null(False)).get_column("update").to_list()
+    return frame.filter(pl.col("interrupted").fill_null(False)).get_column("update").drop_nulls().to_list()
 
 
 # --- what a recording lacks -------------------------------------------------------------------------------------------
@@ -100,12 +100,13 @@ def describe_recording(runs: Runs, row: Mapping[str, Any], frame: pl.DataFrame) 
         starts = sorted({(attempt.attempt, attempt.from_update) for attempt in attempts})[1:]
         resumed = format_list([f"update {start}" for _, start in starts])
         lines.append(f"Resumed {format_count(resumes, 'time')}, from {resumed}.")
-    last = row["updates"]
+    recorded, last = frame.get_column("update"), row["updates"]
     start = min((attempt.from_update for attempt in attempts), default=1)
-    recorded = frame.get_column("update").drop_nulls()
-    missing = without([(start, last)], spans_of(recorded)) if recorded.n_unique() <= last - start else []
-    if missing:
+    if missing := without([(start, last)], spans_of(recorded.drop_nulls())):
         lines.append(f"{format_count(count(missing), 'update')} of {last} not recorded: {format_spans(missing)}.")
+    if unnumbered := recorded.null_count():
+        rows, lack = ("row", "has") if unnumbered == 1 else ("rows", "have")
+        lines.append(f"{unnumbered:,} {rows} of ppo_updates {lack} no update, and {lack} no place in what follows.")
     gaps = runs.table("gaps").sort("first_update", "table_name").collect()
     lines += [_gap_line(gap) for gap in gaps.iter_rows(named=True)]
     for dropped in (attempt.dropped for attempt in attempts if attempt.dropped):
@@ -138,7 +139,13 @@ def _ending_line(ending: Ending, row: Mapping[str, Any]) -> str:
 
 def _gap_line(gap: Mapping[str, Any]) -> str:
     first, last = gap["first_update"], gap["last_update"]
-    span = f"update {first}" if first == last else f"updates {first}–{last}"
+    span = (
+        "unknown updates"
+        if None in (first, last)
+        else f"update {first}"
+        if first == last
+        else f"updates {first}–{last}"
+    )
     table = "all tables" if gap["table_name"] == "*" else gap["table_name"]
     rows = f", {format_count(gap['rows'], 'row')}" if gap["rows"] is not None else ""
     detail = f" (“{gap['detail']}”)" if gap["detail"] else ""
@@ -197,8 +204,8 @@ def describe_not_compared(runs: Runs) -> Iterator[str]:
         yield f"{run_id}: not compared: it ran without rules, so it has no alarms"
 
     for run_id, alarms in alarms_without_update(runs).group_by("run_id", maintain_order=True).agg("update").iter_rows():
-        updates = sorted(set(alarms))
-        which = f"update{'s' if len(updates) > 1 else ''} {format_ranges(updates)}"
+        updates = set(alarms) - {None}
+        which = f"update{'s' if len(updates) > 1 else ''} {format_ranges(updates)}" if updates else "unknown updates"
         yield f"{run_id}: not compared: {format_count(len(alarms), 'live alarm')} of {which}, not in the recording"
 
 

@@ -420,3 +420,44 @@ def test_help_and_versions_load_no_engine(run_python, arguments):
 
 def test_the_command_is_installed():
     assert "queue_full" in run_process(ESPER, "tables", "gaps").stdout
+
+
+NOT_UTF8 = os.fsdecode(b"runs\xff")
+
+
+class TestPathsThatAreNotUtf8:
+    @pytest.mark.parametrize(
+        "command", [("runs",), ("sql", "SELECT 1"), ("replay",), ("report", "-o", "x.md"), ("verify",)]
+    )
+    def test_such_a_root_meets_a_message(self, tmp_path, command):
+        write_run(tmp_path / NOT_UTF8, "a", updates=[{}])
+        name, *rest = command
+        stderr = esper(name, tmp_path / NOT_UTF8, *rest, code=2).stderr
+        assert "runs\\udcff is not UTF-8" in stderr and "rename it" in stderr and stderr.count("\n") == 1
+
+    def test_such_a_folder_of_a_run_is_left_out(self, tmp_path):
+        write_run(tmp_path, "a", updates=[{}])
+        write_run(tmp_path, "b", updates=[{}], folder=NOT_UTF8)
+        result = esper("runs", tmp_path, "--format", "json")
+        assert [run["run_id"] for run in json.loads(result.stdout)] == [run_id_of("a")]
+        assert "runs\\udcff: its name is not UTF-8" in result.stderr
+
+    @pytest.mark.parametrize("suffix", ["csv", "json", "md", "parquet"])
+    def test_a_file_may_have_such_a_name(self, root, tmp_path, suffix):
+        file = tmp_path / f"{NOT_UTF8}.{suffix}"
+        esper("runs", root, "-o", file)
+        assert file.stat().st_size
+        if suffix == "md":
+            esper("report", root, "--rules", "default", "-o", file)
+            assert "runs%FF-plots" in file.read_text()
+
+    def test_such_a_source_or_target_of_an_import_meets_a_message(self, tmp_path):
+        source = tmp_path / NOT_UTF8
+        source.mkdir()
+        (source / "progress.csv").write_text("time/iterations,train/approx_kl\n1,0.5\n")
+        assert "is not UTF-8" in esper("import", "sb3-csv", source, "--to", tmp_path / "to", code=2).stderr
+        source.rename(tmp_path / "from")
+        assert "is not UTF-8" in esper("import", "sb3-csv", tmp_path / "from", "--to", source, code=2).stderr
+
+    def test_sql_that_is_not_unicode_meets_a_message(self, root):
+        assert "not valid Unicode" in esper("sql", root, "SELECT '\udcff'", code=2).stderr
