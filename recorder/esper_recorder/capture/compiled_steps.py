@@ -23,6 +23,7 @@ from esper_recorder.arguments import (
     flat_actions,
     head_fields,
 )
+from esper_recorder.reductions.loss_statistics import clip_bounds
 from esper_recorder.reductions.minibatches import HeadFields, LossSettings, RatioSummary, reduce_minibatches
 from esper_recorder.reductions.ratio_histogram import EXEMPLARS
 
@@ -107,7 +108,7 @@ def reduce(
         groups,
         valid,
         LossSettings(
-            clip_range=None if clip_range is None else number(clip_range),
+            clip=None if clip_range is None else clip_bounds(number(clip_range)),
             value_clip_range=None if value_clip_range is None else number(value_clip_range),
             pessimistic_value_clip=pessimistic_value_clip,
             normalize=normalize_advantages,
@@ -232,7 +233,7 @@ def _templates(layout_text: str) -> tuple[RatioSummary, ...]:
         groups,
         torch.ones(1, n, dtype=torch.bool),
         LossSettings(
-            clip_range=one if "clip_range" in layout["numbers"] else None,
+            clip=clip_bounds(one) if "clip_range" in layout["numbers"] else None,
             value_clip_range=one if "value_clip_range" in layout["numbers"] else None,
             normalize=True if layout["normalize"] else None,
         ),

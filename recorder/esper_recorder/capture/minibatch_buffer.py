@@ -319,22 +319,27 @@ def _loss_settings(
 ) -> LossSettings:
     """What the losses were computed with; `entropy_max` becomes a field if it is a number."""
     first = next(iter(fields.values()))
-    given = [name for name in _NUMBERS if any(getattr(m, name) is not None for m in notes)]
-    numbers: dict[str, Tensor] = {}
-    if given:
-        columns = [[math.nan if (x := getattr(m, name)) is None else x for m in notes] for name in given]
-        numbers = dict(zip(given, from_host(columns, torch.float64, first.device).unbind(), strict=True))
-    entropy_max = numbers.pop("entropy_max", None)
-    if entropy_max is not None and "entropy_max" not in fields:
-        fields["entropy_max"] = entropy_max.to(first.dtype)[:, None].expand(first.shape)
+    columns: dict[str, list[float]] = {}
+    for name in ("clip_range", "value_clip_range", "entropy_max"):
+        values = [getattr(m, name) for m in notes]
+        if any(x is not None for x in values):
+            columns[name] = [math.nan if x is None else x for x in values]
+    limit = columns.pop("clip_range", None)
+    clip = [] if limit is None else [limit, [1 - x for x in limit], [1 + x for x in limit]]
+    table = from_host([*clip, *columns.values()], torch.float64, first.device)  # one transfer
+    numbers = dict(zip(columns, table[len(clip) :], strict=True))
+    if "entropy_max" in numbers and "entropy_max" not in fields:
+        fields["entropy_max"] = numbers["entropy_max"].to(first.dtype)[:, None].expand(first.shape)
     flags = {m.normalize for m in notes}
     normalize: Tensor | bool | None = next(iter(flags))
     if len(flags) > 1:
         normalize = from_host([bool(m.normalize) for m in notes], torch.bool, first.device)
-    return LossSettings(**numbers, pessimistic_value_clip=pessimistic_value_clip, normalize=normalize)
-
-
-_NUMBERS = ("clip_range", "value_clip_range", "entropy_max")
+    return LossSettings(
+        clip=table[:3] if clip else None,
+        value_clip_range=numbers.get("value_clip_range"),
+        pessimistic_value_clip=pessimistic_value_clip,
+        normalize=normalize,
+    )
 
 
 def _valid(fields: dict[str, Tensor], lengths: Sequence[int], present: Tensor | None, *, has_heads: bool) -> Valid:

@@ -133,7 +133,7 @@ class LayerReducer:
         self._compared = False  # whether there is something to compare with
         self._flags: list[bool] = []  # for each step taken, whether its change is known
         self._waiting = 0  # of them, those copied and not yet reduced
-        self._done: list[tuple[_Totals, Tensor, Tensor]] = []
+        self._done: list[_Totals] = []
 
     @property
     def holds_weights(self) -> bool:
@@ -167,8 +167,9 @@ class LayerReducer:
             totals = self._kernel.totals(self._layers)
             for chunk, segments in self._chunks(gradients):
                 self._kernel.add(totals, chunk, segments)
-            squares = self._squares(self._chunks(parameters), self._layers)
-            self._done.append((totals, squares, torch.full_like(squares, -1)))
+            for chunk, segments in self._chunks(parameters):
+                self._kernel.add_squares(totals.table[_WEIGHT], chunk, segments)
+            self._done.append(totals)
             return
         if self._waiting == self._steps:
             self._reduce()
@@ -187,9 +188,9 @@ class LayerReducer:
         self._compared, self._flags[-1] = False, True
         if not self._steps:
             kept = len(self._kept)
-            squares = self._squares(self._chunks(parameters[:kept], self._kept), self._layers)
-            squares[kept:] = -1
-            self._done[-1][2].copy_(squares)
+            for chunk, segments in self._chunks(parameters[:kept], self._kept):
+                self._kernel.add_squares(self._done[-1].table[_STEP], chunk, segments)
+            self._done[-1].table[_STEP, kept:] = -1
             return
         copy_all(self._change_views[self._waiting - 1], parameters)
         self._change_rows[self._waiting - 1].sub_(self._then)
@@ -203,14 +204,14 @@ class LayerReducer:
         """
         if self._waiting:
             self._reduce()
-        totals, weights, changes = zip(*self._done, strict=True)
-        compared = from_host(self._flags, torch.bool, self._device)[:, None]
-        changed = torch.where(compared, torch.cat(changes).view(len(self._flags), -1), -1)
-        steps = len(self._flags)
-        values, bins = _finish(totals, self._padding.repeat(steps))
-        statistics = torch.stack([*values, torch.cat(weights), changed.flatten()], dim=-1)
+        steps, flags = len(self._flags), self._flags
+        table, bins = _finish(self._done, self._padding.repeat(steps))
         self.forget()
-        return Statistics(NAMES, statistics.view(steps, -1, len(NAMES))), bins.view(steps, -1, bins.shape[-1])
+        statistics = table.view(len(NAMES), steps, -1)
+        if not all(flags):
+            compared = from_host(flags, torch.bool, self._device)[:, None]
+            statistics[_STEP] = torch.where(compared, statistics[_STEP], -1)
+        return Statistics(NAMES, statistics.movedim(0, -1).contiguous()), bins.view(steps, -1, _BINS)
 
     @torch.no_grad()
     def measure(self, tensors: Sequence[Tensor], below: float, above: float) -> Statistics:
@@ -223,8 +224,8 @@ class LayerReducer:
                 size = piece.abs()
                 for counts, condition in zip(beyond, (size < below, size > above), strict=True):
                     self._kernel.add_counts(counts, condition, segments)
-        values, _ = _finish([totals], self._padding)
-        return Statistics(MEASURED, torch.stack([*values, *beyond], dim=-1))
+        table, _ = _finish([totals], self._padding)
+        return Statistics(MEASURED, torch.cat([table[:_WEIGHT], beyond]).t().contiguous())
 
     def forget(self) -> None:
         """Forget the steps."""
@@ -233,20 +234,12 @@ class LayerReducer:
     def _reduce(self) -> None:
         """Reduce the steps that were copied, together."""
         steps, self._waiting = self._waiting, 0
-        segments, count = self._groups[0].segments(steps), steps * self._layers
-        totals = self._kernel.totals(count)
+        segments, totals = self._groups[0].segments(steps), self._kernel.totals(steps * self._layers)
         self._kernel.add(totals, self._gradients[:steps].view(-1), segments)
-        weights, changes = (
-            self._squares([(buffer[:steps].view(-1), segments)], count) for buffer in (self._weights, self._changes)
-        )
-        self._done.append((totals, weights, changes))
-
-    def _squares(self, chunks: Iterable[tuple[Tensor, _Segments]], layers: int) -> Tensor:
-        """Sum the squares of each layer's finite numbers: float64 [layers]."""
-        squares = torch.zeros(layers, dtype=torch.float64, device=self._device)
-        for chunk, segments in chunks:
-            self._kernel.add_squares(squares, chunk, segments)
-        return squares
+        self._kernel.add_squares(totals.table[_WEIGHT], self._weights[:steps].view(-1), segments)
+        if any(self._flags[-steps:]):
+            self._kernel.add_squares(totals.table[_STEP], self._changes[:steps].view(-1), segments)
+        self._done.append(totals)
 
     def _chunks(
         self, tensors: Sequence[Tensor], less: Sequence[Tensor] | None = None
@@ -338,31 +331,30 @@ class _Group:
 class _Totals:
     """The totals of the chunks read so far, layer by layer."""
 
-    sums: Tensor
-    """float64 [6, layers]: sum, sum of squares, and how many are NaN, infinite, -infinite, zero."""
-    lowest: Tensor
-    highest: Tensor
+    table: Tensor
+    """float64 [statistics, layers], in the order of `NAMES`."""
     bins: Tensor
     """int64 [layers, bins]: by power of two; zeros are in the second bin, NaN and infinities in the last."""
 
 
-def _finish(several: Sequence[_Totals], padding: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Compute the first statistics of `NAMES`, float64 [layers] each, and histograms int64 [layers, bins].
+_SUM, _MIN, _WEIGHT, _STEP = (NAMES.index(name) for name in ("grad_sum", "grad_min", "weight_sum_sq", "step_sum_sq"))
+
+
+def _finish(several: Sequence[_Totals], padding: Tensor) -> tuple[Tensor, Tensor]:
+    """Concatenate totals: the statistics and the histograms of their layers.
 
     Args:
         padding: how many NaN stand beside the tensor of each layer in its rows.
     """
-    sums, lowest, highest = (
-        torch.cat([getattr(t, name) for t in several], dim=-1) for name in ("sums", "lowest", "highest")
-    )
-    bins = torch.cat([t.bins for t in several])
-    total, total_sq, all_nan, posinf, neginf, zero = sums
-    bins[:, 0] = zero.to(torch.int64)
-    bins[:, 1] -= bins[:, 0]
-    bins[:, -1] -= all_nan.to(torch.int64)
-    some = bins.sum(dim=-1) > 0
-    extremes = [torch.where(some, x, torch.nan).to(torch.float64) for x in (lowest, highest)]
-    return [all_nan - padding, posinf, neginf, zero, total, total_sq, *extremes], bins
+    table, bins = torch.cat([t.table for t in several], dim=1), torch.cat([t.bins for t in several])
+    # In the order of the histogram: zeros do not belong in the second bin, nor NaN in the last.
+    counted = torch.stack([table[3], table[0]], dim=-1).to(torch.int64)
+    bins[:, 0] = counted[:, 0]
+    bins[:, 1 :: _BINS - 2] -= counted
+    table[0] -= padding
+    extremes = table[_MIN:_WEIGHT]
+    extremes[:] = torch.where(bins.sum(dim=-1) > 0, extremes, torch.nan)
+    return table, bins
 
 
 class _Kernel:
@@ -381,12 +373,9 @@ class _Kernel:
 
     def totals(self, layers: int) -> _Totals:
         """Totals of nothing."""
-        return _Totals(
-            torch.zeros((6, layers), dtype=torch.float64, device=self._device),
-            torch.full((layers,), torch.inf, dtype=self._dtype, device=self._device),
-            torch.full((layers,), -torch.inf, dtype=self._dtype, device=self._device),
-            torch.zeros((layers, _BINS), dtype=torch.int64, device=self._device),
-        )
+        table = torch.zeros((len(NAMES), layers), dtype=torch.float64, device=self._device)
+        table[_MIN], table[_MIN + 1] = torch.inf, -torch.inf
+        return _Totals(table, torch.zeros((layers, _BINS), dtype=torch.int64, device=self._device))
 
     def segments(self, layers: list[int], sizes: list[int], steps: int) -> list[_Segments]:
         """The segments of tensors side by side, padded to these sizes: those of one step, of two, and so on."""
@@ -412,12 +401,13 @@ class _Kernel:
     def _add(self, totals: _Totals, x: Tensor, layers: Tensor) -> None:
         conditions = torch.stack([torch.isnan(x), x == torch.inf, x == -torch.inf, x == 0])
         wide = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0).to(torch.float64)
-        sums = torch.stack([wide.sum(dim=-1), (wide * wide).sum(dim=-1)])
-        totals.sums.index_add_(1, layers, torch.cat([sums, conditions.sum(dim=-1, dtype=torch.float64)]))
+        sums = torch.stack([wide, wide * wide]).sum(dim=-1)
+        counts = conditions.sum(dim=-1, dtype=torch.float64)
+        totals.table[:_MIN].index_add_(1, layers, torch.cat([counts, sums]))
         lowest = torch.nan_to_num(x, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).amin(dim=-1)
         highest = torch.nan_to_num(x, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).amax(dim=-1)
-        totals.lowest.scatter_reduce_(0, layers, lowest, "amin")
-        totals.highest.scatter_reduce_(0, layers, highest, "amax")
+        totals.table[_MIN].scatter_reduce_(0, layers, lowest.to(torch.float64), "amin")
+        totals.table[_MIN + 1].scatter_reduce_(0, layers, highest.to(torch.float64), "amax")
         power = (x.view(self._bits) >> self._shift).bitwise_and_(self._codes - 1).clamp_(self._first - 1, self._top)
         places = power + (layers * _BINS - (self._first - 2))[:, None]
         ones = torch.ones(1, dtype=torch.int64, device=self._device).expand(places.numel())
@@ -461,9 +451,8 @@ class _HostKernel(_Kernel):
         return _Segments(slice(layer, layer + 1), _FIRST)
 
     def add(self, totals: _Totals, chunk: Tensor, segments: _Segments) -> None:
-        sums, lowest, highest, bins = (
-            x.numpy() for x in (totals.sums, totals.lowest, totals.highest, totals.bins[:, 1:])
-        )
+        table, bins = totals.table.numpy(), totals.bins[:, 1:].numpy()
+        lowest, highest = table[_MIN], table[_MIN + 1]
         at, starts = segments.layers, segments.starts
         for piece in self.pieces(chunk):
             x = piece.numpy()
@@ -472,19 +461,19 @@ class _HostKernel(_Kernel):
             bins[at, 0] += codes[:, : self._first - 1].sum(axis=1)
             bins[at, -1] += codes[:, self._top + 1 :].sum(axis=1)
             if codes[:, 0].any():
-                sums[5, at] += np.add.reduceat(x == 0, starts, dtype=np.int64)
+                table[3, at] += np.add.reduceat(x == 0, starts, dtype=np.int64)
             low = high = x
             if codes[:, -1].any():
                 nan = np.isnan(x)
-                for row, condition in ((2, nan), (3, x == np.inf), (4, x == -np.inf)):
-                    sums[row, at] += np.add.reduceat(condition, starts, dtype=np.int64)
+                for row, condition in enumerate((nan, x == np.inf, x == -np.inf)):
+                    table[row, at] += np.add.reduceat(condition, starts, dtype=np.int64)
                 low, high = np.where(nan, np.inf, x), np.where(nan, -np.inf, x)
                 x = np.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
             lowest[at] = np.minimum(lowest[at], np.minimum.reduceat(low, starts))
             highest[at] = np.maximum(highest[at], np.maximum.reduceat(high, starts))
             wide = self._wide_of(x)
-            sums[0, at] += np.add.reduceat(wide.numpy(), starts)
-            sums[1, at] += _squared(wide, segments)
+            table[_SUM, at] += np.add.reduceat(wide.numpy(), starts)
+            table[_SUM + 1, at] += _squared(wide, segments)
 
     def add_squares(self, sums: Tensor, chunk: Tensor, segments: _Segments) -> None:
         into = sums.numpy()

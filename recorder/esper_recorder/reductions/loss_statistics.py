@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -112,14 +113,14 @@ def log_ratio_of(fields: Mapping[str, Tensor]) -> Tensor | None:
     return None
 
 
-def head_quantities(t: Terms, *, every: Tensor, has_mask: bool, clip_range: Tensor | None = None) -> Quantities:
+def head_quantities(t: Terms, *, every: Tensor, has_mask: bool, clip: Tensor | None = None) -> Quantities:
     """Collect the quantities of action heads, named as in the table `heads`.
 
     Args:
         t: `head_terms`, of shape [..., heads, n].
         every: bool [..., 1, n], False on padding: the transitions that the learnable ones are a fraction of.
         has_mask: a mask says when the head's choice mattered.
-        clip_range: float64 [..., 1], see `transition_quantities`.
+        clip: float64 [3, ..., 1], see `transition_quantities`.
     """
     assert t.valid is not None
     out = Quantities(t.valid)
@@ -130,9 +131,10 @@ def head_quantities(t: Terms, *, every: Tensor, has_mask: bool, clip_range: Tens
     elif has_mask:
         out.count_valid("learnable_count")
     if t.log_ratio is not None:
-        _, distance = _ratio_statistics(out, t.log_ratio)
-        if clip_range is not None:
-            _clip_counts(out, distance, t.advantage, clip_range[..., None])
+        ratio, distance = _ratio_statistics(out, t.log_ratio)
+        if clip is not None:
+            limit, _, _ = clip[..., None].to(ratio.dtype)
+            _clip_counts(out, distance, t.advantage, limit)
     if t.entropy is not None:
         _entropy_statistics(out, t.entropy, t.entropy_max)
     return out
@@ -141,7 +143,7 @@ def head_quantities(t: Terms, *, every: Tensor, has_mask: bool, clip_range: Tens
 def transition_quantities(
     t: Terms,
     *,
-    clip_range: Tensor | None = None,
+    clip: Tensor | None = None,
     value_clip_range: Tensor | None = None,
     pessimistic_value_clip: bool = True,
 ) -> Quantities:
@@ -149,7 +151,7 @@ def transition_quantities(
 
     Args:
         t: the terms, of shape [..., n].
-        clip_range: float64 [...], the clip range of the ratio; NaN if it was not given.
+        clip: float64 [3, ...], the clip range of the ratio, 1 - it and 1 + it; NaN if it was not given.
         value_clip_range: float64 [...], the clip range of the value; NaN if values are not clipped.
         pessimistic_value_clip: the clipped value loss is the larger of the clipped and the unclipped squared error
             (PPO2, CleanRL, rsl_rl); otherwise the error of the clipped prediction alone (Stable-Baselines3).
@@ -158,12 +160,11 @@ def transition_quantities(
     out = Quantities(t.valid)
     out.count_valid("n")
     ratio, distance = _ratio_statistics(out, t.log_ratio)
-    if clip_range is not None:
-        limit = clip_range[..., None]
+    if clip is not None:
+        limit, low, high = clip[..., None].to(ratio.dtype)
         _clip_counts(out, distance, t.advantage, limit)
         if t.advantage is not None:
-            # Without a clip range it is NaN, and so is the loss.
-            clipped = torch.clamp(ratio, (1 - limit).to(ratio.dtype), (1 + limit).to(ratio.dtype))
+            clipped = torch.clamp(ratio, low, high)  # without a clip range NaN, and so is the loss
             objective = torch.minimum(t.advantage * ratio, t.advantage * clipped)
             out.measure(objective, {"policy_loss_n": "n", "policy_loss_sum": "negative_sum"})
     if t.entropy is not None:
@@ -188,6 +189,11 @@ def transition_quantities(
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """The quantiles of a rollout that are recorded, as columns `rollout_<what>_q05` and so on."""
+
+
+def clip_bounds(clip_range: Tensor) -> Tensor:
+    """Return a clip range as `transition_quantities` takes it."""
+    return torch.stack([clip_range, 1 - clip_range, 1 + clip_range])
 
 
 def rollout_statistics(fields: Mapping[str, Tensor], mask: Tensor | None = None) -> Statistics:
@@ -216,7 +222,7 @@ def rollout_statistics(fields: Mapping[str, Tensor], mask: Tensor | None = None)
     values["rollout_nonfinite"] = torch.stack([values.pop(f"rollout_nonfinite_{name}") for name in tensors]).sum()
     names, parts = list(values), [torch.stack(list(values.values()))]
     if of_quantiles:
-        quantiles = finite_quantiles(torch.stack([x.to(torch.float64) for x in of_quantiles.values()]), out.valid)
+        quantiles = finite_quantiles(torch.stack(list(of_quantiles.values())), out.valid)
         names += [f"rollout_{name}_q{round(100 * q):02d}" for name in of_quantiles for q in QUANTILES]
         parts.append(quantiles.flatten())
     return Statistics(tuple(names), torch.cat(parts))
@@ -226,11 +232,11 @@ def finite_quantiles(x: Tensor, valid: Valid) -> Tensor:
     """Find the `QUANTILES` of the finite valid elements of each row, linear between two of them; NaN without any.
 
     Args:
-        x: float64 [rows, n].
+        x: [rows, n].
         valid: bool [n], or None, see `Valid`.
 
     Returns:
-        [rows, quantiles]
+        float64 [rows, quantiles]
     """
     if x.shape[-1] == 0:
         return torch.full((x.shape[0], len(QUANTILES)), torch.nan, dtype=torch.float64, device=x.device)
@@ -239,35 +245,30 @@ def finite_quantiles(x: Tensor, valid: Valid) -> Tensor:
     n = (ordered < torch.inf).sum(dim=-1, keepdim=True)
     place = from_host(QUANTILES, torch.float64, x.device) * (n - 1).clamp(min=0)
     low = place.floor()
-    at = ordered.gather(-1, low.to(torch.int64))
-    above = ordered.gather(-1, place.ceil().to(torch.int64))
+    at, above = ordered.gather(-1, torch.cat([low, place.ceil()], dim=-1).to(torch.int64)).double().chunk(2, dim=-1)
     return torch.where(n > 0, torch.lerp(at, above, place - low), torch.nan)
 
 
 def _ascending(x: Tensor) -> Tensor:
-    """Sort along the last dimension. On the host NumPy, if torch was built with it, takes a tenth of torch's time."""
+    """Sort along the last dimension. On the host NumPy takes a tenth of torch's time."""
     if x.device.type == "cpu":
-        try:
-            values = x.numpy().copy()
-        except RuntimeError:
-            pass
-        else:
-            values.sort(axis=-1)
-            return torch.from_numpy(values)
+        return torch.from_numpy(np.sort(x.numpy(), axis=-1))
     return x.sort(dim=-1).values
 
 
 def _normalized(raw: Tensor, valid: Valid) -> Tensor:
     wide = raw.to(torch.float64)
-    if valid is None and raw.shape[-1] > 1:
-        std, mean = torch.std_mean(wide, dim=-1, keepdim=True)
+    if valid is None:
+        n: Tensor | int = raw.shape[-1]
+        mean = wide.sum(dim=-1, keepdim=True) / n
+        deviation = inside = wide - mean
     else:
-        valid = torch.ones_like(raw, dtype=torch.bool) if valid is None else valid
         n = valid.sum(dim=-1, keepdim=True)
         mean = torch.where(valid, wide, 0).sum(dim=-1, keepdim=True) / n
-        deviation = torch.where(valid, wide - mean, 0)
-        std = torch.sqrt((deviation * deviation).sum(dim=-1, keepdim=True) / (n - 1))
-    return ((wide - mean) / (std + 1e-8)).to(raw.dtype)
+        deviation = wide - mean
+        inside = torch.where(valid, deviation, 0)
+    variance = (inside * inside).sum(dim=-1, keepdim=True) / (n - 1)
+    return (deviation / (torch.sqrt(variance) + 1e-8)).to(raw.dtype)
 
 
 def _ratio_statistics(out: Quantities, log_ratio: Tensor) -> tuple[Tensor, Tensor]:
@@ -281,9 +282,8 @@ def _ratio_statistics(out: Quantities, log_ratio: Tensor) -> tuple[Tensor, Tenso
     return ratio, distance
 
 
-def _clip_counts(out: Quantities, distance: Tensor, advantage: Tensor | None, clip_range: Tensor) -> None:
-    limit = clip_range.to(distance.dtype)  # nothing is beyond NaN
-    low, high = distance < -limit, distance > limit
+def _clip_counts(out: Quantities, distance: Tensor, advantage: Tensor | None, limit: Tensor) -> None:
+    low, high = distance < -limit, distance > limit  # nothing is beyond NaN
     out.count("clip_low_count", low)
     out.count("clip_high_count", high)
     if advantage is None:
@@ -295,9 +295,9 @@ def _clip_counts(out: Quantities, distance: Tensor, advantage: Tensor | None, cl
 def _entropy_statistics(out: Quantities, entropy: Tensor, entropy_max: Tensor | None) -> None:
     out.measure(entropy, {f"entropy_{kind}": kind for kind in ("nan", "posinf", "neginf", "sum")})
     if entropy_max is not None:
-        choice = entropy_max > 0
-        out.count("entropy_normalized_n", choice & (entropy.abs() < torch.inf))
-        out.measure(entropy / torch.where(choice, entropy_max, torch.nan), {"entropy_normalized_sum": "sum"})
+        chosen = torch.where(entropy_max > 0, entropy, torch.nan)
+        out.measure(chosen, {"entropy_normalized_n": "n"})
+        out.measure(chosen / entropy_max, {"entropy_normalized_sum": "sum"})
 
 
 def _value_loss(t: Terms, residual: Tensor, value_clip_range: Tensor | None, *, pessimistic: bool) -> Tensor:

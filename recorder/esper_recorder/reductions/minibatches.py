@@ -33,9 +33,10 @@ class HeadFields:
 class LossSettings:
     """The settings that losses were computed with, one number per minibatch; NaN if a minibatch has none."""
 
-    clip_range: Tensor | None = None
-    """float64 [minibatches]"""
+    clip: Tensor | None = None
+    """float64 [3, minibatches], see `transition_quantities`."""
     value_clip_range: Tensor | None = None
+    """float64 [minibatches]"""
     pessimistic_value_clip: bool = True
     normalize: Tensor | bool | None = None
     """See `terms`; if it differs between minibatches, bool [minibatches]."""
@@ -110,11 +111,11 @@ def reduce_minibatches(
     t = terms(fields, valid=valid, normalize=settings.normalize)
     every = None if valid is None else valid[:, None]
     advantage = None if t.advantage is None else t.advantage[:, None]
-    clip = None if settings.clip_range is None else settings.clip_range[:, None]
+    clip = None if settings.clip is None else settings.clip[..., None]
     quantities = [
         transition_quantities(
             t,
-            clip_range=settings.clip_range,
+            clip=settings.clip,
             value_clip_range=settings.value_clip_range,
             pessimistic_value_clip=settings.pessimistic_value_clip,
         )
@@ -124,7 +125,7 @@ def reduce_minibatches(
     for group in heads:
         assert every is not None
         head = head_terms(group.fields, valid=every, advantage=advantage)
-        quantities.append(head_quantities(head, every=every, has_mask="mask" in group.fields, clip_range=clip))
+        quantities.append(head_quantities(head, every=every, has_mask="mask" in group.fields, clip=clip))
         ratios.append(_Ratios(group.names, head.log_ratio, head.valid, group.fields))
     joint, *of_heads = reduce_quantities(*quantities)
     shared = {"advantage": t.advantage, "value": t.value, "value_target": t.target}

@@ -6,8 +6,11 @@ for. Does not cover: quantities whose squares overflow float64.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -122,12 +125,12 @@ def _columns(q: Quantities, totals: dict[str, Tensor], wide: Tensor, width: int)
     """Choose the columns of a set from the totals of its quantities, [quantities, ...] of each kind."""
     shape = totals["n"].shape[1:]
     if q.valid is None:
-        valid = totals["n"].new_full((), width).expand(shape)
+        valid = totals["n"].new_full((1, *shape), width)
     else:
-        valid = q.valid.sum(dim=-1, dtype=torch.float64).expand(shape)
+        valid = q.valid.sum(dim=-1, dtype=torch.float64).expand(1, *shape)
     if q.valid is not None or not width:
         totals["nan"] = totals["nan"] - (wide.shape[-1] - valid)  # what does not count is NaN
-    kinds = {kind for _, kind, _ in q.columns}
+    kinds = dict.fromkeys([kind for _, kind, _ in q.columns])
     if "nonfinite" in kinds:
         totals["nonfinite"] = valid - totals["n"]
     if "negative_sum" in kinds:
@@ -136,11 +139,30 @@ def _columns(q: Quantities, totals: dict[str, Tensor], wide: Tensor, width: int)
         conditions = torch.stack(q.conditions)
         counted = conditions if q.valid is None else conditions & q.valid
         totals["count"] = counted.sum(dim=-1, dtype=torch.float64)
-    by_kind = {kind: totals[kind].unbind() for kind in kinds & totals.keys()}
-    by_kind["valid"], by_kind["reduced"] = (valid,), tuple(q.reduced)
-    by_kind["product"] = tuple([(wide[i] * wide[j]).sum(dim=-1) for i, j in q.pairs])
-    values = [by_kind[kind][place] for _, kind, place in q.columns]
-    return Statistics(tuple([name for name, _, _ in q.columns]), torch.stack(values, dim=-1))
+    if q.pairs:
+        first, second = ([wide[pair[side]] for pair in q.pairs] for side in (0, 1))
+        products = first[0] * second[0] if len(q.pairs) == 1 else torch.stack(first) * torch.stack(second)
+        totals["product"] = products.sum(dim=-1).view(-1, *shape)
+    if q.reduced:
+        totals["reduced"] = torch.stack(q.reduced)
+    totals["valid"] = valid
+    tables = [totals[kind] for kind in kinds]
+    ends = dict(zip(kinds, accumulate(map(len, tables)), strict=True))
+    places = tuple([ends[kind] - len(totals[kind]) + place for _, kind, place in q.columns])
+    return Statistics(tuple([name for name, _, _ in q.columns]), _select(torch.cat(tables), places))
+
+
+def _select(table: Tensor, places: tuple[int, ...]) -> Tensor:
+    """Choose rows of a table, and make them the last dimension."""
+    if table.device.type == "cpu" and not torch.compiler.is_compiling():
+        return table.index_select(0, _index(places)).movedim(0, -1)
+    rows = table.unbind()
+    return torch.stack([rows[place] for place in places], dim=-1)
+
+
+@functools.lru_cache(maxsize=64)
+def _index(places: tuple[int, ...]) -> Tensor:
+    return torch.tensor(places, device="cpu")
 
 
 def _reduce(x: Tensor, complete: bool) -> tuple[dict[str, Tensor], Tensor]:
@@ -152,26 +174,25 @@ def _reduce(x: Tensor, complete: bool) -> tuple[dict[str, Tensor], Tensor]:
     """
     if complete and x.device.type == "cpu":
         lowest, highest = x.amin(dim=-1), x.amax(dim=-1)  # NaN if there is one
-        if bool(torch.isfinite(highest - lowest).all()):
+        if math.isfinite(float((highest - lowest).sum())):
             wide = x.to(torch.float64)
-            none = wide.new_zeros(()).expand(x.shape[0])
+            none = wide.new_zeros(x.shape[0])
             totals = dict.fromkeys(("nan", "posinf", "neginf"), none) | {"n": none + x.shape[-1]}
-            extremes = torch.stack([lowest, highest]).to(torch.float64)
-            return totals | _sums(wide, extremes), wide
+            return totals | _sums(wide) | {"min": lowest.to(torch.float64), "max": highest.to(torch.float64)}, wide
     conditions = torch.stack([torch.isnan(x), x == torch.inf, x == -torch.inf])
     odd = conditions.sum(dim=-1, dtype=torch.float64)
     lowest = torch.nan_to_num(x, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).amin(dim=-1)
     highest = torch.nan_to_num(x, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).amax(dim=-1)
     extremes = torch.stack([lowest, highest]).to(torch.float64)
-    extremes = torch.where(odd[0] < x.shape[-1], extremes, torch.nan)
+    lowest, highest = torch.where(odd[0] < x.shape[-1], extremes, torch.nan).unbind()
     wide = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0).to(torch.float64)
-    totals = dict(zip(("nan", "posinf", "neginf"), odd.unbind(), strict=True)) | {"n": x.shape[-1] - odd.sum(dim=0)}
-    return totals | _sums(wide, extremes), wide
+    nan, posinf, neginf = odd.unbind()
+    totals = {"nan": nan, "posinf": posinf, "neginf": neginf, "n": x.shape[-1] - odd.sum(dim=0)}
+    return totals | _sums(wide) | {"min": lowest, "max": highest}, wide
 
 
-def _sums(wide: Tensor, extremes: Tensor) -> dict[str, Tensor]:
-    lowest, highest = extremes.unbind()
-    return {"sum": wide.sum(dim=-1), "sum_sq": (wide * wide).sum(dim=-1), "min": lowest, "max": highest}
+def _sums(wide: Tensor) -> dict[str, Tensor]:
+    return {"sum": wide.sum(dim=-1), "sum_sq": (wide * wide).sum(dim=-1)}
 
 
 def from_host(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -18,7 +18,7 @@ from esper_recorder.contract.histogram import log_ratio_bin_count
 from esper_recorder.contract.merge import merge
 from esper_recorder.contract.metrics import derive_head
 from esper_recorder.contract.tables import Reducer, columns
-from esper_recorder.reductions.loss_statistics import head_quantities, head_terms
+from esper_recorder.reductions.loss_statistics import clip_bounds, head_quantities, head_terms
 from esper_recorder.reductions.statistics import Statistics, reduce_quantities
 from tests.recorder.reductions.arrays import finite, rows_of_numbers, same, total
 
@@ -207,7 +207,7 @@ def reduced(fields: Mapping[str, Tensor], valid: Tensor) -> Statistics:
     own = {name: x[None] for name, x in fields.items() if name != "advantage"}
     t = head_terms(own, valid=valid[None], advantage=fields["advantage"][None])
     clip = torch.full((1, 1), 0.2, dtype=torch.float64)
-    (statistics,) = reduce_quantities(head_quantities(t, every=valid[None], has_mask=True, clip_range=clip))
+    (statistics,) = reduce_quantities(head_quantities(t, every=valid[None], has_mask=True, clip=clip_bounds(clip)))
     return statistics
 
 

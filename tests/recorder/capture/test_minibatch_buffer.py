@@ -15,7 +15,7 @@ from esper_recorder.arguments import FieldKey
 from esper_recorder.capture.minibatch_buffer import BatchSummary, MinibatchBuffer, MinibatchNotes
 from esper_recorder.contract.merge import merge
 from esper_recorder.contract.tables import columns
-from esper_recorder.reductions.loss_statistics import terms, transition_quantities
+from esper_recorder.reductions.loss_statistics import clip_bounds, terms, transition_quantities
 from esper_recorder.reductions.minibatches import with_actions
 from esper_recorder.reductions.ratio_histogram import EXEMPLARS, log_ratio_histogram
 from esper_recorder.reductions.statistics import reduce_quantities
@@ -73,7 +73,7 @@ def directly(fields: Fields) -> dict[str, float]:
     n = len(next(iter(fields.values())))
     quantities = transition_quantities(
         terms({str(k): x for k, x in fields.items()}, valid=torch.ones(n, dtype=torch.bool)),
-        clip_range=torch.tensor(0.2, dtype=torch.float64),
+        clip=clip_bounds(torch.tensor(0.2, dtype=torch.float64)),
     )
     (packed,) = reduce_quantities(quantities)
     return dict(zip(packed.names, packed.values.tolist(), strict=True))

@@ -15,7 +15,13 @@ from torch import Tensor
 from esper_recorder.contract.merge import merge
 from esper_recorder.contract.metrics import derive, derive_update
 from esper_recorder.contract.tables import column_names, columns
-from esper_recorder.reductions.loss_statistics import finite_quantiles, rollout_statistics, terms, transition_quantities
+from esper_recorder.reductions.loss_statistics import (
+    clip_bounds,
+    finite_quantiles,
+    rollout_statistics,
+    terms,
+    transition_quantities,
+)
 from esper_recorder.reductions.statistics import reduce_quantities
 from tests.recorder.reductions.arrays import finite, numbers, rows_of_numbers, same, total, total_sq
 
@@ -28,11 +34,14 @@ def statistics(
     """Each row's statistics by name."""
     rows = mask.shape[0]
 
-    def column(x: float | None) -> Tensor | None:
-        return None if x is None else torch.full((rows,), x, dtype=torch.float64)
+    def column(x: float) -> Tensor:
+        return torch.full((rows,), x, dtype=torch.float64)
 
     quantities = transition_quantities(
-        terms(fields, valid=mask), clip_range=column(clip), value_clip_range=column(value_clip), **options
+        terms(fields, valid=mask),
+        clip=None if clip is None else clip_bounds(column(clip)),
+        value_clip_range=None if value_clip is None else column(value_clip),
+        **options,
     )
     (packed,) = reduce_quantities(quantities)
     assert packed.values.dtype == torch.float64
@@ -235,7 +244,7 @@ class TestClipRanges:
         fields = {"log_ratio": torch.full((2, 1), 1.0), "advantage": torch.ones(2, 1)}
         quantities = transition_quantities(
             terms(fields, valid=torch.ones(2, 1, dtype=torch.bool)),
-            clip_range=torch.tensor([0.2, math.nan], dtype=torch.float64),
+            clip=clip_bounds(torch.tensor([0.2, math.nan], dtype=torch.float64)),
         )
         (packed,) = reduce_quantities(quantities)
         rows = [dict(zip(packed.names, row, strict=True)) for row in packed.values.tolist()]
