@@ -303,7 +303,8 @@ class _Segments:
     starts: Any = None
     """Where each segment begins, on the host; none is empty."""
     base: Any = None
-    """Of each number of several segments, on the host, the number of its segment times the exponents there are."""
+    """On the host, of each number of several segments, the number of its segment times the exponents there are; on a
+    device, of each row, where the bins of its layer begin, for an exponent of 0."""
 
 
 class _Group:
@@ -352,8 +353,7 @@ def _finish(several: Sequence[_Totals], padding: Tensor) -> tuple[Tensor, Tensor
     bins[:, 0] = counted[:, 0]
     bins[:, 1 :: _BINS - 2] -= counted
     table[0] -= padding
-    extremes = table[_MIN:_WEIGHT]
-    extremes[:] = torch.where(bins.sum(dim=-1) > 0, extremes, torch.nan)
+    table[_MIN:_WEIGHT].masked_fill_(bins.sum(dim=-1) == 0, torch.nan)
     return table, bins
 
 
@@ -370,11 +370,13 @@ class _Kernel:
         )
         self._first, self._top = (e + self._codes // 2 - 1 for e in GRADIENT_EXPONENTS)
         self._every = torch.arange(layers, device=device)
+        self._one = torch.ones(1, dtype=torch.int64, device=device)
 
     def totals(self, layers: int) -> _Totals:
         """Totals of nothing."""
         table = torch.zeros((len(NAMES), layers), dtype=torch.float64, device=self._device)
-        table[_MIN], table[_MIN + 1] = torch.inf, -torch.inf
+        table[_MIN].fill_(torch.inf)
+        table[_MIN + 1].fill_(-torch.inf)
         return _Totals(table, torch.zeros((layers, _BINS), dtype=torch.int64, device=self._device))
 
     def segments(self, layers: list[int], sizes: list[int], steps: int) -> list[_Segments]:
@@ -382,23 +384,27 @@ class _Kernel:
         of_row = [i for i, size in zip(layers, sizes, strict=True) for _ in range(size // _ROW)]
         one = from_host(of_row, torch.int64, self._device)
         every = (one + self._layers * torch.arange(steps, device=self._device)[:, None]).flatten()
-        return [_Segments(every[: k * len(of_row)]) for k in range(1, steps + 1)]
+        return [self._segments(every[: k * len(of_row)]) for k in range(1, steps + 1)]
 
     def whole(self, layer: int) -> _Segments:
         """The segment of a chunk that is of one layer."""
-        return _Segments(self._every[layer : layer + 1])
+        return self._segments(self._every[layer : layer + 1])
+
+    def _segments(self, layers: Tensor) -> _Segments:
+        return _Segments(layers, base=(layers * _BINS - (self._first - 2))[:, None])
 
     def add(self, totals: _Totals, chunk: Tensor, segments: _Segments) -> None:
         """Add gradients: a chunk of several layers, or any number of one layer's."""
         for piece in self.pieces(chunk):
-            self._add(totals, piece.view(len(segments.layers), -1), segments.layers)
+            self._add(totals, piece.view(len(segments.layers), -1), segments)
 
     def pieces(self, x: Tensor) -> Iterator[Tensor]:
         """Yield what is reduced at a time, in the type that it is reduced in."""
         for start in range(0, x.shape[0], self._chunk):
             yield x[start : start + self._chunk].to(self._dtype)
 
-    def _add(self, totals: _Totals, x: Tensor, layers: Tensor) -> None:
+    def _add(self, totals: _Totals, x: Tensor, segments: _Segments) -> None:
+        layers = segments.layers
         conditions = torch.stack([torch.isnan(x), x == torch.inf, x == -torch.inf, x == 0])
         wide = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0).to(torch.float64)
         sums = torch.stack([wide, wide * wide]).sum(dim=-1)
@@ -409,10 +415,9 @@ class _Kernel:
         totals.table[_MIN].scatter_reduce_(0, layers, lowest.to(torch.float64), "amin")
         totals.table[_MIN + 1].scatter_reduce_(0, layers, highest.to(torch.float64), "amax")
         power = (x.view(self._bits) >> self._shift).bitwise_and_(self._codes - 1).clamp_(self._first - 1, self._top)
-        places = power + (layers * _BINS - (self._first - 2))[:, None]
-        ones = torch.ones(1, dtype=torch.int64, device=self._device).expand(places.numel())
+        places = (power + segments.base).flatten()
         # In one dimension, for which torch has an order-independent implementation on every device.
-        totals.bins.view(-1).scatter_add_(0, places.flatten(), ones)
+        totals.bins.view(-1).scatter_add_(0, places, self._one.expand(places.shape))
 
     def add_squares(self, sums: Tensor, chunk: Tensor, segments: _Segments) -> None:
         """Add the squares of the finite ones of such numbers to sums, float64 [layers]."""

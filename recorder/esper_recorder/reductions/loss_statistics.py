@@ -6,6 +6,7 @@ trainers compute them, so that a library's figures can be reproduced; sums are f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -208,7 +209,7 @@ def rollout_statistics(fields: Mapping[str, Tensor], mask: Tensor | None = None)
     out.count_valid("rollout_n")
     places = {}
     for name, x in tensors.items():
-        columns = sums(f"rollout_{name}") | {f"rollout_nonfinite_{name}": "nonfinite"}
+        columns = {"rollout_nonfinite": "nonfinite"} | sums(f"rollout_{name}")
         if name in ("advantage", "reward"):
             columns |= {f"rollout_{name}_{kind}": kind for kind in ("min", "max")}
         places[name] = out.measure(x, columns)
@@ -217,10 +218,10 @@ def rollout_statistics(fields: Mapping[str, Tensor], mask: Tensor | None = None)
         residual = of_quantiles["residual"] = tensors["return"] - tensors["value"]
         out.measure(residual, sums("rollout_residual"))
         out.product("rollout_value_return_sum", places["value"], places["return"])
+    out.columns.sort(key=lambda column: column[1] != "nonfinite")  # first those that are added up
     (statistics,) = reduce_quantities(out)
-    values = dict(zip(statistics.names, statistics.values.unbind(), strict=True))
-    values["rollout_nonfinite"] = torch.stack([values.pop(f"rollout_nonfinite_{name}") for name in tensors]).sum()
-    names, parts = list(values), [torch.stack(list(values.values()))]
+    names = ["rollout_nonfinite", *statistics.names[len(tensors) :]]
+    parts = [statistics.values[: len(tensors)].sum(dim=0, keepdim=True), statistics.values[len(tensors) :]]
     if of_quantiles:
         quantiles = finite_quantiles(torch.stack(list(of_quantiles.values())), out.valid)
         names += [f"rollout_{name}_q{round(100 * q):02d}" for name in of_quantiles for q in QUANTILES]
@@ -258,17 +259,16 @@ def _ascending(x: Tensor) -> Tensor:
 
 def _normalized(raw: Tensor, valid: Valid) -> Tensor:
     wide = raw.to(torch.float64)
-    if valid is None:
-        n: Tensor | int = raw.shape[-1]
-        mean = wide.sum(dim=-1, keepdim=True) / n
-        deviation = inside = wide - mean
-    else:
-        n = valid.sum(dim=-1, keepdim=True)
-        mean = torch.where(valid, wide, 0).sum(dim=-1, keepdim=True) / n
-        deviation = wide - mean
-        inside = torch.where(valid, deviation, 0)
-    variance = (inside * inside).sum(dim=-1, keepdim=True) / (n - 1)
-    return (deviation / (torch.sqrt(variance) + 1e-8)).to(raw.dtype)
+    if valid is None and raw.shape[-1] > 1:
+        deviation = wide - wide.mean(dim=-1, keepdim=True)
+        std: Tensor = torch.linalg.vector_norm(deviation, dim=-1, keepdim=True) / math.sqrt(raw.shape[-1] - 1)
+        return (deviation / (std + 1e-8)).to(raw.dtype)
+    valid = torch.ones_like(raw, dtype=torch.bool) if valid is None else valid
+    n = valid.sum(dim=-1, keepdim=True)
+    deviation = wide - torch.where(valid, wide, 0).sum(dim=-1, keepdim=True) / n
+    inside = torch.where(valid, deviation, 0)
+    std = torch.sqrt((inside * inside).sum(dim=-1, keepdim=True) / (n - 1))
+    return (deviation / (std + 1e-8)).to(raw.dtype)
 
 
 def _ratio_statistics(out: Quantities, log_ratio: Tensor) -> tuple[Tensor, Tensor]:

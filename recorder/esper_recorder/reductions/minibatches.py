@@ -203,15 +203,12 @@ def _summaries(
         position, transitions = torch.div(places, max(n, 1), rounding_mode="floor"), places
     whole = {"position": position} | ({} if index is None else {"index": index.reshape(-1)[transitions]})
     own = [name for name in ("old_log_prob", "new_log_prob") if any(name in r.fields for r, _ in measured)]
-    of_ratio = by_scope(
-        torch.stack([log_ratio, *(_joined([r.fields.get(name, x) for r, x in measured]) for name in own)])
-    )
-    columns = [severity[None].to(of_ratio.dtype), of_ratio.gather(-1, places.expand(len(of_ratio), *places.shape))]
-    if shared:
-        columns.append(torch.stack([f.reshape(-1) for f in shared.values()])[:, transitions])
+    fields = [log_ratio, *(_joined([r.fields.get(name, x) for r, x in measured]) for name in own)]
+    fields += [field[:, None].expand(log_ratio.shape) for field in shared.values()]
+    of_ratio = by_scope(torch.stack(fields)).gather(-1, places.expand(len(fields), *places.shape))
     names = (*whole, "severity", "log_ratio", *own, *shared)
-    numbers = (torch.stack(list(whole.values())), torch.cat(columns))
-    values = torch.cat([x.to(torch.float64) for x in numbers]).movedim(0, -1)
+    numbers = [x[None].to(torch.float64) for x in (*whole.values(), severity)]
+    values = torch.cat([*numbers, of_ratio.to(torch.float64)]).movedim(0, -1)
     chosen = None if actions is None else actions.flatten(0, 1)[transitions]
     found, start = [], 0
     for ratios, of_ratios in zip(all_ratios, statistics, strict=True):

@@ -31,9 +31,9 @@ def log_ratio_histogram(log_ratio: Tensor, valid: Valid) -> tuple[Tensor, Tensor
     exponent = (bits >> shift) & (2 * bias + 1)
     distance = exponent.clamp(first - 1 + bias, last + bias) - (first - 2 + bias)  # 1 is below the first edge
     uncounted = torch.isnan(x) if valid is None else torch.isnan(x) | ~valid
-    bins = torch.where(uncounted, _BINS, (distance * x.sign()).to(torch.int64) + _BINS // 2)
+    bins = (distance * x.sign()).to(torch.int64).masked_fill(uncounted, _BINS - _BINS // 2)
     groups = x.shape[:-1].numel()
-    base = torch.arange(0, groups * (_BINS + 1), _BINS + 1, device=x.device).view(*x.shape[:-1], 1)
+    base = torch.arange(_BINS // 2, groups * (_BINS + 1), _BINS + 1, device=x.device).view(*x.shape[:-1], 1)
     # In one dimension, for which torch has an order-independent implementation on every device.
     counts = torch.zeros(groups * (_BINS + 1), dtype=torch.int64, device=x.device)
     ones = torch.ones(1, dtype=torch.int64, device=x.device).expand(x.numel())

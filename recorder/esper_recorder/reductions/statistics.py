@@ -184,7 +184,7 @@ def _reduce(x: Tensor, complete: bool) -> tuple[dict[str, Tensor], Tensor]:
     lowest = torch.nan_to_num(x, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).amin(dim=-1)
     highest = torch.nan_to_num(x, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).amax(dim=-1)
     extremes = torch.stack([lowest, highest]).to(torch.float64)
-    lowest, highest = torch.where(odd[0] < x.shape[-1], extremes, torch.nan).unbind()
+    lowest, highest = extremes.masked_fill_(odd[0] == x.shape[-1], torch.nan).unbind()
     wide = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0).to(torch.float64)
     nan, posinf, neginf = odd.unbind()
     totals = {"nan": nan, "posinf": posinf, "neginf": neginf, "n": x.shape[-1] - odd.sum(dim=0)}
