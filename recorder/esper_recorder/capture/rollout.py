@@ -65,13 +65,11 @@ class Rollout:
             steps, envs = first.shape[:2]
             shape = RolloutShape(steps, envs, env_major, _by_transition(actions, steps, envs))
 
-        def flat(x: Tensor) -> Tensor:
-            if shape is None or not env_major or not x.numel():
-                return x.reshape(-1)
-            return x.reshape(shape.steps, shape.envs, -1).transpose(0, 1).reshape(-1)
-
         kept = {_LOOKED_UP[name]: x for name, x in tensors.items() if name in _LOOKED_UP and x.numel()}
-        values = torch.stack([flat(x) for x in kept.values()]) if kept else first.new_empty((0, 0))
+        values = torch.stack([x.reshape(-1) for x in kept.values()]) if kept else first.new_empty((0, 0))
+        if kept and shape is not None and env_major:
+            by_step = values.view(len(kept), shape.steps, shape.envs, -1)
+            values = by_step.transpose(1, 2).reshape(len(kept), -1)
         copy = HostCopy(values) if kept and values.device.type in DEVICES else None
         return cls(tuple(kept), values, tuple([x.dtype for x in kept.values()]), shape, copy)
 

@@ -205,13 +205,13 @@ class LayerReducer:
         if self._waiting:
             self._reduce()
         steps, flags = len(self._flags), self._flags
-        table, bins = _finish(self._done, self._padding.repeat(steps))
+        table, bins = _finish(self._done, self._padding)
         self.forget()
         statistics = table.view(len(NAMES), steps, -1)
         if not all(flags):
             compared = from_host(flags, torch.bool, self._device)[:, None]
             statistics[_STEP] = torch.where(compared, statistics[_STEP], -1)
-        return Statistics(NAMES, statistics.movedim(0, -1).contiguous()), bins.view(steps, -1, _BINS)
+        return Statistics(NAMES, statistics.movedim(0, -1)), bins.view(steps, -1, _BINS)
 
     @torch.no_grad()
     def measure(self, tensors: Sequence[Tensor], below: float, above: float) -> Statistics:
@@ -225,7 +225,7 @@ class LayerReducer:
                 for counts, condition in zip(beyond, (size < below, size > above), strict=True):
                     self._kernel.add_counts(counts, condition, segments)
         table, _ = _finish([totals], self._padding)
-        return Statistics(MEASURED, torch.cat([table[:_WEIGHT], beyond]).t().contiguous())
+        return Statistics(MEASURED, torch.cat([table[:_WEIGHT], beyond]).t())
 
     def forget(self) -> None:
         """Forget the steps."""
@@ -347,12 +347,14 @@ def _finish(several: Sequence[_Totals], padding: Tensor) -> tuple[Tensor, Tensor
     Args:
         padding: how many NaN stand beside the tensor of each layer in its rows.
     """
-    table, bins = torch.cat([t.table for t in several], dim=1), torch.cat([t.bins for t in several])
+    table, bins = several[0].table, several[0].bins
+    if len(several) > 1:
+        table, bins = torch.cat([t.table for t in several], dim=1), torch.cat([t.bins for t in several])
     # In the order of the histogram: zeros do not belong in the second bin, nor NaN in the last.
     counted = torch.stack([table[3], table[0]], dim=-1).to(torch.int64)
     bins[:, 0] = counted[:, 0]
-    bins[:, 1 :: _BINS - 2] -= counted
-    table[0] -= padding
+    bins[:, 1 :: _BINS - 2].sub_(counted)
+    table[0].view(-1, len(padding)).sub_(padding)
     table[_MIN:_WEIGHT].masked_fill_(bins.sum(dim=-1) == 0, torch.nan)
     return table, bins
 

@@ -69,10 +69,10 @@ class Quantities:
         self.valid = valid
         self.rows: list[Tensor] = []
         self.conditions: list[Tensor] = []
-        self.pairs: list[tuple[int, int]] = []
-        self.reduced: list[Tensor] = []
+        self.pair: tuple[int, int] | None = None
+        self.reduced: Tensor | None = None
         self.columns: list[tuple[str, str, int]] = []
-        """(name, kind, which row, condition, pair or reduced tensor)"""
+        """(name, kind, which row or condition)"""
 
     def measure(self, x: Tensor, columns: Mapping[str, str]) -> int:
         """Record columns of a quantity: name -> kind. Return the quantity's place, for `product`.
@@ -90,18 +90,18 @@ class Quantities:
         self.conditions.append(condition)
 
     def product(self, name: str, first: int, second: int) -> None:
-        """Record the sum of the products of two quantities where both are finite, computed in float64."""
-        self.columns.append((name, "product", len(self.pairs)))
-        self.pairs.append((first, second))
+        """Record the sum of the products of two quantities where both are finite, computed in float64; once."""
+        self.columns.append((name, "product", 0))
+        self.pair = (first, second)
 
     def count_valid(self, name: str) -> None:
         """Record how many elements are valid."""
         self.columns.append((name, "valid", 0))
 
     def add(self, name: str, reduced: Tensor) -> None:
-        """Record what is reduced already: float64 [...]."""
-        self.columns.append((name, "reduced", len(self.reduced)))
-        self.reduced.append(reduced)
+        """Record what is reduced already, float64 [...]; once."""
+        self.columns.append((name, "reduced", 0))
+        self.reduced = reduced
 
 
 def reduce_quantities(*sets: Quantities) -> list[Statistics]:
@@ -139,24 +139,23 @@ def _columns(q: Quantities, totals: dict[str, Tensor], wide: Tensor, width: int)
         conditions = torch.stack(q.conditions)
         counted = conditions if q.valid is None else conditions & q.valid
         totals["count"] = counted.sum(dim=-1, dtype=torch.float64)
-    if q.pairs:
-        first, second = ([wide[pair[side]] for pair in q.pairs] for side in (0, 1))
-        products = first[0] * second[0] if len(q.pairs) == 1 else torch.stack(first) * torch.stack(second)
-        totals["product"] = products.sum(dim=-1).view(-1, *shape)
-    if q.reduced:
-        totals["reduced"] = torch.stack(q.reduced)
+    if q.pair is not None:
+        first, second = q.pair
+        totals["product"] = (wide[first] * wide[second]).sum(dim=-1)[None]
+    if q.reduced is not None:
+        totals["reduced"] = q.reduced[None]
     totals["valid"] = valid
     tables = [totals[kind] for kind in kinds]
     ends = dict(zip(kinds, accumulate(map(len, tables)), strict=True))
     places = tuple([ends[kind] - len(totals[kind]) + place for _, kind, place in q.columns])
-    return Statistics(tuple([name for name, _, _ in q.columns]), _select(torch.cat(tables), places))
+    return Statistics(tuple([name for name, _, _ in q.columns]), _select(tables, places))
 
 
-def _select(table: Tensor, places: tuple[int, ...]) -> Tensor:
-    """Choose rows of a table, and make them the last dimension."""
-    if table.device.type == "cpu" and not torch.compiler.is_compiling():
-        return table.index_select(0, _index(places)).movedim(0, -1)
-    rows = table.unbind()
+def _select(tables: Sequence[Tensor], places: tuple[int, ...]) -> Tensor:
+    """Choose rows of the tables, counted through, and make them the last dimension."""
+    if tables[0].device.type == "cpu" and not torch.compiler.is_compiling():
+        return torch.cat(list(tables)).index_select(0, _index(places)).movedim(0, -1)
+    rows = [row for table in tables for row in table.unbind()]
     return torch.stack([rows[place] for place in places], dim=-1)
 
 
