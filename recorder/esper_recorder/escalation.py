@@ -8,15 +8,13 @@ escalation, so that a run with a lasting problem is not always recorded at DEBUG
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from esper_recorder.arguments import check_escalation
 from esper_recorder.contract.rules.evaluator import Firing
 from esper_recorder.contract.rules.model import Severity
-from esper_recorder.contract.rules.signal import BACKFILLED
 from esper_recorder.levels import COLLECTED, Level
-from esper_recorder.storage.arrow_batches import to_batch, to_table
+from esper_recorder.storage.update_record import Contents, UpdateRecord
 
 UPDATES = 5
 """The default length of an escalation."""
@@ -26,11 +24,9 @@ LEAD_UP_UPDATES = 5
 LEAD_UP_ROWS = 10_000
 """The most rows of `minibatches` that are kept for an alarm: some megabytes."""
 
-Columns = Mapping[str, Sequence[Any]]
-
 
 class Escalation:
-    """The level of each update, and the minibatch rows kept for an alarm at MINIMAL.
+    """The level of each update, and the minibatches kept for an alarm at MINIMAL.
 
     The training thread asks for the level at the start of an update (`next_level`); all else happens in the writer's.
 
@@ -47,7 +43,7 @@ class Escalation:
         self._raised = False  # set by the writer's thread, cleared by the training thread
         self._left = 0  # updates still to be recorded at DEBUG; the training thread's
         self._last_fired: dict[tuple[str, str], int] = {}
-        self._lead_up: deque[tuple[Callable[[], Columns], int]] = deque(maxlen=LEAD_UP_UPDATES)
+        self._lead_up: deque[UpdateRecord] = deque(maxlen=LEAD_UP_UPDATES)
         self._behind = False  # an alarm was raised, and updates handed over before the trainer saw it still come
 
     @classmethod
@@ -69,24 +65,18 @@ class Escalation:
 
     # --- the writer's thread ----------------------------------------------------------------------------------------
 
-    def stores_minibatches(self, level: Level) -> bool:
-        """Return whether the minibatch rows of the update that is stored now are stored with it."""
+    def stored(self, record: UpdateRecord, level: Level) -> UpdateRecord:
+        """Return what of an update's record its level stores. The rest is kept in case an alarm follows."""
         if COLLECTED[level].minibatch_rows:
             self._behind = False
-            return True
-        return self._behind
-
-    def keep(self, rows: Callable[[], Columns], count: int) -> None:
-        """Keep an update's minibatch rows, which are not stored with it, in case an alarm follows.
-
-        Args:
-            rows: makes them; called only if an alarm follows.
-            count: how many there are.
-        """
-        if count:
-            self._lead_up.append((rows, count))
-            while sum(count for _, count in self._lead_up) > LEAD_UP_ROWS:
+            return record
+        if self._behind:
+            return record
+        if record.minibatches:
+            self._lead_up.append(record)
+            while sum(kept.minibatches for kept in self._lead_up) > LEAD_UP_ROWS:
                 self._lead_up.popleft()
+        return record.standing_for(Contents.WITHOUT_MINIBATCHES)
 
     def note_firings(self, firings: Sequence[Firing]) -> bool:
         """Remember what fired at an update. Returns whether it is an onset that escalates."""
@@ -100,17 +90,14 @@ class Escalation:
             onset |= last is None or firing.update - last > COOLDOWN * self._updates
         return onset
 
-    def raise_level(self) -> dict[str, Columns]:
-        """Escalate. Returns the rows of `minibatches` that were kept, oldest first, to be stored now."""
+    def raise_level(self) -> list[UpdateRecord]:
+        """Escalate. Returns records of the minibatches that were kept, oldest first, to be stored now."""
         if self._base >= Level.DEBUG:
-            return {}
+            return []
         self._raised = True
         if COLLECTED[self._base].minibatch_rows:
-            return {}
+            return []
         self._behind = True
-        if not self._lead_up:
-            return {}
-        batches = [to_batch("minibatches", make()) for make, _ in self._lead_up]
+        records = [record.standing_for(Contents.LEAD_UP) for record in self._lead_up]
         self._lead_up.clear()
-        rows: dict[str, list[Any]] = to_table("minibatches", batches).to_pydict()
-        return {"minibatches": rows | {BACKFILLED: [True] * len(rows["update"])}}
+        return records

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from esper_recorder.alarms import Announcer
-from esper_recorder.capture.update_rows import ClosedUpdate, build, build_minibatches
+from esper_recorder.capture.closed_update import ClosedUpdate, other_rows, pack
 from esper_recorder.contract.rules.ruleset import RuleSet
 from esper_recorder.escalation import Escalation
 from esper_recorder.storage.gaps import GapLog
@@ -17,6 +17,7 @@ from esper_recorder.storage.interrupts import signals_deferred
 from esper_recorder.storage.jsonable import describe_error
 from esper_recorder.storage.run_folder import RunFolder
 from esper_recorder.storage.sink import ParquetSink, Sink
+from esper_recorder.storage.update_content import UpdateContent
 from esper_recorder.storage.writer import Writer
 from esper_recorder.watcher import Watcher
 
@@ -86,8 +87,8 @@ class Recording:
         }
 
     def put(self, update: ClosedUpdate) -> None:
-        """Hand an update to the writer, whose thread builds its rows."""
-        self.writer.put(update.identity["update"], functools.partial(self._rows, update))
+        """Hand an update to the writer, whose thread packs it."""
+        self.writer.put(update.identity["update"], functools.partial(self._content, update))
 
     def end(self, how: str, error: str | None) -> None:
         """Say how the run ended; nothing follows but `close`."""
@@ -107,14 +108,12 @@ class Recording:
         except Exception as problem:
             log.error("The end of run %s could not be written: %s", self.folder.run_id, describe_error(problem))
 
-    def _rows(self, update: ClosedUpdate) -> dict[str, Any]:
-        """The rows of an update that its level stores."""
-        if update.columns is None:
-            return build(update)
-        with_minibatches = self._escalation.stores_minibatches(update.level)
-        if not with_minibatches:
-            self._escalation.keep(functools.partial(build_minibatches, update), update.minibatches)
-        return build(update, with_minibatches=with_minibatches)
+    def _content(self, update: ClosedUpdate) -> UpdateContent:
+        """What an update stores at its level."""
+        content = UpdateContent(other_rows(update))
+        if update.columns is not None:
+            content.records.append(self._escalation.stored(pack(update), update.level))
+        return content
 
 
 def _catch_up(folder: RunFolder, watcher: Watcher) -> None:

@@ -7,11 +7,10 @@ own rules gives its own alarms.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from esper_recorder.alarms import Announcer
@@ -21,11 +20,7 @@ from esper_recorder.contract.rules.signal import BACKFILLED, UPDATE_TABLE
 from esper_recorder.contract.tables import IDENTITY, stored_names
 from esper_recorder.escalation import Escalation
 from esper_recorder.storage.listing import list_row_files
-
-Columns = Mapping[str, Sequence[Any]]
-
-_MEMORY_FORMATS = {pa.float64(): "d", pa.int64(): "q"}
-"""Arrow types whose values lie side by side -> their `memoryview` format."""
+from esper_recorder.storage.update_content import UpdateContent
 
 
 class Watcher:
@@ -34,6 +29,7 @@ class Watcher:
     def __init__(self, rules: RuleSet, escalation: Escalation, announcer: Announcer | None = None) -> None:
         self.rules = rules
         self._evaluator = RuleEvaluator(rules)
+        self._ends = rules.read_at_ends
         self._escalation = escalation
         self._announcer = announcer or Announcer("")
 
@@ -62,47 +58,29 @@ class Watcher:
             self._escalation.note_firings(firings)
             self._announcer.remember(firings)
 
-    def alarms(self, update: int, tables: Mapping[str, Columns]) -> dict[str, Columns]:
+    def alarms(self, update: int, content: UpdateContent) -> UpdateContent:
         """Evaluate an update. Returns what to store with it: one row of `alarms` per rule that fires and, if one of
         them escalates, the minibatches that led up to it.
 
         Args:
             update: its number.
-            tables: its rows, column by column, as they are about to be written.
+            content: its rows, as they are about to be written.
         """
-        if UPDATE_TABLE not in tables:
-            return {}
-        update_row = tables[UPDATE_TABLE]
-        progress = next(iter(update_row.get("progress", ())), None)
-        rows = {table: _as_rows(tables[table], names) for table, names in self.rules.tables.items() if table in tables}
-        firings = self._evaluator.update(update, progress, rows)
+        tables = self.rules.tables
+        rows = {table: content.read(table, names, ends=table in self._ends) for table, names in tables.items()}
+        if not rows[UPDATE_TABLE]:
+            return UpdateContent()
+        firings = self._evaluator.update(update, rows[UPDATE_TABLE][0].get("progress"), rows)
         if not firings:
-            return {}
+            return UpdateContent()
         self._announcer.announce(firings)
-        alarms = {name: [update_row[name][0]] * len(firings) for name in IDENTITY if name in update_row}
+        (identity,) = content.read(UPDATE_TABLE, IDENTITY)
+        alarms: dict[str, list[Any]] = {name: [value] * len(firings) for name, value in identity.items()}
         for name in ("rule", "key", "severity", "value", "threshold", "phase", "progress"):
             alarms[name] = [getattr(firing, name) for firing in firings]
         alarms["rules_sha256"] = [self.rules.sha256] * len(firings)
-        lead_up = self._escalation.raise_level() if self._escalation.note_firings(firings) else {}
-        return {"alarms": alarms, **lead_up}
-
-
-def _as_rows(columns: Columns, wanted: frozenset[str]) -> list[dict[str, Any]]:
-    names = [name for name in columns if name in wanted]
-    values = [_as_list(columns[name]) for name in names]
-    return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
-
-
-def _as_list(values: Any) -> Any:
-    """Convert an Arrow array to Python values; leave a list alone."""
-    if not isinstance(values, pa.Array):
-        return values
-    memory_format = _MEMORY_FORMATS.get(values.type)
-    if memory_format is None or values.null_count or not len(values):
-        return values.to_pylist()
-    # Without NULLs the memory can be read directly; `to_pylist` would first make an Arrow object of each value.
-    numbers: Any = memoryview(values.buffers()[1])
-    return numbers.cast(memory_format)[values.offset :][: len(values)].tolist()
+        escalates = self._escalation.note_firings(firings)
+        return UpdateContent({"alarms": alarms}, self._escalation.raise_level() if escalates else [])
 
 
 def _recorded_rows(folder: Path, table: str, wanted: frozenset[str]) -> Iterator[dict[str, Any]]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import torch
 
@@ -19,7 +17,8 @@ from esper_recorder.contract.rules.evaluator import Firing
 from esper_recorder.contract.rules.model import Severity
 from esper_recorder.escalation import COOLDOWN, LEAD_UP_UPDATES, Escalation
 from esper_recorder.levels import COLLECTED, Level
-from esper_recorder.watcher import _as_list
+from esper_recorder.storage.update_content import columns_of
+from tests.recorder.storage.records import minibatch_record
 
 RULES = """
 [rules.far_off]
@@ -213,11 +212,13 @@ class TestTheTimeBefore:
         monkeypatch.setattr("esper_recorder.escalation.LEAD_UP_ROWS", 5)
         escalation = Escalation(Level.MINIMAL, Severity.CRITICAL, 1)
         for update in range(1, 5):
-            rows = {"update": [update] * 2, "minibatch": [1, 2]}
-            assert not escalation.stores_minibatches(Level.MINIMAL)
-            escalation.keep(lambda rows=rows: rows, 2)  # type: ignore[misc]
-        assert escalation.raise_level()["minibatches"]["update"] == [3, 3, 4, 4]
-        assert escalation.raise_level() == {}
+            stored = escalation.stored(minibatch_record(update, [1.0, 1.5]), Level.MINIMAL)
+            assert "minibatches" not in dict(columns_of(stored))
+        tables = [dict(columns_of(record)) for record in escalation.raise_level()]
+        assert [set(of_update) for of_update in tables] == [{"minibatches"}] * 2
+        assert [of_update["minibatches"]["update"] for of_update in tables] == [[3, 3], [4, 4]]
+        assert all(of_update["minibatches"]["backfilled"] == [True, True] for of_update in tables)
+        assert escalation.raise_level() == []
 
     def test_replaying_the_runs_own_rules_gives_its_own_alarms(self, tmp_path: Path, rules: Path):
         # `first_far_off` looks at minibatches. At minimal it sees those of debug updates only, live and replayed.
@@ -261,22 +262,3 @@ def test_invalid_options_are_refused_with_a_message(tmp_path: Path, options: dic
     with pytest.raises(ValueError, match=words):
         Recorder(tmp_path, **options)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        pa.array([1.5, math.inf, -0.0, 2.0]),
-        pa.array([1, 2**62, -3, 4]),
-        pa.array([1.5, None, 2.0, None]),
-        pa.array([None, 1, None, 2], type=pa.int64()),
-        pa.array([True, False, None, True]),
-        pa.array(["a", "b", None, "c"]),
-        pa.array([[1], None, [], [2, 3]]),
-        pa.array([], type=pa.float64()),
-    ],
-    ids=lambda values: str(values.type),
-)
-def test_the_rules_read_the_numbers_of_any_slice_of_a_column(values: pa.Array):
-    for part in (values, values[1:], values[1:3], values[3:]):
-        assert repr(_as_list(part)) == repr(part.to_pylist())

@@ -1,7 +1,7 @@
 """What one PPO update has recorded so far, in the training thread.
 
 A `Recorder` holds one at a time. It keeps copies and small reduced tensors, none of which is read here; when the update
-ends it becomes a `ClosedUpdate`, from which the writer's thread builds rows.
+ends it becomes a `ClosedUpdate`, which the writer's thread packs.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from esper_recorder.arguments import (
     number,
     rollout_tensors,
 )
+from esper_recorder.capture.closed_update import ClosedUpdate
 from esper_recorder.capture.failures import Failures
 from esper_recorder.capture.layers import LayerBlock, LayerLog
 from esper_recorder.capture.minibatch_buffer import BatchSummary, MinibatchBuffer, MinibatchNotes, PackedBatch
 from esper_recorder.capture.rollout import Rollout, RolloutShape
 from esper_recorder.capture.transfer import Transfer
-from esper_recorder.capture.update_rows import ClosedUpdate
 from esper_recorder.capture.user_rows import UserRows
 from esper_recorder.levels import COLLECTED, Level
 from esper_recorder.reductions.loss_statistics import rollout_statistics

@@ -1,7 +1,7 @@
 """Metrics from stored sums: pure functions of a row's counts and sums.
 
 Covers: the metrics of one set of transitions (`derive`), of a head, a layer and a recurrent state, and of a whole PPO
-update by a library's definition (`derive_update`):
+update, pooled (`derive_pooled`) or by a library's definition (`DEFINITIONS`):
 
 * `pooled`: over all transitions of the update with equal weight, without non-finite terms. The same for every trainer,
   so the one to compare runs by; `approx_kl_k1` and `approx_kl_k3` always follow it.
@@ -19,14 +19,20 @@ and Polars expressions in the analytics package.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-Row = Mapping[str, Any]
 Columns = Mapping[str, Sequence[Any]]
 Moments = tuple[Any, Any, Any]
 """Sum, sum of squares and count of the finite values of a quantity."""
+
+
+class Row(Protocol):
+    """Values by column name: a mapping, or columns that are found when they are asked for."""
+
+    def get(self, name: str, /) -> Any: ...
 
 
 class Arithmetic(Protocol):
@@ -164,131 +170,147 @@ def clipped_norm(norm: float | None, max_norm: float | None) -> float | None:
     return norm * min(1.0, max_norm / (norm + 1e-6))
 
 
-def derive(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
+def derive(row: Row, o: Arithmetic = _SCALARS, wanted: Collection[str] | None = None) -> dict[str, Any]:
     """Compute the metrics of one set of transitions: a minibatch, or (pooled) an update.
 
     Args:
         row: counts and sums by column name; NULL if missing or None. `loss` also needs `entropy_coef`, `value_coef`.
         o: the arithmetic of the row's values.
+        wanted: compute only these; None computes all.
     """
     get = row.get
     n = get("n")
-    counts = {
-        **{name: _finite_count(row, name, o) for name in ("entropy", "advantage", "return", "value")},
-        **{name: get(f"{name}_n") for name in ("policy_loss", "value_loss", "residual", "raw_advantage")},
-        "k1": _finite_count(row, "log_ratio", o),
-        "k3": _k3_count(row, o),
-        "ratio": o.subtract(n, get("ratio_nonfinite")),
-    }
+
+    @functools.cache
+    def count(name: str) -> Any:
+        match name:
+            case "k1":
+                return _finite_count(row, "log_ratio", o)
+            case "k3":
+                return _k3_count(row, o)
+            case "ratio":
+                return o.subtract(n, get("ratio_nonfinite"))
+            case "entropy" | "advantage" | "return" | "value":
+                return _finite_count(row, name, o)
+        return get(f"{name}_n")
+
+    @functools.cache
+    def mean_of(name: str) -> Any:
+        return mean(get(f"{name}_sum"), count(name), o, of=n)
 
     def moments(name: str) -> Moments:
-        return get(f"{name}_sum"), get(f"{name}_sum_sq"), counts[name]
+        return get(f"{name}_sum"), get(f"{name}_sum_sq"), count(name)
 
-    clipped_in = o.subtract(o.subtract(n, get("clip_low_count")), get("clip_high_count"))
-    means = {name: mean(get(f"{name}_sum"), count, o, of=n) for name, count in counts.items()}
-    value, returns, residual = moments("value"), moments("return"), moments("residual")
-    return {
-        "approx_kl": means["k3"],
-        "approx_kl_k1": means["k1"],
-        "approx_kl_k3": means["k3"],
-        "clip_fraction": o.divide(o.subtract(n, clipped_in), n),
-        "entropy": means["entropy"],
-        "entropy_normalized": mean(get("entropy_normalized_sum"), get("entropy_normalized_n"), o),
-        "policy_loss": means["policy_loss"],
-        "value_loss": means["value_loss"],
-        "loss": _loss(means["policy_loss"], means["entropy"], means["value_loss"], row, o),
-        **{
-            f"{name}_mean": means[name]
-            for name in ("advantage", "return", "value", "residual", "raw_advantage", "ratio")
-        },
-        **{
-            f"{name}_std": std(*moments(name), o, of=n)
-            for name in ("advantage", "return", "value", "raw_advantage", "ratio")
-        },
-        "residual_rms": root_mean_square(*residual[1:], o, of=n),
-        "explained_variance": explained_variance(residual, returns, o, of=n),
-        "advantage_positive_fraction": o.divide(
+    def clip_fraction() -> Any:
+        clipped_in = o.subtract(o.subtract(n, get("clip_low_count")), get("clip_high_count"))
+        return o.divide(o.subtract(n, clipped_in), n)
+
+    formulas: dict[str, Callable[[], Any]] = {
+        "approx_kl": lambda: mean_of("k3"),
+        "approx_kl_k1": lambda: mean_of("k1"),
+        "approx_kl_k3": lambda: mean_of("k3"),
+        "clip_fraction": clip_fraction,
+        "entropy": lambda: mean_of("entropy"),
+        "entropy_normalized": lambda: mean(get("entropy_normalized_sum"), get("entropy_normalized_n"), o),
+        "policy_loss": lambda: mean_of("policy_loss"),
+        "value_loss": lambda: mean_of("value_loss"),
+        "loss": lambda: _loss(mean_of("policy_loss"), mean_of("entropy"), mean_of("value_loss"), row, o),
+        "residual_mean": lambda: mean_of("residual"),
+        "residual_rms": lambda: root_mean_square(*moments("residual")[1:], o, of=n),
+        "explained_variance": lambda: explained_variance(moments("residual"), moments("return"), o, of=n),
+        "advantage_positive_fraction": lambda: o.divide(
             get("advantage_positive_count"), o.subtract(n, get("advantage_nan")), n
         ),
-        "value_return_correlation": correlation(value, returns, get("value_return_sum"), n, o),
-    }
-
-
-def derive_head(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
-    """Compute the metrics of one action head (`heads`); its `transition_n` counts all transitions."""
-    derived, n = derive(row, o), row.get("transition_n")
-    shared = (
-        "approx_kl_k1",
-        "approx_kl_k3",
-        "clip_fraction",
-        "ratio_mean",
-        "ratio_std",
-        "entropy",
-        "entropy_normalized",
-    )
-    return {name: derived[name] for name in shared} | {
-        "learnable_fraction": o.divide(row.get("learnable_count"), n),
-        "entropy_normalized_all": mean(
-            row.get("entropy_normalized_sum"), _finite_count(row, "entropy", o, of="transition_n"), o, of=n
+        "value_return_correlation": lambda: correlation(
+            moments("value"), moments("return"), get("value_return_sum"), n, o
         ),
     }
+    for name in ("advantage", "return", "value", "raw_advantage", "ratio"):
+        formulas[f"{name}_mean"] = functools.partial(mean_of, name)
+        formulas[f"{name}_std"] = lambda name=name: std(*moments(name), o, of=n)  # type: ignore[misc]
+    return _computed(formulas, wanted)
 
 
-def derive_update(row: Row, minibatches: Columns, definition: str = "pooled") -> dict[str, float | None]:
-    """Compute the metrics of one PPO update by a library's definition.
+def derive_head(row: Row, o: Arithmetic = _SCALARS, wanted: Collection[str] | None = None) -> dict[str, Any]:
+    """Compute the metrics of one action head (`heads`); its `transition_n` counts all transitions. See `derive`."""
+    get, n = row.get, row.get("transition_n")
 
-    Args:
-        row: the update's merged counts and sums, those of its rollout and gradient norms included.
-        minibatches: `MINIBATCH_COLUMNS` of its minibatches in the trainer's order, metrics as `derive` returns them;
-            empty without minibatches.
-        definition: a key of `DEFINITIONS`. Raises KeyError for another.
-    """
-    return derive_pooled(row) | DEFINITIONS[definition](row, minibatches)
+    def entropy_normalized_all() -> Any:
+        finite = _finite_count(row, "entropy", o, of="transition_n")
+        return mean(get("entropy_normalized_sum"), finite, o, of=n)
+
+    own: dict[str, Callable[[], Any]] = {
+        "learnable_fraction": lambda: o.divide(get("learnable_count"), n),
+        "entropy_normalized_all": entropy_normalized_all,
+    }
+    return derive(row, o, [name for name in _HEAD_METRICS if wanted is None or name in wanted]) | _computed(own, wanted)
 
 
-def derive_pooled(row: Row, o: UpdateArithmetic = _SCALARS) -> dict[str, Any]:
-    """Compute the metrics of one PPO update over all its transitions, from its merged counts and sums."""
+_HEAD_METRICS = (
+    *("approx_kl_k1", "approx_kl_k3", "clip_fraction", "ratio_mean", "ratio_std", "entropy", "entropy_normalized"),
+)
+"""Those that a head shares with a minibatch."""
+
+
+def derive_pooled(row: Row, o: UpdateArithmetic = _SCALARS, wanted: Collection[str] | None = None) -> dict[str, Any]:
+    """Compute the metrics of one PPO update over all its transitions, from its merged counts and sums. See `derive`."""
     get, n = row.get, row.get("rollout_n")
-    result = derive(row, o)
-    norms_n = o.subtract(get("grad_norm_n"), get("grad_norm_nonfinite"))
-    result["grad_norm"] = mean(get("grad_norm_sum"), norms_n, o, of=get("grad_norm_n"))
-    value, returns, residual = (
-        (get(f"rollout_{name}_sum"), get(f"rollout_{name}_sum_sq"), get(f"rollout_{name}_n"))
-        for name in ("value", "return", "residual")
-    )
-    result["rollout_return_std"] = std(*returns, o, of=n)
-    result["rollout_value_return_correlation"] = correlation(value, returns, get("rollout_value_return_sum"), n, o)
-    of_rollout = explained_variance(residual, returns, o, of=n)
-    result["explained_variance"] = o.choose(get("rollout_residual_n"), of_rollout, result["explained_variance"])
-    return result
+    result = derive(row, o, wanted)
+
+    def moments(name: str) -> Moments:
+        return get(f"rollout_{name}_sum"), get(f"rollout_{name}_sum_sq"), get(f"rollout_{name}_n")
+
+    def grad_norm() -> Any:
+        finite = o.subtract(get("grad_norm_n"), get("grad_norm_nonfinite"))
+        return mean(get("grad_norm_sum"), finite, o, of=get("grad_norm_n"))
+
+    def variance_explained() -> Any:
+        of_rollout = explained_variance(moments("residual"), moments("return"), o, of=n)
+        return o.choose(get("rollout_residual_n"), of_rollout, result["explained_variance"])
+
+    formulas: dict[str, Callable[[], Any]] = {
+        "grad_norm": grad_norm,
+        "rollout_return_std": lambda: std(*moments("return"), o, of=n),
+        "rollout_value_return_correlation": lambda: correlation(
+            moments("value"), moments("return"), get("rollout_value_return_sum"), n, o
+        ),
+        "explained_variance": variance_explained,
+    }
+    return result | _computed(formulas, wanted)
 
 
-def derive_layer(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
-    """Compute the metrics of one parameter tensor's gradient (`gradient_layers`)."""
+def _computed(formulas: Mapping[str, Callable[[], Any]], wanted: Collection[str] | None) -> dict[str, Any]:
+    return {name: formula() for name, formula in formulas.items() if wanted is None or name in wanted}
+
+
+def derive_layer(row: Row, o: Arithmetic = _SCALARS, wanted: Collection[str] | None = None) -> dict[str, Any]:
+    """Compute the metrics of one parameter tensor's gradient (`gradient_layers`). See `derive`."""
     get = row.get
     n = get("n")
     finite = _finite_count(row, "grad", o)
     one = o.divide(finite, finite, n)  # NaN if no element is finite
-    return {
-        "grad_norm": o.multiply(o.root(get("grad_sum_sq")), one),
-        "grad_mean": mean(get("grad_sum"), finite, o, of=n),
-        "grad_std": std(get("grad_sum"), get("grad_sum_sq"), finite, o, of=n),
-        "weight_norm": o.root(get("weight_sum_sq")),
-        "step_norm": o.root(get("step_sum_sq")),
+    formulas: dict[str, Callable[[], Any]] = {
+        "grad_norm": lambda: o.multiply(o.root(get("grad_sum_sq")), one),
+        "grad_mean": lambda: mean(get("grad_sum"), finite, o, of=n),
+        "grad_std": lambda: std(get("grad_sum"), get("grad_sum_sq"), finite, o, of=n),
+        "weight_norm": lambda: o.root(get("weight_sum_sq")),
+        "step_norm": lambda: o.root(get("step_sum_sq")),
     }
+    return _computed(formulas, wanted)
 
 
-def derive_state(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
-    """Compute the metrics of a recurrent state (`recurrent_state`)."""
+def derive_state(row: Row, o: Arithmetic = _SCALARS, wanted: Collection[str] | None = None) -> dict[str, Any]:
+    """Compute the metrics of a recurrent state (`recurrent_state`). See `derive`."""
     get = row.get
     n = get("n")
     finite = o.subtract(o.subtract(n, get("nan_count")), get("inf_count"))
     one = o.divide(finite, finite, n)  # NaN if no element is finite
-    return {
-        "rms": root_mean_square(get("sum_sq"), finite, o, of=n),
-        "env_rms_mean": mean(get("env_rms_sum"), get("env_n"), o, of=n),
-        "l2_norm": o.multiply(o.root(get("sum_sq")), one),
+    formulas: dict[str, Callable[[], Any]] = {
+        "rms": lambda: root_mean_square(get("sum_sq"), finite, o, of=n),
+        "env_rms_mean": lambda: mean(get("env_rms_sum"), get("env_n"), o, of=n),
+        "l2_norm": lambda: o.multiply(o.root(get("sum_sq")), one),
     }
+    return _computed(formulas, wanted)
 
 
 def _sb3(row: Row, minibatches: Columns) -> dict[str, float | None]:
@@ -335,8 +357,10 @@ def _with_nonfinite(row: Row) -> dict[str, float | None]:
     return result
 
 
+POOLED = "pooled"
+
 DEFINITIONS: dict[str, Callable[[Row, Columns], dict[str, float | None]]] = {
-    "pooled": lambda row, minibatches: {},
+    POOLED: lambda row, minibatches: {},
     "sb3": _sb3,
 }
 """The definitions of an update's metrics: name -> what differs from the pooled ones."""
@@ -347,6 +371,12 @@ MINIBATCH_COLUMNS = (
     *("approx_kl", "clip_fraction", "entropy", "policy_loss", "value_loss"),
 )
 """The columns of an update's minibatches that a definition may use."""
+
+UPDATE_COLUMNS = (
+    *("n", "ratio_nonfinite", "log_ratio_neginf", "policy_loss_n", "value_loss_n", "entropy_coef", "value_coef"),
+    *[f"entropy_{kind}" for kind in _NONFINITE],
+)
+"""The columns of the update itself that one may use."""
 
 
 def _variance(total: Any, total_sq: Any, n: Any, o: Arithmetic, of: Any) -> Any:

@@ -36,7 +36,8 @@ from esper_recorder.storage.jsonable import describe_error, to_jsonable
 from esper_recorder.storage.manifest import loaded_versions
 from esper_recorder.storage.run_folder import RunFolder, keep_rules
 from esper_recorder.storage.sink import ParquetSink
-from esper_recorder.storage.writer import Rows, Writer
+from esper_recorder.storage.update_content import Rows
+from esper_recorder.storage.writer import Writer
 
 log = logging.getLogger("esper_recorder")
 

@@ -157,7 +157,7 @@ def with_actions(ratio: RatioSummary, actions: Tensor, *, env_major: bool) -> Ra
     by_index = (actions.transpose(0, 1) if env_major else actions).flatten(0, 1)
     index = exemplars.values[..., exemplars.names.index("index")].to(torch.int64)
     inside = (index >= 0) & (index < by_index.shape[0])
-    chosen = by_index[torch.where(inside, index, 0)].to(torch.float32)
+    chosen = by_index[torch.where(inside, index, 0)].to(torch.float64)
     return replace(ratio, actions=torch.where(inside[..., None], chosen, torch.nan))
 
 

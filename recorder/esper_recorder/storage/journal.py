@@ -7,6 +7,8 @@
     kind 2 = rows: one Arrow IPC record batch of the schema numbered `table`, its buffers compressed (LZ4) if large
     kind 3 = commit: update i64, rows i64
     kind 4 = one row, packed (see `row_codec`) by the layout whose schema is numbered `table`
+    kind 5 = layout of records, as JSON (see `record_layout`); gives its `table` number the meaning for this file
+    kind 6 = record of an update (see `update_record`) of the layout numbered `table`
 
 Rows count only once a commit follows them, so all tables of an update appear together. A schema is written once per
 file and set of columns.
@@ -23,9 +25,8 @@ Does not cover:
   starts another after some megabytes.
 * A tail that the loss of power cut off looks like an update that was being written: it is counted, not an error.
 
-Why not SQLite's journal, or a database: an update is one `write` of the bytes that are there, where SQLite would fill
-B-tree pages, and checkpoint its WAL in the trainer's process; no reader can hold a lock the trainer waits for; and
-what is stored is Arrow already, so making parts of it converts nothing.
+Why not SQLite's journal, or a database: an update is one `write` of the numbers that are there, where SQLite would fill
+B-tree pages, and checkpoint its WAL in the trainer's process; and no reader can hold a lock the trainer waits for.
 """
 
 from __future__ import annotations
@@ -34,17 +35,20 @@ import itertools
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from esper_recorder.storage.atomic import sync_folder
+from esper_recorder.storage.record_layout import RecordLayout
 from esper_recorder.storage.row_codec import Layout, PackedRow, unpack_rows
 from esper_recorder.storage.safe_files import read_regular
+from esper_recorder.storage.update_record import UpdateRecord
+from esper_recorder.storage.update_rows import decode
 
 MAGIC = b"ESPERJ1\n"
 _MARKER = 0x4AE5
@@ -52,15 +56,17 @@ _MARKER_BYTES = _MARKER.to_bytes(2, "little")
 _FIXED = struct.Struct("<HBBHHII")
 _HEADER = struct.Struct("<HBBHHIIII")
 _COMMIT = struct.Struct("<qq")
-_SCHEMA, _ROWS, _COMMITTED, _PACKED = 1, 2, 3, 4
+_SCHEMA, _ROWS, _COMMITTED, _PACKED, _LAYOUT, _RECORD = 1, 2, 3, 4, 5, 6
 _LONGEST = 2**32 - 1
 _LARGE = 1 << 20
 """Bytes of a batch from which on it is compressed."""
 _CHUNK = 1024
-"""Pieces of a table that are read before they become one batch: a column of a batch takes about a kilobyte more than
-its values, so a journal of thousands of one-row batches would take many times its own size in memory."""
-_Key = tuple[str, tuple[str, ...] | Layout, int]  # table, columns, kind of frame
-_Schemas = dict[_Key, tuple[pa.Schema, int]]
+"""Pieces that are read before they become few batches: a column of a batch takes about a kilobyte more than its values,
+so a journal of thousands of one-row batches would take many times its own size in memory."""
+Piece = tuple[str, pa.RecordBatch | PackedRow] | UpdateRecord
+"""Rows of a table, or a record of an update."""
+_Key = tuple[str, tuple[str, ...] | Layout | RecordLayout, int]  # table, columns, kind of frame
+_Schemas = dict[_Key, tuple[pa.Schema | RecordLayout, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +120,7 @@ class JournalWriter:
         self.unsynced = 0
         """Updates that would not survive the loss of power."""
 
-    def commit(self, update: int, batches: Iterable[tuple[str, pa.RecordBatch | PackedRow]]) -> None:
+    def commit(self, update: int, content: Iterable[Piece]) -> None:
         """Append the rows of one update, all or none.
 
         Raises:
@@ -125,7 +131,13 @@ class JournalWriter:
         pieces: list[pa.Buffer | bytes] = []
         fresh: _Schemas = {}
         rows = 0
-        for table, batch in batches:
+        for piece in content:
+            if isinstance(piece, UpdateRecord):
+                number = self._number(("", piece.layout, _LAYOUT), piece.layout, fresh, pieces)
+                pieces += _frame(_RECORD, number, piece.data)
+                rows += piece.rows
+                continue
+            table, batch = piece
             if isinstance(batch, PackedRow):
                 layout = batch.layout
                 number = self._number((table, layout, _PACKED), layout.schema, fresh, pieces)
@@ -172,14 +184,19 @@ class JournalWriter:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
 
-    def _number(self, key: _Key, schema: pa.Schema, fresh: _Schemas, pieces: list[pa.Buffer | bytes]) -> int:
-        """The number of a schema; one that the file does not have yet is added to `fresh` and `pieces`."""
+    def _number(
+        self, key: _Key, schema: pa.Schema | RecordLayout, fresh: _Schemas, pieces: list[pa.Buffer | bytes]
+    ) -> int:
+        """The number of a schema or layout; one that the file does not have yet is added to `fresh` and `pieces`."""
         written = fresh.get(key) or self._schemas.get(key)
-        if written is not None and (written[0] is schema or written[0].equals(schema)):
+        if written is not None and (written[0] is schema or written[0] == schema):
             return written[1]
         number = self._numbers + len(fresh)
         fresh[key] = (schema, number)
-        pieces += _frame(_SCHEMA, number, key[0].encode() + b"\0" + schema.serialize().to_pybytes())
+        if isinstance(schema, RecordLayout):
+            pieces += _frame(_LAYOUT, number, schema.to_json())
+        else:
+            pieces += _frame(_SCHEMA, number, key[0].encode() + b"\0" + schema.serialize().to_pybytes())
         return number
 
 
@@ -200,8 +217,9 @@ def parse_journal(data: bytes, name: str = "journal") -> JournalContent:
     buffer = pa.py_buffer(data)
     schemas: dict[int, tuple[str, pa.Schema]] = {}
     layouts: dict[int, Layout] = {}
-    tables: dict[str, _TableRows] = {}
-    pending: list[tuple[str, int, pa.RecordBatch | PackedRow]] = []
+    record_layouts: dict[int, RecordLayout] = {}
+    committed_rows = _CommittedRows()
+    pending: list[tuple[int, Piece]] = []
     damage: list[Damage] = []
     unsure: list[Damage] = []  # damage once a commit follows; else part of the torn tail
     updates: list[int] = []
@@ -215,8 +233,7 @@ def parse_journal(data: bytes, name: str = "journal") -> JournalContent:
         try:
             if kind == _COMMITTED:
                 updates.append(_COMMIT.unpack(payload)[0])
-                for table, schema_number, rows in pending:
-                    tables.setdefault(table, _TableRows()).add(schema_number, rows)
+                committed_rows.add(pending)
                 damage += unsure
                 pending, unsure = [], []
                 committed = end
@@ -224,12 +241,18 @@ def parse_journal(data: bytes, name: str = "journal") -> JournalContent:
                 table, schema = schemas[number]
                 if number not in layouts:
                     layouts[number] = Layout(schema)
-                pending.append((table, number, PackedRow(layouts[number], payload.to_pybytes())))
+                pending.append((number, (table, PackedRow(layouts[number], payload.to_pybytes()))))
             elif kind == _ROWS:
                 table, schema = schemas[number]
                 batch = pa.ipc.read_record_batch(payload, schema)
                 batch.validate(full=True)  # a fitting checksum says nothing of what a stranger wrote
-                pending.append((table, number, batch))
+                pending.append((number, (table, batch)))
+            elif kind == _RECORD:
+                record = UpdateRecord(record_layouts[number], payload.to_pybytes())
+                record.check()
+                pending.append((number, record))
+            elif kind == _LAYOUT:
+                record_layouts[number] = RecordLayout.from_json(payload.to_pybytes())
             elif kind == _SCHEMA:
                 encoded_name, _, encoded = payload.to_pybytes().partition(b"\0")
                 table = encoded_name.decode()
@@ -242,7 +265,7 @@ def parse_journal(data: bytes, name: str = "journal") -> JournalContent:
             unsure.append(Damage(start - _HEADER.size, end - start + _HEADER.size, "its schema was damaged"))
         except (pa.ArrowException, ValueError, OSError, struct.error) as error:
             unsure.append(Damage(start - _HEADER.size, end - start + _HEADER.size, f"it cannot be read: {error}"))
-    batches = {table: rows.batches() for table, rows in tables.items()}
+    batches = committed_rows.batches()
     return JournalContent(
         batches,
         tuple(updates),
@@ -288,48 +311,74 @@ def _frames(data: bytes) -> Iterator[_Frame | Damage]:
         offset = end
 
 
-class _TableRows:
-    """The committed rows of one table in their order, joined into few batches of many rows."""
+class _Group(NamedTuple):
+    """Rows of one table that have the same columns."""
+
+    batch: pa.RecordBatch
+    places: Sequence[int]
+    """The places, among the pieces that were read, of those with these rows."""
+    heights: Sequence[int]
+    """How many rows each has."""
+
+
+class _CommittedRows:
+    """The committed rows in their order, joined into few batches of many rows."""
 
     def __init__(self) -> None:
-        self._joined: list[pa.RecordBatch] = []
-        self._loose: list[tuple[int, pa.RecordBatch | PackedRow]] = []
+        self._joined: dict[str, list[pa.RecordBatch]] = {}
+        self._loose: list[tuple[int, Piece]] = []
 
-    def add(self, number: int, rows: pa.RecordBatch | PackedRow) -> None:
-        """Append rows of the schema of this number."""
-        self._loose.append((number, rows))
-        if len(self._loose) >= _CHUNK:
-            self._join()
+    def add(self, pieces: Sequence[tuple[int, Piece]]) -> None:
+        """Append pieces, each with the number of its schema or layout."""
+        for piece in pieces:
+            self._loose.append(piece)
+            if len(self._loose) >= _CHUNK:
+                self._join()
 
-    def batches(self) -> list[pa.RecordBatch]:
+    def batches(self) -> dict[str, list[pa.RecordBatch]]:
+        """Return the rows by table."""
         self._join()
         return self._joined
 
     def _join(self) -> None:
         loose, self._loose = self._loose, []
-        by_schema: dict[int, list[int]] = {}  # number -> places in `loose`
-        for place, (number, _) in enumerate(loose):
-            by_schema.setdefault(number, []).append(place)
-        joined = [_one_batch([loose[place][1] for place in places]) for places in by_schema.values()]
-        if len(joined) < 2:
-            self._joined += joined
-            return
-        # Updates with more columns (an evaluation, an alarm) lie among those with fewer: back into their order.
-        heights = [1 if isinstance(rows, PackedRow) else int(rows.num_rows) for _, rows in loose]
-        ends = list(itertools.accumulate(heights))
-        order = [
-            row
-            for place in itertools.chain(*by_schema.values())
-            for row in range(ends[place] - heights[place], ends[place])
-        ]
-        try:
-            tables = [pa.Table.from_batches([batch]) for batch in joined]
-            whole = pa.concat_tables(tables, promote_options="default")
-        except pa.ArrowTypeError:  # a column changed its type, which the contract forbids: keep the pieces apart
-            pieces = itertools.groupby(loose, lambda piece: piece[0])
-            self._joined += [_one_batch([rows for _, rows in piece]) for _, piece in pieces]
-            return
-        self._joined += whole.take(pc.sort_indices(pa.array(order))).combine_chunks().to_batches()
+        of_schema: dict[tuple[str, int], list[int]] = {}
+        records: list[int] = []
+        for place, (number, piece) in enumerate(loose):
+            if isinstance(piece, UpdateRecord):
+                records.append(place)
+            else:
+                of_schema.setdefault((piece[0], number), []).append(place)
+        groups: dict[str, list[_Group]] = {}
+        for (table, _), places in of_schema.items():
+            rows = [piece[1] for place in places if not isinstance(piece := loose[place][1], UpdateRecord)]
+            heights = [1 if isinstance(piece, PackedRow) else int(piece.num_rows) for piece in rows]
+            groups.setdefault(table, []).append(_Group(_one_batch(rows), places, heights))
+        updates = [piece for _, piece in loose if isinstance(piece, UpdateRecord)]
+        for table, decoded in decode(updates).items():
+            groups.setdefault(table, []).extend(
+                _Group(batch, [records[i] for i in of_records], heights) for batch, of_records, heights in decoded
+            )
+        for table, of_table in groups.items():
+            self._joined.setdefault(table, []).extend(_in_order(of_table))
+
+
+def _in_order(groups: Sequence[_Group]) -> list[pa.RecordBatch]:
+    """Put the rows of one table back into their order: those with more columns lie among those with fewer."""
+    if len(groups) == 1:
+        return [groups[0].batch]
+    try:
+        tables = [pa.Table.from_batches([group.batch]) for group in groups]
+        whole = pa.concat_tables(tables, promote_options="default")
+    except pa.ArrowTypeError:  # a column changed its type, which the contract forbids: keep the pieces apart
+        slices: list[tuple[int, pa.RecordBatch]] = []
+        for batch, places, heights in groups:
+            starts = itertools.accumulate(heights, initial=0)
+            slices += [(p, batch.slice(start, n)) for p, start, n in zip(places, starts, heights, strict=False)]
+        return [batch for _, batch in sorted(slices, key=lambda piece: piece[0])]
+    order = np.argsort(np.concatenate([np.repeat(group.places, group.heights) for group in groups]), kind="stable")
+    batches: list[pa.RecordBatch] = whole.take(pa.array(order)).combine_chunks().to_batches()
+    return batches
 
 
 def _one_batch(rows: list[pa.RecordBatch | PackedRow]) -> pa.RecordBatch:

@@ -28,11 +28,12 @@ import pyarrow as pa
 from esper_recorder.contract.tables import TABLES
 from esper_recorder.storage.arrow_batches import to_batch, to_table
 from esper_recorder.storage.atomic import sync_folder
-from esper_recorder.storage.journal import JournalWriter
+from esper_recorder.storage.journal import JournalWriter, Piece
 from esper_recorder.storage.listing import JOURNAL_FOLDER, RowFileName, last_sequence
 from esper_recorder.storage.rollover import roll
-from esper_recorder.storage.row_codec import PackedRow, pack_row
+from esper_recorder.storage.row_codec import pack_row
 from esper_recorder.storage.safe_files import make_folder
+from esper_recorder.storage.update_record import UpdateRecord
 
 log = logging.getLogger("esper_recorder")
 
@@ -93,6 +94,14 @@ class Sink(ABC):
         return
 
 
+class RecordSink(Sink):
+    """A sink that stores an update's record as it is; others get its rows, table by table."""
+
+    @abstractmethod
+    def write_record(self, record: UpdateRecord) -> None:
+        """Take a record of the current update. Raising means that none of its rows are stored."""
+
+
 class MemorySink(Sink):
     """Keeps rows in memory: for tests and notebooks."""
 
@@ -134,7 +143,7 @@ class MemorySink(Sink):
             self._batches.setdefault(table, []).append(batch)
 
 
-class ParquetSink(Sink):
+class ParquetSink(RecordSink):
     """Writes the rows of one process into a run's folder: to the crash journal at each commit, to Parquet parts later.
 
     A commit is fsynced after `sync_seconds`, or once `sync_updates` wait and a second has passed. One second for all
@@ -167,7 +176,7 @@ class ParquetSink(Sink):
         self.roll_seconds = roll_seconds
         self.sync_seconds = sync_seconds
         self.sync_updates = sync_updates
-        self._pending: list[tuple[str, pa.RecordBatch | PackedRow]] = []
+        self._pending: list[Piece] = []
         self._journal: JournalWriter | None = None
         self._journal_began = 0.0
         self._synced = time.monotonic()
@@ -181,6 +190,9 @@ class ParquetSink(Sink):
 
     def write(self, table: str, columns: Mapping[str, Sequence[Any]]) -> None:
         self._pending.append((table, pack_row(table, columns) or to_batch(table, columns)))
+
+    def write_record(self, record: UpdateRecord) -> None:
+        self._pending.append(record)
 
     def commit(self, update: int) -> None:
         pending, self._pending = self._pending, []
@@ -233,10 +245,10 @@ class ParquetSink(Sink):
 
     # --- one journal after the other --------------------------------------------------------------------------------
 
-    def _append(self, update: int, batches: list[tuple[str, pa.RecordBatch | PackedRow]]) -> None:
+    def _append(self, update: int, content: list[Piece]) -> None:
         journal = self._journal if self._journal is not None else self._open()
         try:
-            journal.commit(update, batches)
+            journal.commit(update, content)
         except OSError:
             # An empty journal is kept for the next update. One with rows is closed: parts are far smaller than their
             # journal, and a new file may take what the old one would not.
@@ -246,7 +258,7 @@ class ParquetSink(Sink):
                 raise
             self._seal()
             self._roll_sealed()
-            self._open().commit(update, batches)
+            self._open().commit(update, content)
 
     def _open(self) -> JournalWriter:
         folder = self.folder / JOURNAL_FOLDER

@@ -20,7 +20,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -43,14 +43,13 @@ from esper_recorder.storage.interrupts import signals_deferred
 from esper_recorder.storage.jsonable import describe_error
 from esper_recorder.storage.manifest import DropCounts
 from esper_recorder.storage.run_folder import RunFolder
-from esper_recorder.storage.sink import DroppedRowsError, Sink
+from esper_recorder.storage.sink import DroppedRowsError, RecordSink, Sink
+from esper_recorder.storage.update_content import Columns, Rows, UpdateContent, columns_of
+from esper_recorder.storage.update_record import UpdateRecord
 
 log = logging.getLogger("esper_recorder")
 
-Columns = Mapping[str, Sequence[Any]]
-Rows = Mapping[str, Columns]
-"""table -> column -> values"""
-
+Content = Rows | UpdateContent
 CAPACITY = 64
 TICK_SECONDS = 1.0
 CLOSE_SECONDS = 30.0
@@ -59,13 +58,13 @@ CLOSE_SECONDS = 30.0
 @dataclass(slots=True)
 class _Job:
     update: int
-    rows: Rows | Callable[[], Rows]
+    rows: Content | Callable[[], Content]
     count: int | None
 
     def row_count(self) -> int | None:
         """The number of rows, if it is known without making them."""
-        if self.count is None and isinstance(self.rows, Mapping):
-            return sum(row_count(columns) or 0 for columns in self.rows.values())
+        if self.count is None and not callable(self.rows):
+            return UpdateContent.of(self.rows).row_count()
         return self.count
 
 
@@ -76,8 +75,8 @@ class Writer:
         sink: used by the writer's thread only, from now on.
         folder: the run's folder, if there is one: its heartbeat is kept, and gaps rows carry its identity.
         capacity: updates that may wait; one more drops the oldest, which becomes a gap.
-        on_commit: called in the writer's thread with (update, its rows) just before they are committed; the rows it
-            returns (alarms) are committed with them.
+        on_commit: called in the writer's thread with (update, its content) just before it is committed; the rows it
+            returns (alarms) are committed with it.
         identity: update -> the identity columns (run_id, attempt, rank, update, time, elapsed_s) of a gaps row.
         heartbeat: called about once a second; the folder's by default.
         make_space: called before the last gaps are stored, on what may be a full disk; the folder's by default.
@@ -92,7 +91,7 @@ class Writer:
         folder: RunFolder | None = None,
         *,
         capacity: int = CAPACITY,
-        on_commit: Callable[[int, Rows], Rows | None] | None = None,
+        on_commit: Callable[[int, UpdateContent], Content | None] | None = None,
         identity: Identity | None = None,
         heartbeat: Callable[[], None] | None = None,
         make_space: Callable[[], None] | None = None,
@@ -127,11 +126,12 @@ class Writer:
         self._thread.start()
         _open_writers.add(self)
 
-    def put(self, update: int, rows: Rows | Callable[[], Rows], *, count: int | None = None) -> None:
+    def put(self, update: int, rows: Content | Callable[[], Content], *, count: int | None = None) -> None:
         """Hand over one update. Returns at once; never raises.
 
         Args:
-            rows: table -> column -> values, or a callable that returns it and is called in the writer's thread.
+            rows: table -> column -> values, or an `UpdateContent`; or a callable that returns one of them and is
+                called in the writer's thread.
             count: number of rows, if known: a gap says it should the update be dropped.
         """
         if os.getpid() != self._pid:
@@ -271,18 +271,20 @@ class Writer:
     def _store(self, job: _Job) -> None:
         update = self._last_update = job.update
         try:
-            rows: dict[str, Columns] = dict(job.rows() if callable(job.rows) else job.rows)
+            content = UpdateContent.of(job.rows() if callable(job.rows) else job.rows)
         except BaseException as error:
             self._gaps.report(
                 MissingRows(ALL_TABLES, REDUCE_FAILED, update, update, job.count, describe_error(error)), updates=1
             )
-            rows = {}
-        if rows and self._on_commit is not None:
+            content = UpdateContent()
+        if content and self._on_commit is not None:
             try:
-                rows = _join(rows, self._on_commit(update, rows) or {})
+                content.add(self._on_commit(update, content) or {})
             except BaseException as error:
                 self._gaps.report(MissingRows("alarms", WATCH_FAILED, update, update, None, describe_error(error)))
-        stored = sum(self._write(update, table, columns) for table, columns in rows.items())
+        rows = bool(content)
+        stored = sum([self._write_record(update, record) for record in content.records])
+        stored += sum([self._write(update, table, columns) for table, columns in content.tables.items()])
         gaps = self._gaps.take()
         if not rows and not gaps:
             return
@@ -304,7 +306,20 @@ class Writer:
                     gap = MissingRows(ALL_TABLES, WRITE_FAILED, update, update, stored, describe_error(error))
                     self._gaps.report(gap, updates=1, writes=1)
                 return
-        self.committed += UPDATE_TABLE in rows
+        self.committed += bool(content.records) or UPDATE_TABLE in content.tables
+
+    def _write_record(self, update: int, record: UpdateRecord) -> int:
+        """Pass a record to the sink, as rows if it takes no records. Returns how many rows it accepted."""
+        sink = self._sink
+        try:
+            if not isinstance(sink, RecordSink):
+                return sum([self._write(update, table, columns) for table, columns in columns_of(record)])
+            sink.write_record(record)
+        except BaseException as error:
+            gap = MissingRows(ALL_TABLES, WRITE_FAILED, update, update, record.rows, describe_error(error))
+            self._gaps.report(gap, updates=1, writes=1)
+            return 0
+        return record.rows
 
     def _write(self, update: int, table: str, columns: Columns) -> int:
         """Pass rows of one table to the sink. Returns how many it accepted."""
@@ -367,16 +382,3 @@ def _close_all() -> None:
 
 
 atexit.register(_close_all)
-
-
-def _join(rows: dict[str, Columns], more: Rows) -> dict[str, Columns]:
-    """Add the rows of `more`; if both have rows of one table, those of `more` come after."""
-    for table, columns in more.items():
-        present = rows.get(table)
-        if present is None:
-            rows[table] = columns
-            continue
-        old, new = row_count(present) or 0, row_count(columns) or 0
-        names = {**present, **columns}
-        rows[table] = {n: [*present.get(n, [None] * old), *columns.get(n, [None] * new)] for n in names}
-    return rows

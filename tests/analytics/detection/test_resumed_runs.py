@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import esper_analytics as ea
 from esper_recorder.escalation import Escalation
 from esper_recorder.levels import Level
+from esper_recorder.storage.update_content import Columns, UpdateContent
 from esper_recorder.watcher import Watcher
 from tests.analytics.detection.random_cases import Case, cases
 from tests.analytics.detection.test_two_evaluators import bits
@@ -50,12 +51,12 @@ def _rows(updates: Updates, attempt: int) -> dict[str, list[dict[str, Any]]]:
 
 
 def _alarms(watcher: Watcher, number: int, tables: dict[str, list[dict[str, Any]]]) -> list[Any]:
-    columns = {
+    columns: dict[str, Columns] = {
         table: {"update": [number] * len(rows)} | {name: [row[name] for row in rows] for name in rows[0]}
         for table, rows in tables.items()
         if rows
     }
-    raised = watcher.alarms(number, columns).get("alarms", {})
+    raised = watcher.alarms(number, UpdateContent(columns)).tables.get("alarms", {})
     names = ("update", "rule", "key", "value")
     return [(u, r, k, bits(v)) for u, r, k, v in zip(*(raised.get(name, []) for name in names), strict=True)]
 

@@ -16,7 +16,7 @@ from esper_recorder.contract.metrics import (
     clipped_norm,
     derive,
     derive_layer,
-    derive_update,
+    derive_pooled,
     explained_variance,
     mean,
     root_mean_square,
@@ -32,6 +32,11 @@ def minibatch(transitions: list[Transition], **more: Any) -> dict[str, Any]:
     """A row of `minibatches`: sums and the metrics derived from them."""
     row = sums(transitions, **more)
     return row | derive(row)
+
+
+def derive_update(row: Any, minibatches: Any, definition: str = "pooled") -> dict[str, Any]:
+    """The metrics of an update by a library's definition."""
+    return derive_pooled(row) | DEFINITIONS[definition](row, minibatches)
 
 
 def as_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:

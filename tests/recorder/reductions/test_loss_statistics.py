@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from esper_recorder.contract.merge import merge
-from esper_recorder.contract.metrics import derive, derive_update
+from esper_recorder.contract.metrics import derive, derive_pooled
 from esper_recorder.contract.tables import column_names, columns
 from esper_recorder.reductions.loss_statistics import (
     clip_bounds,
@@ -388,7 +388,7 @@ class TestCorrelation:
         x = torch.tensor([1.0, 2.0, 4.0])
         packed = rollout_statistics({"value": x, "return": 3 * x + 1})
         row = dict(zip(packed.names, packed.values.tolist(), strict=True))
-        assert derive_update(row, {})["rollout_value_return_correlation"] == pytest.approx(1.0)
+        assert derive_pooled(row)["rollout_value_return_correlation"] == pytest.approx(1.0)
 
     def test_the_other_new_metrics_by_hand(self):
         fields = {name: torch.tensor([[1.0, -1.0, 3.0, 5.0]]) for name in ("advantage", "raw_advantage", "value")}

@@ -15,7 +15,7 @@ from typing import Any
 from esper_recorder.contract.rules import overrides, parser
 from esper_recorder.contract.rules.model import Rule, RuleError, Severity
 from esper_recorder.contract.rules.parser import RulesFile
-from esper_recorder.contract.rules.signal import BACKFILLED, UPDATE_TABLE
+from esper_recorder.contract.rules.signal import BACKFILLED, UPDATE_TABLE, Take
 from esper_recorder.contract.rules.toml_writer import to_toml
 from esper_recorder.contract.suggest import suggest
 
@@ -61,6 +61,13 @@ class RuleSet(RulesFile):
         if "minibatches" in needed:
             needed["minibatches"] |= {BACKFILLED}
         return needed
+
+    @functools.cached_property
+    def read_at_ends(self) -> frozenset[str]:
+        """The tables of which the rules read no row of an update but the first and the last, in recorded order."""
+        signals = [signal for rule in self.rules for signal in rule.signals]
+        inner = {s.table for s in signals if s.take not in (Take.FIRST, Take.LAST) or s.key or s.where or s.min_n}
+        return frozenset(self.tables) - inner - {UPDATE_TABLE}
 
     def phase(self, progress: float | None) -> str | None:
         """Return the phase at a progress; None if there are no phases or the progress is unknown."""

@@ -1,0 +1,98 @@
+"""Rows of one table as columns that are found when they are asked for, and what is done with whole rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from esper_recorder.storage.columns import Array, Column, joined
+from esper_recorder.storage.parquet import arrow_schema
+
+Found = Any
+"""A `Column` of numbers, or an Arrow array of texts or lists."""
+
+
+@dataclass(slots=True)
+class TableRows:
+    """Rows of one table, of some updates."""
+
+    updates: Array
+    """int64 [rows]: which of the updates each is of, ascending."""
+    names: tuple[str, ...]
+    """The columns that were measured, or may have been."""
+    find: Callable[[str], Found | None]
+    """From a name: the column; None if it was not measured."""
+    _found: dict[str, Found | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, updates: Array, columns: Mapping[str, Found | None]) -> TableRows:
+        """Make rows of columns that are there."""
+        return cls(updates, tuple(columns), columns.get)
+
+    def get(self, name: str) -> Any:
+        """Return a column, found once; None if it was not measured."""
+        if name not in self._found:
+            self._found[name] = self.find(name)
+        return self._found[name]
+
+    def take(self, places: Array) -> TableRows:
+        """The rows at these places."""
+        return TableRows(self.updates[places], self.names, lambda name: take(self.get(name), places))
+
+    def to_list(self, table: str, name: str) -> list[Any] | None:
+        """A column as Python values; None if it was not measured."""
+        column = self.get(name)
+        if column is None or isinstance(column, pa.Array):
+            return None if column is None else column.to_pylist()
+        values: list[Any] = column.to_list(arrow_schema(table).field(name).type)
+        return values
+
+    def to_batch(self, table: str) -> pa.RecordBatch:
+        """All columns that were measured, in the contract's order and of its types."""
+        fields, arrays = [], []
+        for declared in arrow_schema(table):
+            column = self.get(declared.name) if declared.name in self.names else None
+            if column is not None:
+                fields.append(declared)
+                arrays.append(column.to_arrow(declared.type) if isinstance(column, Column) else column)
+        return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def take(column: Found, places: Array) -> Found:
+    """The values at these places."""
+    if isinstance(column, pa.Array):
+        return column.take(pa.array(places))
+    return None if column is None else column.take(places)
+
+
+def stack(pieces: Sequence[TableRows]) -> TableRows | None:
+    """Join rows of one table: those of each update together, within it in the order of the pieces."""
+    if len(pieces) < 2:
+        return pieces[0] if pieces else None
+    heights = [len(piece.updates) for piece in pieces]
+    updates = np.concatenate([piece.updates for piece in pieces])
+    order = np.argsort(updates, kind="stable")
+
+    def find(name: str) -> Found | None:
+        columns = [piece.get(name) for piece in pieces]
+        return take(_join(columns, heights), order)
+
+    return TableRows(updates[order], _names(pieces), find)
+
+
+def _names(pieces: Iterable[TableRows]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for piece in pieces for name in piece.names))
+
+
+def _join(columns: Sequence[Found | None], heights: Sequence[int]) -> Found | None:
+    types = {column.type for column in columns if isinstance(column, pa.Array)}
+    if not types:
+        return None if all(column is None for column in columns) else joined(columns, heights)
+    (type_,) = types
+    return pa.concat_arrays(
+        [pa.nulls(n, type_) if column is None else column for column, n in zip(columns, heights, strict=True)]
+    )

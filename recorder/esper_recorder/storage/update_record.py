@@ -1,0 +1,171 @@
+"""One update as a trainer's process keeps it, and its journal: float64 numbers, and a layout that says what they are.
+
+    record  = update i64, rows u32, contents u32, length of the values u32, 0 u32, values, spaces up to a multiple of 8,
+              numbers f64
+    values  = JSON, a list: time in microseconds, elapsed_s, then those of `RecordLayout.columns`
+    numbers = for each batch the number of its minibatches, for each block of layers that of its steps; then the arrays
+              that `RecordLayout.arrays` lists, one after the other
+
+Rows are made of many records at once, by `update_rows`: at rollover, and if somebody reads the journal.
+
+Covers: a record that does not fit its layout is refused by `check`, before anything larger than itself is allocated.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final
+
+import numpy as np
+
+from esper_recorder.contract.tables import columns
+from esper_recorder.storage.columns import Array
+from esper_recorder.storage.record_layout import Noted, RecordLayout
+
+WHOLE_NOTES: Final = ("minibatch", "epoch")
+"""Notes that are stored as the bits of int64: float64 counts to 2^53 only."""
+_HEADER = struct.Struct("<qIIII")
+_MOST_LAYER_ROWS: Final = 1 << 24
+_PYTHON_TYPES: Final[Mapping[str, type]] = {"int64": int, "float64": float, "bool": bool, "string": str}
+_TYPES: Final = {c.name: _PYTHON_TYPES.get(c.type) for c in columns("ppo_updates")}
+
+
+class Contents(IntEnum):
+    """Which rows a record stands for."""
+
+    ALL = 0
+    WITHOUT_MINIBATCHES = 1
+    LEAD_UP = 2
+    """Only its minibatches, after the update was stored without them."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRecord:
+    """One update; `data` is what a journal holds of it."""
+
+    layout: RecordLayout
+    data: bytes
+
+    @classmethod
+    def pack(cls, layout: RecordLayout, update: int, rows: int, values: Sequence[Any], numbers: Array) -> UpdateRecord:
+        """Pack an update.
+
+        Args:
+            layout: of the numbers.
+            update: its number.
+            rows: how many rows it has in all tables.
+            values: time in microseconds, elapsed_s, then the value of each of the layout's columns.
+            numbers: float64, the counts and the arrays.
+        """
+        encoded = json.dumps(values, separators=(",", ":")).encode()
+        header = _HEADER.pack(update, rows, Contents.ALL, len(encoded), 0)
+        return cls(layout, b"".join((header, encoded, b" " * (-len(encoded) % 8), numbers.tobytes())))
+
+    def standing_for(self, contents: Contents) -> UpdateRecord:
+        """A record of ALL rows with other contents."""
+        update, rows, _, length, _ = _HEADER.unpack_from(self.data)
+        rows = self.minibatches if contents is Contents.LEAD_UP else rows - self.minibatches
+        header = _HEADER.pack(update, rows, contents, length, 0)
+        return UpdateRecord(self.layout, header + self.data[_HEADER.size :])
+
+    @property
+    def update(self) -> int:
+        return int(_HEADER.unpack_from(self.data)[0])
+
+    @property
+    def rows(self) -> int:
+        """How many rows it stands for."""
+        return int(_HEADER.unpack_from(self.data)[1])
+
+    @property
+    def contents(self) -> Contents:
+        return Contents(_HEADER.unpack_from(self.data)[2])
+
+    @property
+    def values(self) -> list[Any]:
+        """Time in microseconds, elapsed_s, then the value of each of the layout's columns."""
+        length = _HEADER.unpack_from(self.data)[3]
+        values: list[Any] = json.loads(self.data[_HEADER.size : _HEADER.size + length])
+        return values
+
+    @property
+    def numbers(self) -> Array:
+        """float64: the counts, then the arrays."""
+        return np.frombuffer(self.data, np.float64, offset=self._start)
+
+    @property
+    def counts(self) -> list[int]:
+        """The number of minibatches of each batch, then of steps of each block."""
+        return [int(n) for n in self.numbers[: self.layout.groups].tolist()]
+
+    @property
+    def minibatches(self) -> int:
+        return sum(self.counts[: len(self.layout.batches)])
+
+    def sizes(self) -> list[int]:
+        """How many numbers each of the layout's arrays has."""
+        counts = self.counts
+        return [math.prod(a.shape) * (1 if a.group is None else counts[a.group]) for a in self.layout.arrays]
+
+    def check(self) -> None:
+        """Raise ValueError if the record does not fit its layout."""
+        if len(self.data) < _HEADER.size:
+            raise ValueError("a record is shorter than its header")
+        if self._start > len(self.data) or (len(self.data) - self._start) % 8:
+            raise ValueError("a record is shorter than its values")
+        contents = _HEADER.unpack_from(self.data)[2]
+        if contents not in set(Contents):
+            raise ValueError(f"a record's contents {contents} are unknown to this version")
+        layout, numbers = self.layout, self.numbers
+        counts = numbers[: layout.groups]
+        if len(counts) < layout.groups or not np.all((counts >= 1) & (counts <= len(numbers)) & (counts % 1 == 0)):
+            raise ValueError("a record's counts are not whole numbers of its minibatches and steps")
+        declared = layout.groups + sum(self.sizes())
+        if declared != len(numbers):
+            raise ValueError(f"a record has {len(numbers)} numbers, and its layout declares {declared}")
+        steps = self.counts[len(layout.batches) :]
+        if sum(n * len(block.names) for n, block in zip(steps, layout.blocks, strict=True)) > _MOST_LAYER_ROWS:
+            raise ValueError(f"a record declares more than {_MOST_LAYER_ROWS} rows of layers")
+        values = self.values
+        types = (int, float, *[_TYPES.get(name) for name in layout.columns])
+        if not isinstance(values, list) or len(values) != len(types):
+            raise ValueError("a record's values are not those of its layout's columns")
+        for value, type_ in zip(values, types, strict=True):
+            if value is not None and type(value) is not type_:
+                raise ValueError(f"a record's value {value!r:.50} is not of its column's type")
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ValueError(f"a record's value {value!r:.50} is too large")
+
+    @property
+    def _start(self) -> int:
+        """Of the numbers."""
+        length: int = _HEADER.unpack_from(self.data)[3]
+        return _HEADER.size + length + -length % 8
+
+
+def encode_notes(notes: Mapping[str, Sequence[Any]]) -> tuple[tuple[int, ...], list[Array]]:
+    """Encode notes by name: how each is stored, and the arrays."""
+    stored: list[int] = []
+    arrays: list[Array] = []
+    for name, values in notes.items():
+        if None not in values:
+            stored.append(Noted.WHOLE)
+            arrays.append(_as_numbers(name, values))
+        elif all(value is None for value in values):
+            stored.append(Noted.ABSENT)
+        else:
+            stored.append(Noted.WITH_NULLS)
+            arrays.append(_as_numbers(name, [0 if value is None else value for value in values]))
+            arrays.append(np.array([value is not None for value in values], dtype=np.float64))
+    return tuple(stored), arrays
+
+
+def _as_numbers(name: str, values: Sequence[Any]) -> Array:
+    if name in WHOLE_NOTES:
+        return np.array(values, dtype=np.int64).view(np.float64)
+    return np.array(values, dtype=np.float64)
