@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -132,10 +132,10 @@ class Hanging(MemorySink):
         super().__init__()
         self.let_go = threading.Event()
 
-    def write(self, table: str, columns: Mapping[str, Sequence[Any]]) -> None:
+    def commit(self, update: int) -> None:
         if self.updates:
             self.let_go.wait(60)
-        super().write(table, columns)
+        super().commit(update)
 
 
 def test_a_writer_that_hangs_delays_nothing_and_the_dropped_updates_are_gaps(tmp_path, weights, monkeypatch):

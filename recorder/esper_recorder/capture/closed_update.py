@@ -41,6 +41,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
+_MOST_LAYOUTS = 64
+_layouts: dict[RecordLayout, RecordLayout] = {}
+"""Equal layouts as one, which computes once what follows from it."""
+
+
 @dataclass(slots=True)
 class ClosedUpdate:
     """What an update leaves for the writer's thread: small tensors on their way, and notes of the host."""
@@ -118,6 +123,9 @@ def pack(update: ClosedUpdate) -> UpdateRecord:
     time = (identity["time"] - _EPOCH) // _MICROSECOND
     values = [time, identity["elapsed_s"], *update.columns.values()]
     numbers = np.concatenate([array.reshape(-1) for array in arrays], dtype=np.float64, casting="unsafe")
+    if len(_layouts) >= _MOST_LAYOUTS:
+        _layouts.clear()
+    layout = _layouts.setdefault(layout, layout)
     return UpdateRecord.pack(layout, identity["update"], rows, values, numbers)
 
 

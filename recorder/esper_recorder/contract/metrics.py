@@ -19,9 +19,8 @@ and Polars expressions in the analytics package.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 Columns = Mapping[str, Sequence[Any]]
@@ -170,147 +169,199 @@ def clipped_norm(norm: float | None, max_norm: float | None) -> float | None:
     return norm * min(1.0, max_norm / (norm + 1e-6))
 
 
-def derive(row: Row, o: Arithmetic = _SCALARS, wanted: Collection[str] | None = None) -> dict[str, Any]:
+class Terms:
+    """The counts and means that formulas share, each computed when it is first asked for."""
+
+    def __init__(self, row: Row, o: Arithmetic) -> None:
+        self.row, self.get, self.o = row, row.get, o
+        self._counts: dict[str, Any] = {}
+        self._means: dict[str, Any] = {}
+
+    @property
+    def n(self) -> Any:
+        """How many terms there are."""
+        return self.get("n")
+
+    def count(self, name: str) -> Any:
+        """How many terms of a quantity are finite."""
+        if name not in self._counts:
+            count = _COUNTS.get(name)
+            self._counts[name] = self.get(f"{name}_n") if count is None else count(self.row, self.o)
+        return self._counts[name]
+
+    def mean(self, name: str) -> Any:
+        if name not in self._means:
+            self._means[name] = mean(self.get(f"{name}_sum"), self.count(name), self.o, of=self.n)
+        return self._means[name]
+
+    def moments(self, name: str) -> Moments:
+        return self.get(f"{name}_sum"), self.get(f"{name}_sum_sq"), self.count(name)
+
+    def std(self, name: str) -> Any:
+        return std(*self.moments(name), self.o, of=self.n)
+
+    def ratio(self, name: str, n: Any, of: Any = None) -> Any:
+        return self.o.divide(self.get(name), n, of)
+
+
+_COUNTS: dict[str, Callable[[Row, Arithmetic], Any]] = {
+    "k1": lambda row, o: _finite_count(row, "log_ratio", o),
+    "k3": lambda row, o: _k3_count(row, o),
+    "ratio": lambda row, o: o.subtract(row.get("n"), row.get("ratio_nonfinite")),
+    "entropy": lambda row, o: _finite_count(row, "entropy", o),
+    "advantage": lambda row, o: _finite_count(row, "advantage", o),
+    "return": lambda row, o: _finite_count(row, "return", o),
+    "value": lambda row, o: _finite_count(row, "value", o),
+}
+"""Of the quantities whose non-finite terms are counted; of the others the finite ones are."""
+
+Formulas = Mapping[str, Callable[[Terms], Any]]
+
+
+def _clip_fraction(t: Terms) -> Any:
+    clipped_in = t.o.subtract(t.o.subtract(t.n, t.get("clip_low_count")), t.get("clip_high_count"))
+    return t.o.divide(t.o.subtract(t.n, clipped_in), t.n)
+
+
+_TRANSITIONS: Formulas = {
+    "approx_kl": lambda t: t.mean("k3"),
+    "approx_kl_k1": lambda t: t.mean("k1"),
+    "approx_kl_k3": lambda t: t.mean("k3"),
+    "clip_fraction": _clip_fraction,
+    "entropy": lambda t: t.mean("entropy"),
+    "entropy_normalized": lambda t: t.ratio("entropy_normalized_sum", t.get("entropy_normalized_n")),
+    "policy_loss": lambda t: t.mean("policy_loss"),
+    "value_loss": lambda t: t.mean("value_loss"),
+    "loss": lambda t: _loss(t.mean("policy_loss"), t.mean("entropy"), t.mean("value_loss"), t.row, t.o),
+    "advantage_mean": lambda t: t.mean("advantage"),
+    "advantage_std": lambda t: t.std("advantage"),
+    "return_mean": lambda t: t.mean("return"),
+    "return_std": lambda t: t.std("return"),
+    "value_mean": lambda t: t.mean("value"),
+    "value_std": lambda t: t.std("value"),
+    "raw_advantage_mean": lambda t: t.mean("raw_advantage"),
+    "raw_advantage_std": lambda t: t.std("raw_advantage"),
+    "ratio_mean": lambda t: t.mean("ratio"),
+    "ratio_std": lambda t: t.std("ratio"),
+    "residual_mean": lambda t: t.mean("residual"),
+    "residual_rms": lambda t: root_mean_square(*t.moments("residual")[1:], t.o, of=t.n),
+    "explained_variance": lambda t: explained_variance(t.moments("residual"), t.moments("return"), t.o, of=t.n),
+    "advantage_positive_fraction": lambda t: t.ratio(
+        "advantage_positive_count", t.o.subtract(t.n, t.get("advantage_nan")), t.n
+    ),
+    "value_return_correlation": lambda t: correlation(
+        t.moments("value"), t.moments("return"), t.get("value_return_sum"), t.n, t.o
+    ),
+}
+
+
+def derive(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
     """Compute the metrics of one set of transitions: a minibatch, or (pooled) an update.
 
     Args:
         row: counts and sums by column name; NULL if missing or None. `loss` also needs `entropy_coef`, `value_coef`.
         o: the arithmetic of the row's values.
-        wanted: compute only these; None computes all.
     """
-    get = row.get
-    n = get("n")
-
-    @functools.cache
-    def count(name: str) -> Any:
-        match name:
-            case "k1":
-                return _finite_count(row, "log_ratio", o)
-            case "k3":
-                return _k3_count(row, o)
-            case "ratio":
-                return o.subtract(n, get("ratio_nonfinite"))
-            case "entropy" | "advantage" | "return" | "value":
-                return _finite_count(row, name, o)
-        return get(f"{name}_n")
-
-    @functools.cache
-    def mean_of(name: str) -> Any:
-        return mean(get(f"{name}_sum"), count(name), o, of=n)
-
-    def moments(name: str) -> Moments:
-        return get(f"{name}_sum"), get(f"{name}_sum_sq"), count(name)
-
-    def clip_fraction() -> Any:
-        clipped_in = o.subtract(o.subtract(n, get("clip_low_count")), get("clip_high_count"))
-        return o.divide(o.subtract(n, clipped_in), n)
-
-    formulas: dict[str, Callable[[], Any]] = {
-        "approx_kl": lambda: mean_of("k3"),
-        "approx_kl_k1": lambda: mean_of("k1"),
-        "approx_kl_k3": lambda: mean_of("k3"),
-        "clip_fraction": clip_fraction,
-        "entropy": lambda: mean_of("entropy"),
-        "entropy_normalized": lambda: mean(get("entropy_normalized_sum"), get("entropy_normalized_n"), o),
-        "policy_loss": lambda: mean_of("policy_loss"),
-        "value_loss": lambda: mean_of("value_loss"),
-        "loss": lambda: _loss(mean_of("policy_loss"), mean_of("entropy"), mean_of("value_loss"), row, o),
-        "residual_mean": lambda: mean_of("residual"),
-        "residual_rms": lambda: root_mean_square(*moments("residual")[1:], o, of=n),
-        "explained_variance": lambda: explained_variance(moments("residual"), moments("return"), o, of=n),
-        "advantage_positive_fraction": lambda: o.divide(
-            get("advantage_positive_count"), o.subtract(n, get("advantage_nan")), n
-        ),
-        "value_return_correlation": lambda: correlation(
-            moments("value"), moments("return"), get("value_return_sum"), n, o
-        ),
-    }
-    for name in ("advantage", "return", "value", "raw_advantage", "ratio"):
-        formulas[f"{name}_mean"] = functools.partial(mean_of, name)
-        formulas[f"{name}_std"] = lambda name=name: std(*moments(name), o, of=n)  # type: ignore[misc]
-    return _computed(formulas, wanted)
+    return _compute(_TRANSITIONS, row, o)
 
 
-def derive_head(row: Row, o: Arithmetic = _SCALARS, wanted: Collection[str] | None = None) -> dict[str, Any]:
-    """Compute the metrics of one action head (`heads`); its `transition_n` counts all transitions. See `derive`."""
-    get, n = row.get, row.get("transition_n")
-
-    def entropy_normalized_all() -> Any:
-        finite = _finite_count(row, "entropy", o, of="transition_n")
-        return mean(get("entropy_normalized_sum"), finite, o, of=n)
-
-    own: dict[str, Callable[[], Any]] = {
-        "learnable_fraction": lambda: o.divide(get("learnable_count"), n),
-        "entropy_normalized_all": entropy_normalized_all,
-    }
-    return derive(row, o, [name for name in _HEAD_METRICS if wanted is None or name in wanted]) | _computed(own, wanted)
+def _compute(formulas: Formulas, row: Row, o: Arithmetic) -> dict[str, Any]:
+    terms = Terms(row, o)
+    return {name: formula(terms) for name, formula in formulas.items()}
 
 
-_HEAD_METRICS = (
-    *("approx_kl_k1", "approx_kl_k3", "clip_fraction", "ratio_mean", "ratio_std", "entropy", "entropy_normalized"),
-)
-"""Those that a head shares with a minibatch."""
+_HEADS: Formulas = {
+    name: _TRANSITIONS[name]
+    for name in (
+        *("approx_kl_k1", "approx_kl_k3", "clip_fraction", "ratio_mean", "ratio_std"),
+        *("entropy", "entropy_normalized"),
+    )
+} | {
+    "learnable_fraction": lambda t: t.ratio("learnable_count", t.get("transition_n")),
+    "entropy_normalized_all": lambda t: t.ratio(
+        "entropy_normalized_sum", _finite_count(t.row, "entropy", t.o, of="transition_n"), t.get("transition_n")
+    ),
+}
 
 
-def derive_pooled(row: Row, o: UpdateArithmetic = _SCALARS, wanted: Collection[str] | None = None) -> dict[str, Any]:
-    """Compute the metrics of one PPO update over all its transitions, from its merged counts and sums. See `derive`."""
-    get, n = row.get, row.get("rollout_n")
-    result = derive(row, o, wanted)
-
-    def moments(name: str) -> Moments:
-        return get(f"rollout_{name}_sum"), get(f"rollout_{name}_sum_sq"), get(f"rollout_{name}_n")
-
-    def grad_norm() -> Any:
-        finite = o.subtract(get("grad_norm_n"), get("grad_norm_nonfinite"))
-        return mean(get("grad_norm_sum"), finite, o, of=get("grad_norm_n"))
-
-    def variance_explained() -> Any:
-        of_rollout = explained_variance(moments("residual"), moments("return"), o, of=n)
-        return o.choose(get("rollout_residual_n"), of_rollout, result["explained_variance"])
-
-    formulas: dict[str, Callable[[], Any]] = {
-        "grad_norm": grad_norm,
-        "rollout_return_std": lambda: std(*moments("return"), o, of=n),
-        "rollout_value_return_correlation": lambda: correlation(
-            moments("value"), moments("return"), get("rollout_value_return_sum"), n, o
-        ),
-        "explained_variance": variance_explained,
-    }
-    return result | _computed(formulas, wanted)
+def derive_head(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
+    """Compute the metrics of one action head (`heads`); its `transition_n` counts all transitions."""
+    return _compute(_HEADS, row, o)
 
 
-def _computed(formulas: Mapping[str, Callable[[], Any]], wanted: Collection[str] | None) -> dict[str, Any]:
-    return {name: formula() for name, formula in formulas.items() if wanted is None or name in wanted}
+def _of_rollout(t: Terms, name: str) -> Moments:
+    return t.get(f"rollout_{name}_sum"), t.get(f"rollout_{name}_sum_sq"), t.get(f"rollout_{name}_n")
 
 
-def derive_layer(row: Row, o: Arithmetic = _SCALARS, wanted: Collection[str] | None = None) -> dict[str, Any]:
-    """Compute the metrics of one parameter tensor's gradient (`gradient_layers`). See `derive`."""
-    get = row.get
-    n = get("n")
-    finite = _finite_count(row, "grad", o)
-    one = o.divide(finite, finite, n)  # NaN if no element is finite
-    formulas: dict[str, Callable[[], Any]] = {
-        "grad_norm": lambda: o.multiply(o.root(get("grad_sum_sq")), one),
-        "grad_mean": lambda: mean(get("grad_sum"), finite, o, of=n),
-        "grad_std": lambda: std(get("grad_sum"), get("grad_sum_sq"), finite, o, of=n),
-        "weight_norm": lambda: o.root(get("weight_sum_sq")),
-        "step_norm": lambda: o.root(get("step_sum_sq")),
-    }
-    return _computed(formulas, wanted)
+def _grad_norm(t: Terms) -> Any:
+    n = t.get("grad_norm_n")
+    return t.ratio("grad_norm_sum", t.o.subtract(n, t.get("grad_norm_nonfinite")), n)
 
 
-def derive_state(row: Row, o: Arithmetic = _SCALARS, wanted: Collection[str] | None = None) -> dict[str, Any]:
-    """Compute the metrics of a recurrent state (`recurrent_state`). See `derive`."""
-    get = row.get
-    n = get("n")
-    finite = o.subtract(o.subtract(n, get("nan_count")), get("inf_count"))
-    one = o.divide(finite, finite, n)  # NaN if no element is finite
-    formulas: dict[str, Callable[[], Any]] = {
-        "rms": lambda: root_mean_square(get("sum_sq"), finite, o, of=n),
-        "env_rms_mean": lambda: mean(get("env_rms_sum"), get("env_n"), o, of=n),
-        "l2_norm": lambda: o.multiply(o.root(get("sum_sq")), one),
-    }
-    return _computed(formulas, wanted)
+def _rollout_explained_variance(t: Terms) -> Any:
+    of_rollout = explained_variance(_of_rollout(t, "residual"), _of_rollout(t, "return"), t.o, of=t.get("rollout_n"))
+    o: Any = t.o  # an UpdateArithmetic
+    return o.choose(t.get("rollout_residual_n"), of_rollout, _TRANSITIONS["explained_variance"](t))
+
+
+_UPDATES: Formulas = {
+    **_TRANSITIONS,
+    "grad_norm": _grad_norm,
+    "rollout_return_std": lambda t: std(*_of_rollout(t, "return"), t.o, of=t.get("rollout_n")),
+    "rollout_value_return_correlation": lambda t: correlation(
+        _of_rollout(t, "value"), _of_rollout(t, "return"), t.get("rollout_value_return_sum"), t.get("rollout_n"), t.o
+    ),
+    "explained_variance": _rollout_explained_variance,
+}
+
+
+def derive_pooled(row: Row, o: UpdateArithmetic = _SCALARS) -> dict[str, Any]:
+    """Compute the metrics of one PPO update over all its transitions, from its merged counts and sums."""
+    return _compute(_UPDATES, row, o)
+
+
+def _norm(t: Terms, name: str, finite: Any) -> Any:
+    return t.o.multiply(t.o.root(t.get(name)), t.o.divide(finite, finite, t.n))  # NaN if no element is finite
+
+
+_LAYERS: Formulas = {
+    "grad_norm": lambda t: _norm(t, "grad_sum_sq", _finite_count(t.row, "grad", t.o)),
+    "grad_mean": lambda t: t.ratio("grad_sum", _finite_count(t.row, "grad", t.o), t.n),
+    "grad_std": lambda t: std(t.get("grad_sum"), t.get("grad_sum_sq"), _finite_count(t.row, "grad", t.o), t.o, of=t.n),
+    "weight_norm": lambda t: t.o.root(t.get("weight_sum_sq")),
+    "step_norm": lambda t: t.o.root(t.get("step_sum_sq")),
+}
+
+
+def derive_layer(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
+    """Compute the metrics of one parameter tensor's gradient (`gradient_layers`)."""
+    return _compute(_LAYERS, row, o)
+
+
+def _finite_elements(t: Terms) -> Any:
+    return t.o.subtract(t.o.subtract(t.n, t.get("nan_count")), t.get("inf_count"))
+
+
+_STATES: Formulas = {
+    "rms": lambda t: root_mean_square(t.get("sum_sq"), _finite_elements(t), t.o, of=t.n),
+    "env_rms_mean": lambda t: t.ratio("env_rms_sum", t.get("env_n"), t.n),
+    "l2_norm": lambda t: _norm(t, "sum_sq", _finite_elements(t)),
+}
+
+
+def derive_state(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
+    """Compute the metrics of a recurrent state (`recurrent_state`)."""
+    return _compute(_STATES, row, o)
+
+
+FORMULAS: Mapping[str, Formulas] = {
+    "minibatches": _TRANSITIONS,
+    "ppo_updates": _UPDATES,
+    "heads": _HEADS,
+    "gradient_layers": _LAYERS,
+    "recurrent_state": _STATES,
+}
+"""Table -> its metrics, for a caller that computes some of them one by one."""
 
 
 def _sb3(row: Row, minibatches: Columns) -> dict[str, float | None]:

@@ -14,6 +14,8 @@ from esper_recorder.contract.tables import Reducer
 
 Array = np.ndarray[Any, Any]
 
+_ARROW = {"int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
+
 
 @dataclass(slots=True)
 class Column:
@@ -34,24 +36,26 @@ class Column:
         """The rows at these places."""
         return Column(self.values[places], None if self.valid is None else self.valid[places])
 
-    def to_list(self, type_: pa.DataType) -> list[Any]:
-        """The numbers as Python's int, float or bool, and None for NULL."""
-        whole, flag = type_ == pa.int64(), type_ == pa.bool_()
-        values: list[Any] = (self._whole() if whole else self.values != 0 if flag else self.values).tolist()
+    def to_list(self, type_: str) -> list[Any]:
+        """The numbers as Python's of the contract's type int64, float64 or bool, and None for NULL."""
+        if type_ == "int64":
+            values: list[Any] = self._whole().tolist()
+        else:
+            values = (self.values != 0 if type_ == "bool" else self.values).tolist()
         if self.valid is None:
             return values
         return [x if valid else None for x, valid in zip(values, self.valid.tolist(), strict=True)]
 
-    def to_arrow(self, type_: pa.DataType) -> pa.Array:
-        """Convert to an Arrow array of int64, float64 or bool."""
-        if type_ == pa.bool_():
+    def to_arrow(self, type_: str) -> pa.Array:
+        """Convert to an Arrow array of the contract's type int64, float64 or bool."""
+        if type_ == "bool":
             values = np.packbits(self.values != 0, bitorder="little")
-        elif type_ == pa.int64():
+        elif type_ == "int64":
             values = self._whole()
         else:
             values = np.ascontiguousarray(self.values, dtype=np.float64)
         # Not pa.array, which looks for masked arrays and so imports a part of NumPy that nothing else needs.
-        return pa.Array.from_buffers(type_, len(self.values), [bitmap(self.valid), pa.py_buffer(values)])
+        return pa.Array.from_buffers(_ARROW[type_], len(self.values), [bitmap(self.valid), pa.py_buffer(values)])
 
     def _whole(self) -> Array:
         values = self.values if self.valid is None else np.where(self.valid, self.values, 0)
@@ -63,12 +67,12 @@ def bitmap(valid: Array | None) -> pa.Buffer | None:
     return None if valid is None or valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
 
 
-def lists(values: Array, type_: pa.DataType, valid: Array | None = None) -> pa.Array:
+def lists(values: Array, type_: str, valid: Array | None = None) -> pa.Array:
     """A column of lists from [rows, length]; NULL where not valid."""
     rows, length = values.shape
     offsets = pa.py_buffer(np.arange(rows + 1, dtype=np.int32) * length)
     children = [Column(values.reshape(-1)).to_arrow(type_)]
-    return pa.Array.from_buffers(pa.list_(type_), rows, [bitmap(valid), offsets], children=children)
+    return pa.Array.from_buffers(pa.list_(_ARROW[type_]), rows, [bitmap(valid), offsets], children=children)
 
 
 def column_of(values: Sequence[float | None]) -> Column:

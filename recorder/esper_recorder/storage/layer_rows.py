@@ -13,8 +13,8 @@ from esper_recorder.storage.record_numbers import RecordNumbers
 from esper_recorder.storage.table_rows import Found, TableRows, stack
 
 _ARITHMETIC: Final = ColumnArithmetic()
-_LAYER_METRICS: Final = frozenset(metrics.derive_layer({}))
-_STATE_METRICS: Final = frozenset(metrics.derive_state({}))
+_LAYER_METRICS: Final = metrics.FORMULAS["gradient_layers"]
+_STATE_METRICS: Final = metrics.FORMULAS["recurrent_state"]
 
 
 def layer_rows(numbers: RecordNumbers) -> TableRows | None:
@@ -46,8 +46,7 @@ def _block_rows(numbers: RecordNumbers, place: int) -> TableRows:
                 valid = values >= 0 if valid is None else valid & (values >= 0)
             return Column(values, valid)
         if name in _LAYER_METRICS:
-            metric: Found | None = metrics.derive_layer(found, _ARITHMETIC, (name,))[name]
-            return metric
+            return _LAYER_METRICS[name](terms)
         match name:
             case "layer":
                 return pa.array(block.names, type=pa.string()).take(pa.array(layer))
@@ -59,12 +58,13 @@ def _block_rows(numbers: RecordNumbers, place: int) -> TableRows:
                 histograms = np.zeros((steps, layers, block.parts[0].bins), np.int64)
                 for i, part in enumerate(block.parts):
                     histograms[:, part.places] = numbers[f"{prefix}{i}.histograms"]
-                return lists(histograms.reshape(steps * layers, -1), pa.int64(), measured)
+                return lists(histograms.reshape(steps * layers, -1), "int64", measured)
         note = numbers.note(prefix, name)
         return None if note is None else note.take(step)
 
     noted = ("epoch", "minibatch", "after_clipping", "layer", "has_grad", "n")
     found = TableRows(updates[step], (*noted, *names, *_LAYER_METRICS, "grad_histogram"), find)
+    terms = metrics.Terms(found, _ARITHMETIC)
     return found
 
 
@@ -81,8 +81,7 @@ def _of_state(numbers: RecordNumbers, place: int) -> TableRows:
         if name in by_name:
             return Column(by_name[name])
         if name in _STATE_METRICS:
-            metric: Found | None = metrics.derive_state(found, _ARITHMETIC, (name,))[name]
-            return metric
+            return _STATE_METRICS[name](terms)
         if name in ("nan_found", "inf_found"):
             counted = found.get(name.replace("_found", "_count"))
             return None if counted is None else Column(counted.values > 0)
@@ -90,4 +89,5 @@ def _of_state(numbers: RecordNumbers, place: int) -> TableRows:
 
     names = ("layer", "kind", *state.statistics, *_STATE_METRICS, "nan_found", "inf_found")
     found = TableRows(np.arange(numbers.height), names, find)
+    terms = metrics.Terms(found, _ARITHMETIC)
     return found

@@ -29,9 +29,9 @@ _COUNTED = tuple(
     for quantity in ("log_ratio", "advantage", "value", "return", "entropy")
     for kind in ("nan", "posinf", "neginf")
 )
-_MINIBATCH_METRICS: Final = frozenset(metrics.derive({}))
-_UPDATE_METRICS: Final = frozenset(metrics.derive_pooled({}))
-_HEAD_METRICS: Final = frozenset(metrics.derive_head({}))
+_MINIBATCH_METRICS: Final = metrics.FORMULAS["minibatches"]
+_UPDATE_METRICS: Final = metrics.FORMULAS["ppo_updates"]
+_HEAD_METRICS: Final = metrics.FORMULAS["heads"]
 _OF_UPDATE = ("definition", "minibatch_count", "stepped_count")
 _NORMS = tuple(f"grad_norm_{kind}" for kind in ("n", "nonfinite", "sum", "sum_sq", "max", "clipped"))
 
@@ -52,19 +52,18 @@ def minibatch_rows(numbers: RecordNumbers, host: Mapping[str, Sequence[Any]]) ->
         if name in ("entropy_coef", "value_coef"):  # of the update, for `loss`
             return column_of(host[name]).take(sums.updates) if name in host else None
         if name in _MINIBATCH_METRICS:
-            column: Found | None = metrics.derive(found, ARITHMETIC, (name,))[name]
-            return column
+            return _MINIBATCH_METRICS[name](terms)
         return sums.get(name)
 
     found = TableRows(sums.updates, (*sums.names, *_MINIBATCH_METRICS), find)
+    terms = metrics.Terms(found, ARITHMETIC)
     return found
 
 
 def _batch_rows(numbers: RecordNumbers, batch: int) -> TableRows:
     """What was counted and noted of the minibatches of one batch."""
     joint = numbers.layout.batches[batch].ratios[0].statistics
-    statistics = np.ascontiguousarray(numbers[f"{batch}.0.statistics"][:, 0].T)
-    by_name = dict(zip(joint, statistics, strict=True))
+    by_name = numbers.by_name(f"{batch}.0.statistics", joint)
     not_empty = None if by_name["n"].all() else by_name["n"] > 0
     norms, seen = numbers[f"{batch}.grad_norms"], numbers.note(f"{batch}.", "norm_seen")
     has_norm = np.zeros(len(norms), bool) if seen is None else seen.values != 0
@@ -97,10 +96,18 @@ class _Updates:
         self._rollout: dict[str, Column] | None = None
         self._by_library: dict[str, Column] | None = None
         self._starts = np.zeros(0, np.int64)
+        self._sums: dict[str, Array] = {}
+        self._norms: dict[str, Column] = {}
         if self._minibatches is not None:
             self._starts = np.searchsorted(self._minibatches.updates, np.arange(self._height))
+            if len(numbers.layout.batches) == 1:  # most often: then one operation adds all columns up
+                joint = numbers.layout.batches[0].ratios[0].statistics
+                by_column = numbers["0.0.statistics"].reshape(-1, len(joint)).T
+                sums = np.add.reduceat(np.ascontiguousarray(by_column), self._starts, axis=1)
+                self._sums = {n: x for n, x in zip(joint, sums, strict=True) if _MERGED[n].reducer is Reducer.SUM}
         names = (*_OF_UPDATE, *_UPDATE_METRICS, *_NORMS, *_MERGED, *host, *numbers.layout.rollout)
         self.rows = TableRows(np.arange(self._height), tuple(dict.fromkeys(names)), self._find)
+        self._terms = metrics.Terms(self.rows, ARITHMETIC)
 
     def _find(self, name: str) -> Found | None:
         if name in _UPDATE_METRICS:
@@ -119,6 +126,8 @@ class _Updates:
             if name in _TEXTS:
                 return pa.array(values, type=pa.string())
             return None if all([value is None for value in values]) else column_of(values)
+        if name in self._sums:
+            return Column(self._sums[name])
         if self._minibatches is None:
             return None
         if name == "stepped_count":
@@ -133,8 +142,7 @@ class _Updates:
             self._by_library = self._library()
         if name in self._by_library:
             return self._by_library[name]
-        column: Found | None = metrics.derive_pooled(self.rows, ARITHMETIC, (name,))[name]
-        return column
+        return _UPDATE_METRICS[name](self._terms)
 
     def _library(self) -> dict[str, Column]:
         """The metrics that the definition of a library has computed otherwise: update by update, as it does."""
@@ -165,22 +173,21 @@ class _Updates:
         norms = None if self._minibatches is None else self._minibatches.get("grad_norm")
         if norms is None:
             return None
-        measured = reduced(_MERGED["n"], Column(norms.measured.astype(np.float64)), self._starts).values
-        finite = np.isfinite(norms.values) & norms.measured
-        any_measured = None if measured.all() else measured > 0
         if name == "grad_norm_max":
             return reduced(_MERGED["ratio_max"], norms, self._starts)
         if name == "grad_norm_clipped":
-            last = reduced(_MERGED["learning_rate"], norms, self._starts).to_list(pa.float64())
+            last = reduced(_MERGED["learning_rate"], norms, self._starts).to_list("float64")
             limits = self._host.get("max_grad_norm", [None] * self._height)
             return column_of([metrics.clipped_norm(*pair) for pair in zip(last, limits, strict=True)])
-        terms = {
-            "grad_norm_n": norms.measured.astype(np.float64),
-            "grad_norm_nonfinite": (norms.measured & ~finite).astype(np.float64),
-            "grad_norm_sum": np.where(finite, norms.values, 0.0),
-            "grad_norm_sum_sq": np.where(finite, norms.values * norms.values, 0.0),
-        }[name]
-        return Column(np.add.reduceat(terms, self._starts), any_measured)
+        if not self._norms:
+            measured = norms.measured
+            finite = measured & np.isfinite(norms.values)
+            values = np.where(finite, norms.values, 0.0)
+            terms = np.add.reduceat(
+                np.array([measured, measured & ~finite, values, values * values]), self._starts, axis=1
+            )
+            self._norms = {column: Column(x, terms[0] > 0) for column, x in zip(_NORMS, terms, strict=False)}
+        return self._norms[name]
 
 
 def _listed(rows: TableRows, name: str) -> list[Any]:
@@ -188,7 +195,7 @@ def _listed(rows: TableRows, name: str) -> list[Any]:
     column = rows.get(name)
     if column is None:
         return [None] * len(rows.updates)
-    values: list[Any] = column.to_list(pa.float64())
+    values: list[Any] = column.to_list("float64")
     return values
 
 
@@ -213,23 +220,20 @@ def head_rows(numbers: RecordNumbers) -> TableRows | None:
         if name == "head":
             return pa.array(heads, type=pa.string()).take(pa.array(each % len(heads)))
         if name in _HEAD_METRICS:
-            metric: Found | None = metrics.derive_head(found, ARITHMETIC, (name,))[name]
-            return metric
+            return _HEAD_METRICS[name](terms)
         column = sums.get(name)
         return None if column is None else reduced(_OF_HEADS[name], column, starts)
 
     found = TableRows(each // len(heads), (*sums.names, *_HEAD_METRICS), find)
+    terms = metrics.Terms(found, ARITHMETIC)
     return found
 
 
 def _head_pieces(numbers: RecordNumbers, batch: int, ratio: int, heads: Sequence[str]) -> TableRows:
     """What was counted of each minibatch and head; `head` as its place among `heads`."""
     layout = numbers.layout.batches[batch].ratios[ratio]
-    statistics = numbers[f"{batch}.{ratio}.statistics"]
-    minibatches, width, _ = statistics.shape
-    by_name = dict(
-        zip(layout.statistics, np.ascontiguousarray(statistics.reshape(minibatches * width, -1).T), strict=True)
-    )
+    minibatches, width = numbers[f"{batch}.{ratio}.statistics"].shape[:2]
+    by_name = numbers.by_name(f"{batch}.{ratio}.statistics", layout.statistics)
     not_empty = by_name["n"] > 0
     columns: dict[str, Found | None] = {
         name: Column(values, not_empty if name.endswith(_EXTREMES) else None) for name, values in by_name.items()

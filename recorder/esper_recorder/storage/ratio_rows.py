@@ -47,7 +47,7 @@ def histogram_rows(numbers: RecordNumbers) -> TableRows | None:
 
 
 def _of_head(head: str, updates: Array, *, counts: Array, **columns: Found | None) -> TableRows:
-    columns |= {"head": pa.repeat(pa.scalar(head), len(updates)), "counts": lists(counts, pa.int64())}
+    columns |= {"head": pa.repeat(pa.scalar(head), len(updates)), "counts": lists(counts, "int64")}
     return TableRows.of(updates, columns)
 
 
@@ -102,7 +102,7 @@ def _batch_exemplars(numbers: RecordNumbers, batch: int, ratio: int, place: int)
         found = None
         if isinstance(env, Column):  # an index that is not in the rollout has no action
             found = env.measured | ~np.isnan(actions).all(axis=1)
-        columns["action"] = lists(actions, pa.float64(), found)
+        columns["action"] = lists(actions, "float64", found)
     return TableRows.of(updates, columns)
 
 

@@ -127,6 +127,13 @@ class RecordLayout:
     rollout_shape: tuple[int, int, bool] | None = None
     """Steps, environments, and whether an index counts env * steps + step."""
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash(tuple([getattr(self, field.name) for field in dataclasses.fields(self)]))
+
     @property
     def groups(self) -> int:
         """How many counts a record begins with: one for each batch, then one for each block."""

@@ -46,6 +46,12 @@ class RecordNumbers:
             self._arrays[name] = joined.reshape(height, *array.shape)
         return self._arrays[name]
 
+    def by_name(self, name: str, columns: Sequence[str]) -> dict[str, Array]:
+        """The last dimension of an array as columns, over all its others: contiguous, in one array."""
+        array = self[name]
+        by_column = np.ascontiguousarray(array.reshape(-1, len(columns)).T)
+        return dict(zip(columns, by_column, strict=True))
+
     def counts(self, group: int) -> Array:
         """int64 [records]: the minibatches of a batch, or the steps of a block."""
         return self._counts[:, group]

@@ -28,7 +28,8 @@ import pyarrow as pa
 from esper_recorder.contract.tables import TABLES
 from esper_recorder.storage.arrow_batches import to_batch, to_table
 from esper_recorder.storage.atomic import sync_folder
-from esper_recorder.storage.journal import JournalWriter, Piece
+from esper_recorder.storage.joined_rows import JoinedRows, Piece
+from esper_recorder.storage.journal import JournalWriter
 from esper_recorder.storage.listing import JOURNAL_FOLDER, RowFileName, last_sequence
 from esper_recorder.storage.rollover import roll
 from esper_recorder.storage.row_codec import pack_row
@@ -102,7 +103,7 @@ class RecordSink(Sink):
         """Take a record of the current update. Raising means that none of its rows are stored."""
 
 
-class MemorySink(Sink):
+class MemorySink(RecordSink):
     """Keeps rows in memory: for tests and notebooks."""
 
     def __init__(self) -> None:
@@ -110,11 +111,15 @@ class MemorySink(Sink):
         """The committed updates."""
         self.closed: tuple[str | None, str | None] | None = None
         """(how, error) once the sink is closed."""
-        self._batches: dict[str, list[pa.RecordBatch]] = {}
-        self._pending: list[tuple[str, pa.RecordBatch]] = []
+        self._pieces: list[tuple[int, Piece]] = []
+        self._schemas: dict[tuple[str, ...], int] = {}
+        self._pending: list[Piece] = []
 
     def write(self, table: str, columns: Mapping[str, Sequence[Any]]) -> None:
         self._pending.append((table, to_batch(table, columns)))
+
+    def write_record(self, record: UpdateRecord) -> None:
+        self._pending.append(record)
 
     def commit(self, update: int) -> None:
         self._take_pending()
@@ -126,7 +131,7 @@ class MemorySink(Sink):
 
     def table(self, table: str) -> pa.Table:
         """Return the committed rows of a table, with all the contract's columns."""
-        return to_table(table, list(self._batches.get(table, ())))
+        return to_table(table, self._batches().get(table, ()))
 
     def rows(self, table: str) -> list[dict[str, Any]]:
         """Return the committed rows of a table, each a dict of all the contract's columns."""
@@ -135,12 +140,21 @@ class MemorySink(Sink):
 
     def tables(self) -> dict[str, int]:
         """Count the committed rows of every table of the contract."""
-        return {table: sum(batch.num_rows for batch in self._batches.get(table, ())) for table in TABLES}
+        batches = self._batches()
+        return {table: sum(batch.num_rows for batch in batches.get(table, ())) for table in TABLES}
+
+    def _batches(self) -> dict[str, list[pa.RecordBatch]]:
+        joined = JoinedRows()
+        joined.add(self._pieces)
+        return joined.batches()
 
     def _take_pending(self) -> None:
         pending, self._pending = self._pending, []
-        for table, batch in pending:
-            self._batches.setdefault(table, []).append(batch)
+        for piece in pending:
+            columns: tuple[str, ...] = ()
+            if not isinstance(piece, UpdateRecord) and isinstance(piece[1], pa.RecordBatch):
+                columns = (piece[0], *piece[1].schema.names)
+            self._pieces.append((self._schemas.setdefault(columns, len(self._schemas)), piece))
 
 
 class ParquetSink(RecordSink):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from esper_recorder.contract.tables import columns
 from esper_recorder.storage.columns import Array, Column, joined
 from esper_recorder.storage.parquet import arrow_schema
 
@@ -29,9 +31,9 @@ class TableRows:
     _found: dict[str, Found | None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, updates: Array, columns: Mapping[str, Found | None]) -> TableRows:
+    def of(cls, updates: Array, found: Mapping[str, Found | None]) -> TableRows:
         """Make rows of columns that are there."""
-        return cls(updates, tuple(columns), columns.get)
+        return cls(updates, tuple(found), found.get)
 
     def get(self, name: str) -> Any:
         """Return a column, found once; None if it was not measured."""
@@ -48,7 +50,7 @@ class TableRows:
         column = self.get(name)
         if column is None or isinstance(column, pa.Array):
             return None if column is None else column.to_pylist()
-        values: list[Any] = column.to_list(arrow_schema(table).field(name).type)
+        values: list[Any] = column.to_list(_types(table)[name])
         return values
 
     def to_batch(self, table: str) -> pa.RecordBatch:
@@ -58,8 +60,13 @@ class TableRows:
             column = self.get(declared.name) if declared.name in self.names else None
             if column is not None:
                 fields.append(declared)
-                arrays.append(column.to_arrow(declared.type) if isinstance(column, Column) else column)
+                arrays.append(column.to_arrow(_types(table)[declared.name]) if isinstance(column, Column) else column)
         return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+
+@functools.cache
+def _types(table: str) -> dict[str, str]:
+    return {column.name: column.type for column in columns(table)}
 
 
 def take(column: Found, places: Array) -> Found:
@@ -78,8 +85,7 @@ def stack(pieces: Sequence[TableRows]) -> TableRows | None:
     order = np.argsort(updates, kind="stable")
 
     def find(name: str) -> Found | None:
-        columns = [piece.get(name) for piece in pieces]
-        return take(_join(columns, heights), order)
+        return take(_join([piece.get(name) for piece in pieces], heights), order)
 
     return TableRows(updates[order], _names(pieces), find)
 
@@ -88,11 +94,11 @@ def _names(pieces: Iterable[TableRows]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for piece in pieces for name in piece.names))
 
 
-def _join(columns: Sequence[Found | None], heights: Sequence[int]) -> Found | None:
-    types = {column.type for column in columns if isinstance(column, pa.Array)}
+def _join(found: Sequence[Found | None], heights: Sequence[int]) -> Found | None:
+    types = {column.type for column in found if isinstance(column, pa.Array)}
     if not types:
-        return None if all(column is None for column in columns) else joined(columns, heights)
+        return None if all(column is None for column in found) else joined(found, heights)
     (type_,) = types
     return pa.concat_arrays(
-        [pa.nulls(n, type_) if column is None else column for column, n in zip(columns, heights, strict=True)]
+        [pa.nulls(n, type_) if column is None else column for column, n in zip(found, heights, strict=True)]
     )

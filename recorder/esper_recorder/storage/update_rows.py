@@ -18,6 +18,7 @@ from esper_recorder.storage.layer_rows import layer_rows, state_rows
 from esper_recorder.storage.minibatch_rows import head_rows, minibatch_rows, update_rows
 from esper_recorder.storage.parquet import arrow_schema
 from esper_recorder.storage.ratio_rows import exemplar_rows, histogram_rows
+from esper_recorder.storage.record_layout import RecordLayout
 from esper_recorder.storage.record_numbers import RecordNumbers
 from esper_recorder.storage.table_rows import Found, TableRows
 from esper_recorder.storage.update_record import Contents, UpdateRecord
@@ -132,9 +133,9 @@ class UpdateRows:
 
 def decode(records: Sequence[UpdateRecord]) -> dict[str, list[tuple[pa.RecordBatch, list[int], list[int]]]]:
     """Make the rows of records by table: batches, each with which of the records it has rows of, and how many."""
-    groups: dict[tuple[int, Contents], list[int]] = {}
+    groups: dict[tuple[RecordLayout, Contents], list[int]] = {}
     for place, record in enumerate(records):
-        groups.setdefault((id(record.layout), record.contents), []).append(place)
+        groups.setdefault((record.layout, record.contents), []).append(place)
     result: dict[str, list[tuple[pa.RecordBatch, list[int], list[int]]]] = {}
     for places in groups.values():
         rows = UpdateRows([records[place] for place in places])

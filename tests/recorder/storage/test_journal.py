@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-import esper_recorder.storage.journal as journal_module
+import esper_recorder.storage.joined_rows as joined_rows
 from esper_recorder.storage.arrow_batches import to_batch, to_table
 from esper_recorder.storage.journal import MAGIC, JournalWriter, parse_journal, read_journal
 from esper_recorder.storage.row_codec import pack_row
@@ -174,7 +174,7 @@ def test_rows_of_several_sets_of_columns_keep_their_order_and_become_few_batches
     path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     """Packed rows, batches of 0 to 3 rows, with and without a column, one after the other and mixed."""
-    monkeypatch.setattr(journal_module, "_CHUNK", chunk)
+    monkeypatch.setattr(joined_rows, "_CHUNK", chunk)
     chance = random.Random(chunk)
     journal = JournalWriter(path)
     expected: list[tuple[int, float | None, int | None]] = []
