@@ -81,7 +81,7 @@ def test_recurrent_ppo_records_the_states_its_rollout_met(tmp_path):
 
     model = RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=32, batch_size=16, n_epochs=1, seed=1, device="cpu")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("esper_recorder.recorder.ParquetSink", lambda *_: sink)
+        patch.setattr("esper_recorder.recording.ParquetSink", lambda *_: sink)
         model.learn(64, callback=[Look(), RecorderCallback(tmp_path, rules=None)])
     rows = sink.rows("recurrent_state")
     layers = ["rollout_lstm_actor", "rollout_lstm_critic"]
