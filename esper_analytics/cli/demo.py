@@ -36,13 +36,20 @@ CHANGED: Final = {f"{RULE}.above": ABOVE}
 Progress = Callable[[str, int, int], None]
 
 
-def record(out: Path, progress: Progress, *, command: Iterable[str] | None = None) -> list[str]:
+def record(
+    out: Path,
+    progress: Progress,
+    *,
+    command: Iterable[str] | None = None,
+    on_alarm: Callable[[str], object] = lambda line: None,
+) -> list[str]:
     """Record the demo's runs into `out/runs`, in place of an earlier demo's, and return their ids.
 
     Args:
         out: the demo's folder; created if missing.
         progress: called with the run's name, the steps done and the steps in all.
         command: the command line that records, without `--out DIR`.
+        on_alarm: called with each line about an alarm in the trainer's log, when the training is over.
 
     Raises UsageError if the trainer's libraries are missing or `out` cannot be written, DataError if training fails.
     """
@@ -59,7 +66,10 @@ def record(out: Path, progress: Progress, *, command: Iterable[str] | None = Non
         before = {path.name for path in runs.iterdir()}
         earlier = _earlier_runs(listing)
         try:
-            _train([*(command or (sys.executable, "-m", "esper_recorder.demo")), "--out", str(runs)], progress)
+            trainer = command or (sys.executable, "-m", "esper_recorder.demo")
+            for line in _train([*trainer, "--out", str(runs)], progress):
+                if " alarm " in line:
+                    on_alarm(line)
         finally:
             # Also after an interrupt, so that the next demo replaces what this one left half done.
             recorded = sorted({path.name for path in runs.iterdir() if (path / "run.json").exists()} - before)
@@ -107,7 +117,8 @@ def next_commands(out: Path) -> list[str]:
     ]
 
 
-def _train(command: list[str], progress: Progress) -> None:
+def _train(command: list[str], progress: Progress) -> list[str]:
+    """Train, and return the lines of the trainer's log."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
             assert process.stdout is not None
@@ -119,10 +130,11 @@ def _train(command: list[str], progress: Progress) -> None:
             except BaseException:
                 process.kill()
                 raise
+        errors.seek(0)
+        lines = [line.strip() for line in errors if line.strip()]
         if process.returncode:
-            errors.seek(0)
-            lines = [line.strip() for line in errors if line.strip()]
             raise DataError(f"The training ended with exit status {process.returncode}: {lines[-1] if lines else '?'}")
+        return lines
 
 
 def _earlier_runs(listing: Path) -> list[str]:

@@ -25,8 +25,11 @@ def run_demo(
         f"Training PPO on CartPole twice and recording it into {out / 'runs'}: once as usual, once with a learning",
         "rate that wrecks it. The runs of an earlier demo are replaced.",
     )
+    alarms: list[str] = []
     with progress_bars("steps") as progress:
-        run_ids = demo.record(out, progress)
+        run_ids = demo.record(out, progress, on_alarm=alarms.append)
+    if alarms:
+        narrate(f"The trainer's log had a line at the onset of each alarm, {len(alarms)} in all. The first:", alarms[0])
     narrate("Replaying the rules over both, with the shipped thresholds and with another:")
     shipped, changed = demo.evaluate(out, run_ids)
     show(demo.differences(shipped, changed), TABLE)

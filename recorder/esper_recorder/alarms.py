@@ -82,11 +82,13 @@ class Announcer:
         alarms: dict[str, list[AlarmOnset]] = {}
         for onset in self.remember(firings):
             alarms.setdefault(onset.rule, []).append(AlarmOnset(self._run_id, *onset))
-        if self._stop_on is not None and not self.should_stop:
-            self.should_stop = any(Severity(firing.severity).rank >= self._stop_on.rank for firing in firings)
         for first, *others in alarms.values():
             keys = ", ".join(alarm.key for alarm in others[:_MOST_KEYS]) + (", ..." if others[_MOST_KEYS:] else "")
             log.warning("%s%s", first, f"; likewise {len(others)} more: {keys}" if others else "")
+        least = self._stop_on
+        if least is not None and not self.should_stop and any(Severity(f.severity).rank >= least.rank for f in firings):
+            log.warning("The training of run %s is asked to stop: stop_on is %s.", self._run_id, least)
+            self.should_stop = True
         if self._on_alarm is not None:
             self.waiting.extend(alarm for same_rule in alarms.values() for alarm in same_rule)
 

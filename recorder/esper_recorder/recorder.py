@@ -46,7 +46,7 @@ from esper_recorder.storage.gaps import BAD_CALL
 from esper_recorder.storage.interrupts import signals_deferred
 from esper_recorder.storage.jsonable import describe_error, encodable
 from esper_recorder.storage.manifest import ManifestError
-from esper_recorder.storage.run_folder import RunFolderError
+from esper_recorder.storage.run_folder import RunFolder, RunFolderError
 from esper_recorder.storage.sink import Sink
 from esper_recorder.storage.writer import CLOSE_SECONDS
 from esper_recorder.update_calls import UpdateCalls
@@ -149,31 +149,18 @@ class Recorder(UpdateCalls):
             "total_updates": self._setup.total_updates,
             "total_steps": self._setup.total_steps,
         }
-        with signals_deferred:
-            try:
-                folder = open_run_folder(
-                    Path(root), name, rank=rank, run_id=run_id, resume=resume, from_update=from_update, about=about
-                )
-                announcer = Announcer(folder.run_id, on_alarm, None if stop_on is None else Severity(stop_on))
-                try:
-                    self._run = Recording(
-                        folder, rule_set, self._escalation, announcer, sink, resumed=resume is not None
-                    )
-                except Exception as error:
-                    folder.abandon(error)
-                    raise
-            except (RunFolderError, ManifestError):
-                raise
-            except Exception as error:
-                message = "Nothing of this training is recorded under %s (%s). Training continues."
-                log.error(message, encodable(str(root)), describe_error(error))
-                return
-            self._recording = True
-            self._alarms = announcer.waiting
-            self._begin_update(folder.from_update)
-            self._hook_steps(optimizer)
-            _open_recorders.add(self)
-            atexit.register(_close_at_exit, weakref.ref(self))
+        try:
+            # Not within `signals_deferred`: a rank waits here for rank 0, and Ctrl-C must end that.
+            folder = open_run_folder(
+                Path(root), name, rank=rank, run_id=run_id, resume=resume, from_update=from_update, about=about
+            )
+            with signals_deferred:
+                self._begin(folder, rule_set, sink, on_alarm, stop_on, resumed=resume is not None)
+        except (RunFolderError, ManifestError):
+            raise
+        except Exception as error:
+            message = "Nothing of this training is recorded under %s (%s). Training continues."
+            log.error(message, encodable(str(root)), describe_error(error))
 
     # --- what a trainer calls ---------------------------------------------------------------------------------------
 
@@ -318,6 +305,29 @@ class Recorder(UpdateCalls):
         if self._step_hook is not None:
             self._step_hook.remove()
         run.end(how, _message(error))
+
+    def _begin(
+        self,
+        folder: RunFolder,
+        rules: RuleSet | None,
+        sink: Sink | None,
+        on_alarm: Callable[[AlarmOnset], object] | None,
+        stop_on: str | None,
+        *,
+        resumed: bool,
+    ) -> None:
+        announcer = Announcer(folder.run_id, on_alarm, None if stop_on is None else Severity(stop_on))
+        try:
+            self._run = Recording(folder, rules, self._escalation, announcer, sink, resumed=resumed)
+        except Exception as error:
+            folder.abandon(error)
+            raise
+        self._recording = True
+        self._alarms = announcer.waiting
+        self._begin_update(folder.from_update)
+        self._hook_steps(None if self._setup.optimizer is None else self._setup.optimizer())
+        _open_recorders.add(self)
+        atexit.register(_close_at_exit, weakref.ref(self))
 
     def _reopen(self, model: Any, optimizer: Any, fields: dict[str, Any]) -> bool:
         run, setup = self._run, self._setup

@@ -64,7 +64,7 @@ class RecorderCallback(BaseCallback):
         stop_on: severity of the alarms that end `learn()` after the update (`info`, `warning`, `critical`), or None.
         resume: run_id of a run to continue as a new attempt.
         total_steps: length of the whole training in environment steps, for progress and phases. The default is what
-            `learn()` is told: if a training is made of several calls, that of those so far.
+            `learn()` is given: if a training is made of several calls, that of those so far.
 
     One callback records one run, over any number of calls of `learn(reset_num_timesteps=False)` on the same model. A
     call that resets the time steps begins another run.

@@ -208,12 +208,15 @@ class TestStableBaselines3:
         model.learn(160, callback=[Flush(callback), callback])
         return model, callback
 
-    def test_learn_ends_after_the_update_with_the_alarm_and_the_run_is_finished(self, tmp_path: Path):
+    def test_learn_ends_after_the_update_with_the_alarm_and_the_run_is_finished(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ):
         model, callback = self.train(tmp_path, stop_on="critical")
         # The first step of the second rollout is the first at which the alarm of the first update is known.
         assert model.num_timesteps == 33
         assert callback.path is not None and how_it_ended(callback.path) == "finished"
         assert callback.recorder is not None and callback.recorder.should_stop
+        assert "is asked to stop: stop_on is critical" in caplog.text
         assert ea.open(tmp_path / "runs").table("ppo_updates").collect()["update"].to_list() == [1]
 
     def test_by_default_an_alarm_changes_nothing_but_the_log(self, tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -128,8 +128,10 @@ class Interrupter:
 
 
 def was_made(error: BaseException) -> bool:
-    """Whether a call that was interrupted was made: its handlers had been replaced."""
-    return "__exit__" in [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    """Whether a call that was interrupted was made: its handlers had been replaced, or were restored already."""
+    frames = traceback.extract_tb(error.__traceback__)
+    after = ("if self._alarms:", "return result")
+    return any(frame.name == "__exit__" or frame.line in after for frame in frames)
 
 
 @pytest.mark.parametrize("name", CALLS)

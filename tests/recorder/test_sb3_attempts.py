@@ -81,7 +81,7 @@ class TestLearningOn:
             model.learn(32, callback=recorded, reset_num_timesteps=False)
         assert [r["progress"] for r in rows(recorded, "ppo_updates")] == [1 / 8, 2 / 8, 3 / 8, 4 / 8]
 
-    def test_learning_anew_begins_another_run(self, tmp_path: Path):
+    def test_learning_from_zero_again_begins_another_run(self, tmp_path: Path):
         model = ppo()
         recorded = callback(tmp_path)
         model.learn(32, callback=recorded)

@@ -9,8 +9,9 @@ A payload is a frozen row of the contract: its fields are the table's columns, a
 context (environment, device) is filled in by making a new row. A group of an A/B test is a separate run, so its
 recorder names it: `Recorder(..., trainer={"name": "esper", "group_id": "A"})`.
 
-Nothing here raises into the trainer: a row that could not be recorded is logged and becomes a row of `gaps`. Whether a
-training gets worse is for the rules to decide, such as `return_degradation` of the profile `default`.
+Nothing here raises into the trainer: a row that could not be recorded is logged and becomes a row of `gaps`, and Ctrl-C
+is handled once the row is recorded. Whether a training gets worse is for the rules to decide, such as
+`return_degradation` of the profile `default`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from esper_recorder.contract.tables.esper import Counterfactual, EpochRow, SlotE
 from esper_recorder.esper.rewards import reward_components
 from esper_recorder.esper.slots import check_slot, ordered_slots
 from esper_recorder.recorder import Recorder
+from esper_recorder.storage.interrupts import signals_deferred
 
 log = logging.getLogger("esper_recorder")
 
@@ -118,7 +120,7 @@ class RowEmitter:
     @contextlib.contextmanager
     def _guarded(self, table: str) -> Iterator[None]:
         """Turn a failure into a gap of the table; the first of a table is logged with its traceback."""
-        with self.recorder.adapter.guarded("emit", table):
+        with signals_deferred, self.recorder.adapter.guarded("emit", table):
             try:
                 yield
             except Exception as error:
