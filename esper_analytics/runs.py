@@ -36,7 +36,9 @@ from esper_analytics.sql.named_queries import Value, bind, find_query
 from esper_recorder.contract.rules.ruleset import MOST_BYTES
 from esper_recorder.contract.suggest import closest, did_you_mean, suggest
 from esper_recorder.contract.tables import TABLES
+from esper_recorder.storage.listing import list_row_files
 from esper_recorder.storage.manifest import Manifest
+from esper_recorder.storage.parquet import can_be_read
 from esper_recorder.storage.safe_files import check_folder, read_regular
 
 if TYPE_CHECKING:
@@ -307,6 +309,24 @@ class Runs:
         self._problems.update(dict.fromkeys(problems))
         damaged = {run.run_id for run in entries for problem in problems if problem.path.is_relative_to(run.path)}
         return run_rows(entries, scans, damaged)
+
+
+def damage_in(path: Path, error: Exception) -> DataError:
+    """Explain an error of Polars, which does not name the part under RUNS that it could not read."""
+    for run in find_runs(path)[0]:
+        for parts in list_row_files(run.path).parts.values():
+            for part in parts:
+                if not _is_readable(part):
+                    return DataError(f"{part} is damaged: its rows cannot be read. Restore it, or move it away.")
+    return DataError(f"A part in {path} cannot be read ({error}). `esper verify` may say which.")
+
+
+def _is_readable(part: Path) -> bool:
+    try:
+        pl.scan_parquet(part, glob=False, hive_partitioning=False).collect()
+    except pl.exceptions.PolarsError:
+        return False
+    return can_be_read(part)
 
 
 def _split(name: str) -> tuple[str, bool]:

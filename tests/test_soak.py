@@ -31,13 +31,11 @@ class Child:
     """A process that does jobs."""
 
     def __init__(self, base: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.soak_jobs", str(base)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(base.parent / "stderr").open("ab"),
-            cwd=ROOT,
-        )
+        command = [sys.executable, "-m", "tests.soak_jobs", str(base)]
+        with (base.parent / "stderr").open("ab") as stderr:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, cwd=ROOT
+            )
         self.ready = self._answer()["ready"]
 
     def do(self, kind: str, seed: int) -> dict[str, Any]:
@@ -100,6 +98,8 @@ def test_files_changed_at_random_cost_themselves_alone(tmp_path: Path) -> None:
     slow = [answer for answer in answers if answer.get("seconds", 0) > SECONDS]
     large = [answer for answer in answers if answer["grown"] > soak_jobs.MEMORY]
     counts = collections.Counter(answer["kind"] for answer in answers)
-    print(f"{len(answers)} files: {dict(counts)}; {sum(a.get('seconds', 0) for a in answers):.0f} s of CPU")
+    longest, grown = (max(answer.get(key, 0) for answer in answers) for key in ("seconds", "grown"))
+    cpu = sum(answer.get("seconds", 0) for answer in answers)
+    print(f"{len(answers)} files: {dict(counts)}; {cpu:.0f} s of CPU, {longest:.1f} s at most, {grown >> 20} MiB more")
     assert counts == {kind: number for kind, (_, number) in soak_jobs.JOBS.items()}
     assert not (failed or slow or large), "\n\n".join(map(str, (failed + slow + large)[:20]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
@@ -58,6 +59,17 @@ class Command(TyperCommand):
             if not hasattr(error, "param_type"):  # which only the error for a missing parameter has
                 raise
             raise UsageError(self._missing(ctx, error.param)) from error
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            # Polars reads pages without their checksums; if it fails, some part is damaged. It is loaded by then.
+            if not type(error).__module__.startswith("polars.") or not isinstance(path := ctx.params.get("path"), Path):
+                raise
+            from esper_analytics.runs import damage_in
+
+            raise damage_in(path, error) from error
 
     def _missing(self, ctx: Any, parameter: Any) -> str:
         """The message for a missing parameter: what it is, and an example."""

@@ -19,7 +19,7 @@ from esper_analytics.detection.engine import FIRING_COLUMNS, Evaluation
 from esper_analytics.detection.incidents import INCIDENT_COLUMNS, incidents
 from esper_analytics.detection.rules import Rules, Values, load_rules, recorded_rules, with_values
 from esper_analytics.errors import UsageError
-from esper_analytics.runs import Runs
+from esper_analytics.runs import Runs, damage_in
 from esper_analytics.runs import open as open_runs
 from esper_recorder.contract.rules.ruleset import RuleSet, Severity
 
@@ -118,7 +118,7 @@ def replay(
 
     Raises:
         UsageError: unknown rules, an unknown rule or field in `values`, or an invalid value.
-        DataError: a run's own rules cannot be read.
+        DataError: the rules of every run, or the rows of a part, cannot be read.
     """
     runs = runs if isinstance(runs, Runs) else open_runs(runs)
     manifests = runs.manifests()
@@ -127,10 +127,13 @@ def replay(
     changed = {sha256: with_values(rule_set, values or {}) for sha256, rule_set in distinct.items()}
     by_run = {run_id: changed[rule_set.sha256] for run_id, rule_set in by_run.items() if run_id in manifests}
     firings, folded, coverage = [], [], []
-    for evaluation in evaluations(runs, by_run, progress):
-        firings.append(evaluation.firings.select(list(FIRING_COLUMNS)))
-        folded.append(incidents(evaluation))
-        coverage.append(_coverage(evaluation))
+    try:
+        for evaluation in evaluations(runs, by_run, progress):
+            firings.append(evaluation.firings.select(list(FIRING_COLUMNS)))
+            folded.append(incidents(evaluation))
+            coverage.append(_coverage(evaluation))
+    except pl.exceptions.ComputeError as error:
+        raise damage_in(runs.path, error) from error
     covered = {run_id for frame in coverage for run_id in frame.get_column("run_id").unique()}
     empty = [run_id for run_id in by_run if run_id not in covered]
     rows = [(run_id, rule.name, "", 0, 0, NO_UPDATE) for run_id in empty for rule in by_run[run_id].rules]

@@ -342,3 +342,16 @@ def test_a_run_whose_own_rules_are_broken_is_left_out_and_can_be_judged_by_other
     broken, unreadable = runs.problems_met
     assert "cannot be used" in str(broken) and "cannot be read" in str(unreadable)
     assert ea.replay(runs, "default").firings.height == 0
+
+
+def test_a_part_whose_rows_polars_cannot_read_is_named(tmp_path):
+    write_run(tmp_path, "sound", updates=[{}])
+    path = write_run(tmp_path, updates=[{"ratio_max": 1.0}])
+    [part] = path.glob("ppo_updates/*")
+    data = part.read_bytes()
+    part.write_bytes(data[:4] + b"\xff" * 2000 + data[2004:])
+    with pytest.raises(ea.DataError, match=f"{part.name} is damaged: its rows cannot be read"):
+        ea.replay(tmp_path, "default")
+    for command in (["replay", "--rules", "default"], ["forensics", "--run", "run", "--update", "1"], ["runs"]):
+        done = esper(command[0], tmp_path, *command[1:], code=3)
+        assert part.name in done.stderr and "is damaged" in done.stderr
