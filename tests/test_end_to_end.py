@@ -75,7 +75,7 @@ class TestTheDemo:
         alarms = runs.table("alarms").collect()
         columns = ["run_id", "update", "rule", "key", "severity", "value", "threshold", "phase", "progress"]
         order = ["run_id", "update", "rule", "key"]
-        assert alarms.height > 10
+        assert alarms.height > 5
         assert firings.select(columns).sort(order).equals(alarms.select(columns).sort(order))
         assert self.replay(demo_folder, "--against", "live", "--show", "diff") == []
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.exceptions import TyperException
 
 from esper_analytics.cli.console import narrate
 from esper_analytics.errors import EsperError, ExitCode, UsageError
@@ -39,8 +40,9 @@ class Group(TyperGroup):
             # The reader closed the pipe, as `head` does. Without this, Python's flush at exit fails again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(int(ExitCode.DONE))
-        except typer.BadParameter as error:  # whose message repeats an argument
-            error.message = printable(error.message)
+        except TyperException as error:
+            if hasattr(error, "message"):  # it repeats an argument
+                error.message = printable(error.message)
             raise
 
 

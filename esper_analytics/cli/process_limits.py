@@ -51,17 +51,23 @@ def continue_in_child(timeout_s: float, output: Path | None) -> None:
     """
     if not is_own_process:
         return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # until both processes are ready for them
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal interrupts both, and the command ends the child
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
         return
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    for number in numbers:
+        if signal.getsignal(number) == signal.SIG_DFL:  # not under nohup
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
         _, status = os.waitpid(child, 0)
     except BaseException:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has just ended
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
         raise
     finally:
         if output is not None:

@@ -14,7 +14,7 @@ import esper_analytics as ea
 from esper_analytics.cli import demo
 from esper_analytics.errors import DataError, UsageError
 from tests.builders import write_run
-from tests.support import ROOT, esper
+from tests.support import ESPER, ROOT, esper, run_process
 
 TRAINER = """
 import sys
@@ -95,8 +95,23 @@ class VisibleText(HTMLParser):
         self.text += data
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.trains
+def test_the_command_records_30_000_steps_of_each_run_and_reports_them(tmp_path):
+    done = run_process(ESPER, "demo", "--out", "demo", cwd=tmp_path, timeout=900)
+    runs = ea.open(tmp_path / "demo" / "runs")
+    assert runs.list().select("ended", "updates", "complete").rows() == [("finished", 30, True)] * 2
+    critical = ea.replay(runs, "default").incidents.filter(severity="critical")
+    assert {"ratio_explosion", "kl_extreme"} <= {*critical["rule"]}
+    assert [run_id.split("-")[0] for run_id in critical["run_id"].unique()] == ["wrecked"]
+    text = VisibleText((tmp_path / "demo" / "report.html").read_text(encoding="utf-8")).text
+    assert text.index("wrecked: First failure: ") < text.index("healthy: Nothing")
+    assert "The report: demo/report.html" in done.stdout and "esper report demo/runs" in done.stdout
+
+
 class TestForReal:
-    """On the folder that `esper demo --out demo` wrote."""
+    """On the folder of a demo."""
 
     def test_it_writes_two_runs_and_a_report(self, demo_folder):
         runs = ea.open(demo_folder / "runs")

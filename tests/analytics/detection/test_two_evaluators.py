@@ -162,7 +162,7 @@ def check(case: Case) -> None:
 
 
 @given(cases())
-@settings(max_examples=200, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 def test_random_rules_on_random_runs_fire_the_same_in_both(case: Case) -> None:
     check(case)
 
