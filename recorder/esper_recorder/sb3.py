@@ -15,6 +15,7 @@ Metrics follow Stable-Baselines3's own definitions (`contract.metrics`, definiti
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -35,6 +36,7 @@ from esper_recorder.arguments import check_alarms, training_length
 from esper_recorder.contract.rules.ruleset import load_rules
 from esper_recorder.escalation import UPDATES, Escalation
 from esper_recorder.recorder import Recorder
+from esper_recorder.storage.jsonable import describe_error
 
 log = logging.getLogger("esper_recorder")
 
@@ -56,7 +58,7 @@ class RecorderCallback(BaseCallback):
     Args:
         root: folder the run's folder is made in.
         name: first part of the run's id; by default the environment's id, or the algorithm's name.
-        config: kept in run.json beside the algorithm's hyperparameters.
+        config: kept in run.json beside the algorithm's hyperparameters; anything, as for `Recorder`.
         level: `off`, `minimal`, `normal` or `debug`, see `Recorder`.
         escalate, escalate_updates: which alarms raise the level to `debug`, and for how many updates.
         rules: profile or rules file to watch the run with, or None. The onset of each alarm is one line in the log.
@@ -78,7 +80,7 @@ class RecorderCallback(BaseCallback):
         root: str | Path,
         *,
         name: str | None = None,
-        config: dict[str, Any] | None = None,
+        config: Any = None,
         level: str = "normal",
         escalate: str | None = "critical",
         escalate_updates: int = UPDATES,
@@ -92,7 +94,8 @@ class RecorderCallback(BaseCallback):
         Escalation.from_options(level, escalate, escalate_updates)  # a wrong option raises here, before the training
         check_alarms(on_alarm, stop_on)
         if rules is not None:
-            load_rules(rules)
+            with contextlib.suppress(OSError):  # not the argument's fault; the recorder says so
+                load_rules(rules)
         self._root, self._name, self._config = Path(root), name, config
         self._options: dict[str, Any] = {
             "level": level,
@@ -129,7 +132,7 @@ class RecorderCallback(BaseCallback):
             )
         if self.recorder is not None:
             self.recorder.close("raised", "the previous training never came back to the callback")
-        config = _hyperparameters(model) | (self._config or {})
+        config = self._config_of(model)
         total_steps = self._total_steps or int(model._total_timesteps) or None
         if self.locals.get("reset_num_timesteps", True):
             self._begin(model, config, total_steps, self._resume)
@@ -139,14 +142,25 @@ class RecorderCallback(BaseCallback):
             self._begin_again(model, config, total_steps)
         assert self.recorder is not None
         self.recorder.settings(
-            epochs_planned=int(model.n_epochs),
+            epochs_planned=model.n_epochs,
             target_kl=model.target_kl,
-            entropy_coef=float(model.ent_coef),
-            value_coef=float(model.vf_coef),
-            max_grad_norm=float(model.max_grad_norm),
+            entropy_coef=model.ent_coef,
+            value_coef=model.vf_coef,
+            max_grad_norm=model.max_grad_norm,
         )
 
-    def _begin_again(self, model: Any, config: dict[str, Any], total_steps: int | None) -> None:
+    def _config_of(self, model: Any) -> Any:
+        """The algorithm's hyperparameters and the trainer's config."""
+        try:
+            hyperparameters = _hyperparameters(model)
+        except Exception as error:  # of a schedule, for instance
+            log.warning("run.json has no hyperparameters: %s.", describe_error(error))
+            hyperparameters = {}
+        if self._config is None:
+            return hyperparameters
+        return hyperparameters | (self._config if isinstance(self._config, dict) else {"config": self._config})
+
+    def _begin_again(self, model: Any, config: Any, total_steps: int | None) -> None:
         """Open another attempt of the run, or begin another run if that is impossible."""
         if self.path is None or not self.path.is_dir():
             self._begin(model, config, total_steps, self._resume)
@@ -157,7 +171,7 @@ class RecorderCallback(BaseCallback):
             log.warning("The run is not continued but another begins: %s", error)
             self._begin(model, config, total_steps, None)
 
-    def _begin(self, model: Any, config: dict[str, Any], total_steps: int | None, resume: str | None) -> None:
+    def _begin(self, model: Any, config: Any, total_steps: int | None, resume: str | None) -> None:
         """Begin a run, or another attempt of the run `resume`."""
         library = type(model).__module__.split(".")[0]
         self.recorder = Recorder(
@@ -178,7 +192,7 @@ class RecorderCallback(BaseCallback):
     def _on_step(self) -> bool:
         dones = self.locals.get("dones")
         # Runs at every step of the environments, and NumPy's `any` of so small an array takes several times as long.
-        if self.recorder is not None and dones is not None and dones.tobytes().strip(b"\0"):
+        if self.recorder is not None and isinstance(dones, np.ndarray) and dones.tobytes().strip(b"\0"):
             with self.recorder.adapter.guarded("episode"):
                 self._record_episodes(self.recorder, np.flatnonzero(dones))
         return self.recorder is None or not self.recorder.adapter.hear_alarms()
@@ -465,9 +479,12 @@ def _entropy_bounds(space: Any, buffer: Any) -> float | np.ndarray | None:
 
 
 def _default_name(model: Any) -> str:
-    spec = getattr(getattr(model.env.unwrapped, "envs", [None])[0], "spec", None)
     algorithm = type(model).__name__
-    return algorithm if spec is None else f"{algorithm}-{spec.id}"
+    try:
+        spec = getattr(getattr(model.env.unwrapped, "envs", [None])[0], "spec", None)
+        return algorithm if spec is None else f"{algorithm}-{spec.id}"
+    except Exception:  # of an environment's own attributes
+        return algorithm
 
 
 def _hyperparameters(model: Any) -> dict[str, Any]:

@@ -6,13 +6,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import esper_analytics as ea
 from esper_recorder import Recorder
 from esper_recorder.storage.manifest import how_it_ended, read_manifest
-from tests.recorder.sb3_runs import callback, ppo, rows
+from tests.recorder.sb3_runs import TinyEnv, callback, ppo, rows
 from tests.recorder.storage.stored_updates import read_rows
 
 pytestmark = pytest.mark.trains
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.trains
 MANY_CALLS = """
 import json, sys
 from pathlib import Path
+from typing import Any
 from stable_baselines3 import PPO
 from esper_recorder.sb3 import RecorderCallback
 from tests.recorder.sb3_runs import TinyEnv
@@ -141,3 +143,39 @@ class TestLearningOn:
         shutil.rmtree(first)
         model.learn(32, callback=recorded, reset_num_timesteps=False)
         assert recorded.path != first and len(rows(recorded, "ppo_updates")) == 1
+
+
+class Unreadable(TinyEnv):
+    @property
+    def spec(self) -> Any:
+        raise RuntimeError("no spec")
+
+    @spec.setter
+    def spec(self, value: Any) -> None:
+        pass
+
+
+class TestTheStart:
+    @pytest.mark.parametrize("config", [{"note": 1}, Path("a"), ["b"], object(), Unreadable])
+    def test_whatever_the_config_is_the_training_is_recorded(self, tmp_path: Path, config: Any):
+        recorded = callback(tmp_path, config=config)
+        ppo().learn(32, callback=recorded)
+        assert len(rows(recorded, "ppo_updates")) == 1 and recorded.path is not None
+        kept = read_manifest(recorded.path).config
+        assert kept["n_steps"] == 32 and ("note" in kept or "config" in kept)
+
+    def test_hyperparameters_and_an_environment_that_cannot_be_read_cost_themselves(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ):
+        def schedule(remaining: float) -> float:
+            if remaining == 1.0:
+                raise RuntimeError("not at the start")
+            return 0.2
+
+        model = ppo(env=Unreadable())
+        model.clip_range_vf = schedule
+        recorded = callback(tmp_path)
+        model.learn(32, callback=recorded)
+        assert recorded.run_id is not None and recorded.run_id.startswith("PPO-2")
+        assert len(rows(recorded, "ppo_updates")) == 1
+        assert "run.json has no hyperparameters: RuntimeError: not at the start" in caplog.text
