@@ -4,8 +4,9 @@
     python benchmarks/train_faults.py --out /tmp/check --check [--only advantage] [--trainer sb3]
 
 What is finished already is left as it is, judged by its manifest, its recording and what it was made from; what was
-interrupted is trained again. `--plan` only lists the runs. `--check` trains each fault class for a few updates, on the
-first task of each trainer, and checks the proof that the fault was injected.
+interrupted is trained again. `--list` lists the fault classes, `--plan` the runs. `--check` trains each fault class
+for a few updates, on the first task of each trainer or on those of `--task`, and checks the proof that the fault was
+injected.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
+from faults.fault_class import TRAINERS
 from faults.plan import PlannedRun, faulty_run, planned_runs, tasks_of
 from faults.proving import prove
 from faults.registry import FAULTS, SEEDS
+from faults.tasks import TASKS
 from faults.training import Manifest, manifest_of, manifests, train_run
 
 CHECKED_MIDWAY = 3
@@ -47,7 +50,7 @@ def train(runs: list[PlannedRun], out: Path, jobs: int) -> list[str]:
         for run in missing:
             problems += _result(run, train_run(run, out))
         return problems
-    # A fresh process each: torch must not be forked, and no run can leave anything behind.
+    # Spawned, as torch must not be forked.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=one_thread, max_tasks_per_child=20) as pool:
         futures = {pool.submit(train_run, run, out): run for run in sorted(missing, key=lambda run: -run.cost)}
@@ -67,17 +70,19 @@ def _result(run: PlannedRun, manifest: Manifest) -> list[str]:
     return []
 
 
-def check(out: Path, only: str, trainers: tuple[str, ...]) -> int:
-    """Train each fault class briefly and print what its proof found; the number of those not proven."""
+def check(out: Path, only: list[str], trainers: tuple[str, ...], tasks: list[str] | None) -> int:
+    """Train each fault class briefly and print what its proof found; the number of those not proven.
+
+    On the first task of each trainer, or on all of these tasks.
+    """
     one_thread()
     failed = 0
     for fault in FAULTS.values():
-        if only not in fault.name:
+        if not any(part in f"fault-{fault.name}" for part in only):
             continue
-        tasks: dict[str, str] = {}
-        for trainer, task in tasks_of((t for t in fault.trainers if t in trainers), fault.tasks):
-            tasks.setdefault(trainer, task)
-        for trainer, task in tasks.items():
+        pairs = list(tasks_of((t for t in fault.trainers if t in trainers), fault.tasks))
+        first = dict(reversed(pairs))
+        for trainer, task in (pair for pair in pairs if (pair[1] in tasks if tasks else first[pair[0]] == pair[1])):
             onset = 1 if fault.onset == 1 else CHECKED_MIDWAY
             updates = onset + fault.proof.within - 1
             run = faulty_run(fault, trainer, task, SEEDS["held-out"][0], "held-out", onset=onset, updates=updates)
@@ -97,32 +102,56 @@ def check(out: Path, only: str, trainers: tuple[str, ...]) -> int:
     return failed
 
 
+def list_faults() -> None:
+    """Print every fault class."""
+    for fault in FAULTS.values():
+        where = ", ".join(fault.tasks or ("every task",))
+        print(f"{fault.name} ({fault.cause}; {fault.chain}; from update {fault.onset}): {fault.description}")
+        proof = f"{fault.proof.source}: {fault.proof.expression}"
+        print(f"    {', '.join(fault.trainers)}; {where}; proved by {proof}")
+
+
+def list_runs(runs: list[PlannedRun]) -> None:
+    """Print every run, and how many there are."""
+    for run in runs:
+        print(run.key, run.half, run.cause)
+    halves = Counter((run.half, "faulty" if run.faulty else "healthy") for run in runs)
+    counts = ", ".join(f"{n} {kind} {half}" for (half, kind), n in sorted(halves.items()))
+    print(f"{len(runs)} runs of {len(FAULTS)} fault classes: {counts}; {sum(run.cost for run in runs):.0f} units")
+
+
 def main() -> int:
-    """Train or check."""
+    """Train, check or list."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for runs and manifests, outside of git")
+    parser.add_argument("--out", type=Path, help="folder for runs and manifests, outside of git")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
-    parser.add_argument("--only", default="", help="only runs whose key has this in it (with --check: fault classes)")
-    parser.add_argument("--trainer", action="append", help="only this trainer; repeatable")
-    parser.add_argument("--plan", action="store_true", help="list the runs, train nothing")
+    parser.add_argument("--only", action="append", help="only runs whose key has this in it; repeatable")
+    parser.add_argument("--trainer", action="append", choices=TRAINERS, help="only this trainer; repeatable")
+    parser.add_argument("--task", action="append", choices=list(TASKS), help="with --check: on this task; repeatable")
+    parser.add_argument("--list", action="store_true", help="list the fault classes")
+    parser.add_argument("--plan", action="store_true", help="list the runs")
     parser.add_argument("--check", action="store_true", help="train each fault class briefly and check its proof")
     arguments = parser.parse_args()
-    trainers = tuple(arguments.trainer or ("sb3", "script", "device"))
+    trainers, only = tuple(arguments.trainer or TRAINERS), arguments.only or [""]
+    planned = planned_runs()
+    wanted = [run for run in planned if run.trainer in trainers and any(part in run.key for part in only)]
+    # A faulty run is judged by its control.
+    keys = {run.key for run in wanted} | {run.control for run in wanted}
+    runs = [run for run in planned if run.key in keys]
+    if arguments.list:
+        list_faults()
+        return 0
+    if arguments.plan:
+        list_runs(runs)
+        return 0
+    if arguments.out is None:
+        parser.error("name a folder for the runs, outside of git: --out ../fault-runs")
+    if not runs:
+        parser.error(f"no run has {' or '.join(only)} in its key; --plan lists the runs")
     if arguments.check:
-        failed = check(arguments.out, arguments.only, trainers)
+        failed = check(arguments.out, only, trainers, arguments.task)
         print(f"{failed} not proven")
         return int(failed > 0)
-    runs = [run for run in planned_runs() if arguments.only in run.key and run.trainer in trainers]
-    # A faulty run is judged against its control.
-    wanted = {run.control for run in runs} | {run.key for run in runs}
-    runs = [run for run in planned_runs() if run.key in wanted]
-    if arguments.plan:
-        for run in runs:
-            print(run.key, run.half, run.cause)
-        halves = Counter((run.half, "faulty" if run.faulty else "healthy") for run in runs)
-        counts = ", ".join(f"{n} {kind} {half}" for (half, kind), n in sorted(halves.items()))
-        print(f"{len(runs)} runs of {len(FAULTS)} fault classes: {counts}; {sum(r.cost for r in runs):.0f} units")
-        return 0
     problems = train(runs, arguments.out, arguments.jobs)
     print(f"{len(manifests(arguments.out))} finished runs in {arguments.out}")
     for problem in problems:

@@ -110,7 +110,7 @@ class _Loop:
             for update in range(1, self.training.settings.updates + 1):
                 if self.harness.restarts_before(update):
                     run_id = rec.run_id
-                    rec.close("interrupted")
+                    rec.close()
                     rec = self.recorder(resume=run_id)
                 self.harness.begin(update)
                 self.update(rec, update)

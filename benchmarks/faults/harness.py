@@ -125,6 +125,7 @@ class Harness:
         )
         self.witness.minibatch(index, self._epoch, loss, right)
         self.steps.zero_grad()
+        self.witness.left_over()
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
         self.steps.after_backward()

@@ -15,7 +15,7 @@ from faults.seams import Seams
     "gradients_not_zeroed",
     cause="gradients_accumulate",
     chain="gradient",
-    proof=shown("grad_norm", ">", 2, of_control=True),
+    proof=witnessed("gradient_left"),
 )
 class GradientsNotZeroed(Seams):
     """Gradients of all minibatches add up."""

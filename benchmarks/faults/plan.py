@@ -66,6 +66,8 @@ class PlannedRun:
         epochs = 6 * settings.epochs if self.name == "too_many_epochs" else settings.epochs
         minibatches = epochs * settings.envs * settings.steps / settings.batch_size
         wide = 2 if settings.hidden > 256 else 1
+        if not self.faulty and HEALTHY[self.name].library == "RecurrentPPO":
+            return 5.0
         return _COST[self.trainer] * wide * settings.updates / 24 * (0.3 + 0.7 * minibatches / 80)
 
     def fingerprint(self) -> str:

@@ -140,7 +140,7 @@ class _Script:
             for update in range(1, self.settings.updates + 1):
                 if self.harness.restarts_before(update):
                     run_id = rec.run_id
-                    rec.close("interrupted")
+                    rec.close()
                     rec = self.recorder(resume=run_id)
                 self.update(rec, update)
         except BaseException as error:

@@ -19,7 +19,7 @@ from faults.witness import Witness
 
 Manifest = dict[str, Any]
 """What is known of a finished run: the planned run's fields, `key`, `fingerprint`, `run_id`, `crashed` (the error, or
-None), `seconds` and `witness` (rows by update)."""
+None), `seconds`, `cpu_seconds` and `witness` (rows by update)."""
 
 
 def train_run(run: PlannedRun, out: Path) -> Manifest:
@@ -30,7 +30,7 @@ def train_run(run: PlannedRun, out: Path) -> Manifest:
     root = out / "unfinished" / run.key
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     witness, error = _train(run, root)
     if error is not None and not run.faulty:
         raise RuntimeError(f"The healthy run {run.key} failed.") from error
@@ -46,6 +46,7 @@ def train_run(run: PlannedRun, out: Path) -> Manifest:
         "run_id": folder.name,
         "crashed": None if error is None else f"{type(error).__name__}: {error}"[:500],
         "seconds": round(time.perf_counter() - began, 2),
+        "cpu_seconds": round(time.process_time() - cpu_began, 2),
         "witness": witness,
     }
     _write(out, manifest)
@@ -66,8 +67,9 @@ def manifest_of(run: PlannedRun, out: Path) -> Manifest | None:
 
 
 def manifests(out: Path) -> list[Manifest]:
-    """The manifests of all finished runs."""
-    return [json.loads(path.read_text()) for path in sorted((out / "manifest").glob("*.json"))]
+    """The manifests of all finished runs whose recording is there."""
+    found: list[Manifest] = [json.loads(path.read_text()) for path in sorted((out / "manifest").glob("*.json"))]
+    return [manifest for manifest in found if (out / "runs" / manifest["run_id"] / "run.json").exists()]
 
 
 def _train(run: PlannedRun, root: Path) -> tuple[list[dict[str, Any]], Exception | None]:

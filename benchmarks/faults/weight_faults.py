@@ -9,7 +9,7 @@ from faults.fault_class import MIDWAY, Proof, fault, shown, witnessed
 from faults.healthy import Normalized
 from faults.seams import Seams, Training
 
-_DISCRETE = ("CartPole-v1", "Acrobot-v1", "poles", "hidden-poles")
+_DISCRETE = ("CartPole-v1", "Acrobot-v1")
 _JUMP = witnessed("weight_jump", ">", 0.01)
 
 
@@ -69,7 +69,7 @@ class LayerFrozen(Seams):
     cause="entropy_too_low",
     chain="weights",
     tasks=_DISCRETE,
-    proof=shown("entropy", "<", 0.7, of_control=True),
+    proof=shown("entropy", "<", 0.9, of_control=True),
 )
 class InitialPolicyTooSure(Seams):
     """The policy's last layer begins with weights a thousand times the usual ones."""

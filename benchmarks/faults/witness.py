@@ -7,6 +7,7 @@ random numbers. It is kept in the manifest, never in the recorded run.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -44,6 +45,7 @@ class Row:
     critic_step: float = 0.0
     weight_jump: float = 0.0  # L2 distance that the weights moved between two updates
     weight_norm: float = 0.0
+    gradient_left: float = 0.0  # norm of the gradients before backward
     actor_gradient: float = 0.0
     critic_gradient: float = 0.0
     optimizer_age: float = 0.0  # steps the optimizer remembers, at the end
@@ -125,13 +127,14 @@ class Witness:
             self._seen.update(index.flatten().tolist())
         self.largest("loss_gap", abs(float(loss.detach()) - float(right_loss)) / (abs(float(right_loss)) + 1e-3))
 
+    def left_over(self) -> None:
+        """Read the gradients that a minibatch begins with: there should be none."""
+        self.largest("gradient_left", _norm(parameter.grad for parameter in self._training.model.parameters()))
+
     def gradients(self) -> None:
         """Read the gradients before they are clipped."""
         for critic, column in ((False, "actor_gradient"), (True, "critic_gradient")):
-            squares = [
-                float(p.grad.square().sum()) for _, p in self._training.named(critic=critic) if p.grad is not None
-            ]
-            self.largest(column, math.sqrt(sum(squares)))
+            self.largest(column, _norm(parameter.grad for _, parameter in self._training.named(critic=critic)))
 
     def update_begins(self) -> None:
         """Remember the weights that the epochs begin with."""
@@ -171,6 +174,11 @@ def right_loss(
         objective = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
         value_loss = (batch.returns - batch.values).square().mean()
         return value_coef * value_loss - objective.mean() - entropy_coef * batch.entropy.mean()
+
+
+def _norm(gradients: Iterable[Tensor | None]) -> float:
+    there = [gradient for gradient in gradients if gradient is not None]
+    return float(torch.stack(torch._foreach_norm(there)).norm()) if there else 0.0
 
 
 def _finite(value: Any) -> Any:

@@ -96,7 +96,9 @@ def test_what_was_trained_is_judged(out: Path):
     assert [row["n"] for row in rows if row.get("measure") == "critical" and row["of"] == "all"] == [
         rows[-1]["faulty runs"]
     ]
-    assert len(ea.open(out / "runs").list()) == len(list((out / "manifest").glob("*.json")))
+    runs = ea.open(out / "runs")
+    assert len(runs.list()) == len(list((out / "manifest").glob("*.json")))
+    assert runs.table("gaps").collect().is_empty(), "the trainers call the recorder correctly"
 
 
 def test_the_judge_asks_for_runs_if_there_are_none(tmp_path: Path):

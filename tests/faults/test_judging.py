@@ -57,8 +57,9 @@ class TestBecauseOfTheFault:
 
     def test_the_same_rule_for_another_key_is(self):
         usual = [Incident("layer_without_gradient", "a", WARNING, 2)]
-        found = judge(CONTROL, CONTROL, [Incident("layer_without_gradient", "b", WARNING, 12)], usual)
-        assert found.warned and found.latency == 12 - 11
+        same, other = (Incident("layer_without_gradient", key, WARNING, 12) for key in ("a", "b"))
+        assert not judge(CONTROL, CONTROL, [same], usual).warned
+        assert judge(CONTROL, CONTROL, [same, other], usual).latency == 12 - 11
 
     def test_an_info_is_no_warning(self):
         assert not judge(CONTROL, CONTROL, [Incident("clip_fraction_high", "", INFO, 11)], []).warned
