@@ -134,7 +134,12 @@ HEALTHY: Final = {
         onset=MIDWAY,
         tasks=("CartPole-v1", "poles"),
     ),
-    "gsde": Variant("State-dependent exploration.", {"use_sde": True}, trainers=("sb3",), tasks=_SWING),
+    "gsde": Variant(
+        "State-dependent exploration.",
+        {"use_sde": True, "learning_rate": 3e-4, "epochs": 5},
+        trainers=("sb3",),
+        tasks=_SWING,
+    ),
     "tiny_network": Variant("Four hidden units.", {"hidden": 4}, tasks=("CartPole-v1", "poles")),
     "large_network": Variant("512 hidden units.", {"hidden": 512, "learning_rate": 3e-4}, trainers=_GYM, tasks=_CART),
     "relu": Variant("ReLU in place of tanh.", {"activation": "relu"}, tasks=("CartPole-v1", "Pendulum-v1", "poles")),
@@ -154,7 +159,11 @@ HEALTHY: Final = {
         "Invalid actions are masked.", trainers=("sb3",), tasks=("CartPole-v1", "Acrobot-v1"), library="MaskablePPO"
     ),
     "recurrent": Variant(
-        "sb3-contrib's recurrent PPO.", {"epochs": 4}, trainers=("sb3",), tasks=_CART, library="RecurrentPPO"
+        "sb3-contrib's recurrent PPO.",
+        {"epochs": 4, "learning_rate": 3e-4},
+        trainers=("sb3",),
+        tasks=_CART,
+        library="RecurrentPPO",
     ),
     "example": Variant(
         "examples/device_ppo.py as it is.", trainers=("device",), tasks=("poles",), library="device_ppo"

@@ -21,6 +21,9 @@ from faults.training import Manifest
 LOST: Final = 0.5
 """Fraction of the control's gain whose loss makes a fault harmful."""
 
+LEAST_GAIN: Final = 0.1
+"""Fraction of its first return that a control must gain for a loss of it to mean anything."""
+
 RESAMPLES: Final = 2000
 
 
@@ -44,7 +47,7 @@ class JudgedRun:
     """A faulty run and what was said of it.
 
     Attributes:
-        harmful: None if that cannot be said, as the control gained nothing.
+        harmful: None if that cannot be said, as the control gained next to nothing.
         latency: updates from the fault's onset to the first incident because of it that is a warning or worse.
         first_rule: the rule of that incident.
         causes: the causes a diagnosis named, the likeliest first; None without a diagnosis.
@@ -96,11 +99,11 @@ def judge(
 
 
 def is_harmful(manifest: Manifest, control: Manifest) -> bool | None:
-    """Whether a fault cost what its control gained; None if the control gained nothing."""
+    """Whether a fault cost what its control gained; None if the control gained too little to say."""
     if manifest["crashed"]:
         return True
     begin, end = _first_and_last(control)
-    if end <= begin:
+    if end - begin <= LEAST_GAIN * abs(begin):
         return None
     return end - _first_and_last(manifest)[1] >= LOST * (end - begin)
 

@@ -25,7 +25,7 @@ class Settings:
     updates: int = 24
     envs: int = 4
     steps: int = 128
-    epochs: int = 10
+    epochs: int = 8
     batch_size: int = 64
     learning_rate: float = 1e-3
     gamma: float = 0.99

@@ -41,13 +41,13 @@ _DEVICE: Final = {
     "steps": 16,
     "batch_size": 128,
     "epochs": 8,
-    "learning_rate": 5e-3,
+    "learning_rate": 2.5e-3,
     "entropy_coef": 0.01,
 }
 
 TASKS: Final = {
     "CartPole-v1": Task(_GYM, {}),
-    "Pendulum-v1": Task(_GYM, {"gamma": 0.9, "learning_rate": 2e-3}, continuous=True),
+    "Pendulum-v1": Task(_GYM, {"gamma": 0.9, "learning_rate": 2e-3, "epochs": 10}, continuous=True),
     "Acrobot-v1": Task(_GYM, {"learning_rate": 2e-3, "entropy_coef": 0.01}, held_out=True),
     "poles": Task(("device",), _DEVICE),
     "hidden-poles": Task(("device",), _DEVICE, held_out=True),

@@ -79,8 +79,10 @@ class TestHarm:
     def test_a_crash_is_harmful_however_good_the_return_was(self):
         assert is_harmful(manifest([500.0] * 8, crashed="ValueError: nan"), CONTROL) is True
 
-    def test_nothing_can_be_said_if_the_control_gained_nothing(self):
-        assert is_harmful(manifest([1.0] * 8), manifest([50.0] * 8)) is None
+    # From -50: a tenth is 5, so a control that ends at -45 gained too little, one that ends at -44 enough.
+    @pytest.mark.parametrize(("end", "harmful"), [(-50.0, None), (-45.0, None), (-44.0, True)])
+    def test_nothing_can_be_said_if_the_control_gained_too_little(self, end: float, harmful: bool | None):
+        assert is_harmful(manifest([-90.0] * 8), manifest([-50.0] * 6 + [end] * 2)) is harmful
 
     def test_updates_in_which_no_episode_ended_do_not_count(self):
         # The last two updates have no episode: the last known return, 40, counts.
