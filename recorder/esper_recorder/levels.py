@@ -30,7 +30,8 @@ class Level(IntEnum):
             return cls[level.upper()]
         except (AttributeError, KeyError):
             names = ", ".join(member.name.lower() for member in cls)
-            raise ValueError(f"level {level!r} is not known; there are: {names}") from None
+            what = repr(level) if isinstance(level, str) else f"of type {type(level).__name__}"
+            raise ValueError(f"level {what} is not known; there are: {names}") from None
 
 
 @dataclass(frozen=True, slots=True)

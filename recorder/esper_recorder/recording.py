@@ -58,11 +58,15 @@ class Recording:
         """
         if not self._closed or not isinstance(self._sink, ParquetSink) or not self.folder.reopen(**fields):
             return False
-        self._committed += self.writer.committed
-        self._end, self._closed = None, False
-        self.announcer.should_stop = False
+        try:
+            writer = self._new_writer(self.writer.gaps)
+        except Exception as error:  # no thread can be started
+            self.folder.abandon(error)
+            return False
         self._sink.reopen()
-        self.writer = self._new_writer(self.writer.gaps)
+        self._committed += self.writer.committed
+        self.writer, self._end, self._closed = writer, None, False
+        self.announcer.should_stop = False
         return True
 
     def _new_writer(self, gaps: GapLog | None = None) -> Writer:

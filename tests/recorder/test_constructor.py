@@ -155,6 +155,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "root has a zero byte": {"root": "a\0b"},
     "name": {"name": 5},
     "level": {"level": "loud"},
+    "level of another type": {"level": Broken()},
+    "stop_on": {"stop_on": Broken()},
     "rules": {"rules": 5},
     "rules file": {"rules": "nowhere.toml"},
     "rules profile": {"rules": "\ud800"},
