@@ -113,19 +113,18 @@ class Rollout:
         values = self.values
         if len(fields) < len(self.fields):
             values = torch.stack([values[self.fields.index(field)] for field in fields])
-        inside = None
+        inside, places = None, index
         if index.device.type != "cpu" or not _within(index, transitions):
-            inside = (index >= 0) & (index < transitions)
-        # Clamped, not checked: on a device an index out of bounds is an assert that ends the process's use of it.
-        places = index.clamp(0, transitions - 1).flatten()
-        chosen = to_device(values, index.device).index_select(1, places).to(dtype)
+            # Clamped, not checked: on a device an index out of bounds is an assert that ends the process's use of it.
+            places = index.clamp(0, transitions - 1)
+            inside = places == index
+        chosen = to_device(values, index.device).index_select(1, places.flatten()).to(dtype)
         return dict(zip(fields, chosen.view(len(fields), *index.shape).unbind(), strict=True)), inside
 
 
 def _within(index: Tensor, size: int) -> bool:
     """Whether all positions are among `size`. Waits for a tensor on a device."""
-    lowest, highest = torch.aminmax(index)
-    return bool(lowest >= 0) and bool(highest < size)
+    return int(index.amin()) >= 0 and int(index.amax()) < size
 
 
 def _by_transition(actions: Tensor | None, steps: int, envs: int) -> Tensor | None:

@@ -10,7 +10,6 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -111,43 +110,56 @@ def reduce_quantities(*sets: Quantities) -> list[Statistics]:
     width = stacks[0].shape[-1]
     if not width:  # there is no extreme of nothing: one that does not count
         masked = [x.new_full((*x.shape[:-1], 1), torch.nan) for x in stacks]
+    if len(sets) == 1:
+        table, wide = _reduce(masked[0].flatten(0, -2), sets[0].valid is None)
+        return [_columns(sets[0], table.view(len(_KINDS), *masked[0].shape[:-1]), wide.view(masked[0].shape), width)]
     flat = [x.reshape(-1, x.shape[-1]) for x in masked]
-    totals, wide = _reduce(flat[0] if len(flat) == 1 else torch.cat(flat), all(q.valid is None for q in sets))
-    found, start = [], 0
-    for q, x in zip(sets, masked, strict=True):
-        rows = slice(start, start := start + x.shape[:-1].numel())
-        of_set = {kind: total[rows].view(x.shape[:-1]) for kind, total in totals.items()}
-        found.append(_columns(q, of_set, wide[rows].view(x.shape), width))
-    return found
+    table, wide = _reduce(torch.cat(flat), all(q.valid is None for q in sets))
+    sizes = [x.shape[0] for x in flat]
+    parts = zip(sets, masked, torch.split(table, sizes, dim=1), torch.split(wide, sizes), strict=True)
+    return [
+        _columns(q, of_set.reshape(len(_KINDS), *x.shape[:-1]), wide_of_set.view(x.shape), width)
+        for q, x, of_set, wide_of_set in parts
+    ]
 
 
-def _columns(q: Quantities, totals: dict[str, Tensor], wide: Tensor, width: int) -> Statistics:
-    """Choose the columns of a set from the totals of its quantities, [quantities, ...] of each kind."""
-    shape = totals["n"].shape[1:]
+_KINDS = ("nan", "posinf", "neginf", "n", "sum", "sum_sq", "min", "max")
+_N, _SUM = _KINDS.index("n"), _KINDS.index("sum")
+
+
+def _columns(q: Quantities, table: Tensor, wide: Tensor, width: int) -> Statistics:
+    """Choose the columns of a set from what its quantities were reduced to, [kinds, quantities, ...]."""
+    rows, shape = table.shape[1], table.shape[2:]
     if q.valid is None:
-        valid = totals["n"].new_full((1, *shape), width)
+        valid = table.new_full((1, *shape), width)
     else:
         valid = q.valid.sum(dim=-1, dtype=torch.float64).expand(1, *shape)
     if q.valid is not None or not width:
-        totals["nan"] = totals["nan"] - (wide.shape[-1] - valid)  # what does not count is NaN
-    kinds = dict.fromkeys([kind for _, kind, _ in q.columns])
+        table[0].sub_(wide.shape[-1] - valid)  # what does not count is NaN
+    tables, starts = [table.flatten(0, 1)], {kind: i * rows for i, kind in enumerate(_KINDS)}
+    end = rows * len(_KINDS)
+
+    def append(kind: str, rows: int, reduced: Tensor) -> None:
+        nonlocal end
+        tables.append(reduced)
+        starts[kind], end = end, end + rows
+
+    append("valid", 1, valid)
+    kinds = {kind for _, kind, _ in q.columns}
     if "nonfinite" in kinds:
-        totals["nonfinite"] = valid - totals["n"]
+        append("nonfinite", rows, valid - table[_N])
     if "negative_sum" in kinds:
-        totals["negative_sum"] = -totals["sum"]
+        append("negative_sum", rows, -table[_SUM])
     if q.conditions:
         conditions = torch.stack(q.conditions)
         counted = conditions if q.valid is None else conditions & q.valid
-        totals["count"] = counted.sum(dim=-1, dtype=torch.float64)
+        append("count", len(q.conditions), counted.sum(dim=-1, dtype=torch.float64))
     if q.pair is not None:
         first, second = q.pair
-        totals["product"] = (wide[first] * wide[second]).sum(dim=-1)[None]
+        append("product", 1, (wide[first] * wide[second]).sum(dim=-1)[None])
     if q.reduced is not None:
-        totals["reduced"] = q.reduced[None]
-    totals["valid"] = valid
-    tables = [totals[kind] for kind in kinds]
-    ends = dict(zip(kinds, accumulate(map(len, tables)), strict=True))
-    places = tuple([ends[kind] - len(totals[kind]) + place for _, kind, place in q.columns])
+        append("reduced", 1, q.reduced[None])
+    places = tuple([starts[kind] + place for _, kind, place in q.columns])
     return Statistics(tuple([name for name, _, _ in q.columns]), _select(tables, places))
 
 
@@ -164,8 +176,8 @@ def _index(places: tuple[int, ...]) -> Tensor:
     return torch.tensor(places, device="cpu")
 
 
-def _reduce(x: Tensor, complete: bool) -> tuple[dict[str, Tensor], Tensor]:
-    """Reduce the rows of x, [rows, n], to float64 [rows] by kind; and return their finite elements, others as zeros.
+def _reduce(x: Tensor, complete: bool) -> tuple[Tensor, Tensor]:
+    """Reduce the rows of x, [rows, n], to float64 [kinds, rows]; and return their finite elements, others as zeros.
 
     Args:
         x: NaN where an element does not count.
@@ -175,23 +187,20 @@ def _reduce(x: Tensor, complete: bool) -> tuple[dict[str, Tensor], Tensor]:
         lowest, highest = x.amin(dim=-1), x.amax(dim=-1)  # NaN if there is one
         if math.isfinite(float((highest - lowest).sum())):
             wide = x.to(torch.float64)
-            none = wide.new_zeros(x.shape[0])
-            totals = dict.fromkeys(("nan", "posinf", "neginf"), none) | {"n": none + x.shape[-1]}
-            return totals | _sums(wide) | {"min": lowest.to(torch.float64), "max": highest.to(torch.float64)}, wide
-    conditions = torch.stack([torch.isnan(x), x == torch.inf, x == -torch.inf])
-    odd = conditions.sum(dim=-1, dtype=torch.float64)
+            table = wide.new_zeros(len(_KINDS), x.shape[0])
+            table[_N].fill_(x.shape[-1])
+            torch.sum(wide, dim=-1, out=table[_SUM])
+            torch.sum(wide * wide, dim=-1, out=table[_SUM + 1])
+            table[-2].copy_(lowest)
+            table[-1].copy_(highest)
+            return table, wide
+    odd = torch.stack([torch.isnan(x), x == torch.inf, x == -torch.inf]).sum(dim=-1, dtype=torch.float64)
     lowest = torch.nan_to_num(x, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).amin(dim=-1)
     highest = torch.nan_to_num(x, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).amax(dim=-1)
-    extremes = torch.stack([lowest, highest]).to(torch.float64)
-    lowest, highest = extremes.masked_fill_(odd[0] == x.shape[-1], torch.nan).unbind()
+    extremes = torch.stack([lowest, highest]).to(torch.float64).masked_fill_(odd[0] == x.shape[-1], torch.nan)
     wide = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0).to(torch.float64)
-    nan, posinf, neginf = odd.unbind()
-    totals = {"nan": nan, "posinf": posinf, "neginf": neginf, "n": x.shape[-1] - odd.sum(dim=0)}
-    return totals | _sums(wide) | {"min": lowest, "max": highest}, wide
-
-
-def _sums(wide: Tensor) -> dict[str, Tensor]:
-    return {"sum": wide.sum(dim=-1), "sum_sq": (wide * wide).sum(dim=-1)}
+    n = x.shape[-1] - odd.sum(dim=0)
+    return torch.cat([odd, torch.stack([n, wide.sum(dim=-1), (wide * wide).sum(dim=-1)]), extremes]), wide
 
 
 def from_host(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
