@@ -237,7 +237,7 @@ class LayerReducer:
         segments, totals = self._groups[0].segments(steps), self._kernel.totals(steps * self._layers)
         self._kernel.add(totals, self._gradients[:steps].view(-1), segments)
         self._kernel.add_squares(totals.table[_WEIGHT], self._weights[:steps].view(-1), segments)
-        if any(self._flags[-steps:]):
+        if any(self._flags):
             self._kernel.add_squares(totals.table[_STEP], self._changes[:steps].view(-1), segments)
         self._done.append(totals)
 

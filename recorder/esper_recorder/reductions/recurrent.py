@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from esper_recorder.reductions.statistics import Statistics, StatisticsBuilder, wide_enough
+from esper_recorder.reductions.statistics import Statistics, wide_enough
 
 
 def state_statistics(state: Tensor) -> Statistics:
@@ -25,14 +25,15 @@ def state_statistics(state: Tensor) -> Statistics:
     wide = torch.where(finite, by_env, 0).to(torch.float64)
     sum_sq, n = (wide * wide).sum(dim=-1), finite.sum(dim=-1)
     env_rms = torch.where(n > 0, torch.sqrt(sum_sq / n), 0)
-    out = StatisticsBuilder()
-    out.add("n", torch.full((), by_env.numel(), device=x.device))
-    out.add("nan_count", torch.isnan(by_env).sum())
-    out.add("inf_count", torch.isinf(by_env).sum())
-    out.add("sum_sq", sum_sq.sum())
-    out.add("env_n", (n > 0).sum())
-    out.add("env_rms_sum", env_rms.sum())
+    totals = {
+        "n": torch.full((), by_env.numel(), device=x.device),
+        "nan_count": torch.isnan(by_env).sum(),
+        "inf_count": torch.isinf(by_env).sum(),
+        "sum_sq": sum_sq.sum(),
+        "env_n": (n > 0).sum(),
+        "env_rms_sum": env_rms.sum(),
+    }
     for name, values in (("env_rms_max", env_rms), ("abs_max", wide.abs().flatten())):
         largest = torch.cat([values, values.new_zeros(1)]).amax()  # of an empty state too
-        out.add(name, torch.where(n.sum() > 0, largest, torch.nan))
-    return out.build()
+        totals[name] = torch.where(n.sum() > 0, largest, torch.nan)
+    return Statistics(tuple(totals), torch.stack([total.to(torch.float64) for total in totals.values()]))

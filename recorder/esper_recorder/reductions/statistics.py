@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,22 +25,6 @@ class Statistics:
 
     names: tuple[str, ...]
     values: Tensor
-
-
-@dataclass(slots=True)
-class StatisticsBuilder:
-    """Collects statistics by name and stacks them at the end."""
-
-    names: list[str] = field(default_factory=list)
-    values: list[Tensor] = field(default_factory=list)
-
-    def add(self, name: str, value: Tensor) -> None:
-        self.names.append(name)
-        self.values.append(value.to(torch.float64))
-
-    def build(self) -> Statistics:
-        """Stack along a new last dimension."""
-        return Statistics(tuple(self.names), torch.stack(self.values, dim=-1))
 
 
 Valid = Tensor | None

@@ -215,6 +215,19 @@ class TestWhatAStepChanged:
         found = reducer.drain()[0].values[:, 0, NAMES.index("step_sum_sq")].tolist()
         assert found == [8.0 * 1, 8.0 * 4, 8.0 * 9, 8.0 * 16, 8.0 * 25]
 
+    def test_of_some_steps_is_not_measured(self):
+        # Two steps fit a chunk of 16: the third one has the first two reduced.
+        layer = with_grad(torch.zeros(8), torch.ones(8))
+        reducer = LayerReducer([layer], chunk=16)
+        for step in range(3):
+            reducer.take([layer])
+            if step == 0:
+                reducer.keep_taken()
+                layer.data += 3
+                reducer.changed([layer])
+        found = reducer.drain()[0].values[:, 0, NAMES.index("step_sum_sq")].tolist()
+        assert found == [8.0 * 9, -1, -1]
+
     def test_is_not_measured_without_a_copy_from_before(self):
         layer = with_grad(torch.ones(3), torch.ones(3))
         reducer = LayerReducer([layer])
