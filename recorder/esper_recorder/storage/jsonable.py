@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from esper_recorder.storage.json_files import is_text
+
 MOST_VALUES = 100_000
 MOST_CHARACTERS = 1_000_000
 LONGEST_TEXT = 100_000
@@ -36,13 +38,7 @@ def to_jsonable(value: Any, *, texts: list[str] | None = None, limited: bool = T
 
 def encodable(text: str) -> str:
     """Return a text that UTF-8 can encode: surrogates, of which Python makes file names, are escaped."""
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "backslashreplace").decode()
-    return text
+    return text if text.isascii() or is_text(text) else text.encode(errors="backslashreplace").decode()
 
 
 def describe_error(error: BaseException, longest: int = _ERROR_LENGTH) -> str:
