@@ -173,14 +173,18 @@ class Terms:
     """The counts and means that formulas share, each computed when it is first asked for."""
 
     def __init__(self, row: Row, o: Arithmetic) -> None:
-        self.row, self.get, self.o = row, row.get, o
+        self.row, self.o = row, o
         self._counts: dict[str, Any] = {}
         self._means: dict[str, Any] = {}
+
+    def get(self, name: str) -> Any:
+        """A column of the row; NULL if it is missing."""
+        return self.row.get(name)
 
     @property
     def n(self) -> Any:
         """How many terms there are."""
-        return self.get("n")
+        return self.row.get("n")
 
     def count(self, name: str) -> Any:
         """How many terms of a quantity are finite."""

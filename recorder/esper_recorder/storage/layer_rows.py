@@ -8,11 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from esper_recorder.contract import metrics
-from esper_recorder.storage.columns import Column, ColumnArithmetic, lists
+from esper_recorder.storage.columns import Column, lists
 from esper_recorder.storage.record_numbers import RecordNumbers
 from esper_recorder.storage.table_rows import Found, TableRows, stack
 
-_ARITHMETIC: Final = ColumnArithmetic()
 _LAYER_METRICS: Final = metrics.FORMULAS["gradient_layers"]
 _STATE_METRICS: Final = metrics.FORMULAS["recurrent_state"]
 
@@ -64,7 +63,7 @@ def _block_rows(numbers: RecordNumbers, place: int) -> TableRows:
 
     noted = ("epoch", "minibatch", "after_clipping", "layer", "has_grad", "n")
     found = TableRows(updates[step], (*noted, *names, *_LAYER_METRICS, "grad_histogram"), find)
-    terms = metrics.Terms(found, _ARITHMETIC)
+    terms = found.terms()
     return found
 
 
@@ -83,11 +82,11 @@ def _of_state(numbers: RecordNumbers, place: int) -> TableRows:
         if name in _STATE_METRICS:
             return _STATE_METRICS[name](terms)
         if name in ("nan_found", "inf_found"):
-            counted = found.get(name.replace("_found", "_count"))
+            counted = terms.get(name.replace("_found", "_count"))
             return None if counted is None else Column(counted.values > 0)
         return pa.repeat(pa.scalar({"layer": state.layer, "kind": state.kind}[name]), numbers.height)
 
     names = ("layer", "kind", *state.statistics, *_STATE_METRICS, "nan_found", "inf_found")
     found = TableRows(np.arange(numbers.height), names, find)
-    terms = metrics.Terms(found, _ARITHMETIC)
+    terms = found.terms()
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -10,12 +10,11 @@ import pyarrow as pa
 
 from esper_recorder.contract import metrics
 from esper_recorder.contract.tables import Reducer, columns
-from esper_recorder.storage.columns import Array, Column, ColumnArithmetic, column_of, reduced
+from esper_recorder.storage.columns import Array, Column, column_of, reduced
 from esper_recorder.storage.record_layout import SETTINGS
 from esper_recorder.storage.record_numbers import RecordNumbers
 from esper_recorder.storage.table_rows import Found, TableRows, stack
 
-ARITHMETIC: Final = ColumnArithmetic()
 _MERGED: Final = {
     c.name: c
     for c in columns("minibatches")
@@ -56,7 +55,7 @@ def minibatch_rows(numbers: RecordNumbers, host: Mapping[str, Sequence[Any]]) ->
         return sums.get(name)
 
     found = TableRows(sums.updates, (*sums.names, *_MINIBATCH_METRICS), find)
-    terms = metrics.Terms(found, ARITHMETIC)
+    terms = found.terms()
     return found
 
 
@@ -82,17 +81,25 @@ def _batch_rows(numbers: RecordNumbers, batch: int) -> TableRows:
     return TableRows(numbers.updates(batch), names, find)
 
 
-def update_rows(numbers: RecordNumbers, host: Mapping[str, Sequence[Any]]) -> TableRows:
-    """Make the rows of `ppo_updates`; the arguments are those of `minibatch_rows`."""
-    return _Updates(numbers, host).rows
+def update_rows(numbers: RecordNumbers, host: Mapping[str, Sequence[Any]], minibatches: TableRows | None) -> TableRows:
+    """Make the rows of `ppo_updates`; the first arguments are those of `minibatch_rows`, which the last one is from."""
+    finder = _Updates(numbers, host, minibatches)
+    names = (*_OF_UPDATE, *_UPDATE_METRICS, *_NORMS, *_MERGED, *host, *numbers.layout.rollout)
+    rows = TableRows(np.arange(numbers.height), tuple(dict.fromkeys(names)), finder.find)
+    finder.terms = rows.terms()
+    return rows
 
 
 class _Updates:
     """Finds the columns of `ppo_updates`."""
 
-    def __init__(self, numbers: RecordNumbers, host: Mapping[str, Sequence[Any]]) -> None:
+    terms: metrics.Terms
+
+    def __init__(
+        self, numbers: RecordNumbers, host: Mapping[str, Sequence[Any]], minibatches: TableRows | None
+    ) -> None:
         self._numbers, self._host, self._height = numbers, host, numbers.height
-        self._minibatches = minibatch_rows(numbers, host)
+        self._minibatches = minibatches
         self._rollout: dict[str, Column] | None = None
         self._by_library: dict[str, Column] | None = None
         self._starts = np.zeros(0, np.int64)
@@ -105,11 +112,9 @@ class _Updates:
                 by_column = numbers["0.0.statistics"].reshape(-1, len(joint)).T
                 sums = np.add.reduceat(np.ascontiguousarray(by_column), self._starts, axis=1)
                 self._sums = {n: x for n, x in zip(joint, sums, strict=True) if _MERGED[n].reducer is Reducer.SUM}
-        names = (*_OF_UPDATE, *_UPDATE_METRICS, *_NORMS, *_MERGED, *host, *numbers.layout.rollout)
-        self.rows = TableRows(np.arange(self._height), tuple(dict.fromkeys(names)), self._find)
-        self._terms = metrics.Terms(self.rows, ARITHMETIC)
 
-    def _find(self, name: str) -> Found | None:
+    def find(self, name: str) -> Found | None:
+        """Find a column; None if it was not measured."""
         if name in _UPDATE_METRICS:
             return self._metric(name)
         if name in self._numbers.layout.rollout:
@@ -142,21 +147,21 @@ class _Updates:
             self._by_library = self._library()
         if name in self._by_library:
             return self._by_library[name]
-        return _UPDATE_METRICS[name](self._terms)
+        return _UPDATE_METRICS[name](self.terms)
 
     def _library(self) -> dict[str, Column]:
         """The metrics that the definition of a library has computed otherwise: update by update, as it does."""
         definition = self._numbers.layout.definition
         if self._minibatches is None or definition == metrics.POOLED:
             return {}
-        minibatches = {name: _listed(self._minibatches, name) for name in metrics.MINIBATCH_COLUMNS}
-        updates = {name: _listed(self.rows, name) for name in metrics.UPDATE_COLUMNS}
+        lists: dict[str, list[Any]] = {}
+        updates = {name: _listed(self.terms.get(name), self._height) for name in metrics.UPDATE_COLUMNS}
         ends = [*self._starts[1:].tolist(), len(self._minibatches.updates)]
         rows = []
         for i, (start, end) in enumerate(zip(self._starts.tolist(), ends, strict=True)):
             of_update = {name: values[i] for name, values in updates.items()}
-            of_minibatches = {name: values[start:end] for name, values in minibatches.items()}
-            rows.append(metrics.DEFINITIONS[definition](of_update, of_minibatches))
+            minibatches = _Minibatches(self._minibatches, lists, start, end)
+            rows.append(metrics.DEFINITIONS[definition](of_update, minibatches))
         return {name: column_of([row[name] for row in rows]) for name in rows[0]}
 
     def _of_rollout(self, name: str) -> Column:
@@ -190,13 +195,27 @@ class _Updates:
         return self._norms[name]
 
 
-def _listed(rows: TableRows, name: str) -> list[Any]:
+class _Minibatches(Mapping[str, list[Any]]):
+    """The columns of one update's minibatches that a definition uses, listed if it reads them."""
+
+    def __init__(self, rows: TableRows, lists: dict[str, list[Any]], start: int, end: int) -> None:
+        self._rows, self._lists, self._start, self._end = rows, lists, start, end
+
+    def __getitem__(self, name: str) -> list[Any]:
+        if name not in self._lists:
+            self._lists[name] = _listed(self._rows.get(name), len(self._rows.updates))
+        return self._lists[name][self._start : self._end]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(metrics.MINIBATCH_COLUMNS)
+
+    def __len__(self) -> int:
+        return len(metrics.MINIBATCH_COLUMNS)
+
+
+def _listed(column: Column | None, height: int) -> list[Any]:
     """A column of numbers as Python's, None for NULL."""
-    column = rows.get(name)
-    if column is None:
-        return [None] * len(rows.updates)
-    values: list[Any] = column.to_list("float64")
-    return values
+    return [None] * height if column is None else column.to_list("float64")
 
 
 def head_rows(numbers: RecordNumbers) -> TableRows | None:
@@ -225,7 +244,7 @@ def head_rows(numbers: RecordNumbers) -> TableRows | None:
         return None if column is None else reduced(_OF_HEADS[name], column, starts)
 
     found = TableRows(each // len(heads), (*sums.names, *_HEAD_METRICS), find)
-    terms = metrics.Terms(found, ARITHMETIC)
+    terms = found.terms()
     return found
 
 

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
-from esper_recorder.contract.tables import columns
-from esper_recorder.storage.columns import Array, Column, joined
+from esper_recorder.contract import metrics
+from esper_recorder.contract.tables import IDENTITY, columns
+from esper_recorder.storage.columns import Array, Column, ColumnArithmetic, joined
 from esper_recorder.storage.parquet import arrow_schema
 
 Found = Any
 """A `Column` of numbers, or an Arrow array of texts or lists."""
 
+GIVEN: Final = frozenset((*IDENTITY, "backfilled"))
+"""Columns that follow from the record that a row is of."""
 
-@dataclass(slots=True)
+_ARITHMETIC: Final = ColumnArithmetic()
+
+
+@dataclass(slots=True, weakref_slot=True)
 class TableRows:
-    """Rows of one table, of some updates."""
+    """Rows of one table, of some updates.
+
+    What finds a column may need others of the same rows. It refers to them weakly, so that megabytes of arrays do not
+    wait for the garbage collector.
+    """
 
     updates: Array
     """int64 [rows]: which of the updates each is of, ascending."""
@@ -28,6 +39,8 @@ class TableRows:
     """The columns that were measured, or may have been."""
     find: Callable[[str], Found | None]
     """From a name: the column; None if it was not measured."""
+    identify: Callable[[str], Found | None] | None = None
+    """Finds the columns in `GIVEN`, which are not a matter of the table."""
     _found: dict[str, Found | None] = field(default_factory=dict)
 
     @classmethod
@@ -38,16 +51,21 @@ class TableRows:
     def get(self, name: str) -> Any:
         """Return a column, found once; None if it was not measured."""
         if name not in self._found:
-            self._found[name] = self.find(name)
+            find = self.identify if self.identify is not None and name in GIVEN else self.find
+            self._found[name] = find(name)
         return self._found[name]
 
     def take(self, places: Array) -> TableRows:
         """The rows at these places."""
         return TableRows(self.updates[places], self.names, lambda name: take(self.get(name), places))
 
-    def to_list(self, table: str, name: str) -> list[Any] | None:
-        """A column as Python values; None if it was not measured."""
-        column = self.get(name)
+    def terms(self) -> metrics.Terms:
+        """What formulas compute the metrics of these rows from."""
+        return metrics.Terms(weakref.proxy(self), _ARITHMETIC)
+
+    def to_list(self, table: str, name: str, places: Array | None = None) -> list[Any] | None:
+        """A column as Python values, of all rows or of those at some places; None if it was not measured."""
+        column = self.get(name) if places is None else take(self.get(name), places)
         if column is None or isinstance(column, pa.Array):
             return None if column is None else column.to_pylist()
         values: list[Any] = column.to_list(_types(table)[name])
@@ -57,7 +75,8 @@ class TableRows:
         """All columns that were measured, in the contract's order and of its types."""
         fields, arrays = [], []
         for declared in arrow_schema(table):
-            column = self.get(declared.name) if declared.name in self.names else None
+            there = declared.name in self.names or declared.name in GIVEN
+            column = self.get(declared.name) if there else None
             if column is not None:
                 fields.append(declared)
                 arrays.append(column.to_arrow(_types(table)[declared.name]) if isinstance(column, Column) else column)

@@ -6,13 +6,13 @@ journal and from its parts. The tables: `minibatch_rows` (and `ppo_updates`), `r
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
-from esper_recorder.contract.tables import IDENTITY
 from esper_recorder.storage.columns import Array, Column, column_of
 from esper_recorder.storage.layer_rows import layer_rows, state_rows
 from esper_recorder.storage.minibatch_rows import head_rows, minibatch_rows, update_rows
@@ -47,10 +47,9 @@ class UpdateRows:
     def __init__(self, records: Sequence[UpdateRecord]) -> None:
         self._numbers = RecordNumbers(records)
         self._layout, self._contents = records[0].layout, records[0].contents
-        self._updates = np.array([record.update for record in records], dtype=np.int64)
         times, elapsed, *host = zip(*[record.values for record in records], strict=True)
-        self._times, self._elapsed = times, elapsed
         self._host = dict(zip(self._layout.columns, host, strict=True))
+        self._identity = _Identity(records, times, elapsed)
         self._rows: dict[str, TableRows | None] = {}
 
     @property
@@ -62,7 +61,7 @@ class UpdateRows:
         """Return the rows of a table; None if there are none."""
         if table not in self._rows:
             with np.errstate(all="ignore"):
-                self._rows[table] = self._identified(table) if table in self.tables else None
+                self._rows[table] = self._build(table) if table in self.tables else None
         return self._rows[table]
 
     def to_batch(self, table: str) -> pa.RecordBatch | None:
@@ -77,7 +76,7 @@ class UpdateRows:
         """Count the rows of each update."""
         rows = self.rows(table)
         updates = np.zeros(0, np.int64) if rows is None else rows.updates
-        heights: list[int] = np.bincount(updates, minlength=len(self._updates)).tolist()
+        heights: list[int] = np.bincount(updates, minlength=self._numbers.height).tolist()
         return heights
 
     def read(self, table: str, wanted: Iterable[str], *, ends: bool = False) -> list[dict[str, Any]]:
@@ -92,43 +91,53 @@ class UpdateRows:
         if rows is None:
             return []
         with np.errstate(all="ignore"):
-            if ends and len(rows.updates) > 2:
-                rows = rows.take(np.array([0, len(rows.updates) - 1]))
-            columns = {name: values for name in wanted if (values := rows.to_list(table, name)) is not None}
+            places = np.array([0, len(rows.updates) - 1]) if ends and len(rows.updates) > 2 else None
+            columns = {name: v for name in wanted if (v := rows.to_list(table, name, places)) is not None}
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
-    def _identified(self, table: str) -> TableRows | None:
-        """The rows of a table with the columns that identify them."""
+    def _build(self, table: str) -> TableRows | None:
         numbers = self._numbers
-        if table in _BUILD:
-            rows = _BUILD[table](numbers)
+        if table == "minibatches":
+            rows = minibatch_rows(numbers, self._host)
+        elif table == "ppo_updates":
+            every = self.rows("minibatches") if "minibatches" in self.tables else minibatch_rows(numbers, self._host)
+            rows = update_rows(numbers, self._host, every)
         else:
-            rows = (update_rows if table == "ppo_updates" else minibatch_rows)(numbers, self._host)
+            rows = _BUILD[table](numbers)
         if rows is None or not len(rows.updates):
             return None
-        found = rows
+        rows.identify = functools.partial(self._identity.find, rows.updates)
+        return rows
 
-        def find(name: str) -> Found | None:
-            if name in IDENTITY:
-                return self._identity(name, found.updates)
-            if name == "backfilled" and self._contents is Contents.LEAD_UP:
-                return Column(np.ones(len(found.updates)))
-            return found.get(name)
 
-        return TableRows(found.updates, (*IDENTITY, *found.names, "backfilled"), find)
+class _Identity:
+    """Finds the columns that rows of any table have."""
 
-    def _identity(self, name: str, updates: Array) -> Found:
+    def __init__(self, records: Sequence[UpdateRecord], times: Sequence[Any], elapsed: Sequence[Any]) -> None:
+        self._layout, self._contents = records[0].layout, records[0].contents
+        self._updates = [record.update for record in records]
+        self._times, self._elapsed = times, elapsed
+
+    def find(self, updates: Array, name: str) -> Found | None:
+        """Find a column of rows.
+
+        Args:
+            updates: which of the updates each row is of.
+            name: of `GIVEN`.
+        """
         match name:
             case "run_id":
                 return pa.repeat(pa.scalar(self._layout.run_id), len(updates))
             case "attempt" | "rank":
                 return Column(np.full(len(updates), getattr(self._layout, name), dtype=np.int64))
             case "update":
-                return Column(self._updates[updates])
+                return Column(np.array(self._updates, dtype=np.int64)[updates])
             case "time":
                 times = pa.array(self._times, type=pa.int64()).cast(arrow_schema("ppo_updates").field("time").type)
                 return times.take(pa.array(updates))
-        return column_of(self._elapsed).take(updates)
+            case "elapsed_s":
+                return column_of(self._elapsed).take(updates)
+        return Column(np.ones(len(updates))) if self._contents is Contents.LEAD_UP else None
 
 
 def decode(records: Sequence[UpdateRecord]) -> dict[str, list[tuple[pa.RecordBatch, list[int], list[int]]]]:
