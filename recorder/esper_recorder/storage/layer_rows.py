@@ -84,7 +84,8 @@ def _of_state(numbers: RecordNumbers, place: int) -> TableRows:
         if name in ("nan_found", "inf_found"):
             counted = terms.get(name.replace("_found", "_count"))
             return None if counted is None else Column(counted.values > 0)
-        return pa.repeat(pa.scalar({"layer": state.layer, "kind": state.kind}[name]), numbers.height)
+        text = {"layer": state.layer, "kind": state.kind}.get(name)
+        return None if text is None else pa.repeat(pa.scalar(text), numbers.height)
 
     names = ("layer", "kind", *state.statistics, *_STATE_METRICS, "nan_found", "inf_found")
     found = TableRows(np.arange(numbers.height), names, find)

@@ -63,7 +63,7 @@ def _batch_rows(numbers: RecordNumbers, batch: int) -> TableRows:
     """What was counted and noted of the minibatches of one batch."""
     joint = numbers.layout.batches[batch].ratios[0].statistics
     by_name = numbers.by_name(f"{batch}.0.statistics", joint)
-    not_empty = None if by_name["n"].all() else by_name["n"] > 0
+    not_empty = by_name["n"] > 0
     norms, seen = numbers[f"{batch}.grad_norms"], numbers.note(f"{batch}.", "norm_seen")
     has_norm = np.zeros(len(norms), bool) if seen is None else seen.values != 0
 

@@ -214,6 +214,8 @@ def _decode(kind: Any, value: Any) -> Any:
         return tuple([_decode(inner, item) for inner, item in zip(kinds, value, strict=True)])
     if type(value) is not kind or (kind is int and not 0 <= value < 1 << 62):
         raise TypeError(f"{value!r:.50} is not a {kind.__name__}")
+    if kind is str:
+        value.encode()  # raises ValueError for what is not text
     return value
 
 

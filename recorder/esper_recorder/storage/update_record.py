@@ -123,7 +123,7 @@ class UpdateRecord:
             raise ValueError(f"a record's contents {contents} are unknown to this version")
         layout, numbers = self.layout, self.numbers
         counts = numbers[: layout.groups]
-        if len(counts) < layout.groups or not np.all((counts >= 1) & (counts <= len(numbers)) & (counts % 1 == 0)):
+        if len(counts) < layout.groups or not np.all((counts >= 1) & (counts <= len(numbers)) & (np.floor(counts) == counts)):
             raise ValueError("a record's counts are not whole numbers of its minibatches and steps")
         declared = layout.groups + sum(self.sizes())
         if declared != len(numbers):
@@ -138,6 +138,8 @@ class UpdateRecord:
         for value, type_ in zip(values, types, strict=True):
             if value is not None and type(value) is not type_:
                 raise ValueError(f"a record's value {value!r:.50} is not of its column's type")
+            if isinstance(value, str):
+                value.encode()  # raises for what is not text
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
                 raise ValueError(f"a record's value {value!r:.50} is too large")
 

@@ -24,9 +24,11 @@ from esper_recorder.storage.arrow_batches import columns_to_table
 from esper_recorder.storage.journal import JournalWriter, read_journal
 from esper_recorder.storage.parquet import write_part
 from esper_recorder.storage.row_codec import Layout, PackedRow
+from tests.recorder.storage.records import minibatch_record
 from tests.support import GOLDEN
 
 JOURNAL = GOLDEN / "journal.bin"
+RECORDS = GOLDEN / "journal_records.bin"
 FOOTER = GOLDEN / "part_footer.json"
 
 LAYOUT = Layout(pa.schema([("update", pa.int64()), ("ratio_max", pa.float64()), ("stepped", pa.bool_())]))
@@ -95,6 +97,40 @@ def test_the_golden_journal_reads_back() -> None:
     assert pa.Table.from_batches(content.batches["minibatches"]).to_pydict() == BATCH.to_pydict()
 
 
+def write_records(path: Path) -> None:
+    journal = JournalWriter(path)
+    journal.commit(1, [minibatch_record(1, [1.5, math.inf])])
+    journal.commit(2, [minibatch_record(2, [1.25]), ("minibatches", BATCH)])
+    journal.close()
+
+
+def test_a_journal_of_records_is_the_golden_one_byte_for_byte(tmp_path: Path) -> None:
+    write_records(tmp_path / "journal")
+    assert (tmp_path / "journal").read_bytes() == RECORDS.read_bytes()
+
+
+def test_the_golden_records_are_the_frames_that_their_format_describes() -> None:
+    read = list(frames(RECORDS.read_bytes()))
+    assert [(kind, number) for kind, number, _ in read] == [(5, 0), (6, 0), (3, 0), (6, 0), (1, 1), (2, 1), (3, 0)]
+    layout, record = json.loads(read[0][2]), read[1][2]
+    assert (layout["version"], layout["batches"][0]["ratios"][0]["statistics"]) == (1, ["n", "ratio_max"])
+    values = b"[1700000000000001,0.5,100]"
+    assert struct.unpack_from("<qIIII", record) == (1, 3, 0, len(values), 0)
+    assert record[24:56] == values.ljust(32)
+    # The count of minibatches, their numbers as the bits of int64, their norms, then n and ratio_max of each.
+    assert record[56:] == struct.pack("<dqqdddddd", 2.0, 1, 2, 0.0, 0.0, 10.0, 1.5, 10.0, math.inf)
+
+
+def test_the_golden_records_read_back() -> None:
+    content = read_journal(RECORDS)
+    assert (content.updates, content.rows, content.damage, content.bytes_ignored) == ((1, 2), 1 + 2 + 1 + 1 + 2, (), 0)
+    rows = pa.Table.from_batches(content.batches["minibatches"]).to_pylist()
+    assert [(row["update"], row["minibatch"], row["ratio_max"]) for row in rows] == [
+        *[(1, 1, 1.5), (1, 2, math.inf), (2, 1, 1.25)],
+        *[(1, 1, 1.5), (1, 2, math.inf)],  # Arrow's, written after the records
+    ]
+
+
 def footer(path: Path) -> dict[str, Any]:
     """What a part's footer says, without what depends on the Parquet library's version."""
     file = pq.ParquetFile(path)
@@ -135,6 +171,8 @@ if __name__ == "__main__":
 
     JOURNAL.unlink(missing_ok=True)
     write_journal(JOURNAL)
+    RECORDS.unlink(missing_ok=True)
+    write_records(RECORDS)
     with tempfile.TemporaryDirectory() as folder:
         write_golden_part(Path(folder) / "part.parquet")
         FOOTER.write_text(json.dumps(footer(Path(folder) / "part.parquet"), indent=1) + "\n", encoding="utf-8")
