@@ -123,7 +123,8 @@ class UpdateRecord:
             raise ValueError(f"a record's contents {contents} are unknown to this version")
         layout, numbers = self.layout, self.numbers
         counts = numbers[: layout.groups]
-        if len(counts) < layout.groups or not np.all((counts >= 1) & (counts <= len(numbers)) & (np.floor(counts) == counts)):
+        whole = (counts >= 1) & (counts <= len(numbers)) & (np.floor(counts) == counts)
+        if len(counts) < layout.groups or not whole.all():
             raise ValueError("a record's counts are not whole numbers of its minibatches and steps")
         declared = layout.groups + sum(self.sizes())
         if declared != len(numbers):

@@ -58,7 +58,7 @@ class UpdateRows:
         return _TABLES[self._contents]
 
     def rows(self, table: str) -> TableRows | None:
-        """Return the rows of a table; None if there are none."""
+        """Return the rows of a table; None without any."""
         if table not in self._rows:
             with np.errstate(all="ignore"):
                 self._rows[table] = self._build(table) if table in self.tables else None

@@ -65,18 +65,21 @@ def random_layout(chance: random.Random) -> RecordLayout:
     def stored(count: int) -> tuple[int, ...]:
         return (Noted.WHOLE, *[chance.choice(list(Noted)) for _ in range(count - 1)])
 
+    every_heads: list[list[tuple[RatioLayout, ...]]] = [[], [()], [(ratio(("a", "b"), "heads"),)]]
+    every_heads.append([(), (ratio(("b",), "heads"),)])
     batches = tuple(
         BatchLayout(stored(7), chance.random() < 0.5, (ratio(("",), "minibatches"), *heads))
-        for heads in chance.choice([[], [()], [(ratio(("a", "b"), "heads"),)], [(), (ratio(("b",), "heads"),)]])
+        for heads in chance.choice(every_heads)
     )
     measured = some("gradient_layers")
+    every_places: list[list[tuple[int, ...]]] = [[], [(0, 1, 2)], [(1,), (0,)]]
     blocks = tuple(
         BlockLayout(
             notes=stored(3),
             names=("w", "b", "c"),
             sizes=(4, 0, 2),
             has_grad=(True, True, False),
-            parts=tuple(PartLayout(places, measured, 2) for places in chance.choice([[], [(0, 1, 2)], [(1,), (0,)]])),
+            parts=tuple(PartLayout(places, measured, 2) for places in chance.choice(every_places)),
         )
         for _ in range(chance.randint(0, 2))
     )
