@@ -22,6 +22,7 @@ from esper_recorder.capture.transfer import Transfer
 from esper_recorder.levels import Level
 from esper_recorder.reductions.minibatches import RatioSummary, with_actions
 from esper_recorder.storage.columns import Array
+from esper_recorder.storage.jsonable import encodable
 from esper_recorder.storage.ratio_rows import EXEMPLARS
 from esper_recorder.storage.record_layout import (
     MINIBATCH_NOTES,
@@ -123,10 +124,14 @@ def pack(update: ClosedUpdate) -> UpdateRecord:
     time = (identity["time"] - _EPOCH) // _MICROSECOND
     values = [time, identity["elapsed_s"], *update.columns.values()]
     numbers = np.concatenate([array.reshape(-1) for array in arrays], dtype=np.float64, casting="unsafe")
-    if len(_layouts) >= _MOST_LAYOUTS:
-        _layouts.clear()
-    layout = _layouts.setdefault(layout, layout)
-    return UpdateRecord.pack(layout, identity["update"], rows, values, numbers)
+    record = UpdateRecord.pack(_layouts.get(layout, layout), identity["update"], rows, values, numbers)
+    if layout not in _layouts:  # what a reader would refuse is better refused, and a gap, now
+        RecordLayout.from_json(layout.to_json())
+        record.check()
+        if len(_layouts) >= _MOST_LAYOUTS:
+            _layouts.clear()
+        _layouts[layout] = layout
+    return record
 
 
 def _on_host(update: ClosedUpdate, host: Mapping[str, Tensor]) -> list[BatchSummary]:
@@ -221,7 +226,9 @@ def _pack_block(block: LayerBlock, host: Mapping[str, Tensor], arrays: list[Arra
         histograms = host[f"{i}.histograms"]
         arrays += [_on_cpu(host[f"{i}.statistics"]), _on_cpu(histograms)]
         parts.append(PartLayout(tuple(part.places), part.statistics.names, histograms.shape[-1]))
-    return BlockLayout(notes, tuple(block.names), tuple(block.sizes), tuple(block.has_grad), tuple(parts))
+    return BlockLayout(
+        notes, tuple(map(encodable, block.names)), tuple(block.sizes), tuple(block.has_grad), tuple(parts)
+    )
 
 
 def _ratio_rows(batches: Sequence[BatchSummary]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from esper_recorder.storage.arrow_batches import row_count
 from esper_recorder.storage.update_record import UpdateRecord
-from esper_recorder.storage.update_rows import UpdateRows
+from esper_recorder.storage.update_rows import UpdateRows, as_rows
 
 Columns = Mapping[str, Sequence[Any]]
 """Column -> values"""
@@ -42,7 +42,7 @@ class UpdateContent:
         """Read some columns of the update's rows, one mapping per row; see `UpdateRows.read`."""
         if table in self.tables:
             columns = {name: self.tables[table][name] for name in wanted if name in self.tables[table]}
-            return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            return as_rows(columns, row_count(self.tables[table]) or 0)
         if not self.records:
             return []
         if self._decoded is None:

@@ -93,7 +93,7 @@ class UpdateRows:
         with np.errstate(all="ignore"):
             places = np.array([0, len(rows.updates) - 1]) if ends and len(rows.updates) > 2 else None
             columns = {name: v for name in wanted if (v := rows.to_list(table, name, places)) is not None}
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return as_rows(columns, len(rows.updates) if places is None else len(places))
 
     def _build(self, table: str) -> TableRows | None:
         numbers = self._numbers
@@ -138,6 +138,13 @@ class _Identity:
             case "elapsed_s":
                 return column_of(self._elapsed).take(updates)
         return Column(np.ones(len(updates))) if self._contents is Contents.LEAD_UP else None
+
+
+def as_rows(columns: Mapping[str, Sequence[Any]], height: int) -> list[dict[str, Any]]:
+    """Turn columns into one mapping per row; without columns the rows are there all the same."""
+    if not columns:
+        return [{} for _ in range(height)]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def decode(records: Sequence[UpdateRecord]) -> dict[str, list[tuple[pa.RecordBatch, list[int], list[int]]]]:

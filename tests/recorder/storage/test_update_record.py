@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from esper_recorder.storage.joined_rows import JoinedRows
 from esper_recorder.storage.journal import JournalWriter, read_journal
 from esper_recorder.storage.record_layout import RecordLayout
+from esper_recorder.storage.update_content import UpdateContent
 from esper_recorder.storage.update_record import Contents, UpdateRecord
 from tests.recorder.storage.records import LAYOUT, minibatch_record, random_layout, random_record
 
@@ -77,6 +78,15 @@ def test_the_values_of_a_record_are_those_of_its_minibatches():
     assert record.standing_for(Contents.LEAD_UP).rows == 3
     assert record.standing_for(Contents.WITHOUT_MINIBATCHES).rows == 1
     assert [row["backfilled"] for row in rows_of([record.standing_for(Contents.LEAD_UP)])["minibatches"]] == [True] * 3
+
+
+def test_a_row_is_there_although_no_column_that_is_read_was_measured():
+    content = UpdateContent({"epochs": {"update": [3, 3]}}, [minibatch_record(3, [1.5, 1.25, 1.0])])
+    assert content.read("ppo_updates", ["progress"]) == [{}]
+    assert content.read("minibatches", ["stepped"]) == [{}] * 3
+    assert content.read("minibatches", ["ratio_max"], ends=True) == [{"ratio_max": 1.5}, {"ratio_max": 1.0}]
+    assert content.read("epochs", ["val_accuracy"]) == [{}, {}]
+    assert content.read("heads", ["head"]) == content.read("alarms", ["rule"]) == []
 
 
 def test_an_epoch_beyond_what_float64_counts_is_stored_as_it_is():
