@@ -27,7 +27,7 @@ class ClipRangeTooNarrow(Seams):
         self.settings.clip_range = 1e-4
 
 
-@fault("policy_gradient_sign", cause="policy_gradient_sign", chain="loss", proof=witnessed("loss_gap", ">", 0.01))
+@fault("policy_gradient_sign", cause="policy_gradient_sign", chain="loss", proof=witnessed("loss_gap", ">", 1e-4))
 class PolicyGradientSign(Seams):
     """The objective is minimised."""
 
@@ -44,7 +44,7 @@ class ClippedObjectiveMaximum(Seams):
         return torch.maximum(ratio * advantages, clipped * advantages)
 
 
-@fault("log_ratio_for_ratio", cause="policy_loss_wrong", chain="loss", proof=witnessed("loss_gap", ">", 0.01))
+@fault("log_ratio_for_ratio", cause="policy_loss_wrong", chain="loss", proof=witnessed("loss_gap", ">", 1e-4))
 class LogRatioForRatio(Seams):
     """Nobody called exp: the objective clips the log ratio around 1."""
 
