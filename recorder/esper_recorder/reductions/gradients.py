@@ -465,12 +465,13 @@ class _HostKernel(_Kernel):
             x = piece.numpy()
             codes = self._codes_of(x, segments)
             bins[at] += codes[:, self._first - 1 : self._top + 1]
-            bins[at, 0] += codes[:, : self._first - 1].sum(axis=1)
-            bins[at, -1] += codes[:, self._top + 1 :].sum(axis=1)
-            if codes[:, 0].any():
+            bins[at, 0] += np.add.reduce(codes[:, : self._first - 1], axis=1)
+            bins[at, -1] += np.add.reduce(codes[:, self._top + 1 :], axis=1)
+            tiny, odd = np.logical_or.reduce(codes[:, :: self._codes - 1])  # has a zero or denormal; NaN or infinity
+            if tiny:
                 table[3, at] += np.add.reduceat(x == 0, starts, dtype=np.int64)
             low = high = x
-            if codes[:, -1].any():
+            if odd:
                 nan = np.isnan(x)
                 for row, condition in enumerate((nan, x == np.inf, x == -np.inf)):
                     table[row, at] += np.add.reduceat(condition, starts, dtype=np.int64)
