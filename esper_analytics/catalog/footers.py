@@ -56,14 +56,14 @@ def read_footer(path: Path, table: str, run_id: str, *, thoroughly: bool = False
     """Read and check the footer of a file that should be a part of `table` of the run `run_id`. Never raises.
 
     Args:
-        thoroughly: also check a part of our own for contradictions within the footer, which takes three times as long.
+        thoroughly: check also what the recorder wrote for contradictions, which takes three times as long.
     """
     try:
         with pq.ParquetFile(path) as file:
             metadata, schema = file.metadata, file.schema_arrow
         noted = metadata.metadata or {}
         problem, present, floats = _shape(table, schema.remove_metadata().serialize().to_pybytes())
-        # What a part of our own says of its statistics need not be read from them.
+        # What a part that the recorder wrote says of its statistics need not be read from them.
         chunks = read_chunks(path) if thoroughly or _RUN_ID not in noted else []
     except FileNotFoundError:
         return Footer(problem="it is gone", gone=True)
@@ -142,6 +142,6 @@ def _is_time_zone(name: str | None) -> bool:
         return True
     try:
         zoneinfo.ZoneInfo(name)
-    except (OSError, ValueError, KeyError):  # KeyError: there is none of this name
+    except (OSError, ValueError, KeyError):  # KeyError: no zone has this name
         return False
     return True
