@@ -29,12 +29,13 @@ from esper_recorder.storage.record_layout import (
     STEP_NOTES,
     BatchLayout,
     BlockLayout,
+    Noted,
     PartLayout,
     RatioLayout,
     RecordLayout,
     StateLayout,
 )
-from esper_recorder.storage.update_record import UpdateRecord, encode_notes
+from esper_recorder.storage.update_record import WHOLE_NOTES, UpdateRecord
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -267,3 +268,26 @@ def _episodes(update: ClosedUpdate, host: Mapping[str, Tensor]) -> list[dict[str
                 }
             )
     return [{"episode": number, **row} for row, number in zip(rows, update.episode_numbers, strict=False)]
+
+
+def encode_notes(notes: Mapping[str, Sequence[Any]]) -> tuple[tuple[int, ...], list[Array]]:
+    """Encode notes by name: how each is stored, and the arrays."""
+    stored: list[int] = []
+    arrays: list[Array] = []
+    for name, values in notes.items():
+        if None not in values:
+            stored.append(Noted.WHOLE)
+            arrays.append(_as_numbers(name, values))
+        elif all(value is None for value in values):
+            stored.append(Noted.ABSENT)
+        else:
+            stored.append(Noted.WITH_NULLS)
+            arrays.append(_as_numbers(name, [0 if value is None else value for value in values]))
+            arrays.append(np.array([value is not None for value in values], dtype=np.float64))
+    return tuple(stored), arrays
+
+
+def _as_numbers(name: str, values: Sequence[Any]) -> Array:
+    if name in WHOLE_NOTES:
+        return np.array(values, dtype=np.int64).view(np.float64)
+    return np.array(values, dtype=np.float64)

@@ -80,6 +80,13 @@ def row_count(data: Any) -> int | None:
         return None
 
 
+def as_rows(columns: Mapping[str, Sequence[Any]], height: int) -> list[dict[str, Any]]:
+    """Turn columns into one mapping per row; without columns the rows are there all the same."""
+    if not columns:
+        return [{} for _ in range(height)]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
 _Groups = tuple[tuple[pa.DataType, tuple[str, ...]], ...]
 
 

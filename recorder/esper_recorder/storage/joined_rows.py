@@ -9,12 +9,11 @@ import itertools
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from esper_recorder.storage.row_codec import PackedRow, unpack_rows
 from esper_recorder.storage.update_record import UpdateRecord
-from esper_recorder.storage.update_rows import decode
 
 _CHUNK: Final = 1024
 """Pieces that become batches together: a column of a batch takes about a kilobyte more than its values, so a journal of
@@ -68,10 +67,14 @@ class JoinedRows:
             heights = [1 if isinstance(piece, PackedRow) else int(piece.num_rows) for piece in rows]
             groups.setdefault(table, []).append(_Group(_one_batch(rows), places, heights))
         updates = [piece for _, piece in loose if isinstance(piece, UpdateRecord)]
-        for table, decoded in decode(updates).items():
-            groups.setdefault(table, []).extend(
-                _Group(batch, [records[i] for i in of_records], heights) for batch, of_records, heights in decoded
-            )
+        if updates:
+            # It loads NumPy, the trainer's own as torch is: what only stores rows of Python values needs none.
+            from esper_recorder.storage.update_rows import decode
+
+            for table, decoded in decode(updates).items():
+                groups.setdefault(table, []).extend(
+                    _Group(batch, [records[i] for i in of_records], heights) for batch, of_records, heights in decoded
+                )
         for table, of_table in groups.items():
             self._joined.setdefault(table, []).extend(_in_order(of_table))
 
@@ -89,8 +92,13 @@ def _in_order(groups: Sequence[_Group]) -> list[pa.RecordBatch]:
             starts = itertools.accumulate(heights, initial=0)
             slices += [(p, batch.slice(start, n)) for p, start, n in zip(places, starts, heights, strict=False)]
         return [batch for _, batch in sorted(slices, key=lambda piece: piece[0])]
-    order = np.argsort(np.concatenate([np.repeat(group.places, group.heights) for group in groups]), kind="stable")
-    batches: list[pa.RecordBatch] = whole.take(pa.array(order)).combine_chunks().to_batches()
+    place_of_row = itertools.chain.from_iterable(
+        itertools.repeat(place, height)
+        for group in groups
+        for place, height in zip(group.places, group.heights, strict=True)
+    )
+    order = pc.sort_indices(pa.array(place_of_row, type=pa.int64()))  # stable: the rows of a piece keep their order
+    batches: list[pa.RecordBatch] = whole.take(order).combine_chunks().to_batches()
     return batches
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from esper_recorder.storage.arrow_batches import row_count
+from esper_recorder.storage.arrow_batches import as_rows, row_count
 from esper_recorder.storage.update_record import UpdateRecord
-from esper_recorder.storage.update_rows import UpdateRows, as_rows
+
+if TYPE_CHECKING:
+    from esper_recorder.storage.update_rows import UpdateRows
 
 Columns = Mapping[str, Sequence[Any]]
 """Column -> values"""
@@ -46,6 +48,8 @@ class UpdateContent:
         if not self.records:
             return []
         if self._decoded is None:
+            from esper_recorder.storage.update_rows import UpdateRows  # loads NumPy, see `UpdateRecord.numbers`
+
             self._decoded = UpdateRows(self.records[:1])
         return self._decoded.read(table, wanted, ends=ends)
 
@@ -65,6 +69,8 @@ class UpdateContent:
 
 def columns_of(record: UpdateRecord) -> Iterator[tuple[str, Columns]]:
     """Convert a record to rows of Python values, by table."""
+    from esper_recorder.storage.update_rows import UpdateRows
+
     rows = UpdateRows([record])
     for table in rows.tables:
         batch = rows.to_batch(table)

@@ -19,13 +19,13 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Final
 
 from esper_recorder.contract.tables import columns
-from esper_recorder.storage.columns import Array
-from esper_recorder.storage.record_layout import Noted, RecordLayout
+from esper_recorder.storage.record_layout import RecordLayout
+
+if TYPE_CHECKING:
+    from esper_recorder.storage.columns import Array
 
 WHOLE_NOTES: Final = ("minibatch", "epoch")
 """Notes that are stored as the bits of int64: float64 counts to 2^53 only."""
@@ -96,6 +96,8 @@ class UpdateRecord:
     @property
     def numbers(self) -> Array:
         """float64: the counts, then the arrays."""
+        import numpy as np  # the trainer's own, as torch is: what only stores rows of Python values needs none
+
         return np.frombuffer(self.data, np.float64, offset=self._start)
 
     @property
@@ -122,9 +124,9 @@ class UpdateRecord:
         if contents not in set(Contents):
             raise ValueError(f"a record's contents {contents} are unknown to this version")
         layout, numbers = self.layout, self.numbers
-        counts = numbers[: layout.groups]
-        whole = (counts >= 1) & (counts <= len(numbers)) & (np.floor(counts) == counts)
-        if len(counts) < layout.groups or not whole.all():
+        counts: list[float] = numbers[: layout.groups].tolist()
+        whole = [1 <= count <= len(numbers) and count.is_integer() for count in counts]
+        if len(counts) < layout.groups or not all(whole):
             raise ValueError("a record's counts are not whole numbers of its minibatches and steps")
         declared = layout.groups + sum(self.sizes())
         if declared != len(numbers):
@@ -149,26 +151,3 @@ class UpdateRecord:
         """Of the numbers."""
         length: int = _HEADER.unpack_from(self.data)[3]
         return _HEADER.size + length + -length % 8
-
-
-def encode_notes(notes: Mapping[str, Sequence[Any]]) -> tuple[tuple[int, ...], list[Array]]:
-    """Encode notes by name: how each is stored, and the arrays."""
-    stored: list[int] = []
-    arrays: list[Array] = []
-    for name, values in notes.items():
-        if None not in values:
-            stored.append(Noted.WHOLE)
-            arrays.append(_as_numbers(name, values))
-        elif all(value is None for value in values):
-            stored.append(Noted.ABSENT)
-        else:
-            stored.append(Noted.WITH_NULLS)
-            arrays.append(_as_numbers(name, [0 if value is None else value for value in values]))
-            arrays.append(np.array([value is not None for value in values], dtype=np.float64))
-    return tuple(stored), arrays
-
-
-def _as_numbers(name: str, values: Sequence[Any]) -> Array:
-    if name in WHOLE_NOTES:
-        return np.array(values, dtype=np.int64).view(np.float64)
-    return np.array(values, dtype=np.float64)

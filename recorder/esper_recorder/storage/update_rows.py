@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from esper_recorder.storage.arrow_batches import as_rows
 from esper_recorder.storage.columns import Array, Column, column_of
 from esper_recorder.storage.layer_rows import layer_rows, state_rows
 from esper_recorder.storage.minibatch_rows import head_rows, minibatch_rows, update_rows
@@ -138,13 +139,6 @@ class _Identity:
             case "elapsed_s":
                 return column_of(self._elapsed).take(updates)
         return Column(np.ones(len(updates))) if self._contents is Contents.LEAD_UP else None
-
-
-def as_rows(columns: Mapping[str, Sequence[Any]], height: int) -> list[dict[str, Any]]:
-    """Turn columns into one mapping per row; without columns the rows are there all the same."""
-    if not columns:
-        return [{} for _ in range(height)]
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def decode(records: Sequence[UpdateRecord]) -> dict[str, list[tuple[pa.RecordBatch, list[int], list[int]]]]:

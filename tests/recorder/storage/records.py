@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from esper_recorder.capture.closed_update import encode_notes
 from esper_recorder.contract.tables import column_names, columns
 from esper_recorder.storage.record_layout import (
     BatchLayout,
@@ -17,7 +18,7 @@ from esper_recorder.storage.record_layout import (
     RecordLayout,
     StateLayout,
 )
-from esper_recorder.storage.update_record import UpdateRecord, encode_notes
+from esper_recorder.storage.update_record import UpdateRecord
 
 LAYOUT = RecordLayout(
     run_id="r",
