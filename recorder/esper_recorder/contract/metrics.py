@@ -50,7 +50,7 @@ class Arithmetic(Protocol):
         """Square root; zero for a negative number, which is a rounding error."""
 
     def ratio(self, a: Any, b: Any, least: Any) -> Any:
-        """a / b; NaN if b is not above `least`: the quotient is meaningless."""
+        """a / b; NaN if b is zero or not above `least`: the quotient is meaningless."""
 
 
 class UpdateArithmetic(Arithmetic, Protocol):
@@ -75,12 +75,12 @@ class Scalars:
         return a / b if b else math.nan
 
     def root(self, a: Any) -> Any:
-        return None if a is None else math.sqrt(max(a, 0.0))
+        return None if a is None else 0.0 if a <= 0.0 else math.sqrt(a)
 
     def ratio(self, a: Any, b: Any, least: Any) -> Any:
         if a is None or b is None or least is None:
             return None
-        return a / b if b > least else math.nan
+        return a / b if b and b > least else math.nan
 
     def choose(self, measured: Any, then: Any, otherwise: Any) -> Any:
         return otherwise if measured is None else then

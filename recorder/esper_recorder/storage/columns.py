@@ -36,6 +36,10 @@ class Column:
         """The rows at these places."""
         return Column(self.values[places], None if self.valid is None else self.valid[places])
 
+    def only(self) -> Any:
+        """The number of a column of one row; None if it is NULL."""
+        return self.values[0].item() if self.valid is None or self.valid[0] else None
+
     def to_list(self, type_: str) -> list[Any]:
         """The numbers as Python's of the contract's type int64, float64 or bool, and None for NULL."""
         if type_ == "int64":
@@ -119,12 +123,12 @@ class ColumnArithmetic:
         return Column(values, valid)
 
     def root(self, a: Any) -> Any:
-        return None if a is None else Column(np.sqrt(np.maximum(a.values, 0.0)), a.valid)
+        return None if a is None else Column(np.sqrt(np.where(a.values <= 0.0, 0.0, a.values)), a.valid)
 
     def ratio(self, a: Any, b: Any, least: Any) -> Any:
         if a is None or b is None or least is None:
             return None
-        values = np.where(b.values > least.values, a.values / b.values, np.nan)
+        values = np.where((b.values > least.values) & (b.values != 0), a.values / b.values, np.nan)
         return Column(values, _both(_both(a.valid, b.valid), least.valid))
 
     def choose(self, measured: Any, then: Any, otherwise: Any) -> Any:

@@ -17,12 +17,13 @@ from esper_recorder.storage.columns import Array, Column, ColumnArithmetic, join
 from esper_recorder.storage.parquet import arrow_schema
 
 Found = Any
-"""A `Column` of numbers, or an Arrow array of texts or lists."""
+"""A `Column` of numbers, or an Arrow array of texts or lists. Of a single row also a number."""
 
 GIVEN: Final = frozenset((*IDENTITY, "backfilled"))
 """Columns that follow from the record that a row is of."""
 
 _ARITHMETIC: Final = ColumnArithmetic()
+_PYTHON: Final = {"int64": int, "float64": float, "bool": bool}
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -59,17 +60,19 @@ class TableRows:
         """The rows at these places."""
         return TableRows(self.updates[places], self.names, lambda name: take(self.get(name), places))
 
-    def terms(self) -> metrics.Terms:
+    def terms(self, arithmetic: metrics.UpdateArithmetic = _ARITHMETIC) -> metrics.Terms:
         """What formulas compute the metrics of these rows from."""
-        return metrics.Terms(weakref.proxy(self), _ARITHMETIC)
+        return metrics.Terms(weakref.proxy(self), arithmetic)
 
     def to_list(self, table: str, name: str, places: Array | None = None) -> list[Any] | None:
         """A column as Python values, of all rows or of those at some places; None if it was not measured."""
         column = self.get(name) if places is None else take(self.get(name), places)
         if column is None or isinstance(column, pa.Array):
             return None if column is None else column.to_pylist()
-        values: list[Any] = column.to_list(_types(table)[name])
-        return values
+        type_ = _types(table)[name]
+        if not isinstance(column, Column):
+            return [_PYTHON[type_](column)]
+        return column.to_list(type_)
 
     def to_batch(self, table: str) -> pa.RecordBatch:
         """All columns that were measured, in the contract's order and of its types."""
@@ -77,6 +80,8 @@ class TableRows:
         for declared in arrow_schema(table):
             there = declared.name in self.names or declared.name in GIVEN
             column = self.get(declared.name) if there else None
+            if isinstance(column, int | float):
+                column = Column(np.array([column]))
             if column is not None:
                 fields.append(declared)
                 arrays.append(column.to_arrow(_types(table)[declared.name]) if isinstance(column, Column) else column)
