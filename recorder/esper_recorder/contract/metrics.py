@@ -152,11 +152,6 @@ def is_finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def largest(values: Sequence[float]) -> float:
-    """Largest number, infinities included; NaN if there is only NaN, or nothing."""
-    return max((v for v in values if not math.isnan(v)), default=math.nan)
-
-
 def clipped_norm(norm: float | None, max_norm: float | None) -> float | None:
     """Gradient norm after `torch.nn.utils.clip_grad_norm_`: norm * min(1, max_norm / (norm + 1e-6)).
 
