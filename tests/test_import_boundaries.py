@@ -85,7 +85,7 @@ def loaded(run_python: Callable[..., str]) -> Callable[[str], set[str]]:
     groups: tuple[tuple[list[str], list[str]], ...] = (
         ([], no_library),
         (["pyarrow.parquet", "pyarrow.compute"], STORAGE),
-        (["pyarrow.parquet", "torch._dynamo"], [name for name in RECORDER if name not in {*no_library, *STORAGE}]),
+        (["pyarrow.parquet", "torch"], [name for name in RECORDER if name not in {*no_library, *STORAGE}]),
         (LOADED_BY_ANALYTICS, [*ANALYTICS]),
     )
     imports: dict[str, Any] = {}
