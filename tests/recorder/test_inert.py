@@ -292,7 +292,7 @@ class TestWhatGoesWrong:
         with monkeypatch.context() as patch:
             patch.setattr(time, "monotonic", jumping(time.monotonic))
             patch.setattr(time, "time", jumping(time.time))
-            for module in ("recorder", "storage.run_folder", "storage.writer"):
+            for module in ("recording", "storage.run_folder", "storage.writer"):
                 patch.setattr(f"esper_recorder.{module}.datetime", Jumping)
             recorded, rec = script(updates=12, root=tmp_path / "runs", rules=rules)
         assert recorded == plain
