@@ -375,7 +375,7 @@ class Recorder(UpdateCalls):
             self._begin_update(update.number + 1)
 
     def _on_step(self, *_: Any) -> None:
-        if self._recording:
+        if self._recording and self._open.note_step():
             with signals_deferred, self._turn:
                 self._open.before_step()
 

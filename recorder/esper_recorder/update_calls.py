@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from esper_recorder.arguments import BadCall, episode_tensors, gradient_norm, packed_minibatch, setting, text
-from esper_recorder.capture.guards import Guarded, guarded, passed_to
+from esper_recorder.capture.guards import Guarded, guarded, passed_to, quick
 from esper_recorder.capture.open_update import OpenUpdate, Setup
 
 
@@ -55,7 +55,7 @@ class UpdateCalls(Guarded):
                 (CleanRL), or `env_major`, env * steps + step (Stable-Baselines3).
         """
 
-    @passed_to(OpenUpdate.minibatch)
+    @passed_to(OpenUpdate.minibatch, OpenUpdate.resume_minibatch)
     def minibatch(
         self,
         *,
@@ -118,7 +118,7 @@ class UpdateCalls(Guarded):
         self._open.begin_minibatch()
         self._open.push(packed_minibatch(packed), epoch=epoch, stepped=stepped)
 
-    @guarded
+    @quick
     def gradients(self, *, total_norm: Tensor | float) -> None:
         """Record the total gradient norm before clipping of the newest minibatch: what `clip_grad_norm_` returned."""
         self._open.gradient_norm(gradient_norm(total_norm))

@@ -9,6 +9,7 @@ from typing import Any
 
 from esper_recorder.arguments import BadCall, host_value
 from esper_recorder.storage.gaps import ALL_TABLES, BAD_CALL, DEVICE_FAILED, REDUCE_FAILED
+from esper_recorder.storage.interrupts import signals_deferred
 from esper_recorder.storage.jsonable import describe_error
 
 log = logging.getLogger("esper_recorder")
@@ -82,4 +83,5 @@ class Failures:
     def _count(self, reason: str, detail: str, cost: Cost) -> None:
         if self._report_gap is not None:
             table, rows = cost
-            self._report_gap(self._update, reason, table=table, rows=rows, detail=detail[:_DETAIL_LENGTH])
+            with signals_deferred:  # the writer's lock is taken
+                self._report_gap(self._update, reason, table=table, rows=rows, detail=detail[:_DETAIL_LENGTH])

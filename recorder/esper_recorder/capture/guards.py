@@ -3,7 +3,8 @@
 Covers:
 - what a call raises is counted, logged once and stored as a gap, and not raised into the trainer;
 - calls from several threads take turns, so that none finds an update half recorded;
-- a signal, such as Ctrl-C, is handled when the call is over.
+- a signal, such as Ctrl-C, is handled when the call is over. For most calls its handler is put off; for those that a
+  loop makes hundreds of times an update that costs too much, and what is left of an interrupted call is done first.
 """
 
 from __future__ import annotations
@@ -54,12 +55,63 @@ def guarded(method: Callable[Concatenate[T, P], None]) -> Callable[Concatenate[T
     return call
 
 
+def quick(method: Callable[Concatenate[T, P], None]) -> Callable[Concatenate[T, P], None]:
+    """Guard a call as `guarded` does, at a smaller price; it must do no harm to make it twice."""
+
+    @functools.wraps(method)
+    def call(self: T, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        if self._recording:
+            with self._turn:
+                try:
+                    method(self, *args, **kwargs)
+                except Exception as error:
+                    self._open.failures.report(method.__name__, _misuse(method, self, *args, **kwargs) or error)
+                except BaseException:
+                    with signals_deferred, self._open.failures.guarded(method.__name__):
+                        method(self, *args, **kwargs)
+                    raise
+            if self._alarms:
+                self._deliver_alarms()
+
+    return call
+
+
 def passed_to(
     body: Callable[[OpenUpdate, Mapping[str, Any]], None],
+    again: Callable[[OpenUpdate, Mapping[str, Any], int], None] | None = None,
 ) -> Callable[[Callable[Concatenate[T, P], None]], Callable[Concatenate[T, P], None]]:
-    """Guard a call that passes its keywords on as one mapping: to bind 19 of them twice costs as much as the copy."""
+    """Guard a call that passes its keywords on as one mapping: to bind 19 of them twice costs as much as the copy.
+
+    Args:
+        body: what the call does.
+        again: does what is left of a call that a signal interrupted, given how many minibatches there were before it.
+            Without it signals are put off.
+    """
 
     def decorate(method: Callable[Concatenate[T, P], None]) -> Callable[Concatenate[T, P], None]:
+        if again is not None:
+
+            @functools.wraps(method)
+            def quick_call(self: T, /, *args: P.args, **kwargs: P.kwargs) -> None:
+                if self._recording:
+                    with self._turn:
+                        update = self._open
+                        before = update.minibatches
+                        try:
+                            if args:
+                                raise TypeError("all arguments are keywords")
+                            body(update, kwargs)
+                        except Exception as error:
+                            update.failures.report(method.__name__, _misuse(method, self, *args, **kwargs) or error)
+                        except BaseException:
+                            with signals_deferred, update.failures.guarded(method.__name__):
+                                again(update, kwargs, before)
+                            raise
+                    if self._alarms:
+                        self._deliver_alarms()
+
+            return quick_call
+
         @functools.wraps(method)
         def call(self: T, /, *args: P.args, **kwargs: P.kwargs) -> None:
             if self._recording:
@@ -85,10 +137,12 @@ def lenient(method: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P
     @functools.wraps(method)
     def call(self: T, /, *args: P.args, **kwargs: P.kwargs) -> R:
         with signals_deferred:
-            misuse = _misuse(method, self, *args, **kwargs)
-            if misuse is None:
+            try:
                 result = method(self, *args, **kwargs)
-            else:
+            except TypeError:
+                misuse = _misuse(method, self, *args, **kwargs)
+                if misuse is None:
+                    raise
                 self._open.failures.report(method.__name__, misuse)
                 loosely: Callable[..., R] = method
                 result = loosely(self, **{name: value for name, value in kwargs.items() if name in names})

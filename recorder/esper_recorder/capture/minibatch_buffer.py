@@ -30,6 +30,7 @@ from esper_recorder.capture.rollout import Rollout
 from esper_recorder.reductions.gradients import copy_all
 from esper_recorder.reductions.minibatches import HeadFields, LossSettings, RatioSummary, reduce_minibatches
 from esper_recorder.reductions.statistics import Valid, from_host, to_device
+from esper_recorder.storage.interrupts import signals_deferred
 
 
 @dataclass(slots=True)
@@ -185,13 +186,14 @@ class MinibatchBuffer:
             0,
         )
         if layout != self._layout or n > self._width or len(self._kept) >= self._capacity:
-            self._prepare_for(_Layout(*layout), n)
+            with signals_deferred:  # it must not be left half done
+                self._prepare_for(_Layout(*layout), n)
         kept_index = None if index is None else index.clone() if isinstance(index, Tensor) else index.copy()
         kept_actions = None if actions is None else actions.to(torch.float32, copy=True)
+        self._kept.append((notes, values, kept_index, kept_actions))
         if self._copies_to_host and self._layout is not None:
             away = kept_index if isinstance(index, Tensor) else None
             self._copies.append((HostCopy(values, away), self._layout, notes, kept_index))
-        self._kept.append((notes, values, kept_index, kept_actions))
 
     def push(self, packed: Tensor, notes: MinibatchNotes) -> None:
         """Copy a minibatch that a compiled step packed: float64 [length]."""
@@ -199,6 +201,11 @@ class MinibatchBuffer:
         if layout != self._layout or len(self._kept) >= self._capacity:
             self._prepare_for(layout, 1)
         self._kept.append((notes, packed.clone(), None, None))
+
+    @property
+    def newest(self) -> MinibatchNotes | None:
+        """The newest minibatch that waits to be reduced."""
+        return self._kept[-1][0] if self._kept else None
 
     def drain(self) -> list[BatchSummary | PackedBatch]:
         """Reduce what is there, and forget all of it."""

@@ -152,8 +152,8 @@ class OpenUpdate:
             index = flat_index(index)
         heads: tuple[HeadLayout, ...] = ()
         grad_enabled = torch.is_grad_enabled()
-        _set_grad_enabled(False)  # cheaper than to detach each tensor, and than `torch.no_grad()`
         try:
+            _set_grad_enabled(False)  # cheaper than to detach each tensor, and than `torch.no_grad()`
             tensors = [x if x.dim() == 1 else x.ravel() for x in map(arguments.__getitem__, kind.tensors)]
             if get("heads"):
                 heads, head_tensors = head_fields(arguments["heads"])
@@ -164,6 +164,15 @@ class OpenUpdate:
         finally:
             _set_grad_enabled(grad_enabled)
         self._newest = notes
+
+    def resume_minibatch(self, arguments: Mapping[str, Any], before: int) -> None:
+        """Copy a minibatch whose call was interrupted, unless that is done; `before` it there were so many."""
+        kept = self._buffer.newest
+        if self.minibatches > before and kept is not None and kept.minibatch == self.minibatches:
+            self._newest = kept
+            return
+        self.minibatches = before
+        self.minibatch(arguments)
 
     def push(self, packed: Tensor, *, epoch: Any, stepped: Any) -> None:
         """Copy a minibatch that a compiled step reduced; see `Recorder.push`."""
@@ -197,15 +206,18 @@ class OpenUpdate:
         layers.keeps_always = False  # the loop says which steps it wants
         layers.take(self._step_notes(self._newest, after_clipping), only=not self.each_step)
 
-    def before_step(self) -> None:
-        """Note that the optimizer is about to step on the newest minibatch."""
+    def note_step(self) -> bool:
+        """Note that the optimizer is about to step on the newest minibatch. Returns whether `before_step` has work."""
         newest = self._newest
         if newest is not None:
             newest.stepped = True
             self._stepped = newest
         layers = self.setup.layers
-        if not (self.each_step or layers.awaits_step) or layers.model is None:
-            return
+        return (self.each_step or layers.awaits_step) and layers.model is not None
+
+    def before_step(self) -> None:
+        """Measure the layers, if this step is one of those that are measured."""
+        newest, layers = self._newest, self.setup.layers
         with self.failures.guarded("layers"):
             if self.each_step and layers.keeps_always:
                 clipped = True if newest is not None and newest.norm_seen else None
