@@ -61,7 +61,7 @@ SHORT_DEMO = """
 import sys
 from pathlib import Path
 from esper_analytics.cli import demo
-command = [sys.executable, "-m", "esper_recorder.demo", "--steps", "16384"]
+command = [sys.executable, "-m", "esper_recorder.demo", "--steps", "20480"]
 demo.evaluate(Path("demo"), demo.record(Path("demo"), lambda *step: None, command=command))
 """
 

@@ -129,7 +129,8 @@ def test_a_killed_training_is_live_until_then_and_keeps_every_finished_update(tm
 
 
 def test_a_full_disk_does_not_stop_the_training_and_the_gap_is_logged(small_disk):
-    # 60 updates; a disk of 1 MB holds the first dozen.
+    # 60 updates; a disk of 1 MB, most of it taken, holds the first dozens.
+    (small_disk / "other").write_bytes(bytes(600_000))
     with_recorder, logged = train(small_disk / "runs", 60 * 128)
     without, _ = train("none", 60 * 128)
     assert with_recorder == without

@@ -30,7 +30,7 @@ class Level(IntEnum):
             return cls[level.upper()]
         except (AttributeError, KeyError):
             names = ", ".join(member.name.lower() for member in cls)
-            what = repr(level) if isinstance(level, str) else f"of type {type(level).__name__}"
+            what = repr(level) if isinstance(level, str | int | float) else f"of type {type(level).__name__}"
             raise ValueError(f"level {what} is not known; there are: {names}") from None
 
 

@@ -29,8 +29,8 @@ from esper_recorder.storage.record_layout import (
     STEP_NOTES,
     BatchLayout,
     BlockLayout,
+    LayerPartLayout,
     Noted,
-    PartLayout,
     RatioLayout,
     RecordLayout,
     StateLayout,
@@ -226,7 +226,7 @@ def _pack_block(block: LayerBlock, host: Mapping[str, Tensor], arrays: list[Arra
     for i, part in enumerate(block.parts):
         histograms = host[f"{i}.histograms"]
         arrays += [_on_cpu(host[f"{i}.statistics"]), _on_cpu(histograms)]
-        parts.append(PartLayout(tuple(part.places), part.statistics.names, histograms.shape[-1]))
+        parts.append(LayerPartLayout(tuple(part.places), part.statistics.names, histograms.shape[-1]))
     return BlockLayout(
         notes, tuple(map(encodable, block.names)), tuple(block.sizes), tuple(block.has_grad), tuple(parts)
     )

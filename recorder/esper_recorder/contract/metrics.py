@@ -28,7 +28,7 @@ Moments = tuple[Any, Any, Any]
 """Sum, sum of squares and count of the finite values of a quantity."""
 
 
-class Row(Protocol):
+class MetricInputs(Protocol):
     """Values by column name: a mapping, or columns that are found when they are asked for."""
 
     def get(self, name: str, /) -> Any: ...
@@ -164,10 +164,10 @@ def clipped_norm(norm: float | None, max_norm: float | None) -> float | None:
     return norm * min(1.0, max_norm / (norm + 1e-6))
 
 
-class Terms:
+class MetricTerms:
     """The counts and means that formulas share, each computed when it is first asked for."""
 
-    def __init__(self, row: Row, o: Arithmetic) -> None:
+    def __init__(self, row: MetricInputs, o: Arithmetic) -> None:
         self.row, self.o = row, o
         self._counts: dict[str, Any] = {}
         self._means: dict[str, Any] = {}
@@ -203,7 +203,7 @@ class Terms:
         return self.o.divide(self.get(name), n, of)
 
 
-_COUNTS: dict[str, Callable[[Row, Arithmetic], Any]] = {
+_COUNTS: dict[str, Callable[[MetricInputs, Arithmetic], Any]] = {
     "k1": lambda row, o: _finite_count(row, "log_ratio", o),
     "k3": lambda row, o: _k3_count(row, o),
     "ratio": lambda row, o: o.subtract(row.get("n"), row.get("ratio_nonfinite")),
@@ -214,10 +214,10 @@ _COUNTS: dict[str, Callable[[Row, Arithmetic], Any]] = {
 }
 """Of the quantities whose non-finite terms are counted; of the others the finite ones are."""
 
-Formulas = Mapping[str, Callable[[Terms], Any]]
+Formulas = Mapping[str, Callable[[MetricTerms], Any]]
 
 
-def _clip_fraction(t: Terms) -> Any:
+def _clip_fraction(t: MetricTerms) -> Any:
     clipped_in = t.o.subtract(t.o.subtract(t.n, t.get("clip_low_count")), t.get("clip_high_count"))
     return t.o.divide(t.o.subtract(t.n, clipped_in), t.n)
 
@@ -254,7 +254,7 @@ _TRANSITIONS: Formulas = {
 }
 
 
-def derive(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
+def derive(row: MetricInputs, o: Arithmetic = _SCALARS) -> dict[str, Any]:
     """Compute the metrics of one set of transitions: a minibatch, or (pooled) an update.
 
     Args:
@@ -264,8 +264,8 @@ def derive(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
     return _compute(_TRANSITIONS, row, o)
 
 
-def _compute(formulas: Formulas, row: Row, o: Arithmetic) -> dict[str, Any]:
-    terms = Terms(row, o)
+def _compute(formulas: Formulas, row: MetricInputs, o: Arithmetic) -> dict[str, Any]:
+    terms = MetricTerms(row, o)
     return {name: formula(terms) for name, formula in formulas.items()}
 
 
@@ -283,21 +283,21 @@ _HEADS: Formulas = {
 }
 
 
-def derive_head(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
+def derive_head(row: MetricInputs, o: Arithmetic = _SCALARS) -> dict[str, Any]:
     """Compute the metrics of one action head (`heads`); its `transition_n` counts all transitions."""
     return _compute(_HEADS, row, o)
 
 
-def _of_rollout(t: Terms, name: str) -> Moments:
+def _of_rollout(t: MetricTerms, name: str) -> Moments:
     return t.get(f"rollout_{name}_sum"), t.get(f"rollout_{name}_sum_sq"), t.get(f"rollout_{name}_n")
 
 
-def _grad_norm(t: Terms) -> Any:
+def _grad_norm(t: MetricTerms) -> Any:
     n = t.get("grad_norm_n")
     return t.ratio("grad_norm_sum", t.o.subtract(n, t.get("grad_norm_nonfinite")), n)
 
 
-def _rollout_explained_variance(t: Terms) -> Any:
+def _rollout_explained_variance(t: MetricTerms) -> Any:
     of_rollout = explained_variance(_of_rollout(t, "residual"), _of_rollout(t, "return"), t.o, of=t.get("rollout_n"))
     o: Any = t.o  # an UpdateArithmetic
     return o.choose(t.get("rollout_residual_n"), of_rollout, _TRANSITIONS["explained_variance"](t))
@@ -314,12 +314,12 @@ _UPDATES: Formulas = {
 }
 
 
-def derive_pooled(row: Row, o: UpdateArithmetic = _SCALARS) -> dict[str, Any]:
+def derive_pooled(row: MetricInputs, o: UpdateArithmetic = _SCALARS) -> dict[str, Any]:
     """Compute the metrics of one PPO update over all its transitions, from its merged counts and sums."""
     return _compute(_UPDATES, row, o)
 
 
-def _norm(t: Terms, name: str, finite: Any) -> Any:
+def _norm(t: MetricTerms, name: str, finite: Any) -> Any:
     return t.o.multiply(t.o.root(t.get(name)), t.o.divide(finite, finite, t.n))  # NaN if no element is finite
 
 
@@ -332,12 +332,12 @@ _LAYERS: Formulas = {
 }
 
 
-def derive_layer(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
+def derive_layer(row: MetricInputs, o: Arithmetic = _SCALARS) -> dict[str, Any]:
     """Compute the metrics of one parameter tensor's gradient (`gradient_layers`)."""
     return _compute(_LAYERS, row, o)
 
 
-def _finite_elements(t: Terms) -> Any:
+def _finite_elements(t: MetricTerms) -> Any:
     return t.o.subtract(t.o.subtract(t.n, t.get("nan_count")), t.get("inf_count"))
 
 
@@ -348,7 +348,7 @@ _STATES: Formulas = {
 }
 
 
-def derive_state(row: Row, o: Arithmetic = _SCALARS) -> dict[str, Any]:
+def derive_state(row: MetricInputs, o: Arithmetic = _SCALARS) -> dict[str, Any]:
     """Compute the metrics of a recurrent state (`recurrent_state`)."""
     return _compute(_STATES, row, o)
 
@@ -363,7 +363,7 @@ FORMULAS: Mapping[str, Formulas] = {
 """Table -> its metrics, for a caller that computes some of them one by one."""
 
 
-def _sb3(row: Row, minibatches: Columns) -> dict[str, float | None]:
+def _sb3(row: MetricInputs, minibatches: Columns) -> dict[str, float | None]:
     if not minibatches:
         return {}
     every: Columns = minibatches
@@ -380,7 +380,7 @@ def _sb3(row: Row, minibatches: Columns) -> dict[str, float | None]:
     return {"approx_kl": _mean_of(of_last_epoch), **means, "loss": loss}
 
 
-def _finite_counts(row: Row) -> dict[str, int | None]:
+def _finite_counts(row: MetricInputs) -> dict[str, int | None]:
     """Return metric -> how many of its terms are finite."""
     return {
         "approx_kl": _k3_count(row, _SCALARS),
@@ -391,7 +391,7 @@ def _finite_counts(row: Row) -> dict[str, int | None]:
     }
 
 
-def _with_nonfinite(row: Row) -> dict[str, float | None]:
+def _with_nonfinite(row: MetricInputs) -> dict[str, float | None]:
     """Return a minibatch's metrics as torch's mean computes them: NaN if a term is not finite.
 
     A k3 term is NaN if the log ratio is NaN or +infinity, and +infinity if the ratio overflows or the log ratio is
@@ -409,7 +409,7 @@ def _with_nonfinite(row: Row) -> dict[str, float | None]:
 
 POOLED = "pooled"
 
-DEFINITIONS: dict[str, Callable[[Row, Columns], dict[str, float | None]]] = {
+DEFINITIONS: dict[str, Callable[[MetricInputs, Columns], dict[str, float | None]]] = {
     POOLED: lambda row, minibatches: {},
     "sb3": _sb3,
 }
@@ -434,14 +434,14 @@ def _variance(total: Any, total_sq: Any, n: Any, o: Arithmetic, of: Any) -> Any:
     return o.subtract(o.divide(total_sq, n, of), o.multiply(average, average))
 
 
-def _finite_count(row: Row, quantity: str, o: Arithmetic, *, of: str = "n") -> Any:
+def _finite_count(row: MetricInputs, quantity: str, o: Arithmetic, *, of: str = "n") -> Any:
     n = row.get(of)
     for kind in _NONFINITE:
         n = o.subtract(n, row.get(f"{quantity}_{kind}"))
     return n
 
 
-def _k3_count(row: Row, o: Arithmetic) -> Any:
+def _k3_count(row: MetricInputs, o: Arithmetic) -> Any:
     """Count the finite k3 terms: a log ratio of -infinity has a finite ratio, 0, but an infinite k3."""
     return o.subtract(o.subtract(row.get("n"), row.get("ratio_nonfinite")), row.get("log_ratio_neginf"))
 
@@ -451,7 +451,7 @@ def _mean_of(values: Sequence[float | None]) -> float | None:
     return sum(measured) / len(measured) if measured else None
 
 
-def _loss(policy_loss: Any, entropy: Any, value_loss: Any, row: Row, o: Arithmetic) -> Any:
+def _loss(policy_loss: Any, entropy: Any, value_loss: Any, row: MetricInputs, o: Arithmetic) -> Any:
     bonus = o.multiply(entropy, row.get("entropy_coef"))
     value_term = o.multiply(value_loss, row.get("value_coef"))
     return o.subtract(o.subtract(policy_loss, bonus), o.subtract(0.0, value_term))

@@ -18,7 +18,7 @@ _ARROW = {"int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
 
 
 @dataclass(slots=True)
-class Column:
+class NumberColumn:
     """A column of numbers [n], and whether each is valid, bool [n], or NULL; None if none is NULL."""
 
     values: Array
@@ -32,9 +32,9 @@ class Column:
         """bool [n]: whether a number is not NULL."""
         return np.ones(len(self.values), bool) if self.valid is None else self.valid
 
-    def take(self, places: Array) -> Column:
+    def take(self, places: Array) -> NumberColumn:
         """The rows at these places."""
-        return Column(self.values[places], None if self.valid is None else self.valid[places])
+        return NumberColumn(self.values[places], None if self.valid is None else self.valid[places])
 
     def only(self) -> Any:
         """The number of a column of one row; None if it is NULL."""
@@ -75,23 +75,23 @@ def lists(values: Array, type_: str, valid: Array | None = None) -> pa.Array:
     """A column of lists from [rows, length]; NULL where not valid."""
     rows, length = values.shape
     offsets = pa.py_buffer(np.arange(rows + 1, dtype=np.int32) * length)
-    children = [Column(values.reshape(-1)).to_arrow(type_)]
+    children = [NumberColumn(values.reshape(-1)).to_arrow(type_)]
     return pa.Array.from_buffers(pa.list_(_ARROW[type_]), rows, [bitmap(valid), offsets], children=children)
 
 
-def column_of(values: Sequence[float | None]) -> Column:
+def column_of(values: Sequence[float | None]) -> NumberColumn:
     """Make a column of a list, None for NULL: of int64 if all are whole numbers of Python, else of float64."""
     measured = [v for v in values if v is not None]
     dtype = np.int64 if measured and all([type(v) is int for v in measured]) else np.float64
     if len(measured) == len(values):
-        return Column(np.array(values, dtype=dtype))
-    return Column(
+        return NumberColumn(np.array(values, dtype=dtype))
+    return NumberColumn(
         np.array([0 if v is None else v for v in values], dtype=dtype),
         np.array([v is not None for v in values], dtype=bool),
     )
 
 
-def joined(columns: Sequence[Column | None], heights: Sequence[int]) -> Column:
+def joined(columns: Sequence[NumberColumn | None], heights: Sequence[int]) -> NumberColumn:
     """Join columns one below the other; None is a column of NULLs of that height."""
     if len(columns) == 1 and columns[0] is not None:
         return columns[0]
@@ -101,7 +101,7 @@ def joined(columns: Sequence[Column | None], heights: Sequence[int]) -> Column:
         valid = np.concatenate(
             [np.zeros(n, bool) if c is None else c.measured for c, n in zip(columns, heights, strict=True)]
         )
-    return Column(np.concatenate(values), valid)
+    return NumberColumn(np.concatenate(values), valid)
 
 
 class ColumnArithmetic:
@@ -120,16 +120,16 @@ class ColumnArithmetic:
         values = a.values / b.values
         values[b.values == 0] = np.nan
         valid = _both(_both(_both(a.valid, b.valid), counted.valid), counted.values != 0)
-        return Column(values, valid)
+        return NumberColumn(values, valid)
 
     def root(self, a: Any) -> Any:
-        return None if a is None else Column(np.sqrt(np.where(a.values <= 0.0, 0.0, a.values)), a.valid)
+        return None if a is None else NumberColumn(np.sqrt(np.where(a.values <= 0.0, 0.0, a.values)), a.valid)
 
     def ratio(self, a: Any, b: Any, least: Any) -> Any:
         if a is None or b is None or least is None:
             return None
         values = np.where((b.values > least.values) & (b.values != 0), a.values / b.values, np.nan)
-        return Column(values, _both(_both(a.valid, b.valid), least.valid))
+        return NumberColumn(values, _both(_both(a.valid, b.valid), least.valid))
 
     def choose(self, measured: Any, then: Any, otherwise: Any) -> Any:
         if measured is None:
@@ -137,9 +137,9 @@ class ColumnArithmetic:
         if measured.valid is None:
             return then
         (then, otherwise) = (
-            c or Column(np.zeros(len(measured)), np.zeros(len(measured), bool)) for c in (then, otherwise)
+            c or NumberColumn(np.zeros(len(measured)), np.zeros(len(measured), bool)) for c in (then, otherwise)
         )
-        return Column(
+        return NumberColumn(
             np.where(measured.valid, then.values, otherwise.values),
             np.where(measured.valid, then.measured, otherwise.measured),
         )
@@ -148,12 +148,12 @@ class ColumnArithmetic:
     def _combine(a: Any, b: Any, operation: Any) -> Any:
         if a is None or b is None:
             return None
-        if isinstance(a, Column) and isinstance(b, Column):
-            return Column(operation(a.values, b.values), _both(a.valid, b.valid))
-        if isinstance(a, Column):
-            return Column(operation(a.values, b), a.valid)
-        if isinstance(b, Column):
-            return Column(operation(a, b.values), b.valid)
+        if isinstance(a, NumberColumn) and isinstance(b, NumberColumn):
+            return NumberColumn(operation(a.values, b.values), _both(a.valid, b.valid))
+        if isinstance(a, NumberColumn):
+            return NumberColumn(operation(a.values, b), a.valid)
+        if isinstance(b, NumberColumn):
+            return NumberColumn(operation(a, b.values), b.valid)
         return operation(a, b)
 
 
@@ -163,7 +163,7 @@ def _both(a: Array | None, b: Array | None) -> Array | None:
     return a if b is None else a & b
 
 
-def reduced(declared: Declared, column: Column, starts: Array) -> Column:
+def reduced(declared: Declared, column: NumberColumn, starts: Array) -> NumberColumn:
     """Merge the rows of each group by the column's reducer, as `contract.merge` does: NULL takes no part.
 
     A sum adds in the order of the rows, and is the same whatever groups are beside it.
@@ -179,17 +179,17 @@ def reduced(declared: Declared, column: Column, starts: Array) -> Column:
         case Reducer.SUM:
             if counted is not None:
                 values = np.where(column.measured, values, 0.0)
-            return Column(np.add.reduceat(values, starts), counted)
+            return NumberColumn(np.add.reduceat(values, starts), counted)
         case Reducer.MIN | Reducer.MAX:
             reduce, worst = (np.minimum, np.inf) if declared.reducer is Reducer.MIN else (np.maximum, -np.inf)
             number = ~np.isnan(values)
             if counted is not None:
                 number &= column.measured
             elif number.all():
-                return Column(reduce.reduceat(values, starts))
+                return NumberColumn(reduce.reduceat(values, starts))
             extreme = reduce.reduceat(np.where(number, values, worst), starts)
-            return Column(np.where(np.logical_or.reduceat(number, starts), extreme, np.nan), counted)
+            return NumberColumn(np.where(np.logical_or.reduceat(number, starts), extreme, np.nan), counted)
         case Reducer.LAST:
             places = np.where(column.measured, np.arange(len(values)), -1)
-            return Column(values[np.maximum.reduceat(places, starts)], counted)
+            return NumberColumn(values[np.maximum.reduceat(places, starts)], counted)
     raise ValueError(f"{declared.name} has no reducer of numbers")  # FIRST: no number of ours has it

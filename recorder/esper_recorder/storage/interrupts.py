@@ -11,10 +11,10 @@ few instructions before the handlers are replaced interrupts before the call, wh
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -100,11 +100,13 @@ class SignalDeferral:
 
     def wait(self, done: Callable[[float], bool], timeout: float | None) -> bool:
         """Wait for `done`, which waits for as many seconds as it is given; give up once a signal waits."""
-        until = None if timeout is None else time.monotonic() + timeout
+        left = math.inf if timeout is None else timeout
         while True:
-            left = _SLICE_SECONDS if until is None else min(_SLICE_SECONDS, until - time.monotonic())
-            if done(max(left, 0.0)):
+            # Added up, not read from a clock: a trainer may have replaced it, or set it.
+            seconds = max(min(_SLICE_SECONDS, left), 0.0)
+            if done(seconds):
                 return True
+            left -= seconds
             if left <= 0 or self.waiting:
                 return False
 

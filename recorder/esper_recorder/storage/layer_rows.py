@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from esper_recorder.contract import metrics
-from esper_recorder.storage.columns import Column, lists
+from esper_recorder.storage.columns import NumberColumn, lists
 from esper_recorder.storage.record_numbers import RecordNumbers
 from esper_recorder.storage.table_rows import Found, TableRows, stack
 
@@ -43,16 +43,16 @@ def _block_rows(numbers: RecordNumbers, place: int) -> TableRows:
                 valid = sizes > 0 if valid is None else valid & (sizes > 0)
             if name == "step_sum_sq" and not (values >= 0).all():
                 valid = values >= 0 if valid is None else valid & (values >= 0)
-            return Column(values, valid)
+            return NumberColumn(values, valid)
         if name in _LAYER_METRICS:
             return _LAYER_METRICS[name](terms)
         match name:
             case "layer":
                 return pa.array(block.names, type=pa.string()).take(pa.array(layer))
             case "has_grad":
-                return Column(np.array(block.has_grad, dtype=bool)[layer])
+                return NumberColumn(np.array(block.has_grad, dtype=bool)[layer])
             case "n":
-                return Column(sizes)
+                return NumberColumn(sizes)
             case "grad_histogram" if block.parts:
                 histograms = np.zeros((steps, layers, block.parts[0].bins), np.int64)
                 for i, part in enumerate(block.parts):
@@ -78,12 +78,12 @@ def _of_state(numbers: RecordNumbers, place: int) -> TableRows:
 
     def find(name: str) -> Found | None:
         if name in by_name:
-            return Column(by_name[name])
+            return NumberColumn(by_name[name])
         if name in _STATE_METRICS:
             return _STATE_METRICS[name](terms)
         if name in ("nan_found", "inf_found"):
             counted = terms.get(name.replace("_found", "_count"))
-            return None if counted is None else Column(counted.values > 0)
+            return None if counted is None else NumberColumn(counted.values > 0)
         text = {"layer": state.layer, "kind": state.kind}.get(name)
         return None if text is None else pa.repeat(pa.scalar(text), numbers.height)
 

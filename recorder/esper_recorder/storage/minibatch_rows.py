@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from esper_recorder.contract import metrics
 from esper_recorder.contract.tables import Reducer, columns
-from esper_recorder.storage.columns import Array, Column, column_of, reduced
+from esper_recorder.storage.columns import Array, NumberColumn, column_of, reduced
 from esper_recorder.storage.record_layout import SETTINGS
 from esper_recorder.storage.record_numbers import RecordNumbers
 from esper_recorder.storage.table_rows import Found, TableRows, stack
@@ -69,12 +69,12 @@ def _batch_rows(numbers: RecordNumbers, batch: int) -> TableRows:
 
     def find(name: str) -> Found | None:
         if name in by_name:
-            return Column(by_name[name], not_empty if name.endswith(_EXTREMES) else None)
+            return NumberColumn(by_name[name], not_empty if name.endswith(_EXTREMES) else None)
         if name == "nonfinite_count":
             nonfinite = [x for counted, x in by_name.items() if counted in _COUNTED]
-            return Column(sum(nonfinite, np.zeros(len(norms))) + (has_norm & ~np.isfinite(norms)))
+            return NumberColumn(sum(nonfinite, np.zeros(len(norms))) + (has_norm & ~np.isfinite(norms)))
         if name == "grad_norm":
-            return Column(norms, None if has_norm.all() else has_norm)
+            return NumberColumn(norms, None if has_norm.all() else has_norm)
         return numbers.note(f"{batch}.", name)
 
     names = ("minibatch", "epoch", "stepped", *SETTINGS, "grad_norm", "nonfinite_count", *joint)
@@ -94,18 +94,18 @@ def update_rows(numbers: RecordNumbers, host: Mapping[str, Sequence[Any]], minib
 class _Updates:
     """Finds the columns of `ppo_updates`."""
 
-    terms: metrics.Terms
+    terms: metrics.MetricTerms
 
     def __init__(
         self, numbers: RecordNumbers, host: Mapping[str, Sequence[Any]], minibatches: TableRows | None
     ) -> None:
         self._numbers, self._host, self._height = numbers, host, numbers.height
         self._minibatches = minibatches
-        self._rollout: dict[str, Column] | None = None
-        self._by_library: dict[str, Column] | None = None
+        self._rollout: dict[str, NumberColumn] | None = None
+        self._by_library: dict[str, NumberColumn] | None = None
         self._starts = np.zeros(0, np.int64)
         self._sums: dict[str, Array] = {}
-        self._norms: dict[str, Column] = {}
+        self._norms: dict[str, NumberColumn] = {}
         if self._minibatches is not None:
             self._starts = np.searchsorted(self._minibatches.updates, np.arange(self._height))
             if len(numbers.layout.batches) == 1:  # most often: then one operation adds all columns up
@@ -117,7 +117,7 @@ class _Updates:
     def find(self, name: str) -> Found | None:
         """Find a column; None if it was not measured."""
         column = self._find(name)
-        return column.only() if self._height == 1 and isinstance(column, Column) else column
+        return column.only() if self._height == 1 and isinstance(column, NumberColumn) else column
 
     def _find(self, name: str) -> Found | None:
         if name in _UPDATE_METRICS:
@@ -130,14 +130,14 @@ class _Updates:
             return pa.repeat(pa.scalar(self._numbers.layout.definition), self._height)
         if name == "minibatch_count":
             batches = range(len(self._numbers.layout.batches))
-            return Column(sum([self._numbers.counts(i) for i in batches], np.zeros(self._height, np.int64)))
+            return NumberColumn(sum([self._numbers.counts(i) for i in batches], np.zeros(self._height, np.int64)))
         if name in self._host:
             values = self._host[name]
             if name in _TEXTS:
                 return pa.array(values, type=pa.string())
             return None if all([value is None for value in values]) else column_of(values)
         if name in self._sums:
-            return self._sums[name][0].item() if self._height == 1 else Column(self._sums[name])
+            return self._sums[name][0].item() if self._height == 1 else NumberColumn(self._sums[name])
         if self._minibatches is None:
             return None
         if name == "stepped_count":
@@ -154,7 +154,7 @@ class _Updates:
             return self._by_library[name]
         return _UPDATE_METRICS[name](self.terms)
 
-    def _library(self) -> dict[str, Column]:
+    def _library(self) -> dict[str, NumberColumn]:
         """The metrics that the definition of a library has computed otherwise: update by update, as it does."""
         definition = self._numbers.layout.definition
         if self._minibatches is None or definition == metrics.POOLED:
@@ -169,17 +169,17 @@ class _Updates:
             rows.append(metrics.DEFINITIONS[definition](of_update, minibatches))
         return {name: column_of([row[name] for row in rows]) for name in rows[0]}
 
-    def _of_rollout(self, name: str) -> Column:
+    def _of_rollout(self, name: str) -> NumberColumn:
         values = self._rollout_column(name)
         if name.endswith(_EXTREMES) and "rollout_n" in self._numbers.layout.rollout:
-            return Column(values, self._rollout_column("rollout_n") != 0)
-        return Column(values, ~np.isnan(values) if name[-4:-2] == "_q" else None)
+            return NumberColumn(values, self._rollout_column("rollout_n") != 0)
+        return NumberColumn(values, ~np.isnan(values) if name[-4:-2] == "_q" else None)
 
     def _rollout_column(self, name: str) -> Array:
         column: Array = self._numbers["rollout"][:, self._numbers.layout.rollout.index(name)]
         return column
 
-    def _of_norms(self, name: str) -> Column | None:
+    def _of_norms(self, name: str) -> NumberColumn | None:
         norms = None if self._minibatches is None else self._minibatches.get("grad_norm")
         if norms is None:
             return None
@@ -196,7 +196,7 @@ class _Updates:
             terms = np.add.reduceat(
                 np.array([measured, measured & ~finite, values, values * values]), self._starts, axis=1
             )
-            self._norms = {column: Column(x, terms[0] > 0) for column, x in zip(_NORMS, terms, strict=False)}
+            self._norms = {column: NumberColumn(x, terms[0] > 0) for column, x in zip(_NORMS, terms, strict=False)}
         return self._norms[name]
 
 
@@ -220,7 +220,7 @@ class _Minibatches(Mapping[str, list[Any]]):
 
 def _listed(column: Found | None, height: int) -> list[Any]:
     """A column of numbers as Python's, None for NULL."""
-    if isinstance(column, Column):
+    if isinstance(column, NumberColumn):
         return column.to_list("float64")
     return [column] * height
 
@@ -262,7 +262,7 @@ def _head_pieces(numbers: RecordNumbers, batch: int, ratio: int, heads: Sequence
     by_name = numbers.by_name(f"{batch}.{ratio}.statistics", layout.statistics)
     not_empty = by_name["n"] > 0
     columns: dict[str, Found | None] = {
-        name: Column(values, not_empty if name.endswith(_EXTREMES) else None) for name, values in by_name.items()
+        name: NumberColumn(values, not_empty if name.endswith(_EXTREMES) else None) for name, values in by_name.items()
     }
-    columns["head"] = Column(np.tile([heads.index(name) for name in layout.names], minibatches))
+    columns["head"] = NumberColumn(np.tile([heads.index(name) for name in layout.names], minibatches))
     return TableRows.of(np.repeat(numbers.updates(batch), width), columns)

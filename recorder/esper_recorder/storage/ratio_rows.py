@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from esper_recorder.storage.columns import Array, Column, lists
+from esper_recorder.storage.columns import Array, NumberColumn, lists
 from esper_recorder.storage.record_layout import RatioLayout
 from esper_recorder.storage.record_numbers import RecordNumbers
 from esper_recorder.storage.table_rows import Found, TableRows, stack
@@ -36,13 +36,13 @@ def histogram_rows(numbers: RecordNumbers) -> TableRows | None:
         all_nan = [numbers[f"{i}.{j}.histogram_nan"][:, place] for i, j, place in places]
         if not per_minibatch:  # each batch has one per update
             counts, nan = np.sum(all_counts, axis=0), np.sum(all_nan, axis=0)
-            pieces.append(_of_head(head, np.arange(numbers.height), counts=counts, nan_count=Column(nan)))
+            pieces.append(_of_head(head, np.arange(numbers.height), counts=counts, nan_count=NumberColumn(nan)))
             continue
         for (i, _, _), counts, nan in zip(places, all_counts, all_nan, strict=True):
             scoped = numbers.layout.batches[i].per_minibatch
             keys = {name: numbers.note(f"{i}.", name) if scoped else None for name in ("epoch", "minibatch")}
             updates = numbers.updates(i if scoped else None)
-            pieces.append(_of_head(head, updates, counts=counts, nan_count=Column(nan), **keys))
+            pieces.append(_of_head(head, updates, counts=counts, nan_count=NumberColumn(nan), **keys))
     return stack(pieces)
 
 
@@ -63,7 +63,7 @@ def exemplar_rows(numbers: RecordNumbers) -> TableRows | None:
         place = np.arange(len(order)) - np.searchsorted(updates, updates)
         kept = place < EXEMPLARS
         worst = every.take(order[kept])
-        of_update = {name: worst.get(name) for name in worst.names} | {"place": Column(place[kept] + 1)}
+        of_update = {name: worst.get(name) for name in worst.names} | {"place": NumberColumn(place[kept] + 1)}
         scopes = {"update": TableRows.of(worst.updates, of_update)}
         if any(numbers.layout.batches[i].per_minibatch for i, _, _ in places):
             scopes = {"minibatch": every} | scopes
@@ -88,19 +88,19 @@ def _batch_exemplars(numbers: RecordNumbers, batch: int, ratio: int, place: int)
     most = (counts - 1)[updates]
     position = np.clip(np.nan_to_num(by_name.pop("position")), 0, most).astype(np.int64)
     minibatch = (np.cumsum(counts) - counts)[updates] + position
-    columns: dict[str, Found | None] = {"place": Column(np.tile(np.arange(1, places + 1), scopes)[kept])}
+    columns: dict[str, Found | None] = {"place": NumberColumn(np.tile(np.arange(1, places + 1), scopes)[kept])}
     for name in ("epoch", "minibatch"):
         note = numbers.note(f"{batch}.", name)
         columns[name] = None if note is None else note.take(minibatch)
     index = by_name.pop("index", None)
     if index is not None:
         columns |= _located(index, numbers.layout.rollout_shape)
-    columns |= {name: Column(x) for name, x in by_name.items()}
+    columns |= {name: NumberColumn(x) for name, x in by_name.items()}
     if layout.actions:
         actions = numbers[f"{batch}.{ratio}.actions"][:, place].reshape(scopes * places, layout.actions)[kept]
         env = columns.get("env")
         found = None
-        if isinstance(env, Column):  # an index that is not in the rollout has no action
+        if isinstance(env, NumberColumn):  # an index that is not in the rollout has no action
             found = env.measured | ~np.isnan(actions).all(axis=1)
         columns["action"] = lists(actions, "float64", found)
     return TableRows.of(updates, columns)
@@ -109,7 +109,7 @@ def _batch_exemplars(numbers: RecordNumbers, batch: int, ratio: int, place: int)
 def _located(index: Array, shape: tuple[int, int, bool] | None) -> dict[str, Found | None]:
     """`index`, and `env` and `env_step` if the rollout's shape is known; NULL on padding and outside the rollout."""
     valid = index >= 0
-    located: dict[str, Found | None] = {"index": Column(index, valid)}
+    located: dict[str, Found | None] = {"index": NumberColumn(index, valid)}
     if shape is None:
         return located
     steps, envs, env_major = shape
@@ -117,4 +117,4 @@ def _located(index: Array, shape: tuple[int, int, bool] | None) -> dict[str, Fou
     inner, names = (steps, ("env", "env_step")) if env_major else (envs, ("env_step", "env"))
     at = np.where(valid, index, 0).astype(np.int64)
     outer, within = np.divmod(at, max(inner, 1))
-    return located | {names[0]: Column(outer, valid), names[1]: Column(within, valid)}
+    return located | {names[0]: NumberColumn(outer, valid), names[1]: NumberColumn(within, valid)}

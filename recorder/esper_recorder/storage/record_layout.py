@@ -69,7 +69,7 @@ class BatchLayout:
 
 
 @dataclass(frozen=True, slots=True)
-class PartLayout:
+class LayerPartLayout:
     """Layers of a block that were measured together."""
 
     places: tuple[int, ...]
@@ -87,7 +87,7 @@ class BlockLayout:
     names: tuple[str, ...]
     sizes: tuple[int, ...]
     has_grad: tuple[bool, ...]
-    parts: tuple[PartLayout, ...]
+    parts: tuple[LayerPartLayout, ...]
 
 
 @dataclass(frozen=True, slots=True)

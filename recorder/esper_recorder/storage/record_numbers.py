@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from esper_recorder.storage.columns import Array, Column
+from esper_recorder.storage.columns import Array, NumberColumn
 from esper_recorder.storage.update_record import WHOLE_NOTES, UpdateRecord
 
 
@@ -61,7 +61,7 @@ class RecordNumbers:
         every = np.arange(self.height)
         return every if group is None else np.repeat(every, self._counts[:, group])
 
-    def note(self, prefix: str, name: str) -> Column | None:
+    def note(self, prefix: str, name: str) -> NumberColumn | None:
         """What was noted of each minibatch of a batch (`<i>.`) or step of a block (`layers.<i>.`)."""
         if prefix + name not in self:
             return None
@@ -69,4 +69,4 @@ class RecordNumbers:
         if name in WHOLE_NOTES:
             values = np.ascontiguousarray(values).view(np.int64)
         valid = f"{prefix}{name}.valid"
-        return Column(values, self[valid] != 0 if valid in self else None)
+        return NumberColumn(values, self[valid] != 0 if valid in self else None)

@@ -13,11 +13,11 @@ import pyarrow as pa
 
 from esper_recorder.contract import metrics
 from esper_recorder.contract.tables import IDENTITY, columns
-from esper_recorder.storage.columns import Array, Column, ColumnArithmetic, joined
+from esper_recorder.storage.columns import Array, ColumnArithmetic, NumberColumn, joined
 from esper_recorder.storage.parquet import arrow_schema
 
 Found = Any
-"""A `Column` of numbers, or an Arrow array of texts or lists. Of a single row also a number."""
+"""A `NumberColumn` of numbers, or an Arrow array of texts or lists. Of a single row also a number."""
 
 GIVEN: Final = frozenset((*IDENTITY, "backfilled"))
 """Columns that follow from the record that a row is of."""
@@ -60,9 +60,9 @@ class TableRows:
         """The rows at these places."""
         return TableRows(self.updates[places], self.names, lambda name: take(self.get(name), places))
 
-    def terms(self, arithmetic: metrics.UpdateArithmetic = _ARITHMETIC) -> metrics.Terms:
+    def terms(self, arithmetic: metrics.UpdateArithmetic = _ARITHMETIC) -> metrics.MetricTerms:
         """What formulas compute the metrics of these rows from."""
-        return metrics.Terms(weakref.proxy(self), arithmetic)
+        return metrics.MetricTerms(weakref.proxy(self), arithmetic)
 
     def to_list(self, table: str, name: str, places: Array | None = None) -> list[Any] | None:
         """A column as Python values, of all rows or of those at some places; None if it was not measured."""
@@ -70,7 +70,7 @@ class TableRows:
         if column is None or isinstance(column, pa.Array):
             return None if column is None else column.to_pylist()
         type_ = _types(table)[name]
-        if not isinstance(column, Column):
+        if not isinstance(column, NumberColumn):
             return [_PYTHON[type_](column)]
         return column.to_list(type_)
 
@@ -81,10 +81,12 @@ class TableRows:
             there = declared.name in self.names or declared.name in GIVEN
             column = self.get(declared.name) if there else None
             if isinstance(column, int | float):
-                column = Column(np.array([column]))
+                column = NumberColumn(np.array([column]))
             if column is not None:
                 fields.append(declared)
-                arrays.append(column.to_arrow(_types(table)[declared.name]) if isinstance(column, Column) else column)
+                arrays.append(
+                    column.to_arrow(_types(table)[declared.name]) if isinstance(column, NumberColumn) else column
+                )
         return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from esper_recorder.storage.arrow_batches import as_rows
-from esper_recorder.storage.columns import Array, Column, column_of
+from esper_recorder.storage.columns import Array, NumberColumn, column_of
 from esper_recorder.storage.layer_rows import layer_rows, state_rows
 from esper_recorder.storage.minibatch_rows import head_rows, minibatch_rows, update_rows
 from esper_recorder.storage.parquet import arrow_schema
@@ -130,15 +130,15 @@ class _Identity:
             case "run_id":
                 return pa.repeat(pa.scalar(self._layout.run_id), len(updates))
             case "attempt" | "rank":
-                return Column(np.full(len(updates), getattr(self._layout, name), dtype=np.int64))
+                return NumberColumn(np.full(len(updates), getattr(self._layout, name), dtype=np.int64))
             case "update":
-                return Column(np.array(self._updates, dtype=np.int64)[updates])
+                return NumberColumn(np.array(self._updates, dtype=np.int64)[updates])
             case "time":
                 times = pa.array(self._times, type=pa.int64()).cast(arrow_schema("ppo_updates").field("time").type)
                 return times.take(pa.array(updates))
             case "elapsed_s":
                 return column_of(self._elapsed).take(updates)
-        return Column(np.ones(len(updates))) if self._contents is Contents.LEAD_UP else None
+        return NumberColumn(np.ones(len(updates))) if self._contents is Contents.LEAD_UP else None
 
 
 def decode(records: Sequence[UpdateRecord]) -> dict[str, list[tuple[pa.RecordBatch, list[int], list[int]]]]:

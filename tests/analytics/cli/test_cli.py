@@ -33,9 +33,10 @@ HEAVY = {"duckdb", "polars", "pyarrow", "matplotlib", "torch", "numpy"}
 
 
 def cpu_seconds(pid):
-    """Return the CPU time of a process, over all its threads."""
+    """Return the CPU time of a process and its children, over all their threads."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") + sum(map(cpu_seconds, children))
 
 
 @pytest.fixture

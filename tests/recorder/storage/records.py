@@ -12,8 +12,8 @@ from esper_recorder.contract.tables import column_names, columns
 from esper_recorder.storage.record_layout import (
     BatchLayout,
     BlockLayout,
+    LayerPartLayout,
     Noted,
-    PartLayout,
     RatioLayout,
     RecordLayout,
     StateLayout,
@@ -80,7 +80,7 @@ def random_layout(chance: random.Random) -> RecordLayout:
             names=("w", "b", "c"),
             sizes=(4, 0, 2),
             has_grad=(True, True, False),
-            parts=tuple(PartLayout(places, measured, 2) for places in chance.choice(every_places)),
+            parts=tuple(LayerPartLayout(places, measured, 2) for places in chance.choice(every_places)),
         )
         for _ in range(chance.randint(0, 2))
     )
