@@ -16,9 +16,10 @@ SCRIPTS := $(wildcard benchmarks/*.py examples/*.py)
 # bench_detection.py needs an hour of trainings first: see train-faults.
 BENCHMARKS := $(filter-out benchmarks/bench_detection.py,$(wildcard benchmarks/bench_*.py))
 FAULT_RUNS ?= ../fault-runs
+TRACKERS := .venv-trackers
 PAGES := $(wildcard docs/write_*.py)
 
-.PHONY: help demo test test-slow test-kernels lint fix docs bench train-faults bench-detection setup clean
+.PHONY: help demo test test-slow test-kernels lint fix docs bench trackers train-faults bench-detection setup clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -50,7 +51,7 @@ fix: $(READY) docs  ## format the code and write the generated pages
 docs: $(READY)  ## write the generated pages
 	@set -e; for script in $(PAGES); do $(PY) $$script; done
 
-bench: $(READY)  ## measure; the results go to benchmarks/results
+bench: $(READY) trackers  ## measure; the results go to benchmarks/results
 	@$(if $(BENCHMARKS),,echo "There are no benchmarks yet: nothing matches benchmarks/bench_*.py.")
 	@set -e; for script in $(BENCHMARKS); do echo "$$script"; $(PY) $$script; done
 
@@ -60,10 +61,21 @@ train-faults: $(READY)  ## train the runs of the detection benchmark into FAULT_
 bench-detection: $(READY)  ## judge detection on FAULT_RUNS; the result goes to benchmarks/results
 	$(PY) benchmarks/bench_detection.py $(FAULT_RUNS)
 
+trackers: $(TRACKERS)/ready  ## the environment with the trackers that the benchmarks compare with
+
+# On top of the project's own packages: only what differs is installed. A benchmark says what it could not measure.
+$(TRACKERS)/ready: $(READY) benchmarks/trackers.txt
+	rm -rf $(TRACKERS)
+	$(PYTHON) -m venv $(TRACKERS)
+	$(PY) -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	    > "$$($(TRACKERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	$(TRACKERS)/bin/python -m pip --disable-pip-version-check install -q -r benchmarks/trackers.txt && touch $@ \
+	    || echo "The trackers could not be installed; the benchmarks go on without them." >&2
+
 setup: $(READY)  ## create the .venv, nothing else
 
 clean:  ## remove everything that make created: the .venv, the demo, caches
-	rm -rf $(VENV) demo build dist recorder/build recorder/dist .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	rm -rf $(VENV) $(TRACKERS) demo build dist recorder/build recorder/dist .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 	    .import_linter_cache *.egg-info recorder/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,20 +1,29 @@
-"""What recording costs a small Stable-Baselines3 training: PPO, CartPole-v1, MlpPolicy, one thread, on the CPU.
+"""What recording costs a Stable-Baselines3 training (PPO, one thread, on the CPU), beside what people log with instead.
 
-Several measures, because a shared machine is noisy:
+Workloads, by how much an update does:
 
-* `calls`: CPU time inside the recorder's calls and the callback's in the training thread plus the writer thread's, over
-  the rest of the training's CPU time, in one and the same process; what asking for the time takes is taken off. Of a
-  training of 61,440 steps, 30 PPO updates, the median of three. All of the recorder's time counts, that which a run
-  takes but once included. How much that is (making the recorder, closing it and the last Parquet parts, which hold the
-  rows since the journal was last rolled) is reported as `once_s`, and the ratio without it as `calls_without_once`;
-* `calls_short`: the same of the short trainings that follow, in which what a run costs once weighs more;
-* `pairs`: CPU time of `learn()` with a recorder over that without, in fresh processes that take turns, each 20,480
-  steps or ten updates;
-* `processes`: the same of the whole processes, which begin with seconds of imports.
+* `vectorized`: CartPole-v1, 8 environments of 128 steps, batch 256, 10 epochs: 40 minibatches an update, 12 parameter
+  tensors. Most trainings are like it, and the ratios that README quotes are its;
+* `tiny`: 8 environments of 16 steps, one minibatch, one epoch: what an update costs whatever its size;
+* `large`: as `vectorized` with 50 linear layers and a million parameters, 5 epochs of batch 512: 10 minibatches;
+* `single`: one environment of 2,048 steps, batch 64, 10 epochs, the library's defaults: 320 minibatches.
 
-    python benchmarks/bench_overhead.py [--pairs 15] [--steps 20480] [--long-runs 3] [--long-steps 61440]
+Loggers: the recorder at `normal` and `debug`; `tensorboard`, the library's own logging; `wandb`, the same synchronised
+into an offline run of Weights & Biases, as its documentation has it for this library (if the interpreter given by
+--trackers-python has it; see `make trackers`). They log less: a dozen scalars an update.
 
-That is 45 trainings of about 10 seconds and 6 of about 28: 11 minutes, 13 on a busy machine.
+Two measures, each the median over pairs of fresh processes that take turns, with its quartiles:
+
+* `learn`: CPU time of `learn()`, all threads, over that without a logger;
+* `process`: CPU time of the whole process and its children, imports included, over that without.
+
+And, of the recorder, in other processes, in which each call is timed and whose ratios are not used:
+
+* `training_ms`, `writer_ms`: CPU time per update in the training thread (all calls of the recorder and its callback)
+  and in the writer's, in which Parquet files, fsyncs and the rules are included;
+* `once_ms`: of these, what a run costs but once: to open and to close it.
+
+    python benchmarks/bench_overhead.py [--pairs 15] [--other-pairs 5] [--workloads vectorized tiny large single]
 """
 
 from __future__ import annotations
@@ -22,30 +31,138 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from typing import Any
+from collections import defaultdict
+from typing import Any, NamedTuple
 
-LEVELS = ("normal", "debug")
-CALLS = (
-    "rollout",
-    "minibatch",
-    "gradients",
-    "layers",
-    "episode",
-    "recurrent",
-    "end_update",
-    "close",
-    "_on_step",
-)
-CALLBACK = ("_on_training_start", "_on_step", "_on_rollout_end", "_on_rollout_start", "_on_training_end")
+from results_file import TRACKERS_PYTHON, write_result
 
 
-def clock_seconds() -> float:
+class Workload(NamedTuple):
+    """One kind of training: PPO's arguments, the environments, and how many updates are trained."""
+
+    environments: int
+    arguments: dict[str, Any]
+    updates: int
+
+
+WORKLOADS = {
+    "vectorized": Workload(8, {"n_steps": 128, "batch_size": 256, "n_epochs": 10}, 60),
+    "tiny": Workload(8, {"n_steps": 16, "batch_size": 128, "n_epochs": 1}, 500),
+    "large": Workload(
+        8,
+        {"n_steps": 128, "batch_size": 512, "n_epochs": 5, "policy_kwargs": {"net_arch": [212] * 24}},
+        20,
+    ),
+    "single": Workload(1, {"n_steps": 2048, "batch_size": 64, "n_epochs": 10}, 6),
+}
+RECORDER = ("normal", "debug")
+LOGGERS = (*RECORDER, "tensorboard", "wandb")
+
+
+def train(workload: str, logger: str, folder: str) -> dict[str, float]:
+    """Train once in this process: CPU seconds of `learn()`."""
+    import torch
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    environments, arguments, updates = WORKLOADS[workload]
+    callback: Any = None
+    logs = None
+    if logger in RECORDER:
+        from esper_recorder.sb3 import RecorderCallback
+
+        callback = RecorderCallback(folder, level=logger)
+    elif logger != "none":
+        logs = folder
+    if logger == "wandb":
+        import wandb
+        from wandb.integration.sb3 import WandbCallback
+
+        wandb.init(project="overhead", dir=folder, mode="offline", sync_tensorboard=True)
+        callback = WandbCallback()
+    made = make_vec_env("CartPole-v1", n_envs=environments, seed=1)
+    model = PPO("MlpPolicy", made, seed=1, device="cpu", tensorboard_log=logs, **arguments)
+    steps = updates * environments * int(arguments["n_steps"])
+    began = time.process_time()
+    model.learn(steps, callback=callback)
+    seconds = time.process_time() - began
+    if logger == "wandb":
+        wandb.finish()
+    return {"learn": seconds}
+
+
+def train_and_time_calls(workload: str, level: str, folder: str) -> dict[str, float]:
+    """Train once in this process: CPU milliseconds per update in the training thread and in the writer's."""
+    from esper_recorder.recorder import Recorder
+    from esper_recorder.sb3 import RecorderCallback, _UpdateListener
+    from esper_recorder.storage.sink import ParquetSink
+    from esper_recorder.storage.writer import Writer
+
+    calls: list[tuple[Any, tuple[str, ...]]] = [
+        (
+            Recorder,
+            ("rollout", "minibatch", "gradients", "layers", "episode", "recurrent", "end_update", "close", "_on_step"),
+        ),
+        (
+            RecorderCallback,
+            ("_on_training_start", "_on_step", "_on_rollout_end", "_on_rollout_start", "_on_training_end"),
+        ),
+        (_UpdateListener, ("_record", "_record_positions", "_record_rollout")),
+    ]
+    spent: defaultdict[str, float] = defaultdict(float)
+    depth = 0
+    clock = _clock_seconds()
+
+    def timed(owner: Any, name: str, what: str = "training") -> None:
+        method = getattr(owner, name)
+
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal depth
+            if what == "training" and depth:  # the callback calls the recorder, and its time counts already
+                return method(*args, **kwargs)
+            depth += what == "training"
+            began = time.thread_time()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                spent[what] += time.thread_time() - began - clock
+                depth -= what == "training"
+
+        setattr(owner, name, call)
+
+    run = Writer._run
+
+    def timed_run(self: Writer) -> None:
+        run(self)
+        spent["writer"] += time.thread_time()
+
+    Writer._run = timed_run  # type: ignore[method-assign]
+    for owner, name in ((RecorderCallback, "_on_training_start"), (Recorder, "close"), (ParquetSink, "close")):
+        timed(owner, name, "once")
+    for cls, names in calls:
+        for name in names:
+            timed(cls, name)
+    train(workload, level, folder)
+    updates = WORKLOADS[workload].updates
+    return {
+        "training_ms": 1e3 * spent["training"] / updates,
+        "writer_ms": 1e3 * spent["writer"] / updates,
+        "once_ms": 1e3 * spent["once"],
+    }
+
+
+def _clock_seconds() -> float:
     """What asking for the thread's time takes: every interval timed is longer by it."""
     began = time.thread_time()
     for _ in range(10_000):
@@ -53,142 +170,100 @@ def clock_seconds() -> float:
     return (time.thread_time() - began) / 10_000
 
 
-def train(level: str, steps: int) -> dict[str, float]:
-    """Train once in this process; CPU seconds of learn(), the recorder's calls, its writer thread, and once a run."""
-    import torch
-    from stable_baselines3 import PPO
+def run(workload: str, logger: str, python: str, *, calls: bool = False) -> dict[str, float] | str:
+    """Train in a fresh process. Returns what it measured, and the CPU time of its whole life; the reason if it fails.
 
-    from esper_recorder.recorder import Recorder
-    from esper_recorder.sb3 import RecorderCallback, _UpdateListener
-    from esper_recorder.storage.sink import ParquetSink
-    from esper_recorder.storage.writer import Writer
-
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    spent = {"calls": 0.0, "writer": 0.0, "once": 0.0}
-    clock = clock_seconds()
-    inside = False
-
-    def timed(method: Any) -> Any:
-        @functools.wraps(method)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal inside
-            if inside:  # the callback calls the recorder, and its time counts already
-                return method(*args, **kwargs)
-            inside = True
-            began = time.thread_time()
-            try:
-                return method(*args, **kwargs)
-            finally:
-                spent["calls"] += time.thread_time() - began - clock
-                inside = False
-
-        return call
-
-    def once(method: Any) -> Any:
-        @functools.wraps(method)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            began = time.thread_time()
-            try:
-                return method(*args, **kwargs)
-            finally:
-                spent["once"] += time.thread_time() - began
-
-        return call
-
-    RecorderCallback._on_training_start = once(RecorderCallback._on_training_start)  # type: ignore[method-assign]
-    Recorder.close = once(Recorder.close)  # type: ignore[method-assign]
-    ParquetSink.close = once(ParquetSink.close)  # type: ignore[method-assign]
-
-    for owner, names in (
-        (Recorder, CALLS),
-        (RecorderCallback, CALLBACK),
-        (_UpdateListener, ("_record", "_record_positions", "_record_rollout")),
-    ):
-        for name in names:
-            setattr(owner, name, timed(getattr(owner, name)))
-    write = Writer._run
-
-    def write_timed(self: Writer) -> None:
-        write(self)
-        spent["writer"] += time.thread_time()
-
-    Writer._run = write_timed  # type: ignore[method-assign]
-    model = PPO("MlpPolicy", "CartPole-v1", seed=1, device="cpu")
+    Of children that outlive it, such as a tracker's service, only what they did until they were waited for counts.
+    """
+    before = _children_seconds()
     with tempfile.TemporaryDirectory() as folder:
-        callback = None if level == "none" else RecorderCallback(folder, level=level)
-        began = time.process_time()
-        model.learn(steps, callback=callback)
-        total = time.process_time() - began
-    return {"total": total, "process": time.process_time(), **spent}
+        command = [
+            python,
+            "-W",
+            "ignore",
+            __file__,
+            "--train",
+            workload,
+            logger,
+            folder,
+            *(["--calls"] if calls else []),
+        ]
+        # A tracker must not look for an account of whoever runs this.
+        environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_CONFIG_DIR": folder}
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]
+    measured: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return measured | {"process": _children_seconds() - before}
 
 
-def run(level: str, steps: int) -> dict[str, float]:
-    """`train` in a fresh process."""
-    command = [sys.executable, __file__, "--train", level, "--steps", str(steps)]
-    found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    return found
+def _children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
-def of_calls(measured: dict[str, float], without: float = 0.0) -> float:
-    """1 + the recorder's CPU time, less `without` seconds of it, over that of the rest of the training."""
-    own = measured["calls"] + measured["writer"]
-    return 1 + (own - without) / (measured["total"] - own)
+def measure(workload: str, pairs: dict[str, int], trackers: str) -> list[dict[str, Any]]:
+    """Measure one workload: a row per logger."""
+    of: dict[str, list[dict[str, float]]] = {"none": [], **{logger: [] for logger in pairs}}
+    absent: dict[str, str] = {}
+    for turn in range(max(pairs.values())):
+        due = ["none", *(logger for logger, count in pairs.items() if turn < count and logger not in absent)]
+        for logger in due if turn % 2 else reversed(due):
+            measured = run(workload, logger, trackers if logger == "wandb" else sys.executable)
+            if isinstance(measured, str):
+                absent[logger] = measured
+            else:
+                of[logger].append(measured)
+                print(workload, logger, turn + 1, {k: round(v, 2) for k, v in measured.items()}, file=sys.stderr)
+    rows: list[dict[str, Any]] = []
+    for logger in pairs:
+        row: dict[str, Any] = {"workload": workload, "logger": logger}
+        if logger in absent:
+            rows.append(row | {"not_measured": absent[logger]})
+            continue
+        for what in ("learn", "process"):
+            ratios = [a[what] / b[what] for a, b in zip(of[logger], of["none"], strict=False)]
+            row[what] = round(statistics.median(ratios), 4)
+            row[f"{what}_quartiles"] = [round(q, 4) for q in statistics.quantiles(ratios, n=4)]
+        row["pairs"] = len(of[logger])
+        row["ms_per_update_without"] = round(
+            1e3 * statistics.median(m["learn"] for m in of["none"]) / WORKLOADS[workload].updates, 2
+        )
+        if logger in RECORDER:
+            timings = [run(workload, logger, sys.executable, calls=True) for _ in range(3)]
+            for name in ("training_ms", "writer_ms", "once_ms"):
+                row[name] = round(statistics.median(t[name] for t in timings if not isinstance(t, str)), 3)
+        rows.append(row)
+        print(row)
+    return rows
 
 
 def main() -> None:
     """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=20_480)
-    parser.add_argument("--long-runs", type=int, default=3)
-    parser.add_argument("--long-steps", type=int, default=61_440)
-    parser.add_argument("--train", metavar="LEVEL", help="train once and print the times")
+    parser.add_argument("--pairs", type=int, default=15, help="of the recorder, on the first workload")
+    parser.add_argument("--other-pairs", type=int, default=5, help="of the other loggers and workloads")
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--loggers", nargs="+", choices=LOGGERS, default=list(LOGGERS))
+    parser.add_argument("--trackers-python", default=str(TRACKERS_PYTHON), help="interpreter that has wandb")
+    parser.add_argument("--dry", action="store_true", help="print only")
+    parser.add_argument("--train", nargs=3, metavar=("WORKLOAD", "LOGGER", "FOLDER"), help="train once")
+    parser.add_argument("--calls", action="store_true", help="time the recorder's calls of that training")
     arguments = parser.parse_args()
     if arguments.train:
-        print(json.dumps(train(arguments.train, arguments.steps)))
+        print(json.dumps((train_and_time_calls if arguments.calls else train)(*arguments.train)))
         return
-    measured: dict[str, list[dict[str, float]]] = {level: [] for level in ("none", *LEVELS)}
-    long: dict[str, list[dict[str, float]]] = {level: [] for level in LEVELS}
-    for turn in range(arguments.long_runs):
-        for level in LEVELS:
-            long[level].append(run(level, arguments.long_steps))
-            print(f"long {turn + 1}/{arguments.long_runs} {level}", file=sys.stderr)
-    for turn in range(arguments.pairs):
-        order = list(measured) if turn % 2 else list(reversed(measured))
-        for level in order:
-            measured[level].append(run(level, arguments.steps))
-            print(f"{turn + 1}/{arguments.pairs} {level}", file=sys.stderr)
-    rows = []
-    for level in LEVELS:
-        with_and_without = list(zip(measured[level], measured["none"], strict=True))
-        pairs = [a["total"] / b["total"] for a, b in with_and_without]
-        processes = [a["process"] / b["process"] for a, b in with_and_without]
-        rows.append(
-            {
-                "level": level,
-                "calls": round(statistics.median(of_calls(m) for m in long[level]), 4),
-                "calls_without_once": round(statistics.median(of_calls(m, m["once"]) for m in long[level]), 4),
-                "once_s": round(statistics.median(m["once"] for m in long[level]), 4),
-                "calls_short": round(statistics.median(of_calls(m) for m in measured[level]), 4),
-                "pairs": round(statistics.median(pairs), 4),
-                "pairs_quartiles": [round(q, 4) for q in statistics.quantiles(pairs, n=4)],
-                "processes": round(statistics.median(processes), 4),
-                "cpu_s_without": round(statistics.median(m["total"] for m in measured["none"]), 3),
-            }
-        )
-        print(rows[-1])
-    from results_file import write_result
-
-    settings = {
-        "pairs": arguments.pairs,
-        "steps": arguments.steps,
-        "long_runs": arguments.long_runs,
-        "long_steps": arguments.long_steps,
-        "n_steps": 2048,
-        "threads": 1,
-    }
-    print(write_result("overhead", settings, rows))
+    rows: list[dict[str, Any]] = []
+    for workload in arguments.workloads:
+        pairs = {
+            logger: arguments.pairs if workload == "vectorized" and logger in RECORDER else arguments.other_pairs
+            for logger in arguments.loggers
+            if workload == "vectorized" or logger in RECORDER
+        }
+        rows += measure(workload, pairs, arguments.trackers_python)
+    if not arguments.dry:
+        updates = {name: workload.updates for name, workload in WORKLOADS.items()}
+        print(write_result("overhead", {"threads": 1, "updates": updates}, rows))
 
 
 if __name__ == "__main__":

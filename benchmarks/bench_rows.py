@@ -12,10 +12,10 @@ the process at once, and the loss of power after ten seconds (or one, if a hundr
   deleted when they had become parts.
 * `jsonl`: `json.dumps` to a buffered file, one line per row, NULL left out.
 * `tensorboard`: torch's SummaryWriter, `add_scalar` for every number.
-* `trackio`: `trackio.log` to its local database. It needs a Pillow older than the one pinned here, so it may run in
-  another environment: --trackio-python. If it cannot run, the result says why it was not measured.
+* `trackio`: `trackio.log` to its local database. It needs another Pillow than the one pinned here, so it runs in an
+  separate environment (`make trackers`). If it cannot run, the result says why it was not measured.
 
-    python benchmarks/bench_rows.py [--turns 5] [--rows 600 6000 10000] [--trackio-python PATH]
+    python benchmarks/bench_rows.py [--turns 5] [--rows 600 6000 10000] [--trackers-python PATH]
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+from results_file import TRACKERS_PYTHON, write_result
 
 RATES = (1, 10, 1000)
 WRITERS = ("esper", "jsonl", "tensorboard", "trackio")
@@ -219,7 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--rows", type=int, nargs=len(RATES), default=[600, 6_000, 10_000], help="for each rate")
-    parser.add_argument("--trackio-python", default=sys.executable, help="interpreter that has trackio")
+    parser.add_argument("--trackers-python", default=str(TRACKERS_PYTHON), help="interpreter that has trackio")
     parser.add_argument("--dry", action="store_true", help="print only")
     parser.add_argument("--measure", nargs=4, metavar=("WRITER", "BASE", "ROWS", "RATE"), help="one writer, once")
     arguments = parser.parse_args()
@@ -235,7 +237,7 @@ def main() -> None:
         for turn in range(arguments.turns):
             for rate, count in zip(RATES, arguments.rows, strict=True):
                 for writer in WRITERS if turn % 2 else reversed(WRITERS):
-                    python = arguments.trackio_python if writer == "trackio" else sys.executable
+                    python = arguments.trackers_python if writer == "trackio" else sys.executable
                     measured = absent.get(writer) or run(python, writer, base, count, rate)
                     if isinstance(measured, str):
                         absent[writer] = measured
@@ -257,8 +259,6 @@ def main() -> None:
     for writer, why in absent.items():
         print(f"{writer} was not measured: {why}")
     if not arguments.dry:
-        from results_file import write_result
-
         settings = {"turns": arguments.turns, "rows": arguments.rows, "clock": "simulated"}
         print(write_result("rows", settings, rows))
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+TRACKERS_PYTHON = Path(__file__).parents[1] / ".venv-trackers" / "bin" / "python"
+"""The interpreter of the environment that `make trackers` creates."""
 _PACKAGES = ("esper-recorder", "torch", "stable-baselines3", "gymnasium", "pyarrow", "duckdb", "polars", "numpy")
 
 
