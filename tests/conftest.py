@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -34,6 +35,8 @@ os.environ.update(
 for _name in ("FORCE_COLOR", "PYTHONWARNINGS", "MPLCONFIGDIR", "PYTHONPATH"):
     os.environ.pop(_name, None)
 time.tzset()
+# A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples every time, without a deadline: a slow machine is not a failure.
 settings.register_profile("esper", deadline=None, derandomize=True)
