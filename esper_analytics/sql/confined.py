@@ -238,6 +238,10 @@ def _fetch(
         # Raises the same with its position, which DuckDB reports for `execute` only.
         cursor.execute(query, dict(parameters) if parameters else None)
         raise
+    except pa.ArrowException as error:
+        raise QueryError(
+            f"A column of the answer cannot be passed on ({error}). Unnest it, or CAST it to VARCHAR."
+        ) from error
 
 
 def _stop(cursor: duckdb.DuckDBPyConnection, worker: threading.Thread) -> bool:

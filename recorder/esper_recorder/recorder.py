@@ -149,6 +149,7 @@ class Recorder(UpdateCalls):
             "total_updates": self._setup.total_updates,
             "total_steps": self._setup.total_steps,
         }
+        folder: RunFolder | None = None
         try:
             # Not within `signals_deferred`: a rank waits here for rank 0, and Ctrl-C must end that.
             folder = open_run_folder(
@@ -161,6 +162,14 @@ class Recorder(UpdateCalls):
         except Exception as error:
             message = "Nothing of this training is recorded under %s (%s). Training continues."
             log.error(message, encodable(str(root)), describe_error(error))
+        except BaseException as error:
+            # Nobody will have this recorder: Ctrl-C ends its constructor.
+            with signals_deferred:
+                if self._recording:
+                    self.close("raised", error)
+                elif folder is not None:
+                    folder.abandon(error)
+            raise
 
     # --- what a trainer calls ---------------------------------------------------------------------------------------
 

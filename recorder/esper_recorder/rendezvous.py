@@ -16,6 +16,7 @@ from typing import Any
 
 import torch.distributed as distributed
 
+from esper_recorder.storage.interrupts import signals_deferred
 from esper_recorder.storage.jsonable import to_jsonable
 from esper_recorder.storage.listing import last_update
 from esper_recorder.storage.manifest import loaded_versions
@@ -106,17 +107,22 @@ def open_run_folder(
         keys = ", ".join(as_text[:10]) + more
         log.warning("run.json keeps as text, or leaves out, what it cannot hold of config: %s.", keys)
     manifest = {**about, "config": config, "versions": loaded_versions()}
+    folder: RunFolder | None = None
     try:
-        if resume is None:
-            folder = RunFolder.create(root, name, rank=rank, run_id=run_id, **manifest)
+        with signals_deferred:  # a folder half made would stay locked by this process
+            if resume is None:
+                folder = RunFolder.create(root, name, rank=rank, run_id=run_id, **manifest)
+            else:
+                first = last_update(root / resume) + 1 if from_update is None else from_update
+                folder = RunFolder.resume(root, resume, from_update=first, rank=rank, **manifest)
+        rendezvous.publish(folder.run_id)
+        return folder
+    except BaseException as error:
+        if folder is None:
+            rendezvous.publish(None)
         else:
-            first = last_update(root / resume) + 1 if from_update is None else from_update
-            folder = RunFolder.resume(root, resume, from_update=first, rank=rank, **manifest)
-    except BaseException:
-        rendezvous.publish(None)
+            folder.abandon(error)
         raise
-    rendezvous.publish(folder.run_id)
-    return folder
 
 
 def _initialised() -> bool:

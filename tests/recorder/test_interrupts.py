@@ -17,7 +17,7 @@ import torch
 
 from esper_recorder import MemorySink, Recorder
 from esper_recorder.storage.interrupts import signals_deferred
-from esper_recorder.storage.manifest import read_manifest
+from esper_recorder.storage.manifest import how_it_ended, read_manifest
 from tests.recorder.storage.stored_updates import read_rows
 
 
@@ -172,6 +172,26 @@ def test_ctrl_c_at_any_line_of_a_call_comes_after_it_and_nothing_is_lost(tmp_pat
     assert {row["minibatch_count"] for row in rows} == {1}
     assert [row["update"] for row in sink.rows("episodes")] == list(range(1, update + 1))
     assert sink.rows("gaps") == [] and {row["grad_norm_max"] for row in rows} == {0.5}
+
+
+def test_ctrl_c_at_any_line_of_the_constructor_leaves_no_run_that_is_live(tmp_path: Path):
+    line, ended = 0, 0
+    before = threading.active_count()
+    while True:
+        line += 29
+        interrupter = Interrupter(line)
+        try:
+            with interrupter:
+                rec = Recorder(tmp_path, rules=None)
+        except KeyboardInterrupt:
+            ended += 1
+        else:
+            rec.close()
+            break
+    assert interrupter.lines < line and ended == line // 29 - 1
+    folders = [folder for folder in tmp_path.iterdir() if (folder / "run.json").exists()]
+    assert folders and {how_it_ended(folder) for folder in folders} <= {"raised", "finished"}
+    assert threading.active_count() == before
 
 
 TRAINING = """

@@ -166,7 +166,7 @@ class OpenUpdate:
         self._newest = notes
 
     def resume_minibatch(self, arguments: Mapping[str, Any], before: int) -> None:
-        """Copy a minibatch whose call was interrupted, unless that is done; `before` is their number before that call."""
+        """Copy a minibatch whose call was interrupted, unless that is done; `before` the call there were that many."""
         kept = self._buffer.newest
         if self.minibatches > before and kept is not None and kept.minibatch == self.minibatches:
             self._newest = kept

@@ -58,6 +58,8 @@ _SCHEMA, _ROWS, _COMMITTED, _PACKED, _LAYOUT, _RECORD = 1, 2, 3, 4, 5, 6
 _LONGEST = 2**32 - 1
 _LARGE = 1 << 20
 """Bytes of a batch from which on it is compressed."""
+_MOST_TIMES = 256
+"""What LZ4 compresses at most, in which compressed batches are written."""
 _Key = tuple[str, tuple[str, ...] | Layout | RecordLayout, int]  # table, columns, kind of frame
 _Schemas = dict[_Key, tuple[pa.Schema | RecordLayout, int]]
 
@@ -239,6 +241,8 @@ def parse_journal(data: bytes, name: str = "journal") -> JournalContent:
                 table, schema = schemas[number]
                 batch = pa.ipc.read_record_batch(payload, schema)
                 batch.validate(full=True)  # a fitting checksum says nothing of what a stranger wrote
+                if batch.nbytes > _MOST_TIMES * length:
+                    raise ValueError(f"{length} bytes hold {batch.nbytes} bytes of rows, compressed")
                 pending.append((number, (table, batch)))
             elif kind == _RECORD:
                 record = UpdateRecord(record_layouts[number], payload.to_pybytes())
@@ -251,7 +255,7 @@ def parse_journal(data: bytes, name: str = "journal") -> JournalContent:
                 table = encoded_name.decode()
                 if not table.isidentifier():  # parts go to a folder of this name
                     raise ValueError(f"{table!r} is not the name of a table")
-                schemas[number] = (table, pa.ipc.read_schema(pa.py_buffer(encoded)))
+                schemas[number] = (table, _checked(pa.ipc.read_schema(pa.py_buffer(encoded))))
             else:
                 raise ValueError(f"kind {kind} is unknown to this version")
         except KeyError:
@@ -267,6 +271,18 @@ def parse_journal(data: bytes, name: str = "journal") -> JournalContent:
         bytes_ignored=len(data) - committed,
         damage=tuple(damage),
     )
+
+
+def _checked(schema: pa.Schema) -> pa.Schema:
+    """Return a schema all of whose columns take bytes for each row: others hold a billion rows in a few bytes."""
+    for column in schema:
+        kind = column.type.value_type if pa.types.is_list(column.type) else column.type
+        plain = pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        if not plain or pa.types.is_null(kind):
+            raise ValueError(f"its column {column.name!r} has the type {column.type}, which no table has")
+    if not len(schema):
+        raise ValueError("it has no columns")
+    return schema
 
 
 class _Frame(NamedTuple):

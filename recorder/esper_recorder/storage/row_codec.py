@@ -136,7 +136,10 @@ def unpack_rows(layout: Layout, rows: Sequence[bytes]) -> pa.RecordBatch:
         else:
             arrays.append(pa.Array.from_buffers(kind, height, [None, column]))
     texts = [row[width * _BYTES :] for row in rows]
-    decoded = {text: json.loads(text) for text in set(texts)}
+    try:
+        decoded = {text: json.loads(text) for text in set(texts)}
+    except RecursionError as error:
+        raise ValueError("a packed row has values nested too deep") from error
     rest = [decoded[text] for text in texts]
     for place, field in enumerate(itertools.islice(layout.schema, width, None)):
         arrays.append(pa.array([values[place] for values in rest], type=field.type))

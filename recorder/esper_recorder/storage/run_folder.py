@@ -265,7 +265,7 @@ class RunFolder:
         self._reserve_space()
         return True
 
-    def abandon(self, error: Exception) -> None:
+    def abandon(self, error: BaseException) -> None:
         """Write that recording could not begin, as far as that is possible, and release the lock."""
         with contextlib.suppress(Exception):
             self.finish("raised", error=f"the recording did not begin: {describe_error(error)}", updates=0)

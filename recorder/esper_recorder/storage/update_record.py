@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 WHOLE_NOTES: Final = ("minibatch", "epoch")
 """Notes that are stored as the bits of int64: float64 counts to 2^53 only."""
 _HEADER = struct.Struct("<qIIII")
-_MOST_LAYER_ROWS: Final = 1 << 24
+_MOST_LAYER_ROWS: Final = 1 << 18
+"""The most rows of layers of a record that has fewer numbers: those of parameters without gradients have none."""
 _PYTHON_TYPES: Final[Mapping[str, type]] = {"int64": int, "float64": float, "bool": bool, "string": str}
 _TYPES: Final = {c.name: _PYTHON_TYPES.get(c.type) for c in columns("ppo_updates")}
 
@@ -90,7 +91,10 @@ class UpdateRecord:
     def values(self) -> list[Any]:
         """Time in microseconds, elapsed_s, then the value of each of the layout's columns."""
         length = _HEADER.unpack_from(self.data)[3]
-        values: list[Any] = json.loads(self.data[_HEADER.size : _HEADER.size + length])
+        try:
+            values: list[Any] = json.loads(self.data[_HEADER.size : _HEADER.size + length])
+        except RecursionError as error:
+            raise ValueError("a record has values nested too deep") from error
         return values
 
     @property
@@ -132,8 +136,9 @@ class UpdateRecord:
         if declared != len(numbers):
             raise ValueError(f"a record has {len(numbers)} numbers, and its layout declares {declared}")
         steps = self.counts[len(layout.batches) :]
-        if sum(n * len(block.names) for n, block in zip(steps, layout.blocks, strict=True)) > _MOST_LAYER_ROWS:
-            raise ValueError(f"a record declares more than {_MOST_LAYER_ROWS} rows of layers")
+        layer_rows = sum(n * len(block.names) for n, block in zip(steps, layout.blocks, strict=True))
+        if layer_rows > max(_MOST_LAYER_ROWS, len(numbers)):
+            raise ValueError(f"a record of {len(numbers)} numbers declares {layer_rows} rows of layers")
         values = self.values
         types = (int, float, *[_TYPES.get(name) for name in layout.columns])
         if not isinstance(values, list) or len(values) != len(types):
