@@ -42,6 +42,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from esper_recorder.storage.atomic import sync_folder
+from esper_recorder.storage.ipc_sizes import decompressed_size
 from esper_recorder.storage.joined_rows import JoinedRows, Piece
 from esper_recorder.storage.record_layout import RecordLayout
 from esper_recorder.storage.row_codec import Layout, PackedRow
@@ -239,10 +240,12 @@ def parse_journal(data: bytes, name: str = "journal") -> JournalContent:
                 pending.append((number, (table, PackedRow(layouts[number], payload.to_pybytes()))))
             elif kind == _ROWS:
                 table, schema = schemas[number]
-                batch = pa.ipc.read_record_batch(payload, schema)
+                message = pa.ipc.read_message(payload)
+                size = decompressed_size(message)
+                if size > _MOST_TIMES * length:
+                    raise ValueError(f"{length} bytes declare {size} bytes of rows")
+                batch = pa.ipc.read_record_batch(message, schema)
                 batch.validate(full=True)  # a fitting checksum says nothing of what a stranger wrote
-                if batch.nbytes > _MOST_TIMES * length:
-                    raise ValueError(f"{length} bytes hold {batch.nbytes} bytes of rows, compressed")
                 pending.append((number, (table, batch)))
             elif kind == _RECORD:
                 record = UpdateRecord(record_layouts[number], payload.to_pybytes())

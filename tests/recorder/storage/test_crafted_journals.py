@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import esper_analytics as ea
 from esper_recorder.storage import journal
+from esper_recorder.storage.ipc_sizes import decompressed_size
 from esper_recorder.storage.journal import MAGIC, parse_journal
 from esper_recorder.storage.record_layout import BlockLayout, Noted, RecordLayout
 from esper_recorder.storage.row_codec import pack_row
@@ -60,7 +63,27 @@ def test_rows_compressed_more_than_the_recorder_can_are_damage():
     data = rows_of("episodes", batch, pa.ipc.IpcWriteOptions(compression="zstd"))
     assert 256 * len(data) < 8 * 10**6
     [damage] = parse_journal(data).damage
-    assert "8000000 bytes of rows" in damage.reason
+    assert "declare 8000000 bytes of rows" in damage.reason
+
+
+@given(
+    rows=st.integers(0, 3_000),
+    value=st.sampled_from([0.0, 1.5, None]),
+    compression=st.sampled_from([None, "lz4", "zstd"]),
+)
+def test_the_size_of_a_batch_is_known_before_it_is_decompressed(
+    rows: int, value: float | None, compression: str | None
+):
+    columns = {"a": pa.array([value] * rows, pa.float64()), "b": pa.array(range(rows), pa.int64())}
+    batch = pa.RecordBatch.from_pydict(columns | {"c": pa.array(["x" * (i % 7) for i in range(rows)], pa.string())})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as stream:
+        stream.write_batch(batch)
+    reader = pa.ipc.MessageReader.open_stream(sink.getvalue())
+    _, message = reader.read_next_message(), reader.read_next_message()
+    # Buffers are padded: to 64 bytes in a message, or not at all if they are compressed.
+    size = batch.nbytes
+    assert size - 64 * 10 <= decompressed_size(message) <= size + 64 * 10
 
 
 def test_a_record_nested_too_deep_is_damage():
