@@ -129,7 +129,7 @@ class Interrupter:
 
 NOT_YET = (
     *("if self._recording:", "with signals_deferred, self._turn:", "with signals_deferred:", "with self._turn:"),
-    *("update = self._open", "before = update.minibatches", "try:"),
+    *("update = self._open", "before, grad_enabled = update.minibatches, torch.is_grad_enabled()", "try:"),
 )
 """The lines of a guard that come before the call's work."""
 
@@ -159,6 +159,7 @@ def test_ctrl_c_at_any_line_of_a_call_comes_after_it_and_nothing_is_lost(tmp_pat
                     call(rec, update)
             except KeyboardInterrupt as error:
                 interrupts += 1
+                assert torch.is_grad_enabled()
                 if was_made(error):
                     made += 1
                 else:  # it came before the call began: the loop makes it again

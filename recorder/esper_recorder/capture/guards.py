@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import torch
+
 from esper_recorder.arguments import BadCall, wrong_arguments
 from esper_recorder.capture.open_update import OpenUpdate
 from esper_recorder.storage.interrupts import signals_deferred
@@ -96,7 +98,7 @@ def passed_to(
                 if self._recording:
                     with self._turn:
                         update = self._open
-                        before = update.minibatches
+                        before, grad_enabled = update.minibatches, torch.is_grad_enabled()
                         try:
                             if args:
                                 raise TypeError("all arguments are keywords")
@@ -105,6 +107,7 @@ def passed_to(
                             update.failures.report(method.__name__, _misuse(method, self, *args, **kwargs) or error)
                         except BaseException:
                             with signals_deferred, update.failures.guarded(method.__name__):
+                                torch.set_grad_enabled(grad_enabled)  # as the call found it
                                 again(update, kwargs, before)
                             raise
                     if self._alarms:
