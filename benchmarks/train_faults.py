@@ -1,7 +1,7 @@
 """Train the runs of the detection benchmark: every fault class, on every trainer and task, and the healthy runs.
 
     python benchmarks/train_faults.py --out ../fault-runs [--jobs 2] [--only nonfinite] [--plan]
-    python benchmarks/train_faults.py --out /tmp/check --check [--only advantage] [--trainer sb3]
+    python benchmarks/train_faults.py --out check --check [--only advantage] [--trainer sb3]
 
 What is finished already is left as it is, judged by its manifest, its recording and what it was made from; what was
 interrupted is trained again. `--list` lists the fault classes, `--plan` the runs. `--check` trains each fault class
